@@ -1,0 +1,166 @@
+"""The checkout's own machinery: what `make` installs and when, and what the packaging files promise.
+
+The Makefile is run for real, in a directory of its own, with a stand-in for Python that writes down how it was called.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+
+STAND_IN_PYTHON = r"""#!/bin/sh
+# venv copies this file to .venv/bin/python, so both roles are played by it.
+case "$1 $2" in
+    "-c "*) [ ! -e broken-python ]; exit ;;
+    "-m venv") rm -rf "$4"; mkdir -p "$4/bin"; cp "$0" "$4/bin/python"; rm -f broken-python ;;
+esac
+echo "$*" >> calls
+case "$*" in
+    *"install -r"*)
+        if [ -e edit-while-installing ]; then rm edit-while-installing; echo "numpy==2.0" >> requirements.txt; fi
+        [ ! -e fail-install ] ;;
+esac
+"""
+
+
+class Checkout:
+    """A directory with the real Makefile and a two-line requirements.txt."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stamp = path / ".venv" / "requirements.installed"
+        self.requirements = path / "requirements.txt"
+        shutil.copy(ROOT / "Makefile", path)
+        self.requirements.write_text("# torch first\ntorch==1.0\nnumpy==1.0\n")
+        (path / "python").write_text(STAND_IN_PYTHON)
+        (path / "python").chmod(0o755)
+
+    def make(self, target: str, python: str = "./python") -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """Run one make target; return the finished process and the calls it made to Python."""
+        calls = self.path / "calls"
+        calls.unlink(missing_ok=True)
+        # The tests may themselves run under make: its variables are not for this one.
+        env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in {"ARGS", "PYTHON"}}
+        command = ["make", "--no-print-directory", target, f"PYTHON={python}"]
+        done = subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Checkout:
+    if shutil.which("make") is None:
+        pytest.skip("GNU make is not installed")
+    return Checkout(tmp_path)
+
+
+def installs(calls: list[str]) -> list[str]:
+    return [call.split(" install ")[1] for call in calls if " install " in call]
+
+
+def test_first_make_sets_up_and_the_second_only_runs(checkout: Checkout) -> None:
+    done, calls = checkout.make("test")
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == "-m venv --clear .venv"
+    assert installs(calls) == ["torch==1.0", "-r .venv/requirements.installed.part"]
+    assert calls[-1] == "-m pytest"
+    assert checkout.stamp.read_text() == checkout.requirements.read_text()
+
+    assert checkout.make("test")[1] == ["-m pytest"]
+    assert checkout.make("run")[1] == ["run.py model=magi method=flowcache_fast"]
+
+
+def test_failed_install_leaves_no_stamp_and_is_finished_next_time(checkout: Checkout) -> None:
+    (checkout.path / "fail-install").touch()
+    done, calls = checkout.make("test")
+    assert done.returncode != 0
+    assert not checkout.stamp.exists()
+    assert "-m pytest" not in calls
+
+    (checkout.path / "fail-install").unlink()
+    done, calls = checkout.make("test")
+    assert done.returncode == 0, done.stderr
+    assert len(installs(calls)) == 2
+    assert not any("venv" in call.split()[1] for call in calls), "a usable .venv is kept"
+
+
+def test_changed_requirements_are_installed(checkout: Checkout) -> None:
+    checkout.make("setup")
+    newer = checkout.stamp.stat().st_mtime + 1
+    checkout.requirements.write_text("torch==1.1\n")
+    os.utime(checkout.requirements, (newer, newer))
+    _, calls = checkout.make("setup")
+    assert installs(calls)[0] == "torch==1.1"
+
+
+def test_failed_upgrade_forgets_the_old_stamp(checkout: Checkout) -> None:
+    checkout.make("setup")
+    newer = checkout.stamp.stat().st_mtime + 1
+    os.utime(checkout.requirements, (newer, newer))
+    (checkout.path / "fail-install").touch()
+    assert checkout.make("setup")[0].returncode != 0
+    assert not checkout.stamp.exists()
+
+
+def test_requirements_edited_during_an_install_are_installed_next_time(checkout: Checkout) -> None:
+    (checkout.path / "edit-while-installing").touch()
+    checkout.make("setup")
+    assert "numpy==2.0" not in checkout.stamp.read_text()
+    _, calls = checkout.make("setup")
+    assert len(installs(calls)) == 2
+    assert "numpy==2.0" in checkout.stamp.read_text()
+
+
+def test_half_made_venv_is_made_again(checkout: Checkout) -> None:
+    checkout.make("setup")
+    checkout.stamp.unlink()
+    (checkout.path / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    done, calls = checkout.make("setup")
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == "-m venv --clear .venv"
+
+
+def test_no_recent_python_is_one_clear_error(checkout: Checkout) -> None:
+    (checkout.path / "broken-python").touch()
+    done, calls = checkout.make("run", python="./python no-such-python")
+    assert done.returncode != 0
+    assert calls == []
+    assert "error: Python 3.11 or newer" in done.stderr
+    assert "./python no-such-python" in done.stderr
+    assert "make PYTHON=" in done.stderr
+    assert not (checkout.path / ".venv").exists()
+
+
+def pins() -> dict[str, Requirement]:
+    lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(requirement.name): requirement for requirement in found}
+
+
+def test_requirements_are_exact_pins_with_torch_first_and_no_torchvision() -> None:
+    requirements = pins()
+    assert next(iter(requirements)) == "torch"
+    assert "torchvision" not in requirements
+    for requirement in requirements.values():
+        assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(requirement.specifier)), f"{requirement} is no exact pin"
+        assert requirement.url is None
+
+
+def test_every_declared_dependency_is_pinned_inside_its_range() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = [Requirement(r) for group in [project["dependencies"], *extras.values()] for r in group]
+    assert {"torch", "diffusers", "pytest"} <= {canonicalize_name(r.name) for r in declared}
+    requirements = pins()
+    for requirement in declared:
+        (pin,) = requirements[canonicalize_name(requirement.name)].specifier
+        assert requirement.specifier.contains(pin.version, prereleases=True), f"{requirement} against the pin {pin}"
