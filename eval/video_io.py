@@ -1,0 +1,213 @@
+"""Video and image files to arrays and back, through PyAV (FFmpeg) and Pillow.
+
+Quality is computed on raw frames or on a lossless file, never on an mp4 for viewing: plain H.264 alone caps PSNR near
+43 dB. Every file is written under a temporary name and renamed, so a kill leaves no half video behind.
+"""
+
+import hashlib
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from eval.atomic import atomic_path
+from eval.clips import Clip, check_clip
+
+PathLike = str | os.PathLike[str]
+
+# Container by suffix. FFmpeg's own names, because the temporary file has another suffix.
+CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
+# Prefix of the container's comment that carries the hash of a lossless file's frames.
+HASH_TAG = "frames sha256 "
+# One thread and no dates or random ids: the same frames give the same bytes on every machine with the same x264.
+REPRODUCIBLE = {"fflags": "+bitexact"}
+THREADS = "1"
+
+
+def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18) -> None:
+    """Write an mp4 for viewing: H.264, yuv420p, BT.709. Lossy, not for metrics.
+
+    Args:
+        path: ends in `.mp4`; an existing file is replaced.
+        frames: uint8 [F, H, W, 3], H and W even; nothing is padded or scaled.
+        fps: frames per second, > 0.
+        crf: x264's constant rate factor, 0..51, lower is better.
+
+    Raises:
+        TypeError: frames are not uint8.
+        ValueError: wrong shape, odd size, suffix, fps or crf.
+    """
+    check_clip(frames, "frames")
+    height, width = frames.shape[1:3]
+    if height % 2 or width % 2:
+        raise ValueError(f"yuv420p needs even sizes, got {height}x{width}; crop the frames or use write_lossless")
+    if not 0 <= crf <= 51:
+        raise ValueError(f"crf must be in 0..51, got {crf}")
+    encoding = {"crf": str(crf), "preset": "medium"}
+    _write(path, frames, fps, "libx264", "yuv420p", encoding, metadata={}, suffixes=(".mp4",))
+
+
+def write_lossless(path: PathLike, frames: Clip, fps: float | Fraction) -> None:
+    """Write frames so that `read_lossless` returns them bit for bit: H.264 in RGB with quantiser 0.
+
+    The file carries the hash of its frames, which `read_lossless` verifies.
+
+    Args:
+        path: ends in `.mkv` or `.mp4`; an existing file is replaced.
+        frames: uint8 [F, H, W, 3], any size that x264 takes, odd ones too.
+        fps: frames per second, > 0.
+
+    Raises:
+        TypeError: frames are not uint8.
+        ValueError: wrong shape, suffix or fps.
+    """
+    check_clip(frames, "frames")
+    metadata = {"comment": HASH_TAG + _frames_sha256(frames)}
+    encoding = {"qp": "0", "preset": "veryfast"}
+    _write(path, frames, fps, "libx264rgb", "rgb24", encoding, metadata, suffixes=(".mkv", ".mp4"))
+
+
+def read_lossless(path: PathLike) -> Clip:
+    """Read a file of `write_lossless`, verified against the hash it carries.
+
+    Returns:
+        uint8 [F, H, W, 3], equal to what was written.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a file of `write_lossless`, damaged or cut short.
+    """
+    path = _existing(path)
+    with _reading(path), av.open(str(path)) as container:
+        comment = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "")
+    if not comment.startswith(HASH_TAG):
+        raise ValueError(f"{path} was not written by write_lossless; use read_video for other files")
+    frames = read_video(path)
+    if (found := _frames_sha256(frames)) != (wanted := comment.removeprefix(HASH_TAG)):
+        raise ValueError(f"{path} is damaged: its {len(frames)} frames have sha256 {found}, expected {wanted}")
+    return frames
+
+
+def read_video(path: PathLike, num_frames: int | None = None) -> Clip:
+    """Read a video as RGB.
+
+    Args:
+        path: any file that FFmpeg decodes.
+        num_frames: how many frames from the start, >= 1; all of them by default.
+
+    Returns:
+        uint8 [F, H, W, 3].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a video, damaged, no frames, or fewer than `num_frames`.
+    """
+    path = _existing(path)
+    if num_frames is not None and num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, got {num_frames}")
+    frames = []
+    with _reading(path), av.open(str(path)) as container:
+        if not container.streams.video:
+            raise ValueError(f"{path} holds no video stream")
+        stream = container.streams.video[0]
+        # A damaged frame must raise instead of being patched over from its neighbours.
+        stream.codec_context.options = {"err_detect": "explode"}
+        for frame in container.decode(stream):
+            frames.append(frame.to_ndarray(format="rgb24"))
+            if len(frames) == num_frames:
+                break
+    if not frames or (num_frames is not None and len(frames) < num_frames):
+        wanted = "at least one" if num_frames is None else num_frames
+        raise ValueError(f"{path} holds {len(frames)} frames, {wanted} wanted")
+    return np.stack(frames)
+
+
+def read_image(path: PathLike) -> NDArray[np.uint8]:
+    """Read an 8-bit image as RGB, turned upright as its EXIF data says; transparency is dropped.
+
+    Returns:
+        uint8 [H, W, 3].
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image, damaged, or more than 8 bits a channel.
+    """
+    path = _existing(path)
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(
+                    f"{path} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first"
+                )
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def _write(
+    path: PathLike,
+    frames: Clip,
+    fps: float | Fraction,
+    codec: str,
+    pixel_format: str,
+    encoding: dict[str, str],
+    metadata: dict[str, str],
+    suffixes: tuple[str, ...],
+) -> None:
+    path = Path(path)
+    if path.suffix not in suffixes:
+        raise ValueError(f"{path.name} must end in {' or '.join(suffixes)}")
+    rate = Fraction(fps).limit_denominator(1001) if math.isfinite(fps) else Fraction(0)
+    if rate <= 0:
+        raise ValueError(f"fps must be a positive number, got {fps}")
+    height, width = frames.shape[1:3]
+    is_yuv = pixel_format.startswith("yuv")
+    with (
+        atomic_path(path) as partial,
+        av.open(str(partial), "w", format=CONTAINERS[path.suffix], options=REPRODUCIBLE) as container,
+    ):
+        container.metadata.update(metadata)
+        stream = container.add_stream(codec, rate=rate, options=encoding | {"threads": THREADS})
+        stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
+        if is_yuv:
+            # Players otherwise guess the matrix from the size and shift the colours.
+            stream.codec_context.colorspace = Colorspace.ITU709
+            stream.codec_context.color_range = ColorRange.MPEG
+        for pixels in frames:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            if is_yuv:
+                frame = frame.reformat(format=pixel_format, dst_colorspace=Colorspace.ITU709)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _existing(path: PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file at {path}")
+    return path
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn FFmpeg's errors into one ValueError that names the file."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(f"{path} is not a readable video, or is damaged: {error}") from error
+
+
+def _frames_sha256(frames: Clip) -> str:
+    """Hash of the shape and the pixels."""
+    digest = hashlib.sha256(f"{list(frames.shape)}\n".encode())
+    for pixels in frames:
+        digest.update(np.ascontiguousarray(pixels))
+    return digest.hexdigest()

@@ -1,0 +1,216 @@
+import os
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from eval import video_io
+from eval.video_io import read_image, read_lossless, read_video, write_lossless, write_mp4
+
+
+@pytest.fixture
+def clip() -> np.ndarray:
+    """Noise, which no lossy coder keeps: uint8 [5, 32, 48, 3]."""
+    return np.random.default_rng(0).integers(0, 256, (5, 32, 48, 3), dtype=np.uint8)
+
+
+def smooth_clip() -> np.ndarray:
+    rows, columns = np.mgrid[0:64, 0:96]
+    return np.stack(
+        [np.stack([rows * 3, columns * 2, (rows + columns + 4 * i) % 160], axis=-1) for i in range(6)]
+    ).astype(np.uint8)
+
+
+SHAPES = st.tuples(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40), st.just(3))
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(frames=SHAPES.flatmap(lambda shape: arrays(np.uint8, shape)), suffix=st.sampled_from([".mkv", ".mp4"]))
+def test_lossless_is_bit_exact_for_any_shape(tmp_path, frames, suffix):
+    path = tmp_path / f"clip{suffix}"
+    write_lossless(path, frames, 24)
+    found = read_lossless(path)
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, frames)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_lossless_noise_and_every_level(tmp_path, clip, suffix):
+    clip[0].reshape(-1)[:256] = np.arange(256)
+    write_lossless(tmp_path / f"clip{suffix}", clip[:, :, ::-1], 8)  # a strided view
+    assert np.array_equal(read_lossless(tmp_path / f"clip{suffix}"), clip[:, :, ::-1])
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_same_frames_give_the_same_bytes(tmp_path, clip, suffix):
+    for name in ("a", "b"):
+        write_lossless(tmp_path / f"{name}{suffix}", clip, 24)
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.7, 0.98])
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4"])
+def test_cut_file_is_refused(tmp_path, clip, suffix, kept):
+    path = tmp_path / f"clip{suffix}"
+    write_lossless(path, clip, 24)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(ValueError, match=path.name):
+        read_lossless(path)
+
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path, clip):
+    path = tmp_path / "clip.mkv"
+    write_lossless(path, clip, 24)
+    whole = path.read_bytes()
+    refused = 0
+    for position in np.linspace(0, len(whole) - 1, 40).astype(int):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        try:
+            # A flip in the container's index may leave the frames as they were; then they must be right.
+            assert np.array_equal(read_lossless(path), clip)
+        except ValueError:
+            refused += 1
+    assert refused > 30
+
+
+def test_lossy_file_is_no_lossless_file(tmp_path):
+    write_mp4(tmp_path / "clip.mp4", smooth_clip(), 24)
+    with pytest.raises(ValueError, match="not written by write_lossless; use read_video"):
+        read_lossless(tmp_path / "clip.mp4")
+
+
+def test_mp4_keeps_content_size_rate_and_colours(tmp_path):
+    path, frames = tmp_path / "clip.mp4", smooth_clip()
+    write_mp4(path, frames, Fraction(24000, 1001))
+    found = read_video(path)
+    assert found.shape == frames.shape
+    assert np.abs(found.astype(int) - frames).mean() < 3
+    flat = np.full((2, 64, 64, 3), (200, 30, 60), np.uint8)
+    write_mp4(tmp_path / "flat.mp4", flat, 24)
+    assert np.abs(read_video(tmp_path / "flat.mp4").astype(int) - flat).max() <= 3
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.pix_fmt, stream.average_rate) == (
+            "h264",
+            "yuv420p",
+            Fraction(24000, 1001),
+        )
+
+
+@pytest.mark.parametrize("shape", [(2, 15, 16, 3), (2, 16, 15, 3)])
+def test_mp4_refuses_odd_sizes(tmp_path, shape):
+    with pytest.raises(ValueError, match=f"even sizes, got {shape[1]}x{shape[2]}"):
+        write_mp4(tmp_path / "clip.mp4", np.zeros(shape, np.uint8), 24)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_video_takes_the_first_frames(tmp_path, clip):
+    write_lossless(tmp_path / "clip.mkv", clip, 24)
+    assert np.array_equal(read_video(tmp_path / "clip.mkv", 2), clip[:2])
+    assert np.array_equal(read_video(tmp_path / "clip.mkv", 5), clip)
+    with pytest.raises(ValueError, match="holds 5 frames, 6 wanted"):
+        read_video(tmp_path / "clip.mkv", 6)
+    with pytest.raises(ValueError, match="num_frames must be at least 1, got 0"):
+        read_video(tmp_path / "clip.mkv", 0)
+
+
+@pytest.mark.parametrize("read", [read_video, read_lossless, read_image])
+def test_missing_and_foreign_files(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match=r"no file at .*gone.mp4"):
+        read(tmp_path / "gone.mp4")
+    with pytest.raises(FileNotFoundError):
+        read(tmp_path)
+    for content in (b"", b"this is text, not a video or an image"):
+        (tmp_path / "text.mp4").write_bytes(content)
+        with pytest.raises(ValueError, match=r"text\.mp4 is not a readable"):
+            read(tmp_path / "text.mp4")
+
+
+def test_file_without_video(tmp_path):
+    path = tmp_path / "sound.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=48000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(ValueError, match="no video stream"):
+        read_video(path)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, clip, monkeypatch):
+    path = tmp_path / "clip.mkv"
+    write_lossless(path, clip, 24)
+    before = path.read_bytes()
+    real = av.VideoFrame.from_ndarray
+    calls = iter([True, True, False])
+
+    class Failing:
+        @staticmethod
+        def from_ndarray(*args, **kwargs):
+            if not next(calls):
+                raise OSError("disk full")
+            return real(*args, **kwargs)
+
+    monkeypatch.setattr(video_io.av, "VideoFrame", Failing)
+    with pytest.raises(OSError, match="disk full"):
+        write_lossless(path, clip, 24)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["clip.mkv"]
+
+
+def test_killed_writer_leaves_no_file(tmp_path):
+    """A process that dies in the middle (os._exit runs no clean-up) leaves no file under the final name."""
+    pid = os.fork()
+    if pid == 0:
+        with video_io.atomic_path(tmp_path / "clip.mkv") as partial:
+            partial.write_bytes(b"half")
+            os._exit(9)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert not (tmp_path / "clip.mkv").exists()
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf")])
+@pytest.mark.parametrize("write", [write_mp4, write_lossless])
+def test_bad_rate_suffix_and_frames(tmp_path, clip, write, fps):
+    with pytest.raises(ValueError, match="fps must be a positive number"):
+        write(tmp_path / "clip.mp4", clip, fps)
+    with pytest.raises(ValueError, match=r"clip.avi must end in"):
+        write(tmp_path / "clip.avi", clip, 24)
+    with pytest.raises(TypeError, match="frames must be a numpy array of dtype uint8"):
+        write(tmp_path / "clip.mp4", clip / 255, 24)
+    with pytest.raises(ValueError, match=r"shape \[F, H, W, 3\]"):
+        write(tmp_path / "clip.mp4", clip[..., 0], 24)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_read_image(tmp_path, clip):
+    Image.fromarray(clip[0]).save(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png"), clip[0])
+    grey = clip[0, :, :, 0]
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert np.array_equal(read_image(tmp_path / "grey.png"), np.repeat(grey[..., None], 3, axis=2))
+    turned = Image.fromarray(clip[0])
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was held upright: show turned by 90 degrees clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(clip[0], k=-1))
+
+
+def test_read_image_refuses_what_it_would_falsify(tmp_path, clip):
+    Image.fromarray(clip[0, :, :, 0].astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="more than 8 bits a channel"):
+        read_image(tmp_path / "deep.png")
+    Image.fromarray(clip[0]).save(tmp_path / "cut.png")
+    whole = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut.png is not a readable image"):
+        read_image(tmp_path / "cut.png")
