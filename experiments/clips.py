@@ -1,0 +1,120 @@
+"""Captioned clips made on the fly: one coloured shape moving over a plain background.
+
+The data of the embedded models. Small enough to learn in an hour on a CPU, and every caption can be checked in the
+generated video by tracking the shape (eval/caption_score.py). Rendering is anti-aliased and exact, so motion is smooth
+at sub-pixel speeds and a clip's frames are a function of (scene, start, heading) alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIZE = 64  # pixels, height and width
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 180, 60),
+    "blue": (50, 80, 230),
+    "yellow": (240, 210, 40),
+    "purple": (165, 60, 205),
+    "cyan": (40, 200, 215),
+}
+SHAPES = ("circle", "square", "triangle")
+BACKGROUNDS = {"dark": (18, 18, 26), "grey": (118, 118, 122), "light": (236, 234, 228)}
+DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
+MOTIONS = (*DIRECTIONS, "bouncing", "staying still")
+SPEEDS = {"slowly": 0.75, "quickly": 1.5}  # pixels a frame along each moving axis
+NUM_HELD_OUT = 64
+
+_CIRCLE_RADIUS, _SQUARE_HALF_SIDE, _TRIANGLE_INRADIUS = 13.0, 11.5, 9.0
+_WALL = 14.0  # pixels between the frame's edge and the centre of a shape that bounces back
+
+
+@dataclass(frozen=True, order=True)
+class Scene:
+    """What a caption says. ``speed`` is None for a shape that stays still."""
+
+    colour: str
+    shape: str
+    motion: str
+    speed: str | None
+    background: str
+
+    @property
+    def caption(self) -> str:
+        speed = f" {self.speed}" if self.speed else ""
+        return f"a {self.colour} {self.shape} {self.motion}{speed} on a {self.background} background"
+
+
+def all_scenes() -> list[Scene]:
+    """Every scene the grammar can say, in a fixed order."""
+    moves = [(m, s) for m in MOTIONS for s in (SPEEDS if m != "staying still" else (None,))]
+    return [
+        Scene(colour, shape, motion, speed, background)
+        for colour, shape, (motion, speed), background in itertools.product(COLOURS, SHAPES, moves, BACKGROUNDS)
+    ]
+
+
+def held_out_scenes() -> list[Scene]:
+    """The 64 scenes never trained on; the prompts of the embedded setting, in a fixed random order."""
+    return random.Random(2602).sample(all_scenes(), NUM_HELD_OUT)
+
+
+def training_scenes() -> list[Scene]:
+    held_out = set(held_out_scenes())
+    return [scene for scene in all_scenes() if scene not in held_out]
+
+
+def scene_of(caption: str) -> Scene:
+    """The scene a caption describes. Raises ValueError for a caption outside the grammar."""
+    for scene in all_scenes():
+        if scene.caption == caption.strip().lower():
+            return scene
+    raise ValueError(
+        f"caption {caption!r} is outside the grammar of the embedded model's data; "
+        f"write it like {all_scenes()[0].caption!r} (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
+        f"motions {', '.join(MOTIONS)}; speeds {', '.join(SPEEDS)}; backgrounds {', '.join(BACKGROUNDS)})"
+    )
+
+
+def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
+    """One clip of a scene, uint8 [num_frames, 3, 64, 64]; start (and heading, if it bounces) come from the generator."""
+    centre = _path(scene, num_frames, generator)
+    grid = torch.arange(SIZE, dtype=torch.float32)
+    # The frame is a torus: a shape leaving on one side comes in on the other.
+    dx = (grid[None, :] - centre[:, :1] + SIZE / 2) % SIZE - SIZE / 2
+    dy = (grid[None, :] - centre[:, 1:] + SIZE / 2) % SIZE - SIZE / 2
+    coverage = (_inside(scene.shape, dx[:, None, :], dy[:, :, None]) + 0.5).clamp(0, 1)[:, None]
+    colour = torch.tensor(COLOURS[scene.colour], dtype=torch.float32)[None, :, None, None]
+    background = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32)[None, :, None, None]
+    return (coverage * colour + (1 - coverage) * background).round().to(torch.uint8)
+
+
+def _path(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
+    """Centre of the shape in every frame, float32 [num_frames, 2] (x, y) in pixels."""
+    start = torch.rand(2, generator=generator) * SIZE
+    time = torch.arange(num_frames, dtype=torch.float32)[:, None]
+    if scene.motion == "staying still":
+        return start.expand(num_frames, 2)
+    speed = SPEEDS[scene.speed]
+    if scene.motion == "bouncing":
+        heading = torch.randint(0, 2, (2,), generator=generator) * 2.0 - 1.0
+        span = SIZE - 2 * _WALL
+        phase = (start / SIZE * 2 * span + time * speed * heading) % (2 * span)
+        return _WALL + span - (phase - span).abs()
+    return start + time * speed * torch.tensor(DIRECTIONS[scene.motion], dtype=torch.float32)
+
+
+def _inside(shape: str, dx: Tensor, dy: Tensor) -> Tensor:
+    """Signed distance in pixels to the shape's edge, positive inside; dx and dy broadcast to [F, H, W]."""
+    if shape == "circle":
+        return _CIRCLE_RADIUS - torch.hypot(dx, dy)
+    if shape == "square":
+        return _SQUARE_HALF_SIDE - torch.maximum(dx.abs(), dy.abs())
+    slanted = dx.abs() * math.cos(math.pi / 6) - dy * math.sin(math.pi / 6)
+    return _TRIANGLE_INRADIUS - torch.maximum(slanted, dy.expand(slanted.shape))

@@ -1,0 +1,1 @@
+"""How the embedded models' weights were made; the entry point is ``python -m experiments.train_embedded``."""

@@ -1,0 +1,206 @@
+"""Stage 2: the embedded MAGI-1's transformer and its T5 encoder, trained together on clips as latents.
+
+Half the steps give every chunk a noise level of its own (diffusion forcing); the other half put the chunks in a state
+that the sampler really visits: finished ones clean and without a caption, four in the window a quarter of the schedule
+apart, later ones absent.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from experiments.clips import Scene, all_scenes, training_scenes
+from experiments.training.magi_vae import encode_clip
+from experiments.training.optimiser import Optimiser
+from experiments.training.session import TrainingSession, is_main
+from flowcache.models.magi.network import CaptionKv, DitConfig, MagiDit, Member, step_size_number
+from flowcache.models.magi.text import DEFAULT_SPECIAL_TOKENS, DURATION, MAX_DURATION
+from flowcache.models.magi.vae import MagiVae, VaeConfig
+from flowcache.schedule import timesteps
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word of the grammar, then the end token; unknown words share one token."""
+    words = sorted({word for scene in all_scenes() for word in scene.caption.split()})
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
+    )
+
+
+class TextAndDit(nn.Module):
+    """What stage 2 trains. Special tokens are fixed random vectors of the size of T5 features, as upstream's are fixed."""
+
+    def __init__(self, dit: DitConfig, t5: T5Config, seed: int) -> None:
+        super().__init__()
+        self.dit = MagiDit(dit)
+        self.t5 = T5EncoderModel(t5)
+        names = ["HQ_TOKEN", *(f"{DURATION}_{n}" for n in range(1, MAX_DURATION + 1))]
+        vectors = torch.randn(len(names), dit.caption_channels, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("special_tokens", vectors)
+        self.special_token_names = names
+        initialise(self.dit)
+
+
+def initialise(dit: MagiDit) -> None:
+    """Small final layer and open-but-gentle gates, so that training starts near the identity."""
+    for name, parameter in dit.named_parameters():
+        if parameter.ndim == 2 and "null_caption" not in name:
+            nn.init.trunc_normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
+    nn.init.zeros_(dit.final_linear.linear.weight)
+    for layer in dit.videodit_blocks.layers:
+        nn.init.constant_(layer.ada_modulate_layer.proj[0].bias, 0.5)
+
+
+def clip_latents(directory: Path, config: VaeConfig, recipe: dict, scale_factor: float | None) -> tuple[Tensor, list[Scene]]:
+    """This worker's share of the training clips as scaled latents, float16 [clips, C, f, h, w], made once and kept."""
+    rank, num_processes = dist.get_rank(), dist.get_world_size()
+    path = directory / f"latents_{rank}_of_{num_processes}.pt"
+    scenes = training_scenes()
+    chosen = [scenes[i % len(scenes)] for i in range(rank, recipe["num_clips"], num_processes)]
+    if not path.exists():
+        vae = MagiVae(config)
+        vae.load_state_dict(torch.load(directory / "vae.pt", weights_only=True)["model"])
+        generator = torch.Generator().manual_seed(recipe["seed"] + rank)
+        frames = recipe["num_chunks"] * 6 * config.patch_length
+        latents = []
+        for index, scene in enumerate(chosen):
+            latents.append(encode_clip(vae.eval(), scene, frames, generator).half())
+            if is_main() and index % 200 == 0:
+                print("encoding clips", index, "of", len(chosen), flush=True)
+        temporary = path.with_suffix(".tmp")
+        torch.save(torch.stack(latents), temporary)
+        temporary.rename(path)
+    latents = torch.load(path, weights_only=True)
+    if scale_factor is None:
+        spread = latents[:256].float().std().reshape(1)
+        dist.broadcast(spread, src=0)
+        scale_factor = 1 / spread.item()
+    return (latents.float() * scale_factor).half(), chosen
+
+
+class Batches:
+    """Noisy packs of chunks for one worker."""
+
+    def __init__(self, latents: Tensor, scenes: list[Scene], model: TextAndDit, recipe: dict, seed: int) -> None:
+        self.latents, self.scenes, self.model, self.recipe = latents, scenes, model, recipe
+        self.table = timesteps(recipe["num_steps_of_schedule"])
+        self.generator = torch.Generator().manual_seed(seed)
+        self.choice = random.Random(seed)
+        self.tokenizer = build_tokenizer()
+
+    def independent(self) -> tuple[Tensor, list[Scene], Tensor, int]:
+        """Clean chunks, scenes, times [B, N] and how many chunks are clean (none)."""
+        batch, chunks = self.recipe["batch_independent"], self.recipe["chunks_independent"]
+        start = self.choice.randrange(self.recipe["num_chunks"] - chunks + 1)
+        clean, scenes = self._clips(batch, start, start + chunks)
+        u = torch.rand(batch, chunks, generator=self.generator)
+        shift = self.recipe["shift_independent"]
+        return clean, scenes, u / (u + shift * (1 - u)), 0
+
+    def staggered(self) -> tuple[Tensor, list[Scene], Tensor, int]:
+        """The same, in a state of the sampler: a random row of a generation with window 4."""
+        batch, num_chunks, window = self.recipe["batch_staggered"], self.recipe["num_chunks"], 4
+        steps = self.recipe["num_steps_of_schedule"] // window
+        stage = self.choice.randrange(num_chunks + window - 1)
+        first, last = max(0, stage - window + 1), min(stage, num_chunks - 1)
+        clean, scenes = self._clips(batch, 0, last + 1)
+        times = torch.full((batch, last + 1), self.recipe["clean_t"])
+        sub_step = torch.rand(batch, generator=self.generator) * steps
+        for chunk in range(first, last + 1):
+            position = (stage - chunk) * steps + sub_step
+            low = position.long()
+            times[:, chunk] = torch.lerp(self.table[low], self.table[low + 1], position - low)
+        return clean, scenes, times, first
+
+    def _clips(self, batch: int, first_chunk: int, end_chunk: int) -> tuple[Tensor, list[Scene]]:
+        picks = [self.choice.randrange(len(self.scenes)) for _ in range(batch)]
+        return self.latents[picks, :, first_chunk * 6 : end_chunk * 6].float(), [self.scenes[i] for i in picks]
+
+    def captions(self, scenes: list[Scene], num_chunks: int, num_clean: int, dropped: Tensor) -> list[CaptionKv]:
+        """Keys and values of every chunk's captions for the whole batch; null for clean chunks and dropped samples."""
+        dit = self.model.dit
+        length = dit.config.caption_max_length
+        text = self.tokenizer(
+            [scene.caption for scene in scenes],
+            max_length=length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        )
+        features = self.model.t5(**{k: text[k] for k in ("input_ids", "attention_mask")}).last_hidden_state
+        mask = text["attention_mask"].bool()
+        special = dict(zip(self.model.special_token_names, self.model.special_tokens, strict=True))
+        remaining = self.choice.randrange(num_chunks, num_chunks + MAX_DURATION)
+        null = dit.y_embedder.null_caption_embedding.expand(len(scenes), -1, -1)
+        all_captions, all_masks = [], []
+        for chunk in range(num_chunks):
+            names = [f"{DURATION}_{min(remaining - chunk, MAX_DURATION)}" if n == DURATION else n for n in DEFAULT_SPECIAL_TOKENS]
+            front = torch.stack([special[name] for name in reversed(names)]).expand(len(scenes), -1, -1)
+            caption = torch.cat([front, features], dim=1)[:, :length]
+            caption_mask = torch.cat([mask.new_ones(len(scenes), len(names)), mask], dim=1)[:, :length]
+            without = dropped | (chunk < num_clean)
+            all_captions.append(torch.where(without[:, None, None], null, caption))
+            all_masks.append(caption_mask | without[:, None])
+        joint = dit.caption_kv(torch.cat(all_captions), torch.cat(all_masks))
+        keys = [key.chunk(num_chunks) for key in joint.keys]
+        values = [value.chunk(num_chunks) for value in joint.values]
+        masks = joint.mask.chunk(num_chunks)
+        return [
+            CaptionKv(tuple(k[i] for k in keys), tuple(v[i] for v in values), masks[i]) for i in range(num_chunks)
+        ]
+
+    def loss(self, staggered: bool) -> Tensor:
+        """Mean squared error of the velocity over the chunks that are being denoised."""
+        clean, scenes, times, num_clean = self.staggered() if staggered else self.independent()
+        batch, num_chunks = times.shape
+        noise = torch.randn(clean.shape, generator=self.generator)
+        frame_times = times.repeat_interleave(6, dim=1)[:, None, :, None, None]
+        noisy = torch.lerp(noise, clean, frame_times)
+        # Finished chunks are the model's own at inference: a little noise keeps it from trusting them to the last digit.
+        history = slice(0, num_clean * 6)
+        noisy[:, :, history] = clean[:, :, history] + self.recipe["history_noise"] * noise[:, :, history]
+        dropped = torch.rand(batch, generator=self.generator) < self.recipe["caption_dropout"]
+        captions = self.captions(scenes, num_chunks, num_clean, dropped)
+        members = [Member(chunk, captions[chunk]) for chunk in range(num_chunks)]
+        flags = dropped[:, None].expand(-1, num_chunks).clone()
+        flags[:, :num_clean] = False
+        step_size = step_size_number(self.recipe["num_steps_of_schedule"], 1.0)
+        velocity = self.model.dit(noisy, times, members, dropped=flags, step_size=step_size)
+        return (velocity - (clean - noise))[:, :, num_clean * 6 :].square().mean()
+
+
+def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory: Path) -> None:
+    """Train and leave ``dit.pt`` in ``directory``. Runs in every worker."""
+    rank = dist.get_rank()
+    latents, scenes = clip_latents(directory, vae, recipe, recipe.get("scale_factor"))
+    torch.manual_seed(recipe["seed"])
+    model = TextAndDit(dit, T5Config(**t5), recipe["seed"])
+    optimiser = Optimiser(
+        model,
+        muon_in=("dit.videodit_blocks",),
+        muon_lr=recipe["muon_lr"],
+        adam_lr=recipe["adam_lr"],
+        num_steps=recipe["num_steps"],
+        decay_fraction=recipe["decay_fraction"],
+    )
+    session = TrainingSession(directory, "dit", model, optimiser)
+    batches = Batches(latents, scenes, model, recipe, recipe["seed"] + 1000 * (rank + 1) + optimiser.step_count)
+    average = {False: 1.0, True: 1.0}
+    while not session.finished:
+        staggered = optimiser.step_count % 2 == 1
+        loss = batches.loss(staggered)
+        optimiser.step(loss)
+        average[staggered] += 0.04 * (loss.item() - average[staggered])
+        session.after_step(50, loss_independent=average[False], loss_staggered=average[True])

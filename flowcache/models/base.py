@@ -1,0 +1,65 @@
+"""What the sampler asks of a model: one generation at a time, chunk by chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from flowcache.distance import FeatureSource
+from flowcache.method import MethodConfig
+from flowcache.policy import Decision
+from flowcache.schedule import Row, Schedule
+from flowcache.trace import Work
+
+
+class Generation(FeatureSource, Protocol):
+    """One video in the making. It owns all state, so that two generations of one model never meet.
+
+    The sampler calls ``start`` once, then for every row ``begin_row``, ``features`` (if the policy measures),
+    ``compute``, ``advance``, and ``finish`` for every chunk the row finished.
+    """
+
+    schedule: Schedule
+
+    def start(self) -> Sequence[Work]:
+        """Work before the first row: caption keys, prefix chunks."""
+        ...
+
+    def begin_row(self, row: Row) -> None:
+        """Put given content (prefix frames) in place."""
+        ...
+
+    def compute(self, row: Row, decision: Decision) -> Sequence[Work]:
+        """Run the chunks to compute, and whatever must run beside them, in one forward; remember their output."""
+        ...
+
+    def advance(self, row: Row, decision: Decision) -> None:
+        """Let every active chunk take its step, with its new or its remembered output."""
+        ...
+
+    def finish(self, chunk: int) -> Tensor:
+        """The finished chunk's latent [C, f, h, w]; its keys and values become clean."""
+        ...
+
+    def decode(self, chunk: int, latent: Tensor) -> Tensor:
+        """A finished chunk's new frames, uint8 [F, H, W, 3]."""
+        ...
+
+    @property
+    def kv_tokens(self) -> int: ...
+
+    @property
+    def kv_bytes_allocated(self) -> int: ...
+
+    @property
+    def kv_bytes_used(self) -> int: ...
+
+
+class VideoModel(Protocol):
+    """A model that ``flowcache.generate`` can drive."""
+
+    def generation(self, prompt: str, num_frames: int, method: MethodConfig, seed: int, **options: Any) -> Generation:
+        """A fresh generation; ``options`` are the model's own (steps, size, prefix ...)."""
+        ...

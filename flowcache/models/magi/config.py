@@ -1,0 +1,126 @@
+"""MAGI-1's configuration, in the layout and under the names of the official JSON files (example/*/*.json)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flowcache.models.magi.network import DitConfig
+
+TEMPORAL_FACTOR = 4  # pixel frames a latent frame
+_DTYPES = {"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16, "torch.float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How MAGI-1 samples; names as in the official ``runtime_config`` and ``engine_config``.
+
+    Attributes:
+        cfg_number: guidance passes, 1 (distilled) or 3.
+        cfg_t_range, prev_chunk_scales, text_scales: guidance scales by time (three passes only).
+        noise2clean_kvrange: how many chunks back a chunk sees, itself included, by stage of its denoising; empty = all.
+        clean_chunk_kvrange: the same for clean chunks; -1 takes the list's last entry.
+        clean_t: the time given to finished chunks.
+        video_size_h, video_size_w: pixels.
+        num_steps, window_size, chunk_width: steps a chunk, chunks in the window, latent frames a chunk.
+        near_clean_threshold: the oldest chunk's time beyond which its near-clean copy runs (guidance 1); >= 1 never.
+        near_clean_history_weight: weight of the pass with history against the copy without.
+        shortcut_mode: which 12 of 16 steps the 12-step grid takes.
+        scale_factor: latents are the VAE's mean times this.
+        schedule, shift: of the time table, see flowcache.schedule.timesteps.
+    """
+
+    cfg_number: int = 1
+    cfg_t_range: tuple[float, ...] = (0.0, 0.0217, 0.1, 0.3, 0.999)
+    prev_chunk_scales: tuple[float, ...] = (1.5, 1.5, 1.5, 1.5, 1.5)
+    text_scales: tuple[float, ...] = (7.5, 7.5, 7.5, 7.5, 7.5)
+    noise2clean_kvrange: tuple[int, ...] = ()
+    clean_chunk_kvrange: int = -1
+    clean_t: float = 0.9999
+    video_size_h: int = 720
+    video_size_w: int = 720
+    num_steps: int = 64
+    window_size: int = 4
+    fps: int = 24
+    chunk_width: int = 6
+    scale_factor: float = 0.18215
+    near_clean_threshold: float = 0.3
+    near_clean_history_weight: float = 0.7
+    shortcut_mode: str = "8,16,16"
+    schedule: str = "sd3"
+    shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        if self.cfg_number not in (1, 3):
+            raise ValueError(f"cfg_number={self.cfg_number} is not a guidance of MAGI-1; choose 1 (distilled) or 3")
+        if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
+            raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must have one entry each per time range")
+        stages = len(self.noise2clean_kvrange)
+        if stages and self.num_steps % stages:
+            raise ValueError(f"num_steps={self.num_steps} does not divide into {stages} entries of noise2clean_kvrange")
+
+    def look_back(self, step: int | None) -> int | None:
+        """Chunks that a chunk at its own ``step`` sees, itself included (None: a clean one); None means all."""
+        ranges = self.noise2clean_kvrange
+        if not ranges:
+            return None
+        if step is not None:
+            return ranges[step // (self.num_steps // len(ranges))]
+        return ranges[-1] if self.clean_chunk_kvrange == -1 else self.clean_chunk_kvrange
+
+    @property
+    def prefix_look_back(self) -> int:
+        """The same for prefix chunks; 8 where neither setting names a range."""
+        if self.clean_chunk_kvrange != -1:
+            return self.clean_chunk_kvrange
+        return self.noise2clean_kvrange[-1] if self.noise2clean_kvrange else 8
+
+    def guidance_scales(self, t: float) -> tuple[float, float]:
+        """Previous-chunk and text scale at time t: those of the last range whose start lies below t."""
+        starts = torch.tensor(self.cfg_t_range, dtype=torch.float32) - 1e-7
+        index = int(torch.searchsorted(starts, torch.tensor(t, dtype=torch.float32))) - 1
+        return self.prev_chunk_scales[index], self.text_scales[index]
+
+
+@dataclass(frozen=True)
+class MagiConfig:
+    """Network and sampling configuration of one checkpoint."""
+
+    dit: DitConfig
+    runtime: Runtime = field(default_factory=Runtime)
+
+    @classmethod
+    def from_json(cls, path: Path) -> MagiConfig:
+        """Read an official configuration file. Entries about parallel execution and file paths are ignored."""
+        try:
+            document = json.loads(path.read_text())
+            model, runtime, engine = (document[k] for k in ("model_config", "runtime_config", "engine_config"))
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"no MAGI-1 configuration at {path}; copy the official JSON of the checkpoint there "
+                "(for example example/4.5B/4.5B_distill_config.json of the MAGI-1 repository)"
+            ) from None
+        except (json.JSONDecodeError, KeyError) as error:
+            raise ValueError(
+                f"{path} is not a MAGI-1 configuration ({error}); expected JSON with model_config, runtime_config and "
+                "engine_config, as in the official example folder"
+            ) from error
+        if engine.get("fp8_quant"):
+            raise ValueError(f"{path} asks for fp8_quant, which this library does not run; use a bf16 checkpoint")
+        dit = _pick(DitConfig, model) | {"distill": bool(engine.get("distill", False))}
+        dit["params_dtype"] = _DTYPES[model.get("params_dtype", "torch.bfloat16")]
+        sampling = _pick(Runtime, runtime) | _pick(Runtime, engine)
+        if "distill_nearly_clean_chunk_threshold" in engine:
+            sampling["near_clean_threshold"] = engine["distill_nearly_clean_chunk_threshold"]
+        return cls(DitConfig(**dit), Runtime(**sampling))
+
+
+def _pick(config: type, entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries that are fields of ``config``, lists as tuples."""
+    names = {f.name for f in dataclasses.fields(config)}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in entries.items() if k in names}

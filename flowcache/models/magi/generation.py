@@ -1,0 +1,319 @@
+"""One MAGI-1 video in the making: latents, captions, caches and remembered velocities.
+
+Shape letters: C latent channels, f x h x w latent frames, rows and columns of the whole video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from flowcache.kv_cache import KvCache
+from flowcache.method import MethodConfig
+from flowcache.models.magi.config import TEMPORAL_FACTOR, Runtime
+from flowcache.models.magi.flops import FlopCounter
+from flowcache.models.magi.network import CaptionKv, MagiDit, Member, step_size_number
+from flowcache.models.magi.vae import MagiVae, Tiling
+from flowcache.policy import Decision
+from flowcache.schedule import Row, Schedule, staged_schedule, step_intervals, timesteps
+from flowcache.trace import Work
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A member of a forward and what it is for."""
+
+    kind: str
+    member: Member
+    time: Tensor  # [1], on the device
+
+
+class MagiGeneration:
+    """See flowcache.models.base.Generation.
+
+    Args:
+        dit: the network.
+        runtime: sampling settings.
+        method: its shared options apply here (reuse, refresh_clean_kv, near_clean).
+        captions: cross-attention keys and values of every chunk's caption (one per chunk, prefix included).
+        null_caption: those of the null caption.
+        noise: float32 [1, C, f, h, w] for the whole video; f is a multiple of the chunk width.
+        prefix: float32 [1, C, p, h, w] latents of given first frames, or None.
+        keep_prefix_frames: emit the first chunk whole although it begins with given frames (image-to-video).
+        vae: for ``decode``; may be None where only latents are wanted.
+    """
+
+    def __init__(
+        self,
+        dit: MagiDit,
+        runtime: Runtime,
+        method: MethodConfig,
+        captions: Sequence[CaptionKv],
+        null_caption: CaptionKv,
+        noise: Tensor,
+        prefix: Tensor | None = None,
+        keep_prefix_frames: bool = False,
+        vae: MagiVae | None = None,
+    ) -> None:
+        self.dit, self.runtime, self.method, self.vae = dit, runtime, method, vae
+        self.captions, self.null_caption = captions, null_caption
+        self.prefix, self.keep_prefix_frames = prefix, keep_prefix_frames
+        self.latents = noise.clone()
+        width = runtime.chunk_width
+        num_chunks = noise.shape[2] // width
+        prefix_chunks = 0 if prefix is None else prefix.shape[2] // width
+        self.schedule: Schedule = staged_schedule(
+            num_chunks,
+            timesteps(runtime.num_steps, runtime.schedule, runtime.shift, runtime.shortcut_mode),
+            runtime.window_size,
+            prefix_chunks,
+            step_intervals(runtime.num_steps, runtime.shortcut_mode),
+        )
+        config, device = dit.config, noise.device
+        tokens_per_frame = noise.shape[3] * noise.shape[4] // config.patch_size**2
+        self._tokens = tokens_per_frame * width // config.t_patch_size
+        self._flops = FlopCounter(config, self._tokens)
+        num_branches = 1 if runtime.cfg_number == 1 else 2
+        self._caches = [
+            KvCache(
+                config.num_layers,
+                config.num_query_groups,
+                config.kv_channels,
+                self._tokens,
+                num_chunks,
+                dtype=config.params_dtype,
+                device=device,
+            )
+            for _ in range(num_branches)
+        ]
+        self._update = torch.zeros_like(noise)  # each chunk's remembered velocity or displacement
+        self._awaiting_refresh: list[int] = []
+        self._rope = dit.rope_table(num_chunks, width, noise.shape[3], noise.shape[4])
+        self._load_times(device)
+
+    def _load_times(self, device: torch.device) -> None:
+        """All rows' times and step lengths go to the device once: the loop never copies from the host."""
+        window = self.schedule.window_size
+        times, lengths = torch.zeros(2, len(self.schedule.rows), window)
+        for row in self.schedule.rows:
+            for i, step in enumerate(row.steps):
+                times[row.index, i] = step.t
+                lengths[row.index, i] = torch.tensor(step.t_next) - torch.tensor(step.t)
+        self._times = times.to(device)
+        # One step length a frame, shaped to scale latents.
+        frames = lengths.repeat_interleave(self.runtime.chunk_width, dim=1)
+        self._step_lengths = frames.to(device)[:, None, None, :, None, None]
+        self._clean_time = torch.full((1,), self.runtime.clean_t, device=device)
+
+    # What the sampler calls, in its order.
+
+    def start(self) -> list[Work]:
+        first = self.schedule.prefix_chunks
+        work = [
+            self._flops.caption(chunk, _length(self.captions[chunk])) for chunk in range(first, self.schedule.num_chunks)
+        ]
+        work.append(self._flops.caption(-1, _length(self.null_caption)))
+        return work + (self._encode_prefix() if first else [])
+
+    def begin_row(self, row: Row) -> None:
+        """A chunk that begins with given frames has them put back before every forward; its time stays as it is."""
+        if self.prefix is not None:
+            start, end = self.schedule.prefix_chunks * self.runtime.chunk_width, self.prefix.shape[2]
+            self.latents[:, :, start:end] = self.prefix[:, :, start:]
+
+    def features(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
+        latents = self.latents[:, :, self._frames(chunks[0], chunks[-1])]
+        if kind == "latent":
+            # A copy: the latents move on in place before they are compared again.
+            return latents.unflatten(2, (len(chunks), -1)).transpose(0, 2).flatten(1).clone()
+        if kind == "embedded_latent":
+            return self.dit.embed(latents)[0].unflatten(0, (len(chunks), -1))
+        raise ValueError(f"distance={kind!r} is unknown to MAGI-1; choose 'embedded_latent' or 'latent'")
+
+    def compute(self, row: Row, decision: Decision) -> list[Work]:
+        if not decision.compute:
+            return []
+        passes = [
+            _Pass("refresh", self._member(chunk, self.null_caption, None), self._clean_time)
+            for chunk in self._awaiting_refresh
+        ]
+        for chunk in decision.compute:
+            step, column = row.step_of(chunk), chunk - row.oldest.chunk
+            member = self._member(chunk, self.captions[chunk], step.step)
+            if chunk in decision.isolated:
+                member = replace(member, first_key_chunk=chunk)
+            passes.append(_Pass("denoise", member, self._times[row.index, column : column + 1]))
+        if self._runs_near_clean(row, decision):
+            oldest = row.oldest.chunk
+            copy = Member(oldest, self.captions[oldest], alone=True)
+            passes.append(_Pass("near_clean", copy, self._times[row.index, :1]))
+        step_size = step_size_number(self.schedule.num_steps, row.interval)
+        if self.runtime.cfg_number == 1:
+            self._guidance_1(row, passes, step_size)
+        else:
+            self._guidance_3(row, passes, step_size)
+        self._awaiting_refresh.clear()
+        if self.method.reuse == "displacement":
+            for chunk in decision.compute:
+                frames = self._frames(chunk)
+                self._update[:, :, frames] *= self._lengths(row)[:, :, self._frames_in_row(row, chunk)]
+        return self._count(passes)
+
+    def advance(self, row: Row, decision: Decision) -> None:
+        frames = self._frames(row.chunks[0], row.chunks[-1])
+        for chunk in decision.held:
+            self._update[:, :, self._frames(chunk)] = 0.0
+        if self.method.reuse == "displacement":
+            self.latents[:, :, frames] += self._update[:, :, frames]
+        else:
+            self.latents[:, :, frames] += self._update[:, :, frames] * self._lengths(row)
+
+    def finish(self, chunk: int) -> Tensor:
+        latent = self.latents[0, :, self._frames(chunk)].clone()
+        for cache in self._caches:
+            cache.finish(chunk)
+        # The refresh rides along with the next row that computes; nothing reads the entries before, and after the
+        # last chunk nothing reads them at all.
+        if self.method.refresh_clean_kv and chunk < self.schedule.num_chunks - 1:
+            self._awaiting_refresh.append(chunk)
+        return latent
+
+    def decode(self, chunk: int, latent: Tensor) -> Tensor:
+        if self.vae is None:
+            raise RuntimeError("this generation was made without a VAE; give it one to decode frames")
+        # fps // 2 pixel frames a tile, as upstream: a chunk decodes as independent halves.
+        tiling = Tiling(frames=self.runtime.fps // 2)
+        video = self.vae.tiled_decode(latent[None] / self.runtime.scale_factor, tiling)[0]
+        frames = (video.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+        return frames[self._given_frames(chunk) * TEMPORAL_FACTOR :]
+
+    @property
+    def kv_tokens(self) -> int:
+        return self._caches[0].num_tokens
+
+    @property
+    def kv_bytes_allocated(self) -> int:
+        return sum(cache.bytes_allocated for cache in self._caches)
+
+    @property
+    def kv_bytes_used(self) -> int:
+        return sum(cache.bytes_used for cache in self._caches)
+
+    def velocity(self, chunk: int) -> Tensor:
+        """The chunk's remembered update [1, C, f, h, w]: its last computed velocity (or displacement)."""
+        return self._update[:, :, self._frames(chunk)]
+
+    # Parts.
+
+    def _encode_prefix(self) -> list[Work]:
+        """Keys and values of the whole prefix chunks: clean, null caption, one forward."""
+        chunks = range(self.schedule.prefix_chunks)
+        self.latents[:, :, : self._frames(chunks[-1]).stop] = self.prefix[:, :, : self._frames(chunks[-1]).stop]
+        look_back = self.runtime.prefix_look_back
+        passes = [
+            _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self._clean_time) for c in chunks
+        ]
+        step_size = step_size_number(self.schedule.num_steps, self.schedule.rows[0].interval)
+        self._forward(passes, self._caches[-1], step_size, dropped=self.runtime.cfg_number == 3)
+        for chunk in chunks:
+            for cache in self._caches[:-1]:
+                cache.copy_chunk_from(self._caches[-1], chunk)
+            self._caches[-1].finish(chunk)
+        return self._count(passes)
+
+    def _guidance_1(self, row: Row, passes: list[_Pass], step_size: float) -> None:
+        velocity = self._forward(passes, self._caches[0], step_size)
+        for item, v in zip(passes, velocity, strict=True):
+            frames = self._frames(item.member.position)
+            if item.kind == "denoise":
+                self._update[:, :, frames] = v
+            elif item.kind == "near_clean":
+                weight = self.runtime.near_clean_history_weight
+                self._update[:, :, frames] = self._update[:, :, frames] * weight + v * (1 - weight)
+
+    def _guidance_3(self, row: Row, passes: list[_Pass], step_size: float) -> None:
+        """Captioned, null with history, and null alone; history always comes from the null passes."""
+        captioned, null = self._caches
+        null_passes = [
+            _Pass(p.kind, replace(p.member, caption=self.null_caption), p.time) for p in passes
+        ]
+        alone = [
+            _Pass(p.kind, Member(p.member.position, self.null_caption, alone=True), p.time)
+            for p in passes
+            if p.kind == "denoise"
+        ]
+        with_text = self._forward(passes, captioned, step_size)
+        with_history = self._forward(null_passes, null, step_size, dropped=True)
+        without = iter(self._forward(alone, None, step_size, dropped=True))
+        for item, text, history in zip(passes, with_text, with_history, strict=True):
+            chunk = item.member.position
+            if item.kind == "refresh":
+                captioned.copy_chunk_from(null, chunk)
+                continue
+            previous_scale, text_scale = self.runtime.guidance_scales(row.step_of(chunk).t)
+            self._update[:, :, self._frames(chunk)] = (
+                (1 - previous_scale) * next(without) + (previous_scale - text_scale) * history + text_scale * text
+            )
+
+    def _forward(
+        self, passes: Sequence[_Pass], cache: KvCache | None, step_size: float, dropped: bool = False
+    ) -> Sequence[Tensor]:
+        """Velocities of all members, each [1, C, f, h, w]."""
+        chunks = [p.member.position for p in passes]
+        latents = torch.cat([self.latents[:, :, self._frames(chunk)] for chunk in chunks], dim=2)
+        times = torch.cat([p.time for p in passes])[None]
+        flags = torch.full_like(times, dropped, dtype=torch.bool)
+        rope = tuple(torch.cat([table[chunk] for chunk in chunks]) for table in self._rope)
+        velocity = self.dit(latents, times, [p.member for p in passes], cache, flags, step_size, rope)
+        return velocity.chunk(len(passes), dim=2)
+
+    def _member(self, chunk: int, caption: CaptionKv, step: int | None) -> Member:
+        look_back = self.runtime.look_back(step)
+        return Member(chunk, caption, 0 if look_back is None else max(0, chunk + 1 - look_back))
+
+    def _runs_near_clean(self, row: Row, decision: Decision) -> bool:
+        return (
+            self.runtime.cfg_number == 1
+            and self.method.near_clean
+            and row.oldest.chunk in decision.compute
+            and row.oldest.t > self.runtime.near_clean_threshold
+        )
+
+    def _count(self, passes: Sequence[_Pass]) -> list[Work]:
+        """Work of the passes. Guidance 3 runs every pass with and without caption, and denoises once more alone."""
+        work = []
+        for kind, member in ((p.kind, p.member) for p in passes):
+            keys = self._tokens * (1 if member.alone else member.position - member.first_key_chunk + 1)
+            work.append(self._flops.chunk(kind, member.position, keys, _length(member.caption)))
+            if self.runtime.cfg_number == 3 and kind != "prefix":
+                null = _length(self.null_caption)
+                work.append(self._flops.chunk(kind, member.position, keys, null))
+                if kind == "denoise":
+                    work.append(self._flops.chunk(kind, member.position, self._tokens, null))
+        return work
+
+    def _frames(self, first: int, last: int | None = None) -> slice:
+        """Latent frames of chunks first..last."""
+        width = self.runtime.chunk_width
+        return slice(first * width, ((first if last is None else last) + 1) * width)
+
+    def _frames_in_row(self, row: Row, chunk: int) -> slice:
+        column = chunk - row.oldest.chunk
+        return slice(column * self.runtime.chunk_width, (column + 1) * self.runtime.chunk_width)
+
+    def _lengths(self, row: Row) -> Tensor:
+        """Step length of every active frame, [1, 1, frames, 1, 1]."""
+        return self._step_lengths[row.index][:, :, : len(row.steps) * self.runtime.chunk_width]
+
+    def _given_frames(self, chunk: int) -> int:
+        """Latent frames of the chunk that were given, not generated, and are therefore not emitted."""
+        if self.prefix is None or (chunk == 0 and self.keep_prefix_frames):
+            return 0
+        return min(self.runtime.chunk_width, max(0, self.prefix.shape[2] - self._frames(chunk).start))
+
+
+def _length(caption: CaptionKv) -> int:
+    return caption.keys[0].shape[2]

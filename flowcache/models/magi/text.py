@@ -1,0 +1,130 @@
+"""From a prompt to the per-chunk captions MAGI-1 attends to: T5 features, special tokens, null captions.
+
+Shape letters: L caption length, K caption channels.
+Source: SandAI-org/MAGI-1 inference/pipeline/prompt_process.py, video_generate.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+NULL_CAPTION_TOKENS = 50  # how many positions of the null caption count
+MAX_DURATION = 8
+# Positions in ``other_tokens`` of the official special_tokens.npz.
+_OFFICIAL_INDEX = {
+    "TRANS_TOKEN": 0,
+    "HQ_TOKEN": 1,
+    "STATIC_FIRST_FRAMES_TOKEN": 2,
+    "DYNAMIC_FIRST_FRAMES_TOKEN": 3,
+    "BORDERNESS_TOKEN": 4,
+    **{f"DURATION_TOKEN_{n}": 6 + n for n in range(1, MAX_DURATION + 1)},
+    "THREE_D_MODEL_TOKEN": 15,
+    "TWO_D_ANIME_TOKEN": 16,
+}
+DURATION = "DURATION_TOKEN"
+DEFAULT_SPECIAL_TOKENS = ("HQ_TOKEN", DURATION)  # the flags that the published script turns on
+
+
+def load_special_tokens(path: Path) -> dict[str, Tensor]:
+    """Special-token vectors by name, each float32 [1, K]; from the official ``.npz`` or a safetensors file."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no special tokens at {path}; the official ones are example/assets/special_tokens.npz of the MAGI-1 "
+            "repository: put that file there"
+        )
+    if path.suffix == ".safetensors":
+        return {name: token.float() for name, token in load_file(path).items()}
+    archive = np.load(path)
+    tokens = {"CAPTION_TOKEN": archive["caption_token"], "LOGO_TOKEN": archive["logo_token"]}
+    tokens |= {name: archive["other_tokens"][i : i + 1] for name, i in _OFFICIAL_INDEX.items()}
+    # Upstream stores them in half precision before use, so the values are those of float16.
+    return {name: torch.from_numpy(token.astype(np.float16)).float() for name, token in tokens.items()}
+
+
+def chunk_captions(
+    caption: Tensor,
+    mask: Tensor,
+    special_tokens: Mapping[str, Tensor],
+    num_chunks: int,
+    names: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+) -> tuple[Tensor, Tensor]:
+    """Put special tokens in front of one caption, chunk by chunk.
+
+    Each token goes in front of those before it, and the caption is cut back to its length, so the last name ends up
+    first. ``DURATION_TOKEN`` differs by chunk: it tells how many chunks remain (at most 8, itself included).
+
+    Args:
+        caption: text-encoder features [L, K]; mask [L], 1 where a token counts.
+        num_chunks: chunks that carry the caption (prefix chunks do not).
+
+    Returns:
+        captions [num_chunks, L, K] and masks [num_chunks, L] of caption's and mask's types.
+    """
+    length = len(mask)
+    captions, masks = [], []
+    for chunk in range(num_chunks):
+        keys = [f"{DURATION}_{min(num_chunks - chunk, MAX_DURATION)}" if name == DURATION else name for name in names]
+        missing = [key for key in keys if key not in special_tokens]
+        if missing:
+            raise KeyError(f"no special token named {missing[0]!r}; there are {', '.join(sorted(special_tokens))}")
+        front = [special_tokens[key].to(caption) for key in reversed(keys)]
+        captions.append(torch.cat([*front, caption])[:length])
+        masks.append(torch.cat([mask.new_ones(len(keys)), mask])[:length])
+    return torch.stack(captions), torch.stack(masks)
+
+
+def null_mask(length: int) -> Tensor:
+    """Which positions of the null caption count: the first 50, or all of a shorter one; int64 [length]."""
+    return (torch.arange(length) < NULL_CAPTION_TOKENS).long()
+
+
+class TextEncoder:
+    """T5 encoder and its tokenizer, through transformers.
+
+    Args:
+        directory: a transformers checkpoint of a T5 encoder with its tokenizer (upstream: DeepFloyd/t5-v1_1-xxl).
+        max_length: tokens a prompt is padded or cut to (L).
+        device, dtype: where and in what type the encoder runs.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, tokenizer: object, max_length: int, device: torch.device | str = "cpu"
+    ) -> None:
+        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.device = device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: Path,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TextEncoder:
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        if not (directory / "config.json").is_file():
+            raise FileNotFoundError(
+                f"no T5 encoder at {directory}: expected a transformers checkpoint (config.json, weights, tokenizer) "
+                "such as DeepFloyd/t5-v1_1-xxl; download it and give its directory"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        encoder = T5EncoderModel.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        return cls(encoder, tokenizer, max_length, device)
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Prompt -> features float32 [L, K] and mask int64 [L] (1 where a token counts)."""
+        batch = self.tokenizer(
+            prompt, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0].float(), mask[0]

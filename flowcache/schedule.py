@@ -1,0 +1,140 @@
+"""When each chunk takes which of its denoising steps: a small immutable table, worked out before the first forward.
+
+A *row* is one pass of the sampler: every active chunk takes one of its own steps. MAGI-1 staggers its chunks by a
+quarter of the steps and slides a window of four (SandAI-org/MAGI-1: inference/pipeline/video_generate.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCHEDULES = ("sd3", "square", "piecewise", "identity")
+
+
+def timesteps(num_steps: int, schedule: str = "sd3", shift: float = 3.0, shortcut: str = "8,16,16") -> Tensor:
+    """Time table of one chunk: float32 [num_steps + 1], rising from 0 (noise) to 1 (clean).
+
+    ``sd3`` squares an even grid and shifts it towards noise, x -> (x/s) / (1 - (1 - 1/s) x); ``square`` only squares;
+    ``piecewise`` spends 7/8 of the steps on the first half; ``identity`` is even. ``num_steps`` = 12 takes 12 of the 16
+    steps of a finer grid, as distilled checkpoints were trained; ``shortcut`` says which ("8,16,16" or "16,16,8").
+    """
+    if num_steps == 12:
+        quarter = torch.linspace(0, 1, 5) / 4
+        kept = quarter[:3] if shortcut == "16,16,8" else quarter[[0, 2, 3]]
+        t = (torch.linspace(0, 1, 5)[:, None] + kept).flatten()[: num_steps + 1]
+    else:
+        t = torch.linspace(0, 1, num_steps + 1)
+    if schedule == "sd3":
+        inverse = 1.0 / shift
+        t = t**2
+        return inverse * t / (1 + (inverse - 1) * t)
+    if schedule == "square":
+        return t**2
+    if schedule == "piecewise":
+        return torch.where(t < 0.875, t * (0.5 / 0.875), 0.5 + (t - 0.875) * (0.5 / (1 - 0.875)))
+    if schedule == "identity":
+        return t
+    raise ValueError(f"unknown time schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
+
+
+def step_intervals(num_steps: int, shortcut: str = "8,16,16") -> Tensor:
+    """How many steps of the finest grid each step spans: float32 [num_steps]; only counts of thirds vary."""
+    if num_steps % 3:
+        return torch.ones(num_steps)
+    pattern = [1.0, 1.0, 2.0] if shortcut == "16,16,8" else [2.0, 1.0, 1.0]
+    return torch.tensor(pattern * (num_steps // 3))
+
+
+@dataclass(frozen=True)
+class ChunkStep:
+    """One chunk's step in a row: its own step index, and the times before and after it."""
+
+    chunk: int
+    step: int
+    t: float
+    t_next: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pass of the sampler: the active chunks' steps, oldest chunk first, and the chunks it finishes.
+
+    ``interval`` is how many steps of the finest grid the row's steps span (an input of distilled networks).
+    """
+
+    index: int
+    steps: tuple[ChunkStep, ...]
+    finished: tuple[int, ...]
+    interval: float = 1.0
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        return tuple(step.chunk for step in self.steps)
+
+    @property
+    def oldest(self) -> ChunkStep:
+        return self.steps[0]
+
+    def step_of(self, chunk: int) -> ChunkStep:
+        return self.steps[chunk - self.steps[0].chunk]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """All rows of a generation. Chunks below ``prefix_chunks`` are given, never denoised."""
+
+    num_chunks: int
+    prefix_chunks: int
+    num_steps: int
+    window_size: int
+    rows: tuple[Row, ...]
+
+    @property
+    def num_chunk_steps(self) -> int:
+        """Chunk forwards if nothing is reused."""
+        return sum(len(row.steps) for row in self.rows)
+
+
+def staged_schedule(
+    num_chunks: int,
+    times: Tensor,
+    window_size: int = 4,
+    prefix_chunks: int = 0,
+    intervals: Tensor | None = None,
+) -> Schedule:
+    """MAGI-1's staged window: chunk i starts in stage i - prefix_chunks, a stage is num_steps / window_size rows.
+
+    Args:
+        num_chunks: chunks of the video, the prefix included.
+        times: float32 [num_steps + 1], from ``timesteps``.
+        window_size: most chunks active at once.
+        prefix_chunks: whole chunks given as prefix.
+        intervals: float32 [num_steps], from ``step_intervals``.
+    """
+    num_steps = len(times) - 1
+    if window_size < 1 or num_steps < window_size or num_steps % window_size:
+        raise ValueError(
+            f"num_steps={num_steps} does not divide into window_size={window_size} equal stages; "
+            f"choose a positive multiple of {window_size}, such as {max(1, round(num_steps / window_size)) * window_size}"
+        )
+    if not 0 <= prefix_chunks < num_chunks:
+        raise ValueError(
+            f"a prefix of {prefix_chunks} chunks leaves nothing to generate in a video of {num_chunks}; ask for more frames"
+        )
+    t = times.tolist()
+    steps_per_stage = num_steps // window_size
+    rows = []
+    for stage in range(num_chunks - prefix_chunks + window_size - 1):
+        newest = prefix_chunks + stage
+        active = range(max(prefix_chunks, newest - window_size + 1), min(newest, num_chunks - 1) + 1)
+        for sub_step in range(steps_per_stage):
+            own = [(chunk, (newest - chunk) * steps_per_stage + sub_step) for chunk in active]
+            steps = tuple(ChunkStep(chunk, step, t[step], t[step + 1]) for chunk, step in own)
+            finished = tuple(chunk for chunk, step in own if step == num_steps - 1)
+            # Upstream looks the interval up by the step within the stage, not by the chunk's own step.
+            interval = 1.0 if intervals is None else float(intervals[sub_step])
+            rows.append(Row(len(rows), steps, finished, interval))
+    return Schedule(num_chunks, prefix_chunks, num_steps, window_size, tuple(rows))

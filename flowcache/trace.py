@@ -1,0 +1,92 @@
+"""What happened, row by row and chunk by chunk: the source of every table and figure about reuse."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Literal
+
+Action = Literal["compute", "reuse", "held"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One chunk's pass through the network.
+
+    kind: "denoise", "near_clean" (extra copy of the oldest chunk), "refresh" (a finished chunk's keys and values),
+        "prefix" (given chunks' keys and values) or "caption" (cross-attention keys and values, once a generation).
+    gemm_flops, self_attention_flops, cross_attention_flops: multiply-adds count 2.
+    """
+
+    kind: str
+    chunk: int
+    gemm_flops: int
+    self_attention_flops: int
+    cross_attention_flops: int
+
+    @property
+    def flops(self) -> int:
+        return self.gemm_flops + self.self_attention_flops + self.cross_attention_flops
+
+
+@dataclass(frozen=True)
+class TraceEntry:
+    """One chunk in one row.
+
+    distance is None where it was not measured; accumulated is the policy's after its decision; flops are those of the
+    chunk's denoising forward (0 if it reused); kv_tokens are the tokens the cache holds after the row, a layer and head.
+    """
+
+    row: int
+    chunk: int
+    step: int
+    t: float
+    action: Action
+    distance: float | None
+    accumulated: float | None
+    flops: int
+    kv_tokens: int
+
+
+@dataclass
+class Trace:
+    """One generation's entries and all of its work."""
+
+    entries: list[TraceEntry] = field(default_factory=list)
+    work: list[tuple[int, Work]] = field(default_factory=list)  # (row, work); row -1 is before the first row
+    kv_bytes_allocated: int = 0
+    kv_bytes_used_peak: int = 0
+
+    @property
+    def flops(self) -> int:
+        """Executed by the transformer, all kinds together."""
+        return sum(work.flops for _, work in self.work)
+
+    def flops_by_kind(self) -> dict[str, int]:
+        total: Counter[str] = Counter()
+        for _, work in self.work:
+            total[work.kind] += work.flops
+        return dict(total)
+
+    def flops_by_part(self) -> dict[str, int]:
+        """GEMM, self-attention and cross-attention."""
+        parts = ("gemm_flops", "self_attention_flops", "cross_attention_flops")
+        return {part: sum(getattr(work, part) for _, work in self.work) for part in parts}
+
+    @property
+    def computed_fraction(self) -> float:
+        """Chunk steps that were computed, over all chunk steps."""
+        return sum(entry.action == "compute" for entry in self.entries) / max(1, len(self.entries))
+
+    def computed_rows(self) -> list[list[int]]:
+        """The chunks computed in each row: what ``Replay`` takes."""
+        rows: list[list[int]] = [[] for _ in range(1 + max((entry.row for entry in self.entries), default=-1))]
+        for entry in self.entries:
+            if entry.action == "compute":
+                rows[entry.row].append(entry.chunk)
+        return rows
+
+    def records(self) -> Iterable[dict]:
+        """Entries as plain dictionaries, for a data frame."""
+        return (asdict(entry) for entry in self.entries)
