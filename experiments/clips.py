@@ -83,7 +83,7 @@ def scene_of(caption: str) -> Scene:
 
 
 def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
-    """One clip of a scene, uint8 [num_frames, 3, 64, 64]; start (and heading, if it bounces) come from the generator."""
+    """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws start and, if it bounces, heading."""
     centre = _path(scene, num_frames, generator)
     grid = torch.arange(SIZE, dtype=torch.float32)
     # The frame is a torus: a shape leaving on one side comes in on the other.

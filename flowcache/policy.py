@@ -111,5 +111,7 @@ class Replay:
         compute = self.computed[row.index]
         foreign = set(compute) - set(row.chunks)
         if foreign:
-            raise ValueError(f"row {row.index} of the recording computes chunk {min(foreign)}, which is not active there")
+            raise ValueError(
+                f"row {row.index} of the recording computes chunk {min(foreign)}, which is not active there"
+            )
         return Decision(compute)

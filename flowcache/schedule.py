@@ -118,11 +118,12 @@ def staged_schedule(
     if window_size < 1 or num_steps < window_size or num_steps % window_size:
         raise ValueError(
             f"num_steps={num_steps} does not divide into window_size={window_size} equal stages; "
-            f"choose a positive multiple of {window_size}, such as {max(1, round(num_steps / window_size)) * window_size}"
+            f"choose a multiple of {window_size}, such as {max(1, round(num_steps / window_size)) * window_size}"
         )
     if not 0 <= prefix_chunks < num_chunks:
         raise ValueError(
-            f"a prefix of {prefix_chunks} chunks leaves nothing to generate in a video of {num_chunks}; ask for more frames"
+            f"a prefix of {prefix_chunks} chunks leaves nothing to generate in a video of {num_chunks}; "
+            "ask for more frames"
         )
     t = times.tolist()
     steps_per_stage = num_steps // window_size

@@ -34,8 +34,9 @@ class Work:
 class TraceEntry:
     """One chunk in one row.
 
-    distance is None where it was not measured; accumulated is the policy's after its decision; flops are those of the
-    chunk's denoising forward (0 if it reused); kv_tokens are the tokens the cache holds after the row, a layer and head.
+    distance is None where it was not measured; accumulated is the policy's after its decision; flops are those of
+    the chunk's denoising forward (0 if it reused); kv_tokens are the tokens the cache holds after the row, a layer
+    and head.
     """
 
     row: int

@@ -7,6 +7,7 @@ apart, later ones absent.
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
+from eval.atomic import atomic_path
 from experiments.clips import Scene, all_scenes, training_scenes
 from experiments.training.magi_vae import encode_clip
 from experiments.training.optimiser import Optimiser
@@ -40,7 +42,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class TextAndDit(nn.Module):
-    """What stage 2 trains. Special tokens are fixed random vectors of the size of T5 features, as upstream's are fixed."""
+    """What stage 2 trains. Special tokens are fixed, as upstream's are: random vectors of the size of T5 features."""
 
     def __init__(self, dit: DitConfig, t5: T5Config, seed: int) -> None:
         super().__init__()
@@ -63,8 +65,11 @@ def initialise(dit: MagiDit) -> None:
         nn.init.constant_(layer.ada_modulate_layer.proj[0].bias, 0.5)
 
 
-def clip_latents(directory: Path, config: VaeConfig, recipe: dict, scale_factor: float | None) -> tuple[Tensor, list[Scene]]:
-    """This worker's share of the training clips as scaled latents, float16 [clips, C, f, h, w], made once and kept."""
+def clip_latents(directory: Path, config: VaeConfig, recipe: dict) -> tuple[Tensor, list[Scene]]:
+    """This worker's share of the training clips as scaled latents, float16 [clips, C, f, h, w], made once and kept.
+
+    The scale that gives latents a standard deviation of 1 goes to ``scale_factor.json``.
+    """
     rank, num_processes = dist.get_rank(), dist.get_world_size()
     path = directory / f"latents_{rank}_of_{num_processes}.pt"
     scenes = training_scenes()
@@ -79,14 +84,15 @@ def clip_latents(directory: Path, config: VaeConfig, recipe: dict, scale_factor:
             latents.append(encode_clip(vae.eval(), scene, frames, generator).half())
             if is_main() and index % 200 == 0:
                 print("encoding clips", index, "of", len(chosen), flush=True)
-        temporary = path.with_suffix(".tmp")
-        torch.save(torch.stack(latents), temporary)
-        temporary.rename(path)
+        with atomic_path(path) as temporary:
+            torch.save(torch.stack(latents), temporary)
     latents = torch.load(path, weights_only=True)
-    if scale_factor is None:
-        spread = latents[:256].float().std().reshape(1)
-        dist.broadcast(spread, src=0)
-        scale_factor = 1 / spread.item()
+    spread = latents[:256].float().std().reshape(1)
+    dist.broadcast(spread, src=0)
+    scale_factor = 1 / spread.item()
+    if is_main():
+        with atomic_path(directory / "scale_factor.json") as temporary:
+            temporary.write_text(json.dumps(scale_factor))
     return (latents.float() * scale_factor).half(), chosen
 
 
@@ -146,7 +152,10 @@ class Batches:
         null = dit.y_embedder.null_caption_embedding.expand(len(scenes), -1, -1)
         all_captions, all_masks = [], []
         for chunk in range(num_chunks):
-            names = [f"{DURATION}_{min(remaining - chunk, MAX_DURATION)}" if n == DURATION else n for n in DEFAULT_SPECIAL_TOKENS]
+            names = [
+                f"{DURATION}_{min(remaining - chunk, MAX_DURATION)}" if n == DURATION else n
+                for n in DEFAULT_SPECIAL_TOKENS
+            ]
             front = torch.stack([special[name] for name in reversed(names)]).expand(len(scenes), -1, -1)
             caption = torch.cat([front, features], dim=1)[:, :length]
             caption_mask = torch.cat([mask.new_ones(len(scenes), len(names)), mask], dim=1)[:, :length]
@@ -157,9 +166,7 @@ class Batches:
         keys = [key.chunk(num_chunks) for key in joint.keys]
         values = [value.chunk(num_chunks) for value in joint.values]
         masks = joint.mask.chunk(num_chunks)
-        return [
-            CaptionKv(tuple(k[i] for k in keys), tuple(v[i] for v in values), masks[i]) for i in range(num_chunks)
-        ]
+        return [CaptionKv(tuple(k[i] for k in keys), tuple(v[i] for v in values), masks[i]) for i in range(num_chunks)]
 
     def loss(self, staggered: bool) -> Tensor:
         """Mean squared error of the velocity over the chunks that are being denoised."""
@@ -168,7 +175,7 @@ class Batches:
         noise = torch.randn(clean.shape, generator=self.generator)
         frame_times = times.repeat_interleave(6, dim=1)[:, None, :, None, None]
         noisy = torch.lerp(noise, clean, frame_times)
-        # Finished chunks are the model's own at inference: a little noise keeps it from trusting them to the last digit.
+        # At inference finished chunks are the model's own: a little noise keeps it from trusting every digit.
         history = slice(0, num_clean * 6)
         noisy[:, :, history] = clean[:, :, history] + self.recipe["history_noise"] * noise[:, :, history]
         dropped = torch.rand(batch, generator=self.generator) < self.recipe["caption_dropout"]
@@ -184,7 +191,7 @@ class Batches:
 def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory: Path) -> None:
     """Train and leave ``dit.pt`` in ``directory``. Runs in every worker."""
     rank = dist.get_rank()
-    latents, scenes = clip_latents(directory, vae, recipe, recipe.get("scale_factor"))
+    latents, scenes = clip_latents(directory, vae, recipe)
     torch.manual_seed(recipe["seed"])
     model = TextAndDit(dit, T5Config(**t5), recipe["seed"])
     optimiser = Optimiser(

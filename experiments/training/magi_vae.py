@@ -53,6 +53,44 @@ def train_vae(config: VaeConfig, recipe: dict, directory: Path) -> None:
         session.after_step(50, psnr=psnr, kl=kl.item(), latent_std=mean.detach().std().item())
 
 
+def polish_decoder(config: VaeConfig, recipe: dict, directory: Path) -> None:
+    """Stage 3: train the decoder further on the encoder's means, with the encoder frozen so that latents stay.
+
+    Leaves ``decoder.pt`` (the whole autoencoder) in ``directory``. A little latent noise stands for the transformer's
+    errors.
+    """
+    rank = dist.get_rank()
+    torch.manual_seed(recipe["seed"])
+    vae = MagiVae(config)
+    vae.load_state_dict(torch.load(directory / "vae.pt", weights_only=True)["model"])
+    vae.encoder.requires_grad_(False)
+    optimiser = Optimiser(
+        vae,
+        muon_in=("decoder.blocks",),
+        muon_lr=recipe["muon_lr"],
+        adam_lr=recipe["adam_lr"],
+        num_steps=recipe["num_steps"],
+        decay_fraction=recipe["decay_fraction"],
+    )
+    session = TrainingSession(directory, "decoder", vae, optimiser)
+    seed = recipe["seed"] + 1000 * (rank + 1) + optimiser.step_count
+    generator, choice = torch.Generator().manual_seed(seed), random.Random(seed)
+    scenes = training_scenes()
+    while not session.finished:
+        video = torch.stack(
+            [
+                to_model_range(render(choice.choice(scenes), config.video_length, generator))
+                for _ in range(recipe["batch_per_process"])
+            ]
+        )
+        with torch.no_grad():
+            latent = vae.encode(video)
+            latent = latent + recipe["latent_noise"] * torch.randn(latent.shape, generator=generator)
+        mse = (vae.decoder(latent) - video).square().mean()
+        optimiser.step(mse)
+        session.after_step(50, psnr=-10 * torch.log10(mse.detach() / 4).item())
+
+
 @torch.no_grad()
 def encode_clip(vae: MagiVae, scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     """One clip's latent mean, unscaled float32 [C, f, h, w], encoded tile by tile as at inference."""

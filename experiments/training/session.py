@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from eval.atomic import atomic_path
 from experiments.training.optimiser import Optimiser
 
 
@@ -27,6 +28,8 @@ def run_workers(function: Callable[..., None], num_processes: int, *args: object
 def _worker(rank: int, num_processes: int, port: int, function: Callable[..., None], args: tuple) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
+    # Left to itself the scheduler may stack workers on one core while another idles.
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % len(os.sched_getaffinity(0))]})
     dist.init_process_group("gloo", rank=rank, world_size=num_processes)
     function(*args)
     dist.destroy_process_group()
@@ -46,7 +49,9 @@ class TrainingSession:
         save_every: steps between checkpoints.
     """
 
-    def __init__(self, directory: Path, name: str, model: nn.Module, optimiser: Optimiser, save_every: int = 200) -> None:
+    def __init__(
+        self, directory: Path, name: str, model: nn.Module, optimiser: Optimiser, save_every: int = 200
+    ) -> None:
         self.checkpoint = directory / f"{name}.pt"
         self.log_file = directory / f"{name}.jsonl"
         self.name, self.model, self.optimiser, self.save_every = name, model, optimiser, save_every
@@ -81,6 +86,5 @@ class TrainingSession:
 
     def save(self) -> None:
         state = {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict(), "seconds": self.seconds}
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.rename(self.checkpoint)
+        with atomic_path(self.checkpoint) as temporary:
+            torch.save(state, temporary)

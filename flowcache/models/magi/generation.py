@@ -113,7 +113,8 @@ class MagiGeneration:
     def start(self) -> list[Work]:
         first = self.schedule.prefix_chunks
         work = [
-            self._flops.caption(chunk, _length(self.captions[chunk])) for chunk in range(first, self.schedule.num_chunks)
+            self._flops.caption(chunk, _length(self.captions[chunk]))
+            for chunk in range(first, self.schedule.num_chunks)
         ]
         work.append(self._flops.caption(-1, _length(self.null_caption)))
         return work + (self._encode_prefix() if first else [])
@@ -237,9 +238,7 @@ class MagiGeneration:
     def _guidance_3(self, row: Row, passes: list[_Pass], step_size: float) -> None:
         """Captioned, null with history, and null alone; history always comes from the null passes."""
         captioned, null = self._caches
-        null_passes = [
-            _Pass(p.kind, replace(p.member, caption=self.null_caption), p.time) for p in passes
-        ]
+        null_passes = [_Pass(p.kind, replace(p.member, caption=self.null_caption), p.time) for p in passes]
         alone = [
             _Pass(p.kind, Member(p.member.position, self.null_caption, alone=True), p.time)
             for p in passes

@@ -58,7 +58,9 @@ class DitConfig:
 
     def __post_init__(self) -> None:
         if self.xattn_cond_hidden_ratio != 1.0 or self.cond_gating_ratio != 1.0:
-            raise ValueError("xattn_cond_hidden_ratio and cond_gating_ratio must be 1.0, as in every released checkpoint")
+            raise ValueError(
+                "xattn_cond_hidden_ratio and cond_gating_ratio must be 1.0, as in every released checkpoint"
+            )
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"{self.num_attention_heads} query heads cannot share {self.num_query_groups} key-value heads evenly; "
@@ -149,7 +151,7 @@ class TimestepEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         exponent = torch.arange(self.num_frequencies, dtype=torch.float32, device=t.device) / self.num_frequencies
         frequencies = torch.exp(-math.log(10000.0) * exponent)
-        # This order of products: in float32 (t * frequency) * 1000 differs from the others by up to 1e-3 after the sine.
+        # This order of products: in float32, (t * frequency) * 1000 differs from the others by 1e-3 after the sine.
         angles = t.float()[..., None] * frequencies * 1000
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1))
 
@@ -324,9 +326,7 @@ class Gates(nn.Module):
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
-        self.proj = nn.Sequential(
-            nn.Linear(config.condition_width, 2 * config.hidden_size, dtype=config.params_dtype)
-        )
+        self.proj = nn.Sequential(nn.Linear(config.condition_width, 2 * config.hidden_size, dtype=config.params_dtype))
 
     def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
         gates = torch.tanh(self.proj(F.silu(condition)).float())
@@ -335,7 +335,7 @@ class Gates(nn.Module):
 
 
 class Layer(nn.Module):
-    """One block: x += PostNorm(gate * Attention(x)); x += PostNorm(gate * FeedForward(x)). Gates come before the norm."""
+    """One block: x += PostNorm(gate * Attention(x)); x += PostNorm(gate * FeedForward(x))."""
 
     def __init__(self, config: DitConfig, layer: int) -> None:
         super().__init__()
@@ -399,7 +399,7 @@ class MagiDit(nn.Module):
         return CaptionKv(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
 
     def rope_table(self, num_chunks: int, chunk_frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every chunk of a video, each [num_chunks, T, 1, 3E/8], from its latent rows and columns."""
+        """Cosine and sine of every chunk of a video of latent rows and columns, each [num_chunks, T, 1, 3E/8]."""
         frames = torch.arange(num_chunks * chunk_frames // self.config.t_patch_size)
         tables = self.rope(frames, rows // self.config.patch_size, columns // self.config.patch_size)
         return tuple(table.unflatten(0, (num_chunks, -1)) for table in tables)
@@ -429,7 +429,8 @@ class MagiDit(nn.Module):
         latent [B, C, f, h, w] holds the N = len(members) chunks one after another along f; times [B, N] in [0, 1];
         dropped (bool [B, N], default all False) marks passes without a caption; rope, if given, is the members' part of
         ``rope_table``. With a cache, every member's keys and values are written to it and history is read from it;
-        without one, the pack is its own history and members must be consecutive chunks. Returns float32 [B, C, f, h, w].
+        without one, the pack is its own history and members must be consecutive chunks. Returns float32
+        [B, C, f, h, w].
         """
         x = self.embed(latent)
         num_members = len(members)

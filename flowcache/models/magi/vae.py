@@ -46,8 +46,8 @@ class VaeConfig:
     def __post_init__(self) -> None:
         if self.use_rope or self.norm_code or not self.conv_last_layer or not self.double_z:
             raise ValueError(
-                "this VAE config asks for use_rope, norm_code, conv_last_layer=false or double_z=false, which no released "
-                "MAGI-1 VAE uses and this library does not implement; use the config.json that ships with the checkpoint"
+                "this VAE config asks for use_rope, norm_code, conv_last_layer=false or double_z=false, "
+                "which this library does not implement; use the config.json that ships with the MAGI-1 checkpoint"
             )
         if not self.use_final_proj and self.embed_dim % self.patch_volume:
             raise ValueError(
@@ -255,7 +255,7 @@ def _tiled(
     overlap: float,
     in_place: bool,
 ) -> Tensor:
-    """Apply ``function`` to tiles of x [N, C, T, H, W]; cross-fade each tile's first rows and columns with the tile before.
+    """Apply ``function`` to tiles of x [N, C, T, H, W]; each tile's first lines fade in from the tile before.
 
     ``in_place`` decides whether a tile fades against neighbours already faded themselves (upstream's encoder) or not
     (its decoder).

@@ -1,0 +1,189 @@
+"""MAGI-1 as a whole: text encoder, transformer and VAE, ready to generate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flowcache.method import MethodConfig
+from flowcache.models.magi.checkpoint import CheckpointError, find_weights, load_weights
+from flowcache.models.magi.config import TEMPORAL_FACTOR, MagiConfig
+from flowcache.models.magi.generation import MagiGeneration
+from flowcache.models.magi.network import CaptionKv, MagiDit
+from flowcache.models.magi.text import (
+    DEFAULT_SPECIAL_TOKENS,
+    TextEncoder,
+    chunk_captions,
+    load_special_tokens,
+    null_mask,
+)
+from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
+
+
+class Magi:
+    """The model; a generation of it holds all state of one video.
+
+    Args:
+        config: network and sampling settings.
+        dit, vae, text_encoder: on ``device``.
+        special_tokens: vectors by name, see flowcache.models.magi.text.
+        special_token_names: which of them go in front of captions, in order of application.
+    """
+
+    def __init__(
+        self,
+        config: MagiConfig,
+        dit: MagiDit,
+        vae: MagiVae,
+        text_encoder: TextEncoder,
+        special_tokens: dict[str, Tensor],
+        special_token_names: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.dit, self.vae, self.text_encoder = config, dit, vae, text_encoder
+        self.special_tokens, self.special_token_names = special_tokens, tuple(special_token_names)
+        self.device = torch.device(device)
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | Path, device: torch.device | str = "cpu", text_device: torch.device | str = "cpu"
+    ) -> Magi:
+        """Load a checkpoint directory.
+
+        It holds ``config.json`` (the official JSON of the checkpoint), the transformer under
+        ``inference_weight.distill`` or ``inference_weight`` (as downloaded), ``vae``, ``t5``, and
+        ``special_tokens.npz`` (example/assets of the official repository) or ``.safetensors``. Raises CheckpointError,
+        FileNotFoundError or ValueError saying what is missing or wrong.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
+        config = MagiConfig.from_json(directory / "config.json")
+        names = ["inference_weight.distill", "inference_weight"] if config.dit.distill else ["inference_weight"]
+        weights = next((directory / name for name in names if (directory / name).is_dir()), directory / names[0])
+        vae_config, tokens = _read_vae_config(directory / "vae"), _find_special_tokens(directory)
+        for part in (weights, directory / "vae"):  # everything is there before minutes of loading begin
+            find_weights(part)
+        text = TextEncoder.from_pretrained(directory / "t5", config.dit.caption_max_length, text_device)
+        with torch.device("meta"):
+            dit, vae = MagiDit(config.dit), MagiVae(vae_config)
+        load_weights(dit, weights, device)
+        load_weights(vae, directory / "vae", device)
+        return cls(config, dit, vae, text, load_special_tokens(tokens), device=device)
+
+    @property
+    def chunk_frames(self) -> int:
+        """Pixel frames of one chunk."""
+        return self.config.runtime.chunk_width * TEMPORAL_FACTOR
+
+    @torch.inference_mode()
+    def generation(
+        self,
+        prompt: str,
+        num_frames: int,
+        method: MethodConfig,
+        seed: int,
+        num_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        cfg_number: int | None = None,
+        shift: float | None = None,
+        image: Tensor | None = None,
+        prefix_video: Tensor | None = None,
+    ) -> MagiGeneration:
+        """A fresh generation.
+
+        Args:
+            prompt: the caption; must not be empty.
+            num_frames: frames to generate. Together with a prefix video's they must fill whole chunks of 24; with an
+                image they include the four frames that show it.
+            method: caching method.
+            seed: of the noise, which is drawn on the CPU so that it is the same on every device.
+            num_steps, height, width, cfg_number, shift: instead of the configuration's.
+            image: uint8 [H, W, 3], first frame (image-to-video).
+            prefix_video: uint8 [F, H, W, 3], frames to continue; F a multiple of 4.
+        """
+        given = {"num_steps": num_steps, "video_size_h": height, "video_size_w": width}
+        given |= {"cfg_number": cfg_number, "shift": shift}
+        runtime = replace(self.config.runtime, **{k: v for k, v in given.items() if v is not None})
+        if not prompt.strip():
+            raise ValueError("the prompt is empty; say what the video shows")
+        if image is not None and prefix_video is not None:
+            raise ValueError("give an image or a prefix video, not both")
+        size = self._latent_size(runtime.video_size_h, runtime.video_size_w)
+        given_frames = 0 if prefix_video is None else len(prefix_video)
+        num_chunks = self._num_chunks(num_frames, given_frames)
+        prefix = None
+        if image is not None or prefix_video is not None:
+            frames = image[None] if prefix_video is None else prefix_video
+            prefix = self._encode_prefix(frames, runtime.video_size_h, runtime.video_size_w)
+        shape = (1, self.dit.config.latent_channels, num_chunks * runtime.chunk_width, *size)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        prefix_chunks = 0 if prefix is None else prefix.shape[2] // runtime.chunk_width
+        captions, null = self._captions(prompt, num_chunks, prefix_chunks)
+        return MagiGeneration(
+            self.dit, runtime, method, captions, null, noise, prefix, keep_prefix_frames=image is not None, vae=self.vae
+        )
+
+    def _captions(self, prompt: str, num_chunks: int, prefix_chunks: int) -> tuple[list[CaptionKv], CaptionKv]:
+        """Every chunk's caption (prefix chunks: the null caption) and the null caption."""
+        features, mask = self.text_encoder(prompt)
+        tokens, masks = chunk_captions(
+            features, mask, self.special_tokens, num_chunks - prefix_chunks, self.special_token_names
+        )
+        table = self.dit.y_embedder.null_caption_embedding
+        null = self.dit.caption_kv(table[null_mask(len(table)).bool()][None])
+        own = [
+            self.dit.caption_kv(caption[kept.bool()][None].to(self.device))
+            for caption, kept in zip(tokens, masks, strict=True)
+        ]
+        return [null] * prefix_chunks + own, null
+
+    def _encode_prefix(self, frames: Tensor, height: int, width: int) -> Tensor:
+        if frames.ndim != 4 or frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (height, width, 3):
+            raise ValueError(
+                f"given frames must be uint8 [F, {height}, {width}, 3] (resize them first), "
+                f"got {frames.dtype} {list(frames.shape)}"
+            )
+        video = frames.to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+        dtype = self.vae.decoder.proj_in.weight.dtype
+        latent = self.vae.tiled_encode(video.to(dtype), Tiling(frames=self.config.runtime.fps // 2))
+        return latent.float() * self.config.runtime.scale_factor
+
+    def _latent_size(self, height: int, width: int) -> tuple[int, int]:
+        unit = self.vae.config.patch_size * self.dit.config.patch_size
+        if min(height, width) < unit or height % unit or width % unit:
+            raise ValueError(f"{height} x {width} pixels cannot be split into patches; use multiples of {unit}")
+        return height // self.vae.config.patch_size, width // self.vae.config.patch_size
+
+    def _num_chunks(self, num_frames: int, given_frames: int) -> int:
+        total, chunk = num_frames + given_frames, self.chunk_frames
+        if num_frames < 1 or total % chunk:
+            after = f" after {given_frames} given ones" if given_frames else ""
+            nearest = max(
+                chunk - given_frames % chunk if given_frames else chunk, round(total / chunk) * chunk - given_frames
+            )
+            raise ValueError(
+                f"num_frames={num_frames}{after} does not fill whole chunks of {chunk} frames; try num_frames={nearest}"
+            )
+        return total // chunk
+
+
+def _read_vae_config(directory: Path) -> VaeConfig:
+    path = directory / "config.json"
+    try:
+        return VaeConfig(**json.loads(path.read_text())["ddconfig"])
+    except FileNotFoundError:
+        raise CheckpointError(f"no VAE configuration at {path}; download the checkpoint's vae folder there") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is not a MAGI-1 VAE configuration ({error}); download it again") from error
+
+
+def _find_special_tokens(directory: Path) -> Path:
+    shipped = directory / "special_tokens.safetensors"
+    return shipped if shipped.is_file() else directory / "special_tokens.npz"
