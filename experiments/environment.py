@@ -1,0 +1,71 @@
+"""The machine and software a figure was measured on."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import psutil
+import torch
+
+from experiments.job import ROOT
+
+_PACKAGES = ("torch", "transformers", "numpy", "torchmetrics", "scikit-image", "av")
+
+
+@cache
+def _static() -> dict[str, Any]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.system() + " " + platform.machine(),
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=True),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "packages": {name: version(name) for name in _PACKAGES},
+        "revision": _revision(),
+    }
+
+
+def describe(device: str) -> dict[str, Any]:
+    """Machine, driver, threads, versions and code revision."""
+    gpu = {}
+    if torch.device(device).type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = {
+            "gpu": properties.name,
+            "gpu_memory_gib": round(properties.total_memory / 2**30, 1),
+            "cuda": torch.version.cuda,
+            "driver": _driver(),
+        }
+    return {**_static(), "device": torch.device(device).type, "threads": torch.get_num_threads(), **gpu}
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def _revision() -> str | None:
+    """Of the repository, with a plus sign if files differ from it; None outside a checkout."""
+    commands = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        head, changed = (
+            subprocess.run(c, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() for c in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _driver() -> str | None:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        return None

@@ -1,0 +1,179 @@
+"""From a resolved configuration to the objects of a job, with every mistake found before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from experiments.errors import BadInput
+from flowcache.method import MethodConfig
+from flowcache.models.magi.checkpoint import CheckpointError
+
+ROOT = Path(__file__).parents[1]
+METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One model, one setting, one method, some prompts.
+
+    ``generation_options`` are what the model's ``generation`` takes beyond prompt, frames, method and seed.
+    """
+
+    model_name: str
+    setting_name: str
+    method_name: str
+    method: MethodConfig
+    prompts: tuple[str, ...]
+    seed: int
+    num_frames: int
+    fps: int
+    generation_options: dict[str, Any]
+    checkpoint: Path
+    loader: str
+    device: str
+    metrics: tuple[str, ...]
+    latency_pairs: int
+    threads: int
+    output_dir: Path
+    force: bool
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the pixels of a video, besides method, prompt, seed, weights and code."""
+        return {
+            "model": self.model_name,
+            "setting": self.setting_name,
+            "num_frames": self.num_frames,
+            "device": torch.device(self.device).type,
+            **self.generation_options,
+        }
+
+    def load_model(self) -> Any:
+        """The model on the job's device. Raises BadInput for weights that are missing or wrong."""
+        try:
+            return get_object(self.loader)(self.checkpoint, device=self.device)
+        except (CheckpointError, FileNotFoundError, ValueError) as error:
+            raise BadInput(str(error)) from error
+
+
+def make_job(config: DictConfig) -> Job:
+    """Check a composed configuration and turn it into a Job. Raises BadInput with one clear message."""
+    setting, model = config.setting, config.model
+    options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
+    options |= {key: value for key, value in model.options.items() if value is not None}
+    _whole_numbers(
+        {"setting.num_frames": setting.num_frames, "seed": config.seed, "threads": config.threads, **options}
+    )
+    unknown = [name for name in config.metrics if name not in METRICS]
+    if unknown:
+        raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
+    return Job(
+        model_name=model.name,
+        setting_name=setting.name,
+        method_name=config.method.name,
+        method=make_method(config.method),
+        prompts=read_prompts(config),
+        seed=config.seed,
+        num_frames=setting.num_frames,
+        fps=setting.fps,
+        generation_options=options,
+        checkpoint=_checkpoint(config),
+        loader=model.loader,
+        device=_device(config.device),
+        metrics=tuple(config.metrics),
+        latency_pairs=config.latency_pairs,
+        threads=config.threads,
+        output_dir=_inside_root(config.output_dir),
+        force=bool(config.force),
+    )
+
+
+def make_method(config: DictConfig) -> MethodConfig:
+    """Instantiate a method's dataclass from its YAML; unknown keys name their nearest known one."""
+    fields = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "name"}
+    known = [f.name for f in dataclasses.fields(get_object(fields["_target_"]))]
+    for key in fields.keys() - {"_target_"}:
+        if key not in known:
+            raise BadInput(f"method {config.name} has no option {key!r}; {nearest(key, known)}")
+    try:
+        return instantiate(fields)
+    except (InstantiationException, ValueError, TypeError) as error:
+        raise BadInput(f"method {config.name}: {error.__cause__ or error}") from error
+
+
+def read_prompts(config: DictConfig) -> tuple[str, ...]:
+    """The job's prompts: a list, one prompt, or a file with one a line; then the first ``num_prompts`` of them."""
+    source = config.prompts if config.prompts is not None else config.setting.prompts
+    if source is None:
+        raise BadInput(f"setting={config.setting.name} has no prompts of its own; give prompts=<file with one a line>")
+    if isinstance(source, ListConfig):
+        prompts = [str(prompt) for prompt in source]
+    elif _inside_root(source).is_file():
+        prompts = [line.strip() for line in _inside_root(source).read_text().splitlines()]
+    elif Path(source).suffix in (".txt", ".csv", ".json"):
+        raise BadInput(f"no prompt file at {source}; give an existing text file with one prompt a line")
+    else:
+        prompts = [str(source)]
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise BadInput(f"there is no prompt in {source}; write one a line")
+    wanted = config.num_prompts
+    if wanted is None and config.prompts is None:
+        wanted = config.setting.num_prompts
+    if config.debug:
+        wanted = 1
+    if wanted is not None and not 1 <= wanted <= len(prompts):
+        raise BadInput(f"num_prompts={wanted} but there are {len(prompts)} prompts; choose 1 to {len(prompts)}")
+    return tuple(prompts[:wanted])
+
+
+def _checkpoint(config: DictConfig) -> Path:
+    if config.checkpoint is not None:
+        return _inside_root(config.checkpoint)
+    if config.setting.embedded:
+        return ROOT / config.model.embedded_checkpoint
+    raise BadInput(
+        f"setting={config.setting.name} needs the official weights: download them and give checkpoint=<directory>, "
+        "or run setting=embedded, whose weights are in this repository"
+    )
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BadInput(f"device={name} but torch sees no CUDA device; use device=cpu, or install a CUDA build of torch")
+    try:
+        torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"device={name} is unknown; choose auto, cpu or cuda") from None
+    if torch.device(name).type not in ("cpu", "cuda"):
+        raise BadInput(f"device={name} cannot run this; choose auto, cpu or cuda")
+    return name
+
+
+def _inside_root(path: str) -> Path:
+    """Relative paths count from the repository, so that a job does not depend on where it is started."""
+    return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
+
+
+def _whole_numbers(values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if key != "shift" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise BadInput(f"{key}={value!r} must be a whole number of at least 0")
+
+
+def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """'did you mean ...?' with the nearest known name, and all of them."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    guess = f"did you mean {close[0]}? " if close else ""
+    return f"{guess}there are {', '.join(sorted(known))}"

@@ -1,0 +1,50 @@
+"""The main job: plan, generate with a progress bar, measure, print, log."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from experiments.errors import BadInput
+from experiments.job import make_job
+from experiments.records import Record
+from experiments.report import log_to_wandb, print_summary
+from experiments.runner import Runner
+
+
+def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
+    """Run one composed configuration and return its records. Raises BadInput before any work."""
+    console = console or Console()
+    job = make_job(config)
+    runner = Runner(job)
+    plan = runner.plan()
+    console.print(
+        f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(job.prompts)} prompts x seed "
+        f"{job.seed}, {job.num_frames} frames each, on {job.device} with {job.threads} thread(s)\n"
+        f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
+        f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}"
+    )
+    if plan.to_make:
+        runner.model  # noqa: B018 - missing weights must show before the progress bar
+        try:
+            # Wrong sizes, frame counts or steps are the model's to refuse; ask it before the first video.
+            runner.model.generation(job.prompts[0], job.num_frames, job.method, job.seed, **job.generation_options)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("generating", total=runner.num_videos(plan))
+        records = runner.run(lambda text: bar.update(task, advance=1, description=text[:48].ljust(48)))
+    print_summary(job, records, runner.store, console)
+    where = log_to_wandb(job, records, runner.store, OmegaConf.to_container(config.wandb, resolve=True))
+    if where:
+        console.print(f"W&B ({config.wandb.mode})  {where}")
+    return records

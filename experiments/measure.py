@@ -1,0 +1,46 @@
+"""All figures about one video: quality against its reference, and what its caption promised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from numpy import ndarray
+
+from eval.caption_score import score
+from eval.errors import MetricUnavailable
+from eval.lpips import lpips
+from eval.psnr import psnr, psnr_frame
+from eval.ssim import ssim, ssim_skimage
+
+QUALITY: dict[str, Callable[[ndarray, ndarray], float]] = {
+    "psnr": psnr,
+    "psnr_frame": psnr_frame,
+    "ssim": ssim,
+    "ssim_skimage": ssim_skimage,
+    "lpips": lpips,
+}
+
+
+def quality(
+    frames: ndarray, reference: ndarray, names: tuple[str, ...]
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Metrics by name, and for those that cannot be had (None) the reason. Clips uint8 [F, H, W, 3]."""
+    values: dict[str, float | None] = {}
+    notes: dict[str, str] = {}
+    for name in names:
+        if name in QUALITY:
+            try:
+                values[name] = QUALITY[name](frames, reference)
+            except MetricUnavailable as error:
+                values[name], notes[name] = None, str(error)
+    return values, notes
+
+
+def caption(frames: ndarray, prompt: str, chunk_frames: int) -> tuple[dict[str, Any] | None, str | None]:
+    """What the video shows against its caption; None and the reason for captions that cannot be checked."""
+    try:
+        return asdict(score(frames, prompt, chunk_frames)), None
+    except ValueError as error:
+        return None, str(error)

@@ -1,0 +1,136 @@
+"""What a finished job prints and logs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from experiments.job import Job
+from experiments.records import Record, RecordStore
+from experiments.runner import speedups
+
+PFLOP = 1e15
+CAPTION_FLAGS = ("colour_right", "shape_right", "motion_right", "right")
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its 95 % confidence interval (Student's t); nan for fewer than two values."""
+    mean = float(np.mean(values)) if len(values) else float("nan")
+    if len(values) < 2:
+        return mean, float("nan")
+    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+
+
+def finite(records: Sequence[Record], metric: str) -> list[float]:
+    """A metric's numbers; identical videos (infinite PSNR) and missing values are left out."""
+    return [r.metrics[metric] for r in records if isinstance(r.metrics.get(metric), (int, float))]
+
+
+def summarise(records: Sequence[Record]) -> dict[str, float]:
+    """A job's figures in one flat dictionary: the table's and W&B's."""
+    summary: dict[str, float] = {"n": len(records)}
+    for metric in sorted({name for r in records for name in r.metrics}):
+        values = finite(records, metric)
+        if values:
+            summary[metric], summary[f"{metric}_ci95"] = mean_and_interval(values)
+    summary["pflops"] = statistics.mean(r.flops for r in records) / PFLOP
+    shares = [r.flops / r.baseline_flops for r in records if r.baseline_flops]
+    if shares:
+        summary["flops_share"] = statistics.mean(shares)
+    summary["computed_fraction"] = statistics.mean(r.computed_fraction for r in records)
+    latencies = [r.latency_s for r in records if r.latency_s]
+    if latencies:
+        summary["latency_s"] = statistics.median(latencies)
+    ratios = speedups(records)
+    if ratios:
+        summary |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
+        summary["speedup_pairs"] = len(ratios)
+        summary["efficiency"] = summary["speedup"] * summary["flops_share"]
+    policy = [r.sections_s.get("policy", 0.0) / r.latency_s for r in records if r.latency_s]
+    if policy:
+        summary["policy_share"] = statistics.median(policy)
+    for flag in CAPTION_FLAGS:
+        seen = [bool(r.caption[flag]) for r in records if r.caption]
+        if seen:
+            summary[f"caption_{flag}"] = sum(seen) / len(seen)
+    summary["kv_mib"] = max(r.kv_bytes_used_peak for r in records) / 2**20
+    return summary
+
+
+_ROWS = (
+    ("executed compute, PFLOPs a video", "pflops", "{:.6f}"),
+    ("compute left, of vanilla's FLOPs", "flops_share", "{:.3f}"),
+    ("chunk steps computed", "computed_fraction", "{:.3f}"),
+    ("latency, s (median)", "latency_s", "{:.2f}"),
+    ("speed-up (median of pairs)", "speedup", "{:.2f}x"),
+    ("efficiency (speed-up x compute left)", "efficiency", "{:.2f}"),
+    ("time spent deciding", "policy_share", "{:.1%}"),
+    ("PSNR, dB", "psnr", "{:.2f}"),
+    ("SSIM", "ssim", "{:.4f}"),
+    ("LPIPS (alex)", "lpips", "{:.4f}"),
+    ("caption: colour right", "caption_colour_right", "{:.0%}"),
+    ("caption: shape right", "caption_shape_right", "{:.0%}"),
+    ("caption: motion right", "caption_motion_right", "{:.0%}"),
+    ("caption: all three right", "caption_right", "{:.0%}"),
+    ("KV cache in use, MiB", "kv_mib", "{:.2f}"),
+)
+
+
+def print_summary(job: Job, records: Sequence[Record], store: RecordStore, console: Console) -> None:
+    """The job's table, what is missing and why, and where everything is."""
+    summary = summarise(records)
+    table = Table(
+        title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {len(records)} videos, measured here"
+    )
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("spread")
+    for title, key, form in _ROWS:
+        if key in summary:
+            spread = f"±{summary[f'{key}_ci95']:.3g} (95 %)" if f"{key}_ci95" in summary else ""
+            if key == "speedup":
+                spread = (
+                    f"{summary['speedup_min']:.2f}-{summary['speedup_max']:.2f}, {summary['speedup_pairs']:.0f} pairs"
+                )
+            table.add_row(title, form.format(summary[key]), spread)
+    console.print(table)
+    for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
+        console.print(f"{name}: n/a ({reason})")
+    first = records[0]
+    console.print(f"first video  {store.preview_path(first.key)}")
+    console.print(f"all videos, traces, records  {store.directory}/{{videos,traces,records}}")
+
+
+def log_to_wandb(job: Job, records: Sequence[Record], store: RecordStore, settings: dict[str, Any]) -> str | None:
+    """One W&B run with the summary, a table of all videos and the first video. Returns where it is, None if disabled."""
+    if settings["mode"] == "disabled":
+        return None
+    import wandb
+
+    job.output_dir.mkdir(parents=True, exist_ok=True)
+    run = wandb.init(
+        project=settings["project"],
+        mode=settings["mode"],
+        dir=str(job.output_dir),
+        name=f"{job.model_name}-{job.setting_name}-{job.method_name}",
+        config={**job.settings, "method": job.method_name, "method_config": records[0].method_config, "seed": job.seed},
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    columns = ["key", "prompt", "latency_s", "flops", "computed_fraction", *sorted(records[0].metrics)]
+    rows = [
+        [r.key, r.prompt, r.latency_s, r.flops, r.computed_fraction, *(r.metrics.get(m) for m in columns[5:])]
+        for r in records
+    ]
+    rows = [[str(v) if v == "inf" else v for v in row] for row in rows]
+    summary = {k: v for k, v in summarise(records).items() if v == v}
+    video = wandb.Video(str(store.preview_path(records[0].key)), caption=records[0].prompt, format="mp4")
+    run.log({**summary, "videos": wandb.Table(columns=columns, data=rows), "first_video": video})
+    directory = run.dir
+    run.finish()
+    return directory

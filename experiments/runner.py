@@ -1,0 +1,186 @@
+"""Generate, time and measure the videos of a job, one record each; finished records are never made again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from baselines.vanilla import VanillaConfig
+from eval.atomic import atomic_path
+from eval.video_io import read_lossless, write_lossless, write_mp4
+from experiments import environment, measure
+from experiments.job import Job
+from experiments.records import Record, RecordStore, new_record
+from flowcache.clock import SectionClock
+from flowcache.method import MethodConfig
+from flowcache.sampler import generate
+from flowcache.trace import Trace
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Take:
+    """One generation: frames uint8 [F, H, W, 3], wall seconds from prompt to frames, where they went, what happened."""
+
+    frames: np.ndarray
+    latency_s: float
+    sections_s: dict[str, float]
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do: prompts whose method video, and whose vanilla reference, are still to be made."""
+
+    to_make: tuple[str, ...]
+    references_to_make: tuple[str, ...]
+    finished: int
+
+
+class Runner:
+    """Runs jobs that share a model, a setting, prompts and an output folder.
+
+    Args:
+        job: what to run.
+        model: loaded already, to be shared between jobs; loaded on first use if None.
+    """
+
+    def __init__(self, job: Job, model: Any = None) -> None:
+        self.job = job
+        self.store = RecordStore(job.output_dir)
+        self._given_model = model
+        self._warm: set[str] = set()
+        torch.set_num_threads(job.threads)
+
+    @cached_property
+    def model(self) -> Any:
+        return self.job.load_model() if self._given_model is None else self._given_model
+
+    @property
+    def is_vanilla(self) -> bool:
+        return self.job.method == VanillaConfig()
+
+    def plan(self) -> Plan:
+        prompts = self.job.prompts
+        to_make = [p for p in prompts if self.job.force or self.store.find(self._record(p).key) is None]
+        references = [p for p in to_make if not self.is_vanilla and self.store.find(self._reference(p).key) is None]
+        return Plan(tuple(to_make), tuple(references), len(prompts) - len(to_make))
+
+    def run(self, progress: Progress = lambda text: None) -> list[Record]:
+        """Make what is missing and return the records of all prompts, in order.
+
+        ``progress`` is told after each video. A video's failure is recorded and raised.
+        """
+        plan = self.plan()
+        timed_pairs = 0
+        for prompt in plan.to_make:
+            baseline = None
+            if not self.is_vanilla:
+                if prompt in plan.references_to_make:
+                    baseline = self.make(self._reference(prompt), VanillaConfig(), prompt).latency_s
+                    progress(f"vanilla: {prompt}")
+                elif timed_pairs < self.job.latency_pairs:
+                    baseline = self.take(VanillaConfig(), prompt).latency_s
+                    progress(f"vanilla, for timing: {prompt}")
+                timed_pairs += 1
+            self.make(self._record(prompt), self.job.method, prompt, baseline)
+            progress(f"{self.job.method_name}: {prompt}")
+        return [self.store.find(self._record(prompt).key) for prompt in self.job.prompts]
+
+    def num_videos(self, plan: Plan) -> int:
+        """Videos that ``run`` will generate, for a progress bar."""
+        if self.is_vanilla:
+            return len(plan.to_make)
+        known = [
+            i for i, p in enumerate(plan.to_make) if p not in plan.references_to_make and i < self.job.latency_pairs
+        ]
+        return len(plan.to_make) + len(plan.references_to_make) + len(known)
+
+    def make(
+        self, record: Record, method: MethodConfig, prompt: str, baseline_latency_s: float | None = None
+    ) -> Record:
+        """Generate one video, measure it, and save video, trace and record, the record last."""
+        record.environment = environment.describe(self.job.device)
+        try:
+            take = self.take(method, prompt)
+        except Exception as error:
+            record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+            self.store.save(record)
+            raise
+        record.latency_s, record.sections_s = take.latency_s, take.sections_s
+        record.baseline_latency_s = baseline_latency_s
+        _describe_work(record, take.trace)
+        if method == VanillaConfig():
+            record.baseline_flops = take.trace.flops
+        else:
+            reference = self.store.find(self._reference(prompt).key)
+            record.baseline_flops = reference.flops
+            frames = read_lossless(self.store.video_path(reference.key))
+            record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
+        if "caption" in self.job.metrics:
+            record.caption, reason = measure.caption(take.frames, prompt, self.model.chunk_frames)
+            if reason:
+                record.notes["caption"] = reason
+        write_lossless(self.store.video_path(record.key), take.frames, self.job.fps)
+        write_mp4(self.store.preview_path(record.key), take.frames, self.job.fps)
+        with atomic_path(self.store.trace_path(record.key)) as temporary:
+            pd.DataFrame(take.trace.records()).to_parquet(temporary)
+        self.store.save(record)
+        return record
+
+    def take(self, method: MethodConfig, prompt: str) -> Take:
+        """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
+        if repr(method) not in self._warm:
+            self._warm.add(repr(method))
+            self._generate(method, prompt, self.model.chunk_frames * 2)
+        return self._generate(method, prompt, self.job.num_frames)
+
+    def _generate(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
+        trace, clock = Trace(), SectionClock(self.job.device)
+        self._synchronise()
+        started = time.perf_counter()
+        chunks = list(
+            generate(
+                self.model,
+                prompt,
+                num_frames,
+                method,
+                self.job.seed,
+                trace,
+                clock,
+                **self.job.generation_options,
+            )
+        )
+        self._synchronise()
+        latency_s = time.perf_counter() - started
+        return Take(torch.cat(chunks).cpu().numpy(), latency_s, clock.seconds(), trace)
+
+    def _synchronise(self) -> None:
+        if torch.device(self.job.device).type == "cuda":
+            torch.cuda.synchronize()
+
+    def _record(self, prompt: str) -> Record:
+        return new_record(self.job, self.job.method_name, self.job.method, prompt)
+
+    def _reference(self, prompt: str) -> Record:
+        return new_record(self.job, "vanilla", VanillaConfig(), prompt)
+
+
+def _describe_work(record: Record, trace: Trace) -> None:
+    record.flops, record.computed_fraction = trace.flops, trace.computed_fraction
+    record.flops_by_kind, record.flops_by_part = trace.flops_by_kind(), trace.flops_by_part()
+    record.kv_bytes_allocated = trace.kv_bytes_allocated
+    record.kv_bytes_used_peak = trace.kv_bytes_used_peak
+
+
+def speedups(records: Iterable[Record]) -> list[float]:
+    """Vanilla's latency over the method's, for every prompt where both were timed back to back."""
+    return [r.baseline_latency_s / r.latency_s for r in records if r.baseline_latency_s and r.latency_s]
