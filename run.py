@@ -1,6 +1,6 @@
 """Run one job: ``python run.py model=magi method=flowcache_fast``; README.md and conf/ tell what can be set.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input.
+Exit codes: 0 done, 1 the run failed, 2 bad input. In a multirun (-m) every job runs; the worst code counts.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # set again from the job; before torch starts its pool
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its pool; each job sets its own number
 
 import hydra
 from omegaconf import DictConfig
@@ -16,30 +16,37 @@ from omegaconf import DictConfig
 from experiments.cli import check_overrides
 from experiments.errors import BadInput
 
+_HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+_exit_codes = [0]
+
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def job(config: DictConfig) -> None:
     from experiments.main_job import run_job
 
-    run_job(config)
+    try:
+        run_job(config)
+    except BadInput as error:
+        _fail(2, str(error))
+    except Exception as error:
+        if config.debug:
+            raise
+        _fail(1, f"the run failed: {type(error).__name__}: {error} (debug=true shows where)")
+
+
+def _fail(code: int, message: str) -> None:
+    print(f"run.py: {message}", file=sys.stderr)
+    _exit_codes.append(code)
 
 
 def main() -> int:
-    debug = "debug=true" in sys.argv
     try:
-        if not {"--help", "-h", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
+        if not _HELP & set(sys.argv):
             check_overrides(sys.argv[1:])
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors come up to here
         job()
     except BadInput as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if debug:
-            raise
-        print(f"run.py: the run failed: {type(error).__name__}: {error} (debug=true shows where)", file=sys.stderr)
-        return 1
-    return 0
+        _fail(2, str(error))
+    return max(_exit_codes)
 
 
 if __name__ == "__main__":

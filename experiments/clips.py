@@ -29,11 +29,12 @@ SHAPES = ("circle", "square", "triangle")
 BACKGROUNDS = {"dark": (18, 18, 26), "grey": (118, 118, 122), "light": (236, 234, 228)}
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "bouncing", "staying still")
-SPEEDS = {"slowly": 0.75, "quickly": 1.5}  # pixels a frame along each moving axis
+SPEEDS = {"slowly": 1.0, "quickly": 2.0}  # pixels a frame along each moving axis
 NUM_HELD_OUT = 64
 
 _CIRCLE_RADIUS, _SQUARE_HALF_SIDE, _TRIANGLE_INRADIUS = 13.0, 11.5, 9.0
-_WALL = 14.0  # pixels between the frame's edge and the centre of a shape that bounces back
+_WALL = 16.0  # pixels between the frame's edge and the centre of a shape that bounces back
+_START_GRID = 4  # pixels; see `render`
 
 
 @dataclass(frozen=True, order=True)
@@ -96,7 +97,11 @@ def scene_of(caption: str) -> Scene:
 
 
 def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
-    """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws start and, if it bounces, heading."""
+    """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws start and, if it bounces, heading.
+
+    Starts lie on a grid of 4 pixels and speeds are 1 or 2 pixels a frame, so that at the start of every latent frame
+    (4 frames) a shape is on that grid again: few distinct patches, which a model of this size draws sharply.
+    """
     centre = _path(scene, num_frames, generator)
     grid = torch.arange(SIZE, dtype=torch.float32)
     # The frame is a torus: a shape leaving on one side comes in on the other.
@@ -110,7 +115,7 @@ def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
 
 def _path(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     """Centre of the shape in every frame, float32 [num_frames, 2] (x, y) in pixels."""
-    start = torch.rand(2, generator=generator) * SIZE
+    start = torch.randint(0, SIZE // _START_GRID, (2,), generator=generator) * float(_START_GRID)
     time = torch.arange(num_frames, dtype=torch.float32)[:, None]
     if scene.motion == "staying still":
         return start.expand(num_frames, 2)
@@ -118,7 +123,7 @@ def _path(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     if scene.motion == "bouncing":
         heading = torch.randint(0, 2, (2,), generator=generator) * 2.0 - 1.0
         span = SIZE - 2 * _WALL
-        phase = (start / SIZE * 2 * span + time * speed * heading) % (2 * span)
+        phase = (start * (2 * span / SIZE) + time * speed * heading) % (2 * span)
         return _WALL + span - (phase - span).abs()
     return start + time * speed * torch.tensor(DIRECTIONS[scene.motion], dtype=torch.float32)
 

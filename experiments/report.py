@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -29,7 +30,8 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def finite(records: Sequence[Record], metric: str) -> list[float]:
     """A metric's numbers; identical videos (infinite PSNR) and missing values are left out."""
-    return [r.metrics[metric] for r in records if isinstance(r.metrics.get(metric), (int, float))]
+    values = [r.metrics.get(metric) for r in records]
+    return [v for v in values if isinstance(v, (int, float)) and math.isfinite(v)]
 
 
 def summarise(records: Sequence[Record]) -> dict[str, float]:
@@ -39,6 +41,9 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
         values = finite(records, metric)
         if values:
             summary[metric], summary[f"{metric}_ci95"] = mean_and_interval(values)
+    identical = [r.metrics["psnr"] == "inf" or r.metrics["psnr"] == math.inf for r in records if "psnr" in r.metrics]
+    if any(identical):
+        summary["identical_videos"] = sum(identical)
     summary["pflops"] = statistics.mean(r.flops for r in records) / PFLOP
     shares = [r.flops / r.baseline_flops for r in records if r.baseline_flops]
     if shares:
@@ -64,7 +69,7 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
 
 
 _ROWS = (
-    ("executed compute, PFLOPs a video", "pflops", "{:.6f}"),
+    ("executed compute, PFLOPs a video", "pflops", "{:.3g}"),
     ("compute left, of vanilla's FLOPs", "flops_share", "{:.3f}"),
     ("chunk steps computed", "computed_fraction", "{:.3f}"),
     ("latency, s (median)", "latency_s", "{:.2f}"),
@@ -72,6 +77,7 @@ _ROWS = (
     ("efficiency (speed-up x compute left)", "efficiency", "{:.2f}"),
     ("time spent deciding", "policy_share", "{:.1%}"),
     ("PSNR, dB", "psnr", "{:.2f}"),
+    ("videos identical to vanilla's", "identical_videos", "{:.0f}"),
     ("SSIM", "ssim", "{:.4f}"),
     ("LPIPS (alex)", "lpips", "{:.4f}"),
     ("caption: colour right", "caption_colour_right", "{:.0%}"),
@@ -93,7 +99,7 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     table.add_column("spread")
     for title, key, form in _ROWS:
         if key in summary:
-            spread = f"±{summary[f'{key}_ci95']:.3g} (95 %)" if f"{key}_ci95" in summary else ""
+            X
             if key == "speedup":
                 spread = (
                     f"{summary['speedup_min']:.2f}-{summary['speedup_max']:.2f}, {summary['speedup_pairs']:.0f} pairs"
@@ -108,7 +114,7 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
 
 
 def log_to_wandb(job: Job, records: Sequence[Record], store: RecordStore, settings: dict[str, Any]) -> str | None:
-    """One W&B run with the summary, a table of all videos and the first video. Returns where it is, None if disabled."""
+    """One W&B run with summary, a table of all videos and the first video. Returns where it is; None if disabled."""
     if settings["mode"] == "disabled":
         return None
     import wandb

@@ -1,0 +1,133 @@
+"""Figures from records: ``python -m experiments.figures [records=outputs]``. Writes PNG and the data as CSV.
+
+reuse_curve: PSNR to vanilla against compute left, for chunkwise, uniform and every-k reuse at equal warm-up, with 95 %
+intervals over prompts; warmup_sweep: the same for other warm-ups.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from eval.atomic import atomic_path
+from experiments.collect import collect
+from experiments.errors import BadInput
+from experiments.job import ROOT
+from experiments.report import mean_and_interval
+
+FIGURES = ROOT / "results" / "figures"
+# Method families by the option that is swept; slow and fast rows of one family are points of one curve.
+FAMILIES = {"flowcache": "chunkwise (FlowCache)", "teacache": "uniform (TeaCache)", "every_k": "every k-th step"}
+COLOURS = {"flowcache": "tab:blue", "teacache": "tab:orange", "every_k": "tab:green"}
+MARKERS = {"flowcache": "o", "teacache": "s", "every_k": "^"}
+PSNR_CAP_DB = 60.0  # videos closer to vanilla than this count as this: identical ones would be infinite
+
+
+def reuse_points(frame: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting: family, warm-up, option, compute left, mean PSNR and half-width of its 95 % interval, n."""
+    frame = frame[frame["method"] != "vanilla"].copy()
+    frame["family"] = frame["method"].str.replace(r"_(slow|fast)$", "", regex=True)
+    frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame.get("every"))
+    standard = (frame["reuse"] == "velocity") & frame["refresh_clean_kv"] & frame["near_clean"]
+    frame = frame[standard].drop_duplicates(["family", "warmup_steps", "option", "prompt", "seed"])
+    rows = []
+    for (family, warmup, option), group in frame.groupby(["family", "warmup_steps", "option"]):
+        psnr = pd.to_numeric(group["psnr"]).clip(upper=PSNR_CAP_DB)
+        mean, half_width = mean_and_interval(list(psnr))
+        rows.append(
+            {
+                "family": family,
+                "warmup_steps": int(warmup),
+                "option": option,
+                "compute_left": group["flops_share"].mean(),
+                "psnr": mean,
+                "psnr_ci95": half_width,
+                "n": len(group),
+            }
+        )
+    return pd.DataFrame(rows).sort_values(["family", "warmup_steps", "compute_left"], ignore_index=True)
+
+
+def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for family, title in FAMILIES.items():
+        mine = points[(points["family"] == family) & (points["warmup_steps"] == warmup_steps)]
+        if len(mine):
+            _curve(axes, mine, title, COLOURS[family], MARKERS[family], "-")
+    _finish(figure, axes, f"Reuse at equal compute, warm-up {warmup_steps} (embedded MAGI-1, measured)", points, path)
+
+
+def draw_warmup_sweep(points: pd.DataFrame, path: Path) -> None:
+    warmups = sorted(points["warmup_steps"].unique())
+    figure, all_axes = plt.subplots(1, len(FAMILIES), figsize=(12, 4.2), sharey=True, layout="constrained")
+    shades = plt.colormaps["viridis"](np.linspace(0.1, 0.9, len(warmups)))
+    for axes, (family, title) in zip(all_axes, FAMILIES.items(), strict=True):
+        for warmup, shade in zip(warmups, shades, strict=True):
+            mine = points[(points["family"] == family) & (points["warmup_steps"] == warmup)]
+            if len(mine):
+                _curve(axes, mine, f"warm-up {warmup}", shade, MARKERS[family], "-")
+        axes.set_title(title)
+        axes.set_xlabel("compute left (share of vanilla's FLOPs)")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    all_axes[0].set_ylabel("PSNR to vanilla, dB")
+    _save(figure, path)
+
+
+def _curve(axes, points: pd.DataFrame, title: str, colour, marker: str, line: str) -> None:
+    axes.errorbar(
+        points["compute_left"],
+        points["psnr"],
+        yerr=points["psnr_ci95"],
+        color=colour,
+        marker=marker,
+        linestyle=line,
+        markersize=4,
+        linewidth=1.2,
+        capsize=2,
+        label=title,
+    )
+
+
+def _finish(figure, axes, title: str, points: pd.DataFrame, path: Path) -> None:
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel("compute left (share of vanilla's executed FLOPs)")
+    axes.set_ylabel(f"PSNR to vanilla, dB (mean and 95 % interval, n = {points['n'].min()}-{points['n'].max()})")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+    print(f"written {path.relative_to(ROOT)}")
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        defaults = {"model": "magi", "setting": "embedded", "records": "outputs", "warmup_steps": 5}
+        options = OmegaConf.merge(defaults, OmegaConf.from_dotlist(arguments))
+        points = reuse_points(collect(ROOT / options.records, options.model, options.setting))
+    except BadInput as error:
+        print(f"figures: {error}", file=sys.stderr)
+        return 2
+    stem = f"{options.model}_{options.setting}"
+    with atomic_path(FIGURES / f"{stem}_reuse.csv") as temporary:
+        temporary.write_text(points.to_csv(index=False, float_format="%.6g"))
+    draw_reuse_curve(points, options.warmup_steps, FIGURES / f"{stem}_reuse_curve.png")
+    draw_warmup_sweep(points, FIGURES / f"{stem}_warmup_sweep.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

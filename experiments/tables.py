@@ -1,0 +1,156 @@
+"""The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [records=outputs]``.
+
+Measured figures of this repository's runs beside the figures the paper reports, each marked as what it is. Writes
+Markdown and CSV to results/tables/.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from omegaconf import OmegaConf
+
+from eval.atomic import atomic_path
+from experiments.cli import compose_config
+from experiments.collect import collect
+from experiments.errors import BadInput
+from experiments.job import ROOT, make_method
+from experiments.report import mean_and_interval
+
+METHODS = ("vanilla", "teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast")
+_TERA = 1e12
+
+
+def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
+    """One row a method, at its default options: n, means with half-widths of 95 % intervals, medians of pairs."""
+    rows = []
+    for name in methods:
+        options = _options(name, model, setting)
+        mine = frame[frame["method"] == name]
+        for key, value in options.items():
+            mine = mine[mine[key] == value] if value is not None else mine
+        if mine.empty:
+            continue
+        row: dict[str, float | int | str] = {"method": name, "n": len(mine)}
+        row["threshold"] = options.get("threshold", float("nan"))
+        row["tflops"] = mine["flops"].mean() / _TERA
+        row["compute_left"] = mine["flops_share"].mean()
+        row["chunk_steps_computed"] = mine["computed_fraction"].mean()
+        pairs = (mine["baseline_latency_s"] / mine["latency_s"]).dropna()
+        if len(pairs):
+            row["speedup"], row["speedup_min"], row["speedup_max"] = pairs.median(), pairs.min(), pairs.max()
+            row["speedup_pairs"] = len(pairs)
+            row["efficiency"] = row["speedup"] * row["compute_left"]
+        for metric in ("psnr", "ssim", "lpips"):
+            values = pd.to_numeric(mine.get(metric), errors="coerce").replace(np.inf, np.nan).dropna()
+            if name != "vanilla" and len(values):
+                row[metric], row[f"{metric}_ci95"] = mean_and_interval(list(values))
+        for flag in ("colour_right", "shape_right", "motion_right", "right"):
+            seen = mine[f"caption_{flag}"].dropna() if f"caption_{flag}" in mine else []
+            if len(seen):
+                row[f"caption_{flag}"] = float(np.mean(seen.astype(bool)))
+        rows.append(row)
+    if not rows:
+        raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
+    return pd.DataFrame(rows).set_index("method")
+
+
+def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str:
+    """Both tables, one above the other, with provenance."""
+    lines = [
+        f"**Measured** here, embedded model ({source}); means ± half-width of the 95 % interval over prompts;",
+        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed.",
+        "Efficiency is speed-up times compute left: 1 means every FLOP saved became time saved.",
+        "",
+        "| method | n | threshold | TFLOPs | compute left | speed-up (min-max, pairs) | efficiency | PSNR dB | SSIM "
+        "| LPIPS | caption right |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in measured.iterrows():
+        speed = "-"
+        if pd.notna(row.get("speedup")):
+            speed = (
+                f"{row['speedup']:.2f}x ({row['speedup_min']:.2f}-{row['speedup_max']:.2f}, {row['speedup_pairs']:.0f})"
+            )
+        cells = [
+            name,
+            f"{row['n']:.0f}",
+            _cell(row.get("threshold"), "{:.4g}"),
+            f"{row['tflops']:.3f}",
+            f"{row['compute_left']:.3f}",
+            speed,
+            _cell(row.get("efficiency"), "{:.2f}"),
+            *(
+                _with_interval(row, metric, form)
+                for metric, form in (("psnr", "{:.2f}"), ("ssim", "{:.4f}"), ("lpips", "{:.4f}"))
+            ),
+            _cell(row.get("caption_right"), "{:.0%}"),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "**Reported** by the paper (arXiv 2602.10825, Table 1): MAGI-1 4.5B-distill, 720x720, 240 frames, one A800. "
+        "Another model and setting: the columns do not compare by value.",
+        "",
+        "| method | PFLOPs | compute left | speed-up | latency s | efficiency | VBench % | PSNR dB | SSIM | LPIPS |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, row in reported.iterrows():
+        share = row["pflops"] / reported.loc["vanilla", "pflops"]
+        cells = [name, f"{row['pflops']:.0f}", f"{share:.3f}", f"{row['speedup']:.2f}x", f"{row['latency_s']:.0f}"]
+        cells += [f"{row['speedup'] * share:.2f}", f"{row['vbench_percent']:.2f}"]
+        cells += [_cell(row[k], "{:.4g}") for k in ("psnr_db", "ssim", "lpips")]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _options(name: str, model: str, setting: str) -> dict[str, object]:
+    """The method's options as its YAML and tuned values give them."""
+    from dataclasses import asdict
+
+    config = compose_config([f"model={model}", f"setting={setting}", f"method={name}"])
+    return asdict(make_method(config.method))
+
+
+def _cell(value: object, form: str) -> str:
+    return "-" if value is None or pd.isna(value) else form.format(value)
+
+
+def _with_interval(row: pd.Series, metric: str, form: str) -> str:
+    if metric not in row or pd.isna(row[metric]):
+        return "-"
+    return f"{form.format(row[metric])} ± {form.format(row[f'{metric}_ci95'])}"
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        options = OmegaConf.merge(
+            {"model": "magi", "setting": "embedded", "records": "outputs"}, OmegaConf.from_dotlist(arguments)
+        )
+        frame = collect(ROOT / options.records, options.model, options.setting)
+        measured = main_table(frame, options.model, options.setting)
+    except BadInput as error:
+        print(f"tables: {error}", file=sys.stderr)
+        return 2
+    reported = pd.read_csv(ROOT / "results" / "reported" / f"{options.model}_main.csv", index_col="method")
+    cpus = ", ".join(sorted({str(v) for v in frame["environment_cpu"].dropna()}))
+    threads = ", ".join(sorted({f"{v}" for v in frame["environment_threads"].dropna()}))
+    text = markdown(measured, reported, f"{cpus}, {threads} thread(s), weights {frame['weights'].iloc[0]}")
+    stem = ROOT / "results" / "tables" / f"{options.model}_{options.setting}_main"
+    _write(stem.with_suffix(".md"), text)
+    _write(stem.with_suffix(".csv"), measured.to_csv(float_format="%.6g"))
+    print(text)
+    print(f"written to {stem.relative_to(ROOT)}.md and .csv")
+    return 0
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
