@@ -115,7 +115,9 @@ def staged_schedule(
         intervals: float32 [num_steps], from ``step_intervals``.
     """
     num_steps = len(times) - 1
-    if window_size < 1 or num_steps < window_size or num_steps % window_size:
+    if window_size < 1:
+        raise ValueError(f"window_size={window_size} must be at least 1 chunk")
+    if num_steps < window_size or num_steps % window_size:
         raise ValueError(
             f"num_steps={num_steps} does not divide into window_size={window_size} equal stages; "
             f"choose a multiple of {window_size}, such as {max(1, round(num_steps / window_size)) * window_size}"

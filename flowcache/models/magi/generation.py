@@ -121,9 +121,7 @@ class MagiGeneration:
 
     def begin_row(self, row: Row) -> None:
         """A chunk that begins with given frames has them put back before every forward; its time stays as it is."""
-        if self.prefix is not None:
-            start, end = self.schedule.prefix_chunks * self.runtime.chunk_width, self.prefix.shape[2]
-            self.latents[:, :, start:end] = self.prefix[:, :, start:]
+        self._put_given_frames()
 
     def features(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
         latents = self.latents[:, :, self._frames(chunks[0], chunks[-1])]
@@ -173,6 +171,7 @@ class MagiGeneration:
             self.latents[:, :, frames] += self._update[:, :, frames] * self._lengths(row)
 
     def finish(self, chunk: int) -> Tensor:
+        self._put_given_frames()  # the last step moved them; upstream emits an image's frames so
         latent = self.latents[0, :, self._frames(chunk)].clone()
         for cache in self._caches:
             cache.finish(chunk)
@@ -208,6 +207,12 @@ class MagiGeneration:
         return self._update[:, :, self._frames(chunk)]
 
     # Parts.
+
+    def _put_given_frames(self) -> None:
+        """Restore the given frames of the chunk that is only partly given."""
+        if self.prefix is not None:
+            start, end = self.schedule.prefix_chunks * self.runtime.chunk_width, self.prefix.shape[2]
+            self.latents[:, :, start:end] = self.prefix[:, :, start:]
 
     def _encode_prefix(self) -> list[Work]:
         """Keys and values of the whole prefix chunks: clean, null caption, one forward."""

@@ -1,0 +1,168 @@
+"""The analytic FLOP count against what PyTorch counts while running, and against the paper's figure."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from baselines.every_k import EveryKConfig
+from baselines.vanilla import VanillaConfig
+from flowcache.models.magi.config import Runtime
+from flowcache.models.magi.flops import FlopCounter
+from flowcache.models.magi.generation import MagiGeneration
+from flowcache.models.magi.network import DitConfig, MagiDit
+from flowcache.schedule import staged_schedule, timesteps
+from flowcache.trace import Trace
+from tests.models.magi_goldens import GUIDANCE_3, dit_config, latents_of
+
+Shape = tuple[int, ...]
+
+
+def attention_flops(query: Shape, key: Shape, value: Shape, *_, **__) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# PyTorch's own registry knows the kernels of GPUs only.
+ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
+
+
+def counted_run(method, dit: MagiDit, num_chunks: int = 3, prefix_frames: int = 0, **runtime) -> tuple[int, int, Trace]:
+    """FLOPs of all operators and of attention as PyTorch counts them, captions included, and the run's trace."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(1, 16, 6 * num_chunks, 4, 4, generator=random)
+    prefix = torch.randn(1, 16, prefix_frames, 4, 4, generator=random) if prefix_frames else None
+    features = [torch.randn(1, 5 + chunk, 32, generator=random) for chunk in range(num_chunks)]
+    trace = Trace()
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, torch.inference_mode():
+        null = dit.caption_kv(dit.y_embedder.null_caption_embedding[None])
+        given = prefix_frames // 6
+        captions = [null] * given + [dit.caption_kv(feature) for feature in features[given:]]
+        settings = Runtime(num_steps=4, **runtime)
+        generation = MagiGeneration(dit, settings, method, captions, null, noise, prefix)
+        latents_of(generation, method, trace)
+    by_operator = counter.get_flop_counts()["Global"]
+    attention = sum(flops for operator, flops in by_operator.items() if operator in ATTENTION)
+    return counter.get_total_flops(), attention, trace
+
+
+def two_layers(**changes) -> MagiDit:
+    return MagiDit(dit_config(num_layers=2, **changes)).eval().requires_grad_(False)
+
+
+SETTINGS = {
+    "guidance 1": ({}, {"near_clean", "refresh"}),
+    "no near-clean": ({"near_clean_threshold": 1.0}, {"refresh"}),
+    "guidance 3": (GUIDANCE_3, {"refresh"}),
+    "prefix": ({"prefix_frames": 14, "num_chunks": 4}, {"near_clean", "refresh", "prefix"}),
+    "guidance 3, prefix": (GUIDANCE_3 | {"prefix_frames": 6}, {"refresh", "prefix"}),
+    "look-back": ({"noise2clean_kvrange": (3, 2, 2, 1), "num_chunks": 5}, {"near_clean", "refresh"}),
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_count_of_a_run_is_what_pytorch_counts(setting):
+    runtime, kinds = SETTINGS[setting]
+    total, attention, trace = counted_run(VanillaConfig(), two_layers(), **runtime)
+    assert set(trace.flops_by_kind()) == {"caption", "denoise"} | kinds
+    parts = trace.flops_by_part()
+    assert attention > 0
+    assert parts["self_attention_flops"] + parts["cross_attention_flops"] == attention
+    assert trace.flops == total
+
+
+def test_the_count_of_a_run_with_reuse_is_what_pytorch_counts():
+    total, _, trace = counted_run(EveryKConfig(every=3, warmup_steps=1), two_layers())
+    assert trace.computed_fraction < 1
+    assert trace.flops == total
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gated_linear_unit": True, "distill": True},
+        {"in_channels": 32, "out_channels": 32, "half_channel_vae": True},
+        {"num_query_groups": 6, "cond_hidden_ratio": 0.5},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_the_count_follows_the_network(changes):
+    total, _, trace = counted_run(VanillaConfig(), two_layers(**changes), num_chunks=2)
+    assert trace.flops == total
+
+
+# The paper's setting, by hand count: paper.md, section 5.
+
+PAPER = DitConfig(
+    num_layers=34,
+    hidden_size=3072,
+    ffn_hidden_size=12288,
+    num_attention_heads=24,
+    num_query_groups=8,
+    kv_channels=128,
+    caption_channels=4096,
+    caption_max_length=800,
+    distill=True,
+)
+TOKENS = 6 * (720 // 16) ** 2  # a chunk's: VAE and patches take 8 x 2 pixels a side
+CHUNKS, STEPS = 10, 64
+
+
+def paper_run(caption_tokens: int) -> dict[str, int]:
+    """FLOPs by kind of the paper's vanilla run: 10 chunks of 720 x 720 in 64 steps, guidance 1."""
+    counter, schedule, runtime = FlopCounter(PAPER, TOKENS), staged_schedule(CHUNKS, timesteps(STEPS)), Runtime()
+    flops = {"denoise": 0, "near_clean": 0, "refresh": 0}
+    for row in schedule.rows:
+        for chunk in row.chunks:
+            flops["denoise"] += counter.chunk("denoise", chunk, TOKENS * (chunk + 1), caption_tokens).flops
+        if row.oldest.t > runtime.near_clean_threshold:
+            flops["near_clean"] += counter.chunk("near_clean", row.oldest.chunk, TOKENS, caption_tokens).flops
+    for chunk in range(CHUNKS - 1):
+        flops["refresh"] += counter.chunk("refresh", chunk, TOKENS * (chunk + 1), 50).flops
+    return flops
+
+
+def test_a_chunk_forward_of_the_paper_is_the_hand_count():
+    work = FlopCounter(PAPER, TOKENS).chunk("denoise", 0, TOKENS, 0)
+    assert work.gemm_flops == pytest.approx(98.8e12, rel=5e-3)
+    assert work.self_attention_flops == pytest.approx(61.7e12, rel=5e-3)
+    three_chunks_back = FlopCounter(PAPER, TOKENS).chunk("denoise", 2, 3 * TOKENS, 0)
+    assert three_chunks_back.self_attention_flops == 3 * work.self_attention_flops
+    assert three_chunks_back.gemm_flops == work.gemm_flops
+
+
+@pytest.mark.parametrize("caption_tokens", [0, 100, 512])
+def test_vanilla_in_the_papers_setting_takes_306_pflops(caption_tokens):
+    """Denoising and near-clean forwards; the refreshes of finished chunks, 1.2 % more, are not in the figure."""
+    flops = paper_run(caption_tokens)
+    assert flops["denoise"] + flops["near_clean"] == pytest.approx(306e15, rel=0.01)
+    assert flops["refresh"] == pytest.approx(0.012 * 306e15, rel=0.02)
+
+
+def test_parts_of_the_papers_figure():
+    without_captions = paper_run(0)
+    assert without_captions["denoise"] == pytest.approx(280.3e15, rel=1e-3)
+    # Each chunk's last 16 of 64 steps lie beyond t = 0.3, whoever else is active.
+    counter = FlopCounter(PAPER, TOKENS)
+    assert without_captions["near_clean"] == CHUNKS * 16 * counter.chunk("near_clean", 0, TOKENS, 0).flops
+    longest = paper_run(800)
+    cross = sum(longest[kind] - without_captions[kind] for kind in ("denoise", "near_clean"))
+    assert cross == pytest.approx(3.25e15, rel=5e-3)
+
+
+def test_caption_keys_are_counted_once_a_generation():
+    counter = FlopCounter(PAPER, TOKENS)
+    work = counter.caption(0, 800)
+    assert work.kind == "caption"
+    assert work.flops == 2 * 800 * (4096 * 3072 + 34 * 3072 * 2 * 1024)
+    assert [counter.caption(0, n).flops * 2 for n in (1, 10)] == [counter.caption(0, 2 * n).flops for n in (1, 10)]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("distill", [False, True])
+def test_counts_are_exactly_linear_in_keys_and_caption(gated, distill):
+    counter = FlopCounter(dit_config(gated_linear_unit=gated, distill=distill), 72)
+    base, keys, text = (counter.chunk("denoise", 0, k, c) for k, c in ((72, 5), (144, 5), (72, 10)))
+    assert keys.self_attention_flops == 2 * base.self_attention_flops
+    assert text.cross_attention_flops == 2 * base.cross_attention_flops
+    assert keys.gemm_flops == text.gemm_flops == base.gemm_flops

@@ -1,0 +1,243 @@
+"""The one loop: what must be equal to what, bit for bit, and when chunks come out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import zip_longest
+
+import pytest
+import torch
+from torch import Tensor
+
+from baselines.every_k import EveryKConfig
+from baselines.teacache import TeaCacheConfig
+from baselines.vanilla import VanillaConfig
+from flowcache.clock import SectionClock
+from flowcache.distance import ChunkDistance
+from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.models.magi.network import Member
+from flowcache.policy import Decision, Replay
+from flowcache.sampler import generate, sample
+from flowcache.schedule import Row, Schedule
+from flowcache.trace import Trace
+from tests.models.magi_goldens import GUIDANCE_3, golden_dit, latents_of, small_generation
+from tests.scripted import Scripted, by_row
+
+REUSING = FlowCacheConfig(threshold=0.1, warmup_steps=2)
+SETTINGS = {
+    "plain": {},
+    "guidance 3": GUIDANCE_3,
+    "continuation": {"prefix_frames": 8},
+    "short look-back": {"noise2clean_kvrange": (3, 2, 2, 1), "clean_chunk_kvrange": 1},
+    "one chunk": {"num_chunks": 1},
+    "more chunks than the window": {"num_chunks": 6},
+}
+
+
+def replay(trace: Trace, like: MethodConfig) -> Scripted:
+    rows = trace.computed_rows()
+    return Scripted(
+        make=lambda: Replay(rows), reuse=like.reuse, refresh_clean_kv=like.refresh_clean_kv, near_clean=like.near_clean
+    )
+
+
+@cache
+def vanilla_latents(setting: str) -> Tensor:
+    return latents(VanillaConfig(), **SETTINGS[setting])
+
+
+def latents(method: MethodConfig, trace: Trace | None = None, **settings) -> Tensor:
+    return latents_of(small_generation(method, **settings), method, trace)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        FlowCacheConfig(threshold=0.0, warmup_steps=0),
+        FlowCacheConfig(threshold=0.0, warmup_steps=0, distance="latent", last_step="global"),
+        EveryKConfig(every=1, warmup_steps=0),
+        TeaCacheConfig(threshold=0.0, warmup_steps=0),
+    ],
+    ids=["flowcache", "flowcache latent global", "every_k", "teacache"],
+)
+def test_a_method_that_never_reuses_is_vanilla_bit_for_bit(method, setting):
+    assert torch.equal(latents(method, **SETTINGS[setting]), vanilla_latents(setting))
+
+
+@pytest.mark.parametrize("reuse", ["velocity", "displacement"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_replaying_recorded_decisions_gives_the_same_latents_bit_for_bit(setting, reuse):
+    method = FlowCacheConfig(threshold=0.1, warmup_steps=2, reuse=reuse)
+    trace, again = Trace(), Trace()
+    expected = latents(method, trace, **SETTINGS[setting])
+    assert {entry.action for entry in trace.entries} == {"compute", "reuse"}
+    replayed = replay(trace, method)
+    assert torch.equal(latents(replayed, again, **SETTINGS[setting]), expected)
+    assert again.computed_rows() == trace.computed_rows()
+    assert again.work == trace.work
+    assert not torch.equal(vanilla_latents(setting), expected)
+
+
+@pytest.mark.parametrize("setting", ["plain", "guidance 3", "continuation"])
+def test_two_generations_in_a_row_on_one_network_are_equal(setting):
+    first, second = (latents(REUSING, **SETTINGS[setting]) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, latents(REUSING, seed=1, **SETTINGS[setting]))
+
+
+def test_generations_that_take_turns_do_not_disturb_each_other():
+    methods = [REUSING, VanillaConfig(), TeaCacheConfig(threshold=0.05, warmup_steps=1)]
+    alone = [latents(method, seed=seed) for seed, method in enumerate(methods)]
+    generations = [small_generation(method, seed=seed) for seed, method in enumerate(methods)]
+    runs = [sample(generation, method) for generation, method in zip(generations, methods, strict=True)]
+    for _ in zip_longest(*runs):
+        pass
+    for generation, expected in zip(generations, alone, strict=True):
+        assert torch.equal(generation.latents, expected)
+
+
+def test_a_generation_leaves_its_inputs_alone():
+    method = VanillaConfig()
+    first, second = small_generation(method, prefix_frames=8), small_generation(method, prefix_frames=8)
+    noise, prefix = first.latents.clone(), first.prefix.clone()
+    latents_of(first, method)
+    assert torch.equal(first.prefix, prefix)
+    assert torch.equal(second.latents, noise)
+
+
+def test_a_consumer_may_stop_early():
+    run = sample(small_generation(REUSING), REUSING)
+    chunk, _ = next(run)
+    run.close()
+    assert chunk == 0
+    assert torch.equal(latents(REUSING), latents(REUSING))
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_chunks_come_out_in_order_before_any_later_row_runs(setting):
+    generation = small_generation(REUSING, **SETTINGS[setting])
+    rows: list[int] = []
+    emitted = []
+    for chunk, latent in sample(generation, REUSING, observe=lambda row, _: rows.append(row.index)):
+        assert chunk in generation.schedule.rows[rows[-1]].finished
+        assert rows == list(range(rows[-1] + 1))
+        assert latent.shape == (16, 6, 4, 4)
+        emitted.append((chunk, latent))
+    assert [chunk for chunk, _ in emitted] == list(
+        range(generation.schedule.prefix_chunks, generation.schedule.num_chunks)
+    )
+    assert rows == list(range(len(generation.schedule.rows)))
+    for chunk, latent in emitted:
+        assert torch.equal(latent, generation.latents[0, :, 6 * chunk : 6 * chunk + 6])
+
+
+def test_the_observer_sees_every_row_with_its_decision():
+    seen, trace = [], Trace()
+    generation = small_generation(REUSING)
+    for _ in sample(generation, REUSING, trace, observe=lambda row, decision: seen.append((row, decision))):
+        pass
+    assert tuple(row for row, _ in seen) == generation.schedule.rows
+    assert [list(decision.compute) for _, decision in seen] == trace.computed_rows()
+
+
+class NotANumber:
+    """Chunkwise reuse whose distances are all NaN."""
+
+    def __init__(self) -> None:
+        self.inner = FlowCacheConfig(threshold=1e9, warmup_steps=0).policy()
+        self.distance, self.accumulated = self.inner.distance, self.inner.accumulated
+
+    def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
+        broken = {chunk: ChunkDistance(float("nan"), d.magnitude) for chunk, d in distances.items()}
+        return self.inner.decide(row, broken, schedule)
+
+
+def test_distances_that_are_not_numbers_compute():
+    trace = Trace()
+    assert torch.equal(latents(Scripted(make=NotANumber), trace), latents(VanillaConfig()))
+    assert trace.computed_fraction == 1.0
+
+
+def test_reusing_the_velocity_takes_the_steps_own_length():
+    """One chunk whose only forward is the first: x_T = x_0 + v (t_T - t_0), in steps of any length."""
+
+    def only_the_first(row: Row) -> Decision:
+        return Decision(row.chunks if row.index == 0 else ())
+
+    velocity = by_row(only_the_first)
+    generation = small_generation(velocity, num_chunks=1)
+    noise = generation.latents.clone()
+    latents_of(generation, velocity)
+    torch.testing.assert_close(generation.latents, noise + generation.velocity(0), atol=1e-5, rtol=0)
+
+    displacement = by_row(only_the_first, reuse="displacement")
+    published = small_generation(displacement, num_chunks=1)
+    latents_of(published, displacement)
+    torch.testing.assert_close(published.latents, noise + 8 * published.velocity(0), atol=1e-5, rtol=0)
+    first_step = published.schedule.rows[0].oldest
+    torch.testing.assert_close(published.velocity(0), generation.velocity(0) * (first_step.t_next - first_step.t))
+
+
+def test_held_chunks_do_not_move_and_isolated_ones_see_only_themselves():
+    method = by_row(lambda row: Decision(row.chunks[-1:], held=row.chunks[:-1], isolated=row.chunks[-1:]))
+    trace = Trace()
+    generation, alone = small_generation(method, num_chunks=2), small_generation(method, num_chunks=2)
+    run = sample(generation, method, trace, observe=lambda row, _: moved.append(generation.latents.clone()))
+    moved: list[Tensor] = []
+    list(run)
+    first_shared = next(row.index for row in generation.schedule.rows if len(row.chunks) == 2)
+    assert torch.equal(moved[first_shared][:, :, :6], moved[first_shared - 1][:, :, :6])
+    assert not torch.equal(moved[first_shared][:, :, 6:], moved[first_shared - 1][:, :, 6:])
+    held = [entry for entry in trace.entries if entry.action == "held"]
+    assert {(entry.row, entry.chunk) for entry in held} == {
+        (row.index, 0) for row in generation.schedule.rows if len(row.chunks) == 2
+    }
+    # The second chunk's first velocity is that of a forward in which it sees itself only.
+    dit, second = golden_dit("mlp_base"), slice(6, 12)
+    lone = Member(1, alone.captions[1], alone=True)
+    expected = dit(alone.latents[:, :, second], torch.zeros(1, 1), [lone])
+    t_next = generation.schedule.rows[0].oldest.t_next
+    torch.testing.assert_close(
+        moved[first_shared][:, :, second], alone.latents[:, :, second] + t_next * expected, atol=1e-5, rtol=0
+    )
+
+
+def test_the_clock_counts_every_section_once_and_no_time_twice(monkeypatch):
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("flowcache.clock.time.perf_counter", lambda: next(ticks))
+    clock = SectionClock("cpu")
+    generation = small_generation(REUSING)
+    list(sample(generation, REUSING, clock=clock))
+    rows = len(generation.schedule.rows)
+    # Every section is one tick long: start and every compute, every decision, before and after every forward.
+    assert clock.seconds() == {"transformer": rows + 1, "policy": rows, "scheduler": 2 * rows}
+
+
+class FakeModel:
+    """Records how it is asked and decodes a chunk to as many frames as it is told."""
+
+    def __init__(self, frames: Sequence[int]) -> None:
+        self.frames, self.asked = frames, None
+
+    def generation(self, prompt: str, num_frames: int, method: MethodConfig, seed: int, **options):
+        self.asked = (prompt, num_frames, method, seed, options)
+        generation = small_generation(method, seed=seed)
+        generation.decode = lambda chunk, latent: torch.full((self.frames[chunk], 2, 2, 3), chunk, dtype=torch.uint8)
+        return generation
+
+
+def test_generate_yields_the_frames_of_each_chunk_as_it_finishes():
+    model, trace, clock = FakeModel([24, 24, 24]), Trace(), SectionClock("cpu")
+    frames = generate(model, "a cat", 72, REUSING, seed=7, trace=trace, clock=clock, num_steps=8)
+    assert isinstance(frames, Iterator)
+    assert [int(piece[0, 0, 0, 0]) for piece in frames] == [0, 1, 2]
+    assert model.asked == ("a cat", 72, REUSING, 7, {"num_steps": 8})
+    assert len(trace.entries) == 3 * 8
+    assert set(clock.seconds()) == {"text", "transformer", "policy", "scheduler", "vae"}
+
+
+def test_generate_skips_chunks_without_new_frames():
+    pieces = list(generate(FakeModel([0, 24, 16]), "a cat", 40, REUSING))
+    assert [len(piece) for piece in pieces] == [24, 16]
