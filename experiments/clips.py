@@ -34,7 +34,7 @@ NUM_HELD_OUT = 64
 
 _CIRCLE_RADIUS, _SQUARE_HALF_SIDE, _TRIANGLE_INRADIUS = 13.0, 11.5, 9.0
 _WALL = 16.0  # pixels between the frame's edge and the centre of a shape that bounces back
-_START_GRID = 4  # pixels; see `render`
+_START_GRID = 8  # pixels; see `render`
 
 
 @dataclass(frozen=True, order=True)
@@ -99,8 +99,9 @@ def scene_of(caption: str) -> Scene:
 def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws start and, if it bounces, heading.
 
-    Starts lie on a grid of 4 pixels and speeds are 1 or 2 pixels a frame, so that at the start of every latent frame
-    (4 frames) a shape is on that grid again: few distinct patches, which a model of this size draws sharply.
+    Starts lie on a grid of 8 pixels and speeds are 1 or 2 pixels a frame: at the start of every latent frame (4 frames)
+    a shape is back on the 8-pixel grid of the latents or half-way. Few distinct patches, which a small model draws
+    sharply.
     """
     centre = _path(scene, num_frames, generator)
     grid = torch.arange(SIZE, dtype=torch.float32)

@@ -30,8 +30,8 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
     for name in methods:
         options = _options(name, model, setting)
         mine = frame[frame["method"] == name]
-        for key, value in options.items():
-            mine = mine[mine[key] == value] if value is not None else mine
+        for key, value in options.items() if len(mine) else ():
+            mine = mine[mine[key] == value]
         if mine.empty:
             continue
         row: dict[str, float | int | str] = {"method": name, "n": len(mine)}
@@ -44,8 +44,8 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
             row["speedup"], row["speedup_min"], row["speedup_max"] = pairs.median(), pairs.min(), pairs.max()
             row["speedup_pairs"] = len(pairs)
             row["efficiency"] = row["speedup"] * row["compute_left"]
-        for metric in ("psnr", "ssim", "lpips"):
-            values = pd.to_numeric(mine.get(metric), errors="coerce").replace(np.inf, np.nan).dropna()
+        for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine]:
+            values = pd.to_numeric(mine[metric], errors="coerce").replace(np.inf, np.nan).dropna()
             if name != "vanilla" and len(values):
                 row[metric], row[f"{metric}_ci95"] = mean_and_interval(list(values))
         for flag in ("colour_right", "shape_right", "motion_right", "right"):

@@ -1,0 +1,113 @@
+"""Configuration: every file composes, every mistake is one clear message before any work."""
+
+import subprocess
+import sys
+
+import pytest
+
+from experiments.cli import check_overrides, compose_config, config_files
+from experiments.errors import BadInput
+from experiments.job import ROOT, make_job, make_method
+from experiments.sweep import expand, jobs_of
+from flowcache.method import MethodConfig
+
+
+@pytest.mark.parametrize("path", config_files("method"), ids=lambda p: p.stem)
+def test_every_method_composes_to_its_dataclass(path):
+    config = compose_config([f"method={path.stem}"])
+    assert config.method.name == path.stem
+    method = make_method(config.method)
+    assert isinstance(method, MethodConfig)
+    # The YAML spells every option out: it is the place where a user reads what can be set.
+    assert set(config.method.keys()) == {"name", "_target_", *method.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("path", config_files("experiment"), ids=lambda p: p.stem)
+def test_every_experiment_expands_to_jobs_with_vanilla_first(path):
+    jobs = jobs_of(path.stem, [])
+    assert jobs[0].method_name == "vanilla"
+    assert len(jobs) >= 5
+    assert len({repr(job.method) for job in jobs}) == len(jobs)
+
+
+def test_the_paper_setting_asks_for_prompts_and_weights():
+    with pytest.raises(BadInput, match="prompts=<file"):
+        make_job(compose_config(["setting=paper"]))
+    with pytest.raises(BadInput, match="checkpoint=<directory>"):
+        make_job(compose_config(["setting=paper", "prompts=a cat"]))
+
+
+def test_published_thresholds_of_flowcache():
+    for name, threshold in (("flowcache_slow", 0.010), ("flowcache_fast", 0.015)):
+        method = make_method(compose_config([f"method={name}"]).method)
+        assert (method.threshold, method.warmup_steps) == (threshold, 5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=flowcach_fast"], "did you mean flowcache_fast"),
+        (["model=maggi"], "did you mean magi"),
+        (["setting=embeded"], "did you mean embedded"),
+        (["method.thresold=1"], "did you mean threshold"),
+        (["method=every_k", "method.threshold=1"], "method has no key 'threshold'"),
+        (["sead=1"], "did you mean seed"),
+        (["seed"], "not of the form key=value"),
+        (["method=vanilla,flowcache_fast", "method.threshold=1"], "no key 'threshold'"),
+    ],
+)
+def test_misspelt_overrides_name_the_nearest(overrides, message):
+    with pytest.raises(BadInput, match=message):
+        check_overrides(overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method.threshold=-0.1"], "at least 0"),
+        (["method.threshold=nan"], "finite"),
+        (["method.warmup_steps=2.5"], "whole number"),
+        (["method.reuse=residual"], "'velocity' or 'displacement'"),
+        (["num_prompts=65"], "choose 1 to 64"),
+        (["num_prompts=0"], "choose 1 to 64"),
+        (["prompts=missing.txt"], "no prompt file"),
+        (["metrics=[psnrr]"], "did you mean psnr"),
+        (["device=tpu"], "choose auto, cpu or cuda"),
+        (["setting.num_frames=-3"], "whole number"),
+    ],
+)
+def test_bad_values_are_refused_before_any_work(overrides, message):
+    with pytest.raises(BadInput, match=message):
+        make_job(compose_config(overrides))
+
+
+def test_prompts_from_list_text_and_file(tmp_path):
+    assert make_job(compose_config(["prompts=[a,b,c]"])).prompts == ("a", "b", "c")
+    assert make_job(compose_config(["prompts=a red circle"])).prompts == ("a red circle",)
+    (tmp_path / "mine.txt").write_text("one\n\n two \n")
+    assert make_job(compose_config([f"prompts={tmp_path / 'mine.txt'}"])).prompts == ("one", "two")
+    assert len(make_job(compose_config([])).prompts) == 8
+    assert len(make_job(compose_config(["num_prompts=64"])).prompts) == 64
+
+
+def test_expand_multiplies_out():
+    assert expand(["a=1,2", "b=3"]) == [["a=1", "b=3"], ["a=2", "b=3"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["method=flowcach_fast"], "did you mean flowcache_fast"),
+        (["setting.num_steps=62"], "choose a multiple of 4"),
+        (["setting.num_frames=50"], "try num_frames=48"),
+        (["setting.height=60"], "multiples of 16"),
+        (["checkpoint=nowhere"], "no checkpoint directory"),
+    ],
+)
+def test_run_exits_2_with_one_line(arguments, message, tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), f"output_dir={tmp_path}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.json"))

@@ -1,0 +1,181 @@
+"""The main job: records, resume, failure, and what a rerun does."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from baselines.vanilla import VanillaConfig
+from eval.video_io import read_lossless
+from experiments.cli import config_files
+from experiments.collect import collect
+from experiments.errors import BadInput
+from experiments.figures import reuse_points
+from experiments.records import RecordStore, new_record
+from experiments.report import mean_and_interval, summarise
+from experiments.runner import Runner, speedups
+from experiments.tables import main_table, markdown
+
+
+@pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
+def test_every_method_runs_end_to_end(name, small_job, model):
+    job = small_job(f"method={name}", "num_prompts=1")
+    (record,) = Runner(job, model).run()
+    assert record.status == "done"
+    assert record.latency_s > 0
+    assert record.flops > 0
+    frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
+    assert frames.shape == (48, 64, 64, 3)
+    trace = pd.read_parquet(RecordStore(job.output_dir).trace_path(record.key))
+    assert len(trace) == 16  # two chunks of eight steps
+    assert (trace["action"] == "compute").mean() == record.computed_fraction
+    if name != "vanilla":
+        assert set(record.metrics) == {"psnr", "ssim"}
+        assert record.flops <= record.baseline_flops
+        assert record.baseline_latency_s > 0
+
+
+def test_threshold_0_is_vanilla_to_the_last_pixel(small_job, model):
+    (record, _) = Runner(small_job("method.threshold=0"), model).run()
+    assert record.metrics["psnr"] == "inf"
+    assert record.flops == record.baseline_flops
+
+
+def test_a_rerun_makes_nothing_and_returns_the_same(small_job, model):
+    job = small_job()
+    first = Runner(job, model).run()
+    told = []
+    assert Runner(job, model).run(told.append) == first
+    assert told == []
+    plan = Runner(job, model).plan()
+    assert (plan.to_make, plan.finished) == ((), 2)
+    assert Runner(replace(job, force=True), model).plan().to_make == job.prompts
+
+
+def test_two_fresh_runs_give_the_same_video(small_job, model, tmp_path):
+    job = small_job("num_prompts=1")
+    other = replace(job, output_dir=tmp_path / "again")
+    (a,), (b,) = Runner(job, model).run(), Runner(other, model).run()
+    assert a.key == b.key
+    videos = [read_lossless(RecordStore(j.output_dir).video_path(a.key)) for j in (job, other)]
+    assert np.array_equal(*videos)
+
+
+def test_the_key_tells_everything_apart_that_changes_the_video(small_job):
+    job = small_job()
+
+    def key(job):
+        return new_record(job, job.method_name, job.method, "a prompt").key
+
+    others = [
+        replace(job, seed=4),
+        replace(job, num_frames=72),
+        replace(job, method=replace(job.method, threshold=0.2)),
+        replace(job, method=VanillaConfig()),
+        replace(job, generation_options={**job.generation_options, "shift": 1.0}),
+    ]
+    keys = [key(job), *map(key, others), new_record(job, job.method_name, job.method, "another").key]
+    assert len(set(keys)) == len(keys)
+    # The name of a method and the folder of the results do not change a video.
+    assert key(replace(job, method_name="mine", output_dir=job.output_dir / "elsewhere")) == key(job)
+
+
+def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, model, monkeypatch):
+    job = small_job()
+    store = RecordStore(job.output_dir)
+    original, calls = RecordStore.save, []
+
+    def die_on_the_second(self, record):
+        calls.append(record)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(self, record)
+
+    monkeypatch.setattr(RecordStore, "save", die_on_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(job, model).run()
+    monkeypatch.undo()
+    assert len(list(store.all())) == 1
+    records = Runner(job, model).run()
+    assert [record.status for record in records] == ["done", "done"]
+
+
+def test_a_full_disk_leaves_no_half_written_record(small_job, model, monkeypatch):
+    job = small_job("num_prompts=1")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("experiments.runner.write_mp4", full)
+    with pytest.raises(OSError, match="No space left"):
+        Runner(job, model).run()
+    assert list(RecordStore(job.output_dir).all()) == []
+
+
+def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, model, monkeypatch):
+    job = small_job("method=vanilla", "num_prompts=1")
+    monkeypatch.setattr("experiments.runner.generate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        Runner(job, model).run()
+    (record,) = RecordStore(job.output_dir).all()
+    assert (record.status, record.error) == ("failed", "RuntimeError: broken")
+    monkeypatch.undo()
+    (record,) = Runner(job, model).run()
+    assert record.status == "done"
+
+
+def test_a_damaged_record_counts_as_none(small_job, model):
+    job = small_job("method=vanilla", "num_prompts=1")
+    (record,) = Runner(job, model).run()
+    store = RecordStore(job.output_dir)
+    store.record_path(record.key).write_text('{"key": "x"')
+    assert store.find(record.key) is None
+    assert list(store.all()) == []
+
+
+def test_records_are_json_with_units_and_environment(small_job, model):
+    job = small_job("num_prompts=1", "method.threshold=0")
+    (record,) = Runner(job, model).run()
+    document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text())
+    assert document["metrics"]["psnr"] == "inf"
+    assert document["environment"]["threads"] == 1
+    assert document["environment"]["packages"]["torch"].startswith("2.13.0")
+    assert {"text", "transformer", "policy", "scheduler", "vae"} <= set(document["sections_s"])
+
+
+def test_summary_table_and_figure_points_come_from_the_records(small_job, model):
+    for overrides in (["method=vanilla"], [], ["method.threshold=0.5"]):
+        job = small_job(*overrides, "num_prompts=2")
+        records = Runner(job, model).run()
+    summary = summarise(records)
+    assert summary["n"] == 2
+    assert summary["flops_share"] == pytest.approx(sum(r.flops / r.baseline_flops for r in records) / 2)
+    assert summary["speedup_pairs"] == 2
+    assert sorted(speedups(records)) == [summary["speedup_min"], summary["speedup_max"]]
+
+    frame = collect(job.output_dir, "magi", "embedded")
+    table = main_table(frame, "magi", "embedded")
+    assert list(table.index) == ["vanilla", "flowcache_fast"]
+    assert list(table["n"]) == [2, 2]  # the row at threshold 0.5 is not the method's own
+    reported = pd.DataFrame(
+        {"pflops": [306.0], "speedup": [1.0], "latency_s": [2873.0], "vbench_percent": [77.06]}, index=["vanilla"]
+    ).assign(psnr_db=np.nan, ssim=np.nan, lpips=np.nan)
+    text = markdown(table, reported, "somewhere")
+    assert "**Measured**" in text
+    assert "**Reported**" in text
+    points = reuse_points(frame)
+    assert len(points) == 2
+    assert points["compute_left"].is_monotonic_increasing
+
+
+def test_tables_without_records_say_what_to_run(tmp_path):
+    with pytest.raises(BadInput, match=r"python run\.py -m"):
+        collect(tmp_path, "magi", "embedded")
+
+
+def test_interval_is_students():
+    mean, half_width = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half_width == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
