@@ -99,7 +99,8 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     table.add_column("spread")
     for title, key, form in _ROWS:
         if key in summary:
-            X
+            interval = summary.get(f"{key}_ci95", math.nan)
+            spread = "" if math.isnan(interval) else f"±{interval:.3g} (95 %)"
             if key == "speedup":
                 spread = (
                     f"{summary['speedup_min']:.2f}-{summary['speedup_max']:.2f}, {summary['speedup_pairs']:.0f} pairs"

@@ -40,7 +40,7 @@ def train_magi(recipe: dict) -> None:
     from experiments.training.magi_dit import train_dit
     from experiments.training.magi_vae import polish_decoder, train_vae
     from experiments.training.session import run_workers
-    from flowcache.models.magi.network import DitConfig
+    from flowcache.models.magi.config import DitConfig
     from flowcache.models.magi.vae import VaeConfig
 
     directory, workers = ROOT / recipe["directory"], recipe["num_processes"]

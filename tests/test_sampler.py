@@ -16,7 +16,7 @@ from baselines.vanilla import VanillaConfig
 from flowcache.clock import SectionClock
 from flowcache.distance import ChunkDistance
 from flowcache.method import FlowCacheConfig, MethodConfig
-from flowcache.models.magi.network import Member
+from flowcache.models.magi.attention import Member
 from flowcache.policy import Decision, Replay
 from flowcache.sampler import generate, sample
 from flowcache.schedule import Row, Schedule

@@ -12,7 +12,7 @@ from transformers import T5Config
 
 from eval.atomic import atomic_path
 from experiments.training.magi_dit import TextAndDit, build_tokenizer
-from flowcache.models.magi.network import DitConfig
+from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 
 

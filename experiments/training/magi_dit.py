@@ -22,7 +22,9 @@ from experiments.clips import Scene, all_scenes, training_scenes
 from experiments.training.magi_vae import encode_clip
 from experiments.training.optimiser import Optimiser
 from experiments.training.session import TrainingSession, is_main
-from flowcache.models.magi.network import CaptionKv, DitConfig, MagiDit, Member, step_size_number
+from flowcache.models.magi.attention import CaptionKv, Member
+from flowcache.models.magi.config import DitConfig
+from flowcache.models.magi.network import MagiDit, step_size_number
 from flowcache.models.magi.text import DEFAULT_SPECIAL_TOKENS, DURATION, MAX_DURATION
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 from flowcache.schedule import timesteps

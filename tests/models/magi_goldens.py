@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcache.method import MethodConfig
-from flowcache.models.magi.config import Runtime
+from flowcache.models.magi.attention import CaptionKv
+from flowcache.models.magi.config import DitConfig, Runtime
 from flowcache.models.magi.generation import MagiGeneration
-from flowcache.models.magi.network import CaptionKv, DitConfig, MagiDit
+from flowcache.models.magi.network import MagiDit
 from flowcache.sampler import sample
 from flowcache.trace import Trace
 

@@ -8,10 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from baselines.every_k import EveryKConfig
 from baselines.vanilla import VanillaConfig
-from flowcache.models.magi.config import Runtime
+from flowcache.models.magi.config import DitConfig, Runtime
 from flowcache.models.magi.flops import FlopCounter
 from flowcache.models.magi.generation import MagiGeneration
-from flowcache.models.magi.network import DitConfig, MagiDit
+from flowcache.models.magi.network import MagiDit
 from flowcache.schedule import staged_schedule, timesteps
 from flowcache.trace import Trace
 from tests.models.magi_goldens import GUIDANCE_3, dit_config, latents_of

@@ -11,8 +11,8 @@ from torch import Tensor
 from baselines.vanilla import VanillaConfig
 from flowcache.kv_cache import KvCache
 from flowcache.method import FlowCacheConfig
+from flowcache.models.magi.attention import Member
 from flowcache.models.magi.generation import MagiGeneration
-from flowcache.models.magi.network import Member
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 from flowcache.policy import Decision
 from flowcache.sampler import sample

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from flowcache.kv_cache import KvCache
-from flowcache.models.magi import network
-from flowcache.models.magi.network import DitConfig, MagiDit, Member, grouped_attention, step_size_number
+from flowcache.models.magi import attention
+from flowcache.models.magi.attention import Member, grouped_attention
+from flowcache.models.magi.config import DitConfig
+from flowcache.models.magi.network import MagiDit, step_size_number
 from tests.models.magi_goldens import (
     TOKENS_PER_CHUNK,
     dit_config,
@@ -132,7 +134,7 @@ def test_intermediates_of_one_chunk_match_the_official_code(one_chunk, monkeypat
         attended.append(grouped_attention(*arguments))
         return attended[-1]
 
-    monkeypatch.setattr(network, "grouped_attention", spy)
+    monkeypatch.setattr(attention, "grouped_attention", spy)
     try:
         run_one(one_chunk, "mlp_base")
     finally:

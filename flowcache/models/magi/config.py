@@ -10,10 +10,74 @@ from typing import Any
 
 import torch
 
-from flowcache.models.magi.network import DitConfig
-
 TEMPORAL_FACTOR = 4  # pixel frames a latent frame
+PROJECTION_SLICES = 8  # self- and cross-attention outputs interleave in 8 slices, a remnant of training on 8 GPUs
 _DTYPES = {"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16, "torch.float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class DitConfig:
+    """Sizes of the transformer, under the names of the official ``model_config``.
+
+    ``xattn_cond_hidden_ratio`` and ``cond_gating_ratio`` are 1 in every released checkpoint and only 1 is supported.
+    ``half_channel_vae`` (24B) doubles the 16 latent channels on the way in and keeps the first half on the way out.
+    ``distill`` adds the step-size embedding of the distilled checkpoints.
+    """
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    kv_channels: int
+    caption_channels: int = 4096
+    caption_max_length: int = 800
+    in_channels: int = 16
+    out_channels: int = 16
+    patch_size: int = 2
+    t_patch_size: int = 1
+    cond_hidden_ratio: float = 0.25
+    xattn_cond_hidden_ratio: float = 1.0
+    cond_gating_ratio: float = 1.0
+    gated_linear_unit: bool = False
+    layernorm_epsilon: float = 1e-6
+    apply_layernorm_1p: bool = True
+    x_rescale_factor: float = 1.0
+    half_channel_vae: bool = False
+    distill: bool = False
+    params_dtype: torch.dtype = torch.float32
+
+    def __post_init__(self) -> None:
+        if self.xattn_cond_hidden_ratio != 1.0 or self.cond_gating_ratio != 1.0:
+            raise ValueError(
+                "xattn_cond_hidden_ratio and cond_gating_ratio must be 1.0, as in every released checkpoint"
+            )
+        if self.num_attention_heads % self.num_query_groups:
+            raise ValueError(
+                f"{self.num_attention_heads} query heads cannot share {self.num_query_groups} key-value heads evenly; "
+                "num_query_groups must divide num_attention_heads"
+            )
+        if self.query_width % PROJECTION_SLICES:
+            raise ValueError(
+                f"num_attention_heads * kv_channels = {self.query_width} must be a multiple of {PROJECTION_SLICES}"
+            )
+
+    @property
+    def query_width(self) -> int:
+        return self.num_attention_heads * self.kv_channels
+
+    @property
+    def key_width(self) -> int:
+        return self.num_query_groups * self.kv_channels
+
+    @property
+    def condition_width(self) -> int:
+        return int(self.hidden_size * self.cond_hidden_ratio)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latent that the model is given and returns."""
+        return self.in_channels // 2 if self.half_channel_vae else self.in_channels
 
 
 @dataclass(frozen=True)

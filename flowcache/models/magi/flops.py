@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowcache.models.magi.network import DitConfig
+from flowcache.models.magi.config import DitConfig
 from flowcache.trace import Work
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from flowcache.kv_cache import KvCache
 from flowcache.method import MethodConfig
+from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import TEMPORAL_FACTOR, Runtime
 from flowcache.models.magi.flops import FlopCounter
-from flowcache.models.magi.network import CaptionKv, MagiDit, Member, step_size_number
+from flowcache.models.magi.network import MagiDit, step_size_number
 from flowcache.models.magi.vae import MagiVae, Tiling
 from flowcache.policy import Decision
 from flowcache.schedule import Row, Schedule, staged_schedule, step_intervals, timesteps

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from flowcache.method import MethodConfig
+from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.checkpoint import CheckpointError, find_weights, load_weights
 from flowcache.models.magi.config import TEMPORAL_FACTOR, MagiConfig
 from flowcache.models.magi.generation import MagiGeneration
-from flowcache.models.magi.network import CaptionKv, MagiDit
+from flowcache.models.magi.network import MagiDit
 from flowcache.models.magi.text import (
     DEFAULT_SPECIAL_TOKENS,
     TextEncoder,

@@ -1,0 +1,197 @@
+"""MAGI-1's attention: chunks attend to a span of chunks through the shared cache, and to their captions in parallel.
+
+Shape letters: B batch, N chunks in the pack, T tokens a chunk, S = N*T, D hidden, H query heads, G key-value heads,
+E channels a head, L caption tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from flowcache.kv_cache import KvCache
+from flowcache.models.magi.config import PROJECTION_SLICES, DitConfig
+
+
+@dataclass(frozen=True)
+class CaptionKv:
+    """One caption's cross-attention keys and values in every layer, each [B, G, L, E]; constant over all steps.
+
+    ``mask`` (bool [B, 1, 1, L], True = attend) is None where every token counts.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """One chunk of a pack.
+
+    ``position`` is the chunk's index in the video (it sets the rotary time); ``first_key_chunk`` is the oldest chunk it
+    attends to; it always ends with itself. An ``alone`` member attends to itself only and leaves the cache untouched.
+    """
+
+    position: int
+    caption: CaptionKv
+    first_key_chunk: int = 0
+    alone: bool = False
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What every layer needs to know about the members, worked out once a forward."""
+
+    members: tuple[Member, ...]
+    rope: tuple[Tensor, Tensor]  # cosine and sine, each [S, 1, 3E/8]
+    cache: KvCache | None
+    slices: tuple[slice, ...]  # of each member's tokens
+
+
+class LayerNorm1p(nn.Module):
+    """Layer norm whose stored weight is the effective weight minus one."""
+
+    def __init__(self, width: int, config: DitConfig, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.epsilon = config.layernorm_epsilon
+        self.offset = 1.0 if config.apply_layernorm_1p else 0.0
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - self.offset, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(width, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight + self.offset, self.bias, self.epsilon)
+
+
+class LearnedRotary(nn.Module):
+    """Rotary angles from learned bands shared by time, height and width; a quarter of each head stays unrotated."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        num_bands = config.hidden_size // config.num_attention_heads // 8
+        self.bands = nn.Parameter(10000.0 ** -(torch.arange(num_bands) / num_bands))
+
+    def forward(self, frames: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Absolute frame indices [F] and the token grid -> cosine and sine, each [F*height*width, 1, 3*bands]."""
+        scale = math.sqrt(height * width / 256)
+        axes = [frames.float(), *(self._centred(n, n / scale) for n in (height, width))]
+        grid = torch.stack(torch.meshgrid(*(axis.to(self.bands.device) for axis in axes), indexing="ij"), dim=-1)
+        angles = (grid[..., None] * self.bands).reshape(-1, 1, 3 * len(self.bands))
+        return angles.cos(), angles.sin()
+
+    @staticmethod
+    def _centred(size: int, reference: float) -> Tensor:
+        """Positions centred on zero, stretched so that their ends meet those of the reference size."""
+        centred = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+        return centred if size == 1 else centred / (size - 1) * (reference - 1)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate x [B, S, heads, E]: element i pairs with i + 3E/8; the last quarter passes through."""
+    cosine, sine = rope
+    width = cosine.shape[-1]
+    first, second, rest = x.split([width, width, x.shape[-1] - 2 * width], dim=-1)
+    return torch.cat([first * cosine - second * sine, first * sine + second * cosine, rest], dim=-1)
+
+
+class QueryKeyValue(nn.Module):
+    """One input norm feeds the query, the cross-attention query, key and value; none has a bias."""
+
+    def __init__(self, config: DitConfig) -> None:
+        super().__init__()
+        width, dtype = config.hidden_size, config.params_dtype
+        self.layer_norm = nn.LayerNorm(width, eps=config.layernorm_epsilon, dtype=dtype)
+        self.q = nn.Linear(width, config.query_width, bias=False, dtype=dtype)
+        self.qx = nn.Linear(width, config.query_width, bias=False, dtype=dtype)
+        self.k = nn.Linear(width, config.key_width, bias=False, dtype=dtype)
+        self.v = nn.Linear(width, config.key_width, bias=False, dtype=dtype)
+
+
+class ParallelAttention(nn.Module):
+    """Self-attention over chunks and cross-attention to the caption, side by side, joined by one projection."""
+
+    def __init__(self, config: DitConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads, self.num_groups, self.channels = (
+            config.num_attention_heads,
+            config.num_query_groups,
+            config.kv_channels,
+        )
+        self.linear_qkv = QueryKeyValue(config)
+        self.linear_kv_xattn = nn.Linear(
+            config.hidden_size, 2 * config.key_width, bias=False, dtype=config.params_dtype
+        )
+        self.linear_proj = nn.Linear(2 * config.query_width, config.hidden_size, bias=False, dtype=config.params_dtype)
+        self.q_layernorm = LayerNorm1p(config.kv_channels, config)
+        self.k_layernorm = LayerNorm1p(config.kv_channels, config)
+        self.q_layernorm_xattn = LayerNorm1p(config.kv_channels, config, config.params_dtype)
+        self.k_layernorm_xattn = LayerNorm1p(config.kv_channels, config, config.params_dtype)
+
+    def caption_kv(self, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded caption [B, L, D] -> key and value, each [B, G, L, E]; stored as [key | value] per head."""
+        pairs = self.linear_kv_xattn(caption).unflatten(-1, (self.num_groups, 2 * self.channels)).transpose(1, 2)
+        key, value = pairs.chunk(2, dim=-1)
+        return self.k_layernorm_xattn(key), value
+
+    def forward(self, x: Tensor, pack: Pack) -> Tensor:
+        """Tokens [B, S, D] -> projected attention [B, S, D]; writes the fresh keys and values into the cache."""
+        normed = self.linear_qkv.layer_norm(x)
+        query = self.linear_qkv.q(normed).unflatten(-1, (self.num_heads, self.channels))
+        key = self.linear_qkv.k(normed).unflatten(-1, (self.num_groups, self.channels))
+        value = self.linear_qkv.v(normed).unflatten(-1, (self.num_groups, self.channels)).transpose(1, 2)
+        query = rotate(self.q_layernorm(query.float()), pack.rope).to(value.dtype).transpose(1, 2)
+        key = rotate(self.k_layernorm(key.float()), pack.rope).to(value.dtype).transpose(1, 2)
+        cross_query = self.linear_qkv.qx(normed).unflatten(-1, (self.num_heads, self.channels))
+        cross_query = self.q_layernorm_xattn(cross_query).transpose(1, 2)
+
+        self_out = self._self_attention(query, key, value, pack)
+        cross_out = torch.cat(
+            [
+                grouped_attention(
+                    cross_query[:, :, tokens],
+                    member.caption.keys[self.layer],
+                    member.caption.values[self.layer],
+                    member.caption.mask,
+                )
+                for member, tokens in zip(pack.members, pack.slices, strict=True)
+            ],
+            dim=1,
+        )
+        joined = torch.stack([out.unflatten(-1, (PROJECTION_SLICES, -1)) for out in (self_out, cross_out)], dim=-2)
+        # The official model runs this projection in float32 whatever the parameters' type.
+        return F.linear(joined.flatten(-3).float(), self.linear_proj.weight.float())
+
+    def _self_attention(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
+        if pack.cache is not None:
+            for member, tokens in zip(pack.members, pack.slices, strict=True):
+                if not member.alone:
+                    pack.cache.write(self.layer, member.position, key[:, :, tokens], value[:, :, tokens])
+        outputs = []
+        for index, (member, tokens) in enumerate(zip(pack.members, pack.slices, strict=True)):
+            if member.alone:
+                seen_key, seen_value = key[:, :, tokens], value[:, :, tokens]
+            elif pack.cache is not None:
+                seen_key, seen_value = pack.cache.read(self.layer, member.first_key_chunk, member.position)
+            else:
+                # Without a cache the pack itself is the history: members stand in order of position, without gaps.
+                back = min(index, member.position - member.first_key_chunk)
+                span = slice(pack.slices[index - back].start, tokens.stop)
+                seen_key, seen_value = key[:, :, span], value[:, :, span]
+            outputs.append(grouped_attention(query[:, :, tokens], seen_key, seen_value))
+        return torch.cat(outputs, dim=1)
+
+
+def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention of H query heads over G key-value heads: [B, H, T, E], [B, G, L, E] -> [B, T, H*E].
+
+    The query heads that share a key-value head are laid out as further queries of it: no copy of keys or values.
+    """
+    batch, heads, tokens, channels = query.shape
+    folded = query.reshape(batch, key.shape[1], -1, channels)
+    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
+    return out.reshape(batch, heads, tokens, channels).transpose(1, 2).flatten(-2)
