@@ -1,0 +1,126 @@
+"""The data and the optimiser behind the embedded weights."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from experiments.clips import (
+    NUM_HELD_OUT,
+    SIZE,
+    SPEEDS,
+    Scene,
+    all_scenes,
+    held_out_scenes,
+    render,
+    scene_of,
+    training_scenes,
+)
+from experiments.job import ROOT
+from experiments.training.magi_dit import build_tokenizer
+from experiments.training.optimiser import Optimiser, orthogonalise
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_held_out_and_training_scenes_part_all_scenes():
+    held_out, training = held_out_scenes(), training_scenes()
+    assert len(held_out) == NUM_HELD_OUT == 64
+    assert not set(held_out) & set(training)
+    assert set(held_out) | set(training) == set(all_scenes())
+    assert len(all_scenes()) == 6 * 3 * (5 * 2 + 1) * 3
+
+
+def test_default_prompts_are_the_held_out_captions():
+    prompts = (ROOT / "experiments" / "prompts" / "embedded.txt").read_text().splitlines()
+    assert prompts == [scene.caption for scene in held_out_scenes()]
+    first = [scene_of(prompt) for prompt in prompts[:8]]
+    assert {s.shape for s in first} == {"circle", "square", "triangle"}
+    assert len({s.motion for s in first}) >= 5
+
+
+@given(st.sampled_from(all_scenes()))
+def test_captions_read_back_as_their_scenes(scene):
+    assert scene_of(scene.caption.upper()) == scene
+
+
+def test_a_moving_shape_moves_by_its_speed_around_the_torus():
+    for speed, pixels in SPEEDS.items():
+        clip = render(Scene("red", "circle", "moving right", speed, "dark"), 65, generator())
+        shift = int(pixels)
+        assert torch.equal(clip[1], clip[0].roll(shift, dims=-1))
+        assert torch.equal(clip[SIZE // shift], clip[0])
+    still = render(Scene("red", "square", "staying still", None, "light"), 5, generator(1))
+    assert (still == still[0]).all()
+
+
+def test_a_bouncing_shape_stays_inside():
+    clip = render(Scene("blue", "square", "bouncing", "quickly", "grey"), 100, generator(2))
+    border = torch.cat([clip[:, :, 0].flatten(1), clip[:, :, -1].flatten(1)], dim=1)
+    assert (border == border[:1]).all()
+    assert not torch.equal(clip[0], clip[1])
+
+
+def test_every_word_of_the_grammar_is_one_token():
+    tokenizer = build_tokenizer()
+    for scene in all_scenes()[::37]:
+        ids = tokenizer(scene.caption)["input_ids"]
+        assert len(ids) == len(scene.caption.split()) + 1
+        assert tokenizer.unk_token_id not in ids
+
+
+@given(st.integers(2, 24), st.integers(2, 24), st.integers(0, 1000))
+def test_orthogonalise_brings_singular_values_near_one(rows, columns, seed):
+    matrix = torch.randn(rows, columns, generator=generator(seed))
+    # Newton-Schulz with these coefficients settles in about [0.7, 1.2]; tiny ones take more rounds.
+    values = torch.linalg.svdvals(matrix)
+    before = values / values.norm()
+    after = torch.linalg.svdvals(orthogonalise(matrix))
+    assert after.max() < 1.3
+    assert (after[before > 0.05] > 0.3).all()
+
+
+def test_optimiser_learns_and_resumes_exactly():
+    def fresh():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4))
+        return model, Optimiser(model, ("0.",), 1e-2, 1e-2, num_steps=60, warmup_steps=5)
+
+    x, y = torch.randn(64, 8, generator=generator(3)), torch.randn(64, 4, generator=generator(4))
+
+    def loss(model):
+        return (model(x) - y).square().mean()
+
+    model, optimiser = fresh()
+    first = loss(model).item()
+    for _ in range(30):
+        optimiser.step(loss(model))
+    saved = {"model": {k: v.clone() for k, v in model.state_dict().items()}, "optimiser": optimiser.state_dict()}
+    saved["optimiser"] = torch.utils._pytree.tree_map(
+        lambda v: v.clone() if isinstance(v, torch.Tensor) else v, saved["optimiser"]
+    )
+    for _ in range(10):
+        optimiser.step(loss(model))
+    assert loss(model).item() < 0.8 * first
+
+    other, resumed = fresh()
+    other.load_state_dict(saved["model"])
+    resumed.load_state_dict(saved["optimiser"])
+    for _ in range(10):
+        resumed.step(loss(other))
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero():
+    optimiser = Optimiser(nn.Linear(2, 2), (), 1.0, 1.0, num_steps=100, warmup_steps=10, decay_fraction=0.5)
+    factors = []
+    for step in range(101):
+        optimiser.step_count = step
+        factors.append(optimiser.lr_factor())
+    assert factors[0] == 0.1
+    assert max(factors) == 1.0
+    assert factors[75] == 0.5
+    assert factors[100] == 0.0
