@@ -1,0 +1,354 @@
+"""Does a generated clip show what its caption says? Answered by tracking the shape; no learned model.
+
+For clips of the embedded models only, whose captions follow the grammar of `experiments.clips`: one coloured shape on a
+plain background, on a torus (a shape leaving on one side comes in on the other).
+
+One rule decides every attribute: it is seen when it holds in at least 90 % of the frames, and None otherwise. So a clip
+that changes colour half-way, loses its shape, or falls apart into several blobs is wrong, never an average.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d, uniform_filter1d
+from scipy.stats import binomtest
+
+from eval.clips import Clip, check_clip
+from experiments.clips import _WALL, BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, SPEEDS, _inside, scene_of
+
+CHUNK_FRAMES = 24
+ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "speed_right", "background_right", "right")
+
+MIN_SHARE = 0.9  # of the frames (for motion: of the moments) in which an attribute must hold
+MAX_COLOUR_DISTANCE = 80.0  # RGB levels; the closest two colours of the palette are 117 apart
+MIN_CONTRAST = 50.0  # RGB levels from the background; the faintest pair, purple on grey, has 112
+MIN_IOU = 0.7  # with the best template; below it a frame shows no shape, or more than one
+CORE_RADIUS = 5.0  # pixels around the centre that lie well inside every shape
+STILL_SPEED = 0.3  # pixels a frame
+LAG_FRAMES = 3  # a velocity is read over this many frames: the tracker's jitter divides by it
+WALL_TOLERANCE = 4.0  # pixels a bouncing shape's centre may go beyond where the data turns it back
+MIN_DIFFERENCE = 0.1  # grey levels, mean over a frame; frames closer than that look identical
+
+_HALF_WINDOW = 22  # pixels; the tip of a triangle is 18 from its centre
+_OFFSETS = (-0.375, -0.125, 0.125, 0.375)  # sub-pixel positions of a template
+_SCALES = (0.85, 1.0, 1.15)  # a slightly small circle is still a circle
+_SMOOTHING_FRAMES = 9  # the match with the templates is averaged over so many frames before a shape is named
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CaptionScore:
+    """What was seen in a clip (None: nothing that holds throughout) and whether its caption says so.
+
+    Attributes:
+        colour, shape, motion, background: words of the caption grammar.
+        speed: "slowly" or "quickly", the nearest on a log scale; None for a shape that stays still.
+        right: colour, shape and motion are all right.
+        seam_ratio: mean absolute difference of the two frames at a chunk border, averaged over the borders, divided by
+            the median of that difference inside chunks; both are at least 0.1 grey levels. 1.0 is no seam; None where
+            there is no chunk border.
+        position_jump_pixels: how far, at worst over the chunk borders, the step of the tracked centre goes beyond the
+            steps before and after it; about 0 in a smooth motion. None where there is no border or no tracked shape.
+    """
+
+    colour: str | None
+    shape: str | None
+    motion: str | None
+    speed: str | None
+    background: str | None
+    colour_right: bool
+    shape_right: bool
+    motion_right: bool
+    speed_right: bool
+    background_right: bool
+    right: bool
+    seam_ratio: float | None
+    position_jump_pixels: float | None
+
+
+def score(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> CaptionScore:
+    """Compare one clip with its caption.
+
+    Args:
+        frames: uint8 [F, 64, 64, 3], RGB, F >= 1. Motion needs F > 3.
+        caption: within the grammar of `experiments.clips`.
+        chunk_frames: frames of a chunk, > 3; borders lie at its multiples. Motion is read inside chunks, so a jump at a
+            border shows in the seam figures alone.
+
+    Raises:
+        TypeError: frames is not a uint8 array.
+        ValueError: frames has another shape, the caption is outside the grammar, or chunk_frames is too small.
+    """
+    scene = scene_of(caption)
+    _check(frames, chunk_frames)
+    # Colour planes: arithmetic on an innermost axis of three is several times slower.
+    pixels = frames.reshape(len(frames), SIZE * SIZE, 3).transpose(0, 2, 1).astype(np.float32, order="C")
+    background_rgb = _background(frames)
+    mask = _foreground(pixels, background_rgb)
+    centre = _centre(mask)
+    iou = _template_iou(mask, centre)
+    visible = iou.max(axis=1) >= MIN_IOU
+
+    colour = shape = motion = speed = path = None
+    if visible.mean() >= MIN_SHARE:
+        colour = _agreed(_core_colour(pixels, centre)[visible], tuple(COLOURS))
+        smooth = uniform_filter1d(iou[visible], _SMOOTHING_FRAMES, axis=0, mode="nearest")
+        shape = _agreed(smooth.argmax(axis=1), SHAPES)
+        path = _path(centre, visible)
+        motion, speed = _motion(path, chunk_frames)
+    background = _agreed(_nearest(background_rgb, BACKGROUNDS), tuple(BACKGROUNDS))
+
+    colour_right, shape_right, motion_right = colour == scene.colour, shape == scene.shape, motion == scene.motion
+    return CaptionScore(
+        colour=colour,
+        shape=shape,
+        motion=motion,
+        speed=speed,
+        background=background,
+        colour_right=colour_right,
+        shape_right=shape_right,
+        motion_right=motion_right,
+        # No speed is right for a shape that stays still, but not for one without a recognised motion.
+        speed_right=motion is not None and speed == scene.speed,
+        background_right=background == scene.background,
+        right=colour_right and shape_right and motion_right,
+        seam_ratio=_seam_ratio(pixels, chunk_frames),
+        position_jump_pixels=None if path is None else _position_jump(path, chunk_frames),
+    )
+
+
+def per_chunk(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> list[CaptionScore]:
+    """Score every chunk by itself: where a long clip leaves its caption. Seam figures are None, there is no border.
+
+    A last chunk of less than half the length shows too little motion and is scored with the chunk before it. A bouncing
+    shape that meets no wall within a chunk is one that moves diagonally between the walls.
+
+    Arguments and errors are those of `score`.
+    """
+    _check(frames, chunk_frames)
+    starts = list(range(0, len(frames), chunk_frames))
+    if len(starts) > 1 and len(frames) - starts[-1] < chunk_frames / 2:
+        starts.pop()
+    stops = [*starts[1:], len(frames)]
+    return [
+        score(frames[start:stop], caption, chunk_frames=max(chunk_frames, stop - start))
+        for start, stop in zip(starts, stops, strict=True)
+    ]
+
+
+def summary(scores: Iterable[CaptionScore]) -> dict[str, float]:
+    """Fractions of clips that are right, with 95 % Wilson score intervals.
+
+    Returns:
+        `n`, and for each of `ATTRIBUTES` its fraction in [0, 1], `<attribute>_low` and `<attribute>_high`.
+
+    Raises:
+        ValueError: there are no scores.
+    """
+    scores = list(scores)
+    if not scores:
+        raise ValueError("summary needs the score of at least one clip, got none")
+    figures: dict[str, float] = {"n": len(scores)}
+    for attribute in ATTRIBUTES:
+        test = binomtest(sum(getattr(one, attribute) for one in scores), len(scores))
+        interval = test.proportion_ci(confidence_level=0.95, method="wilson")
+        figures[attribute] = test.statistic
+        figures[f"{attribute}_low"], figures[f"{attribute}_high"] = float(interval.low), float(interval.high)
+    return figures
+
+
+def _check(frames: Clip, chunk_frames: int) -> None:
+    check_clip(frames, "frames")
+    if frames.shape[1:3] != (SIZE, SIZE):
+        raise ValueError(
+            f"caption scores are defined for the embedded models' {SIZE}x{SIZE} frames, got shape {list(frames.shape)}"
+        )
+    if chunk_frames <= LAG_FRAMES:
+        raise ValueError(
+            f"chunk_frames must be more than {LAG_FRAMES}, over which a motion is read; got {chunk_frames}"
+        )
+
+
+def _share(holds: NDArray[np.bool_]) -> bool:
+    return bool(holds.mean() >= MIN_SHARE)
+
+
+def _agreed(labels: NDArray[np.intp], names: Sequence[str]) -> str | None:
+    """The name that the labels agree on. labels: [F], an index into names, or -1 for none of them."""
+    counts = np.bincount(labels + 1, minlength=len(names) + 1)[1:]
+    best = int(counts.argmax())
+    return names[best] if counts[best] >= MIN_SHARE * len(labels) else None
+
+
+def _nearest(rgb: NDArray[np.float32], *palettes: dict[str, tuple[int, int, int]]) -> NDArray[np.intp]:
+    """Index [...] into the first palette of each colour [..., 3]; -1 if far from it or nearer to another palette."""
+    known = np.array([value for palette in palettes for value in palette.values()], dtype=np.float32)
+    square = ((rgb[..., None, :] - known) ** 2).sum(axis=-1)
+    best = square.argmin(axis=-1)
+    return np.where((square.min(axis=-1) <= MAX_COLOUR_DISTANCE**2) & (best < len(palettes[0])), best, -1)
+
+
+def _background(frames: Clip) -> NDArray[np.float32]:
+    """Colour of the background in each frame, [F, 3]: a shape covers an eighth of a frame, so the median misses it."""
+    lattice = frames[:, ::3, ::3].reshape(len(frames), -1, 3).transpose(0, 2, 1)
+    return np.median(np.ascontiguousarray(lattice), axis=2).astype(np.float32)
+
+
+def _sharpened(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Without the faint noise around a shape and inside it. Much steeper, and edges would jump from pixel to pixel."""
+    return np.clip((coverage - 0.125) / 0.75, 0, 1)
+
+
+def _foreground(pixels: NDArray[np.float32], background_rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How much of each pixel [F, 3, 4096] something else than the background covers, 0 to 1, [F, 64, 64].
+
+    A pixel's distance from the background grows in proportion to that; the unit is the mean distance of the pixels that
+    clearly differ, weighted by the distance itself so that the shape's edge hardly counts.
+    """
+    distance = np.sqrt(np.square(pixels - background_rgb[:, :, None]).sum(axis=1))
+    clear = np.where(distance > MIN_CONTRAST, distance, 0)
+    unit = np.einsum("fp,fp->f", clear, clear) / np.maximum(clear.sum(axis=1), 1)
+    return _sharpened(distance / np.maximum(unit, 2 * MIN_CONTRAST)[:, None]).reshape(-1, SIZE, SIZE)
+
+
+def _centre(mask: NDArray[np.float32]) -> Floats:
+    """Circular mean of each mask [F, 64, 64] on the torus, (x, y) in [0, 64) pixels, [F, 2]."""
+    turn = np.exp(2j * np.pi * np.arange(SIZE) / SIZE)
+    phasor = np.stack([mask.sum(axis=1) @ turn, mask.sum(axis=2) @ turn], axis=1)
+    return np.angle(phasor) * SIZE / (2 * np.pi) % SIZE
+
+
+@lru_cache(maxsize=1)
+def _templates() -> NDArray[np.float32]:
+    """Sharpened masks of every shape at every scale and sub-pixel position, [shapes * scales * 16, 45 * 45]."""
+    masks = []
+    for shape in SHAPES:
+        for scale in _SCALES:
+            torus = torch.arange(SIZE, dtype=torch.float32) - SIZE // 2
+            # The circular mean of a triangle is not its centroid: place templates by what _centre() will say of them.
+            middle = _centre(_rendered(shape, scale, torus, torus)[None])[0] - SIZE // 2
+            window = torch.arange(-_HALF_WINDOW, _HALF_WINDOW + 1, dtype=torch.float32)
+            for y in _OFFSETS:
+                for x in _OFFSETS:
+                    masks.append(_rendered(shape, scale, window - x + middle[0], window - y + middle[1]).ravel())
+    return np.stack(masks)
+
+
+def _rendered(shape: str, scale: float, dx: torch.Tensor, dy: torch.Tensor) -> NDArray[np.float32]:
+    inside = scale * _inside(shape, dx[None, None, :] / scale, dy[None, :, None] / scale)[0]
+    return _sharpened((inside + 0.5).clamp(0, 1).numpy())
+
+
+def _template_iou(mask: NDArray[np.float32], centre: Floats) -> NDArray[np.float32]:
+    """Best soft intersection over union (a.b / (a.a + b.b - a.b)) of each frame with each shape's templates, [F, 3].
+
+    What a frame shows outside the window around its centre counts into the union.
+    """
+    templates = _templates()
+    around = np.arange(-_HALF_WINDOW, _HALF_WINDOW + 1)
+    columns, rows = ((np.rint(centre).astype(int)[:, :, None] + around) % SIZE).transpose(1, 0, 2)
+    window = mask[np.arange(len(mask))[:, None, None], rows[:, :, None], columns[:, None, :]]
+    common = window.reshape(len(mask), -1) @ templates.T
+    mask_square = np.einsum("fyx,fyx->f", mask, mask)
+    template_square = np.einsum("np,np->n", templates, templates)
+    iou = common / (mask_square[:, None] + template_square - common)
+    return iou.reshape(len(mask), len(SHAPES), -1).max(axis=2)
+
+
+def _core_colour(pixels: NDArray[np.float32], centre: Floats) -> NDArray[np.intp]:
+    """Index into COLOURS of the inside of the shape in each frame, [F]; -1 for no colour or more than one."""
+    reach = np.arange(-int(CORE_RADIUS), int(CORE_RADIUS) + 1)
+    dx, dy = (offset.ravel() for offset in np.meshgrid(reach, reach))
+    near = np.hypot(dx, dy) <= CORE_RADIUS
+    columns, rows = np.rint(centre).astype(int).T[:, :, None] + np.stack([dx[near], dy[near]])[:, None]
+    core = pixels[np.arange(len(pixels))[:, None], :, rows % SIZE * SIZE + columns % SIZE]
+    labels = _nearest(core, COLOURS, BACKGROUNDS)
+    counts = np.stack([(labels == index).sum(axis=1) for index in range(len(COLOURS))], axis=1)
+    return np.where(counts.max(axis=1) >= MIN_SHARE * labels.shape[1], counts.argmax(axis=1), -1)
+
+
+def _path(centre: Floats, visible: NDArray[np.bool_]) -> Floats:
+    """The centre [F, 2] followed across the torus' seam, and drawn straight through frames that show no shape."""
+    frame = np.arange(len(centre))
+    followed = np.unwrap(centre[visible], period=SIZE, axis=0)
+    return np.stack([np.interp(frame, frame[visible], followed[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _motion(path: Floats, chunk_frames: int) -> tuple[str | None, str | None]:
+    """Motion and speed of the centre's path [F, 2]."""
+    start = np.arange(max(len(path) - LAG_FRAMES, 0))
+    start = start[start % chunk_frames < chunk_frames - LAG_FRAMES]
+    if start.size == 0:
+        return None, None
+    velocity = (path[start + LAG_FRAMES] - path[start]) / LAG_FRAMES
+    if _share(np.hypot(*velocity.T) < STILL_SPEED):
+        return "staying still", None
+    for motion, (x, y) in DIRECTIONS.items():
+        along, across = velocity @ (x, y), np.abs(velocity @ (y, x))
+        if _share((along >= STILL_SPEED) & (across <= along / 2)):
+            return motion, _speed(np.median(along))
+    if _bounces(path, velocity):
+        return "bouncing", _speed(np.median(np.abs(velocity)))
+    return None, None
+
+
+def _bounces(path: Floats, velocity: Floats) -> bool:
+    """Whether both axes move, about equally fast, turn no more often than walls make them, and stay between the walls.
+
+    Turning back is not asked for: whatever moves on and stays between the walls has done so, or had no time to.
+    """
+    pace = np.abs(velocity)
+    # The maximum of three passes over the moment in which an axis turns, at the clip's ends too.
+    moving = maximum_filter1d(pace, 3, axis=0, mode="constant", cval=np.inf)
+    median = np.median(pace, axis=0)
+    span = SIZE - 2 * _WALL
+    inside = np.abs(path % SIZE - SIZE / 2) <= span / 2 + WALL_TOLERANCE
+    turns = [np.count_nonzero(np.diff(np.sign(v[np.abs(v) >= STILL_SPEED]))) for v in velocity.T]
+    return (
+        all(_share(axis >= STILL_SPEED) for axis in moving.T)
+        and median.max() <= 2 * median.min()
+        and _share(inside.all(axis=1))
+        and bool(np.all(turns <= 1 + median * len(path) / (span / 2)))
+    )
+
+
+def _speed(pixels_per_frame: float) -> str:
+    return min(SPEEDS, key=lambda name: abs(math.log(SPEEDS[name] / pixels_per_frame)))
+
+
+def _borders(num_frames: int, chunk_frames: int) -> NDArray[np.bool_]:
+    """Which of the num_frames - 1 steps from a frame to the next lead into another chunk."""
+    return np.arange(1, num_frames) % chunk_frames == 0
+
+
+def _seam_ratio(pixels: NDArray[np.float32], chunk_frames: int) -> float | None:
+    border = _borders(len(pixels), chunk_frames)
+    if not border.any():
+        return None
+    difference = np.abs(np.diff(pixels, axis=0)).mean(axis=(1, 2))
+    across, inside = difference[border].mean(), np.median(difference[~border])
+    return float(max(across, MIN_DIFFERENCE) / max(inside, MIN_DIFFERENCE))
+
+
+def _position_jump(path: Floats, chunk_frames: int) -> float | None:
+    """Largest distance in pixels of a border's step from the box that the steps before and after it span.
+
+    Each side is the median of up to three steps. A shape that turns at a wall just there stays within the box.
+    """
+    step = np.diff(path, axis=0)
+    jumps = []
+    for index in np.flatnonzero(_borders(len(path), chunk_frames)):
+        sides = [
+            side for side in (step[index - LAG_FRAMES : index], step[index + 1 : index + 1 + LAG_FRAMES]) if len(side)
+        ]
+        medians = np.stack([np.median(side, axis=0) for side in sides])
+        jumps.append(np.hypot(*(step[index] - np.clip(step[index], medians.min(axis=0), medians.max(axis=0)))))
+    return float(max(jumps)) if jumps else None
