@@ -227,6 +227,7 @@ def test_a_motion_outside_the_grammar_is_none_of_it() -> None:
         "diagonal through the frame's edges": np.stack([time_steps, time_steps], axis=1),
         "steep diagonal": np.stack([time_steps * 3 // 4, time_steps], axis=1),
         "to and fro on one axis": np.stack([np.abs(time_steps % 36 - 18) * 2, 0 * time_steps], axis=1),
+        "fast on one axis, creeping on the other": np.abs(time_steps[:, None] * [2, 0.5] % 48 - 24) - 12,
         "trembling": random.integers(-3, 4, (96, 2)),
         "wandering": random.choice([-1, 1], (96, 2)).cumsum(axis=0),
         "somewhere else in every frame": random.integers(0, 64, (96, 2)),
@@ -277,6 +278,14 @@ def test_a_jump_at_a_chunk_border_shows_in_the_seam_figures_alone(scene: Scene, 
         assert all_right(after)
     elsewhere = np.concatenate([clean[:54], np.roll(clean[54:], jump[::-1], axis=(1, 2))])
     assert score(elsewhere, scene.caption).position_jump_pixels < 1.5
+
+
+def test_jumps_at_every_chunk_border_leave_the_motion_inside_the_chunks_as_it_is() -> None:
+    frames = walked(STILL, np.arange(192)[:, None] // 24 * [6, 0])
+    result = score(frames, STILL.caption)
+    assert all_right(result)
+    assert result.position_jump_pixels == pytest.approx(6, abs=1e-6)
+    assert not score(frames, STILL.caption, chunk_frames=20).motion_right
 
 
 def test_a_flash_at_every_border_is_a_seam_of_its_size() -> None:
