@@ -27,7 +27,7 @@ CHUNK_FRAMES = 24
 ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "speed_right", "background_right", "right")
 
 MIN_SHARE = 0.9  # of the frames (for motion: of the moments) in which an attribute must hold
-MAX_COLOUR_DISTANCE = 80.0  # RGB levels; the closest two colours of the palette are 117 apart
+MAX_COLOUR_DISTANCE = 80.0  # RGB levels; the closest two colours of the palette are 119 apart
 MIN_CONTRAST = 50.0  # RGB levels from the background; the faintest pair, purple on grey, has 112
 MIN_IOU = 0.7  # with the best template; below it a frame shows no shape, or more than one
 CORE_RADIUS = 5.0  # pixels around the centre that lie well inside every shape

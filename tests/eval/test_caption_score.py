@@ -36,10 +36,10 @@ def clip(scene: Scene, num_frames: int = 96, seed: int = 0) -> Clip:
     return frames.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def drawn(scene: Scene, scale: float = 1.0, centre: float = 32.3) -> Clip:
-    """One frame of a scene, uint8 [64, 64, 3], with the shape in the middle, larger or smaller than the data's."""
-    grid = torch.arange(64, dtype=torch.float32)[None] - centre
-    inside = scale * _inside(scene.shape, grid[:, None, :] / scale, grid[:, :, None] / scale)
+def drawn(scene: Scene, scale: float = 1.0, centre: tuple[float, float] = (32.3, 32.3)) -> Clip:
+    """One frame of a scene, uint8 [64, 64, 3]: its shape at (x, y), in the data's size times scale."""
+    x, y = (torch.arange(64, dtype=torch.float32)[None] - middle for middle in centre)
+    inside = scale * _inside(scene.shape, x[:, None, :] / scale, y[:, :, None] / scale)
     coverage = (inside[0, :, :, None] + 0.5).clamp(0, 1)
     ink, paper = torch.tensor(COLOURS[scene.colour]), torch.tensor(BACKGROUNDS[scene.background])
     return (coverage * ink + (1 - coverage) * paper).round().to(torch.uint8).numpy()
@@ -182,8 +182,20 @@ NOISE = np.random.default_rng(0).integers(0, 256, (48, 64, 64, 3), dtype=np.uint
         np.minimum(SQUARE, np.roll(SQUARE, (16, 16), axis=(1, 2))),
         np.where(np.arange(64)[:, None, None] % 8 < 4, SQUARE, np.uint8(BACKGROUNDS["light"])),
         SQUARE.repeat(2, axis=2)[:, :, 32:96],
+        lasting(np.minimum(drawn(STILL), np.roll(drawn(STILL, scale=0.8), (32, 32), axis=(0, 1)))),
     ],
-    ids=["black", "white", "one colour", "noise", "smooth noise", "two apart", "two touching", "striped", "stretched"],
+    ids=[
+        "black",
+        "white",
+        "one colour",
+        "noise",
+        "smooth noise",
+        "two apart",
+        "two touching",
+        "striped",
+        "stretched",
+        "a smaller one far away",
+    ],
 )
 @pytest.mark.parametrize("scene", [STILL, SCENE], ids=["still", "moving"])
 def test_a_clip_without_one_clear_shape_is_wrong(frames: Clip, scene: Scene) -> None:
@@ -217,6 +229,24 @@ def test_a_frozen_clip_moves_nowhere_whatever_its_caption_says() -> None:
         )
         assert not result.right
         assert (result.seam_ratio, result.position_jump_pixels) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("speed", "motion"), [(0.25, "staying still"), (0.5, "moving right"), (4.0, "moving right")])
+def test_drifting_slower_than_0_3_pixels_a_frame_is_staying_still(speed: float, motion: str) -> None:
+    frames = np.stack([drawn(SCENE, centre=(24 + speed * t % 16, 30)) for t in range(24)])
+    result = score(frames[: int(16 / speed)], SCENE.caption)
+    assert result.motion == motion
+    assert result.speed == {0.25: None, 0.5: "slowly", 4.0: "quickly"}[speed]
+
+
+@pytest.mark.parametrize("speed", list(SPEEDS))
+def test_a_short_bounce_is_read_wherever_the_wall_is(speed: str) -> None:
+    scene = Scene("red", "circle", "bouncing", speed, "dark")
+    way = SPEEDS[speed] * np.arange(12)
+    for phase in np.arange(0, 64, 2.5):
+        path = 48 - np.abs((np.stack([way + phase, way + 5], axis=1)) % 64 - 32)
+        result = score(np.stack([drawn(scene, centre=(x, y)) for x, y in path]), scene.caption)
+        assert all_right(result), phase
 
 
 def test_a_motion_outside_the_grammar_is_none_of_it() -> None:
