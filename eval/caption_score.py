@@ -21,7 +21,7 @@ from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.stats import binomtest
 
 from eval.clips import Clip, check_clip
-from experiments.clips import _WALL, BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, SPEEDS, _inside, scene_of
+from experiments.clips import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, SPEEDS, WALL, depth_inside, scene_of
 
 CHUNK_FRAMES = 24
 ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "speed_right", "background_right", "right")
@@ -243,7 +243,7 @@ def _templates() -> NDArray[np.float32]:
 
 
 def _rendered(shape: str, scale: float, dx: torch.Tensor, dy: torch.Tensor) -> NDArray[np.float32]:
-    inside = scale * _inside(shape, dx[None, None, :] / scale, dy[None, :, None] / scale)[0]
+    inside = scale * depth_inside(shape, dx[None, None, :] / scale, dy[None, :, None] / scale)[0]
     return _sharpened((inside + 0.5).clamp(0, 1).numpy())
 
 
@@ -309,7 +309,7 @@ def _bounces(path: Floats, velocity: Floats) -> bool:
     # The maximum of three passes over the moment in which an axis turns, at the clip's ends too.
     moving = maximum_filter1d(pace, 3, axis=0, mode="constant", cval=np.inf)
     median = np.median(pace, axis=0)
-    span = SIZE - 2 * _WALL
+    span = SIZE - 2 * WALL
     inside = np.abs(path % SIZE - SIZE / 2) <= span / 2 + WALL_TOLERANCE
     turns = [np.count_nonzero(np.diff(np.sign(v[np.abs(v) >= STILL_SPEED]))) for v in velocity.T]
     return (

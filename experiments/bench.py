@@ -10,9 +10,9 @@ import sys
 import time
 from collections import defaultdict
 
-import torch
 from torch.profiler import ProfilerActivity, profile
 
+from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
 from experiments.job import Job, make_job, nearest
@@ -25,7 +25,7 @@ from flowcache.trace import Trace
 
 def bench_row(job: Job) -> None:
     """Sections of whole generations, seconds a row by chunks computed, and the operators that take the time."""
-    torch.set_num_threads(job.threads)
+    environment.prepare(job.threads)
     model = job.load_model()
     run = (model, job.prompts[0], job.num_frames, job.method, job.seed)
     list(generate(*run, **job.generation_options))

@@ -33,7 +33,7 @@ SPEEDS = {"slowly": 1.0, "quickly": 2.0}  # pixels a frame along each moving axi
 NUM_HELD_OUT = 64
 
 _CIRCLE_RADIUS, _SQUARE_HALF_SIDE, _TRIANGLE_INRADIUS = 13.0, 11.5, 9.0
-_WALL = 16.0  # pixels between the frame's edge and the centre of a shape that bounces back
+WALL = 16.0  # pixels between the frame's edge and the centre of a shape that bounces back
 _START_GRID = 8  # pixels; see `render`
 
 
@@ -108,7 +108,7 @@ def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     # The frame is a torus: a shape leaving on one side comes in on the other.
     dx = (grid[None, :] - centre[:, :1] + SIZE / 2) % SIZE - SIZE / 2
     dy = (grid[None, :] - centre[:, 1:] + SIZE / 2) % SIZE - SIZE / 2
-    coverage = (_inside(scene.shape, dx[:, None, :], dy[:, :, None]) + 0.5).clamp(0, 1)[:, None]
+    coverage = (depth_inside(scene.shape, dx[:, None, :], dy[:, :, None]) + 0.5).clamp(0, 1)[:, None]
     colour = torch.tensor(COLOURS[scene.colour], dtype=torch.float32)[None, :, None, None]
     background = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.float32)[None, :, None, None]
     return (coverage * colour + (1 - coverage) * background).round().to(torch.uint8)
@@ -123,13 +123,13 @@ def _path(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     speed = SPEEDS[scene.speed]
     if scene.motion == "bouncing":
         heading = torch.randint(0, 2, (2,), generator=generator) * 2.0 - 1.0
-        span = SIZE - 2 * _WALL
+        span = SIZE - 2 * WALL
         phase = (start * (2 * span / SIZE) + time * speed * heading) % (2 * span)
-        return _WALL + span - (phase - span).abs()
+        return WALL + span - (phase - span).abs()
     return start + time * speed * torch.tensor(DIRECTIONS[scene.motion], dtype=torch.float32)
 
 
-def _inside(shape: str, dx: Tensor, dy: Tensor) -> Tensor:
+def depth_inside(shape: str, dx: Tensor, dy: Tensor) -> Tensor:
     """Signed distance in pixels to the shape's edge, positive inside; dx and dy broadcast to [F, H, W]."""
     if shape == "circle":
         return _CIRCLE_RADIUS - torch.hypot(dx, dy)

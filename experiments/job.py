@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,9 +71,10 @@ def make_job(config: DictConfig) -> Job:
     setting, model = config.setting, config.model
     options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
     options |= {key: value for key, value in model.options.items() if value is not None}
-    _whole_numbers(
-        {"setting.num_frames": setting.num_frames, "seed": config.seed, "threads": config.threads, **options}
-    )
+    # More threads than 4 wait for each other on matrices as small as the embedded models'.
+    threads = min(4, _num_cores()) if config.threads is None else config.threads
+    _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
+    _whole_numbers({"threads": threads}, smallest=1)
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
@@ -91,7 +93,7 @@ def make_job(config: DictConfig) -> Job:
         device=_device(config.device),
         metrics=tuple(config.metrics),
         latency_pairs=config.latency_pairs,
-        threads=config.threads,
+        threads=threads,
         output_dir=_inside_root(config.output_dir),
         force=bool(config.force),
     )
@@ -161,15 +163,20 @@ def _device(name: str) -> str:
     return name
 
 
+def _num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _inside_root(path: str) -> Path:
     """Relative paths count from the repository, so that a job does not depend on where it is started."""
     return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
 
 
-def _whole_numbers(values: dict[str, Any]) -> None:
+def _whole_numbers(values: dict[str, Any], smallest: int = 0) -> None:
     for key, value in values.items():
-        if key != "shift" and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise BadInput(f"{key}={value!r} must be a whole number of at least 0")
+        if key != "shift" and (not isinstance(value, int) or isinstance(value, bool) or value < smallest):
+            raise BadInput(f"{key}={value!r} must be a whole number of at least {smallest}")
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -20,6 +20,7 @@ from matplotlib import pyplot as plt
 
 from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
+from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
 from experiments.figures import FIGURES
@@ -66,7 +67,7 @@ def _relative(now: torch.Tensor, before: torch.Tensor) -> float:
 
 def measure(job: Job) -> pd.DataFrame:
     """One row a chunk, step, prompt and shift."""
-    torch.set_num_threads(job.threads)
+    environment.prepare(job.threads)
     model, frames = job.load_model(), []
     for shift in SHIFTS:
         for prompt in job.prompts:

@@ -58,7 +58,7 @@ class Runner:
         self.store = RecordStore(job.output_dir)
         self._given_model = model
         self._warm: set[str] = set()
-        torch.set_num_threads(job.threads)
+        environment.prepare(job.threads)
 
     @cached_property
     def model(self) -> Any:

@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
         extra = [a for a in arguments if a.partition("=")[0] not in _OWN_KEYS]
         jobs = jobs_of(own.get("experiment", "main_table"), extra)
         workers = min(own.get("workers", 2), len(jobs[0].prompts))
+        jobs = [replace(job, threads=max(1, job.threads // workers)) for job in jobs]
         print(f"{len(jobs)} settings x {len(jobs[0].prompts)} prompts on {workers} workers", flush=True)
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             shares = [pool.submit(run_share, jobs, worker, workers) for worker in range(workers)]

@@ -11,9 +11,8 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from baselines.vanilla import VanillaConfig
+from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
 from experiments.job import Job, make_job
@@ -36,7 +35,7 @@ def executed_flops(job: Job, model: Any, method: MethodConfig) -> float:
 
 def tune(job: Job, share: float, low: float = 0.0, high: float = 1.0, tolerance: float = 0.004) -> tuple[float, float]:
     """Threshold and the share of vanilla's FLOPs it leaves; the closest seen after bisection to ``tolerance``."""
-    torch.set_num_threads(job.threads)
+    environment.prepare(job.threads)
     model = job.load_model()
     vanilla = executed_flops(job, model, VanillaConfig())
     best = (0.0, 1.0)

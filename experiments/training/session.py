@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from eval.atomic import atomic_path
+from experiments.environment import prepare
 from experiments.training.optimiser import Optimiser
 
 
@@ -27,7 +28,7 @@ def run_workers(function: Callable[..., None], num_processes: int, *args: object
 
 def _worker(rank: int, num_processes: int, port: int, function: Callable[..., None], args: tuple) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
+    prepare(threads=1)
     # Left to itself the scheduler may stack workers on one core while another idles.
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank % len(os.sched_getaffinity(0))]})
     dist.init_process_group("gloo", rank=rank, world_size=num_processes)

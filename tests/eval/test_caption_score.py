@@ -19,8 +19,8 @@ from experiments.clips import (
     SHAPES,
     SPEEDS,
     Scene,
-    _inside,
     all_scenes,
+    depth_inside,
     held_out_scenes,
     render,
 )
@@ -39,7 +39,7 @@ def clip(scene: Scene, num_frames: int = 96, seed: int = 0) -> Clip:
 def drawn(scene: Scene, scale: float = 1.0, centre: tuple[float, float] = (32.3, 32.3)) -> Clip:
     """One frame of a scene, uint8 [64, 64, 3]: its shape at (x, y), in the data's size times scale."""
     x, y = (torch.arange(64, dtype=torch.float32)[None] - middle for middle in centre)
-    inside = scale * _inside(scene.shape, x[:, None, :] / scale, y[:, :, None] / scale)
+    inside = scale * depth_inside(scene.shape, x[:, None, :] / scale, y[:, :, None] / scale)
     coverage = (inside[0, :, :, None] + 0.5).clamp(0, 1)
     ink, paper = torch.tensor(COLOURS[scene.colour]), torch.tensor(BACKGROUNDS[scene.background])
     return (coverage * ink + (1 - coverage) * paper).round().to(torch.uint8).numpy()

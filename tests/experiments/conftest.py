@@ -9,7 +9,14 @@ import pytest
 from experiments.cli import compose_config
 from experiments.job import ROOT, Job, make_job
 
-SMALL = ["setting.num_frames=48", "setting.num_steps=8", "num_prompts=2", "metrics=[psnr,ssim,caption]", "seed=3"]
+SMALL = [
+    "setting.num_frames=48",
+    "setting.num_steps=8",
+    "num_prompts=2",
+    "metrics=[psnr,ssim,caption]",
+    "seed=3",
+    "threads=1",
+]
 
 
 @pytest.fixture(scope="session")

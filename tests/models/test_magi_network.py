@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from flowcache.kv_cache import KvCache
-from flowcache.models.magi import attention
-from flowcache.models.magi.attention import Member, grouped_attention
+from flowcache.models.magi.attention import Member, Pack, ParallelAttention
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.network import MagiDit, step_size_number
 from tests.models.magi_goldens import (
@@ -130,11 +129,13 @@ def test_intermediates_of_one_chunk_match_the_official_code(one_chunk, monkeypat
     ]
     attended: list[Tensor] = []
 
-    def spy(*arguments: Tensor) -> Tensor:
-        attended.append(grouped_attention(*arguments))
+    attend = ParallelAttention._attend
+
+    def spy(*arguments: object) -> Tensor:
+        attended.append(attend(*arguments))
         return attended[-1]
 
-    monkeypatch.setattr(attention, "grouped_attention", spy)
+    monkeypatch.setattr(ParallelAttention, "_attend", spy)
     try:
         run_one(one_chunk, "mlp_base")
     finally:
@@ -143,8 +144,9 @@ def test_intermediates_of_one_chunk_match_the_official_code(one_chunk, monkeypat
     seen["layer0.self_attn_out"], seen["layer0.cross_attn_out"] = attended[:2]
     seen["embed"] = dit.embed(one_chunk["in.x"])
     seen["condition"] = dit.condition(one_chunk["in.t"], torch.tensor([[False]]))
-    cosine, sine = dit.rope(torch.arange(6), 4, 3)
-    seen["rope_sin_cos"] = torch.cat([sine, cosine], dim=-1).squeeze(1)
+    own, partners = dit.rope(torch.arange(6), 4, 3)
+    width = own.shape[-1] * 3 // 8
+    seen["rope_sin_cos"] = torch.cat([partners[..., width : 2 * width], own[..., :width]], dim=-1).squeeze(1)
     expected = {name.removeprefix("mid."): value for name, value in one_chunk.items() if name.startswith("mid.")}
     # The projection's input exists here only inside an expression; its output is compared.
     assert set(expected) - set(seen) == {"layer0.linear_proj_in"}
@@ -302,16 +304,19 @@ def test_the_caption_and_its_dropping_matter(pack):
     assert torch.equal(changed[:, :, 6:], kept[:, :, 6:])
 
 
-def test_grouped_attention_is_attention_with_repeated_heads():
+def test_attention_is_that_of_repeated_key_value_heads():
+    """Two members of five tokens, the second under a mask as a ragged batch of captions has it."""
+    layer = ParallelAttention(SMALL, layer=0)
     random = torch.Generator().manual_seed(0)
-    query = torch.randn(2, 6, 5, 4, generator=random)
-    key, value = torch.randn(2, 2, 2, 7, 4, generator=random)
+    query = torch.randn(2, 10, 4, 16, generator=random)
+    key, value = torch.randn(2, 2, 2, 7, 16, generator=random)
     mask = torch.rand(2, 1, 1, 7, generator=random) < 0.7
     mask[..., 0] = True
-    scores = query @ key.repeat_interleave(3, dim=1).transpose(-1, -2) / 2
-    for given, masked in ((None, scores), (mask, scores.masked_fill(~mask, -torch.inf))):
-        expected = (masked.softmax(-1) @ value.repeat_interleave(3, dim=1)).transpose(1, 2).flatten(-2)
-        close(grouped_attention(query, key, value, given), expected, 1e-5)
+    pack = Pack((), (query, query), None, (slice(0, 5), slice(5, 10)))
+    out = layer._attend(layer._fold(query), [(key, value, None), (key, value, mask)], pack)
+    scores = query.transpose(1, 2) @ key.repeat_interleave(2, dim=1).transpose(-1, -2) / 4
+    scores[:, :, 5:].masked_fill_(~mask, -torch.inf)
+    close(out, (scores.softmax(-1) @ value.repeat_interleave(2, dim=1)).transpose(1, 2).flatten(-2), 1e-5)
 
 
 def test_half_channel_latents_are_doubled_in_and_halved_out():

@@ -48,7 +48,7 @@ class Pack:
     """What every layer needs to know about the members, worked out once a forward."""
 
     members: tuple[Member, ...]
-    rope: tuple[Tensor, Tensor]  # cosine and sine, each [S, 1, 3E/8]
+    rope: tuple[Tensor, Tensor]  # see LearnedRotary; each [S, 1, E]
     cache: KvCache | None
     slices: tuple[slice, ...]  # of each member's tokens
 
@@ -76,12 +76,17 @@ class LearnedRotary(nn.Module):
         self.bands = nn.Parameter(10000.0 ** -(torch.arange(num_bands) / num_bands))
 
     def forward(self, frames: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Absolute frame indices [F] and the token grid -> cosine and sine, each [F*height*width, 1, 3*bands]."""
+        """Absolute frame indices [F] and the token grid -> factors of ``rotate``, each [F*height*width, 1, E].
+
+        E is 8 * bands: [cos | cos | 1] for the elements themselves, [-sin | sin | 0] for their partners.
+        """
         scale = math.sqrt(height * width / 256)
         axes = [frames.float(), *(self._centred(n, n / scale) for n in (height, width))]
         grid = torch.stack(torch.meshgrid(*(axis.to(self.bands.device) for axis in axes), indexing="ij"), dim=-1)
         angles = (grid[..., None] * self.bands).reshape(-1, 1, 3 * len(self.bands))
-        return angles.cos(), angles.sin()
+        cosine, sine = angles.cos(), angles.sin()
+        rest = torch.ones_like(angles[..., : 2 * len(self.bands)])
+        return torch.cat([cosine, cosine, rest], dim=-1), torch.cat([-sine, sine, 0 * rest], dim=-1)
 
     @staticmethod
     def _centred(size: int, reference: float) -> Tensor:
@@ -92,10 +97,10 @@ class LearnedRotary(nn.Module):
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x [B, S, heads, E]: element i pairs with i + 3E/8; the last quarter passes through."""
-    cosine, sine = rope
-    width = cosine.shape[-1]
+    own, partners = rope
+    width = x.shape[-1] * 3 // 8
     first, second, rest = x.split([width, width, x.shape[-1] - 2 * width], dim=-1)
-    return torch.cat([first * cosine - second * sine, first * sine + second * cosine, rest], dim=-1)
+    return torch.addcmul(x * own, torch.cat([second, first, rest], dim=-1), partners)
 
 
 class QueryKeyValue(nn.Module):
@@ -144,24 +149,13 @@ class ParallelAttention(nn.Module):
         query = self.linear_qkv.q(normed).unflatten(-1, (self.num_heads, self.channels))
         key = self.linear_qkv.k(normed).unflatten(-1, (self.num_groups, self.channels))
         value = self.linear_qkv.v(normed).unflatten(-1, (self.num_groups, self.channels)).transpose(1, 2)
-        query = rotate(self.q_layernorm(query.float()), pack.rope).to(value.dtype).transpose(1, 2)
+        query = self._fold(rotate(self.q_layernorm(query.float()), pack.rope).to(value.dtype))
         key = rotate(self.k_layernorm(key.float()), pack.rope).to(value.dtype).transpose(1, 2)
         cross_query = self.linear_qkv.qx(normed).unflatten(-1, (self.num_heads, self.channels))
-        cross_query = self.q_layernorm_xattn(cross_query).transpose(1, 2)
+        cross_query = self._fold(self.q_layernorm_xattn(cross_query))
 
         self_out = self._self_attention(query, key, value, pack)
-        cross_out = torch.cat(
-            [
-                grouped_attention(
-                    cross_query[:, :, tokens],
-                    member.caption.keys[self.layer],
-                    member.caption.values[self.layer],
-                    member.caption.mask,
-                )
-                for member, tokens in zip(pack.members, pack.slices, strict=True)
-            ],
-            dim=1,
-        )
+        cross_out = self._cross_attention(cross_query, pack)
         joined = torch.stack([out.unflatten(-1, (PROJECTION_SLICES, -1)) for out in (self_out, cross_out)], dim=-2)
         # The official model runs this projection in float32 whatever the parameters' type.
         return F.linear(joined.flatten(-3).float(), self.linear_proj.weight.float())
@@ -171,27 +165,36 @@ class ParallelAttention(nn.Module):
             for member, tokens in zip(pack.members, pack.slices, strict=True):
                 if not member.alone:
                     pack.cache.write(self.layer, member.position, key[:, :, tokens], value[:, :, tokens])
-        outputs = []
+        seen = []
         for index, (member, tokens) in enumerate(zip(pack.members, pack.slices, strict=True)):
             if member.alone:
-                seen_key, seen_value = key[:, :, tokens], value[:, :, tokens]
+                seen.append((key[:, :, tokens], value[:, :, tokens]))
             elif pack.cache is not None:
-                seen_key, seen_value = pack.cache.read(self.layer, member.first_key_chunk, member.position)
+                seen.append(pack.cache.read(self.layer, member.first_key_chunk, member.position))
             else:
                 # Without a cache the pack itself is the history: members stand in order of position, without gaps.
                 back = min(index, member.position - member.first_key_chunk)
                 span = slice(pack.slices[index - back].start, tokens.stop)
-                seen_key, seen_value = key[:, :, span], value[:, :, span]
-            outputs.append(grouped_attention(query[:, :, tokens], seen_key, seen_value))
-        return torch.cat(outputs, dim=1)
+                seen.append((key[:, :, span], value[:, :, span]))
+        return self._attend(query, [(key, value, None) for key, value in seen], pack)
 
+    def _cross_attention(self, query: Tensor, pack: Pack) -> Tensor:
+        captions = [member.caption for member in pack.members]
+        return self._attend(query, [(c.keys[self.layer], c.values[self.layer], c.mask) for c in captions], pack)
 
-def grouped_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention of H query heads over G key-value heads: [B, H, T, E], [B, G, L, E] -> [B, T, H*E].
+    def _fold(self, query: Tensor) -> Tensor:
+        """[B, S, H, E] -> [B, G, S*H/G, E].
 
-    The query heads that share a key-value head are laid out as further queries of it: no copy of keys or values.
-    """
-    batch, heads, tokens, channels = query.shape
-    folded = query.reshape(batch, key.shape[1], -1, channels)
-    out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask)
-    return out.reshape(batch, heads, tokens, channels).transpose(1, 2).flatten(-2)
+        The query heads that share a key-value head become further queries of it: no copy of keys or values.
+        """
+        return query.unflatten(2, (self.num_groups, -1)).transpose(1, 2).flatten(2, 3)
+
+    def _attend(self, query: Tensor, seen: list[tuple[Tensor, Tensor, Tensor | None]], pack: Pack) -> Tensor:
+        """Each member's folded queries against what it sees (key, value [B, G, L, E], mask) -> [B, S, H*E]."""
+        queries = query.unflatten(2, (pack.slices[-1].stop, -1))
+        outputs = [
+            F.scaled_dot_product_attention(queries[:, :, tokens].flatten(2, 3), key, value, attn_mask=mask)
+            for tokens, (key, value, mask) in zip(pack.slices, seen, strict=True)
+        ]
+        folded = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        return folded.unflatten(2, (pack.slices[-1].stop, -1)).transpose(1, 2).flatten(2)

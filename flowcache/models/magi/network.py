@@ -153,7 +153,7 @@ class MagiDit(nn.Module):
         return CaptionKv(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
 
     def rope_table(self, num_chunks: int, chunk_frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of every chunk of a video of latent rows and columns, each [num_chunks, T, 1, 3E/8]."""
+        """Rotary factors of every chunk of a video of latent rows and columns, each [num_chunks, T, 1, E]."""
         frames = torch.arange(num_chunks * chunk_frames // self.config.t_patch_size)
         tables = self.rope(frames, rows // self.config.patch_size, columns // self.config.patch_size)
         return tuple(table.unflatten(0, (num_chunks, -1)) for table in tables)
