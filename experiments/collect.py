@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pandas as pd
 
 from experiments.errors import BadInput
-from experiments.records import RecordStore, code_hash
+from experiments.job import Job
+from experiments.records import RecordStore, code_hash, weights_hash
 
 
-def collect(directory: Path, model: str, setting: str, any_code: bool = False) -> pd.DataFrame:
+def collect(job: Job) -> pd.DataFrame:
     """One row a finished video: method, its options, prompt, metrics, compute, latency.
 
-    Only records of today's library code count unless ``any_code``: one table shows one code.
-    Raises BadInput if there are none.
+    Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
+    program. Raises BadInput if there are none.
     """
     rows = []
-    for record in RecordStore(directory).all():
-        wanted = record.status == "done" and record.model == model and record.setting == setting
-        if not wanted or not (any_code or record.code == code_hash()):
+    wanted = (job.settings, weights_hash(job.checkpoint), code_hash())
+    for record in RecordStore(job.output_dir).all():
+        if record.status != "done" or (record.settings, record.weights, record.code) != wanted:
             continue
         metrics = {k: float("inf") if v == "inf" else v for k, v in record.metrics.items()}
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
@@ -44,7 +43,8 @@ def collect(directory: Path, model: str, setting: str, any_code: bool = False) -
         )
     if not rows:
         raise BadInput(
-            f"no finished records of model={model} setting={setting} with this code under {directory}; "
-            f"make them first, for example python run.py -m model={model} method=vanilla,flowcache_fast"
+            f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "
+            f"weights under {job.output_dir}; make them first, for example "
+            f"python run.py -m model={job.model_name} method=vanilla,flowcache_fast"
         )
     return pd.DataFrame(rows)

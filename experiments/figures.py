@@ -1,7 +1,7 @@
-"""Figures from records: ``python -m experiments.figures [records=outputs]``. Writes PNG and the data as CSV.
+"""Figures from records: ``python -m experiments.figures [model=magi] [output_dir=outputs]``. PNG, and data as CSV.
 
 reuse_curve: PSNR to vanilla against compute left, for chunkwise, uniform and every-k reuse at equal warm-up, with 95 %
-intervals over prompts; warmup_sweep: the same for other warm-ups.
+intervals over prompts; warmup_sweep: the same for other warm-ups; frames: one prompt's video under every method.
 """
 
 from __future__ import annotations
@@ -12,22 +12,26 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from eval.atomic import atomic_path
+from eval.video_io import read_lossless
+from experiments.cli import check_overrides, compose_config
 from experiments.collect import collect
 from experiments.errors import BadInput
-from experiments.job import ROOT
+from experiments.job import ROOT, Job, make_job
+from experiments.records import RecordStore, new_record
 from experiments.report import mean_and_interval
+from experiments.tables import METHODS
 
 FIGURES = ROOT / "results" / "figures"
 # Method families by the option that is swept; slow and fast rows of one family are points of one curve.
 FAMILIES = {"flowcache": "chunkwise (FlowCache)", "teacache": "uniform (TeaCache)", "every_k": "every k-th step"}
 COLOURS = {"flowcache": "tab:blue", "teacache": "tab:orange", "every_k": "tab:green"}
 MARKERS = {"flowcache": "o", "teacache": "s", "every_k": "^"}
+WARMUP_STEPS = 5  # of the main curve: the paper's
 PSNR_CAP_DB = 60.0  # videos closer to vanilla than this count as this: identical ones would be infinite
 
 
@@ -110,22 +114,46 @@ def _save(figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
-    print(f"written {path.relative_to(ROOT)}")
+    print(f"written {path}")
+
+
+def draw_frames(jobs: list[Job], prompt: str, path: Path) -> None:
+    """One row a method, one frame from the middle of every chunk; methods without a finished video are left out."""
+    rows = {}
+    for job in jobs:
+        record = RecordStore(job.output_dir).find(new_record(job, job.method_name, job.method, prompt).key)
+        if record is not None:
+            frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
+            share = record.flops / record.baseline_flops
+            rows[f"{job.method_name}\n{share:.2f} of the compute"] = np.concatenate(frames[12::24], axis=1)
+    if not rows:
+        return
+    figure, all_axes = plt.subplots(len(rows), 1, figsize=(9, 1.15 * len(rows) + 0.3), squeeze=False)
+    for axes, (label, strip) in zip(all_axes[:, 0], rows.items(), strict=True):
+        axes.imshow(strip)
+        axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.suptitle(f"{prompt!r}: a frame of every chunk", fontsize=9)
+    figure.tight_layout()
+    _save(figure, path)
 
 
 def main(arguments: list[str]) -> int:
     try:
-        defaults = {"model": "magi", "setting": "embedded", "records": "outputs", "warmup_steps": 5}
-        options = OmegaConf.merge(defaults, OmegaConf.from_dotlist(arguments))
-        points = reuse_points(collect(ROOT / options.records, options.model, options.setting))
+        check_overrides(arguments)
+        job = make_job(compose_config(arguments))
+        points = reuse_points(collect(job))
     except BadInput as error:
         print(f"figures: {error}", file=sys.stderr)
         return 2
-    stem = f"{options.model}_{options.setting}"
+    stem = f"{job.model_name}_{job.setting_name}"
     with atomic_path(FIGURES / f"{stem}_reuse.csv") as temporary:
         temporary.write_text(points.to_csv(index=False, float_format="%.6g"))
-    draw_reuse_curve(points, options.warmup_steps, FIGURES / f"{stem}_reuse_curve.png")
+    draw_reuse_curve(points, WARMUP_STEPS, FIGURES / f"{stem}_reuse_curve.png")
     draw_warmup_sweep(points, FIGURES / f"{stem}_warmup_sweep.png")
+    jobs = [make_job(compose_config([*arguments, f"method={name}"])) for name in METHODS]
+    draw_frames(jobs, job.prompts[0], FIGURES / f"{stem}_frames.png")
     return 0
 
 

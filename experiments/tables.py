@@ -1,4 +1,4 @@
-"""The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [records=outputs]``.
+"""The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
 Measured figures of this repository's runs beside the figures the paper reports, each marked as what it is. Writes
 Markdown and CSV to results/tables/.
@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from omegaconf import OmegaConf
 
 from eval.atomic import atomic_path
-from experiments.cli import compose_config
+from experiments.cli import check_overrides, compose_config
 from experiments.collect import collect
 from experiments.errors import BadInput
-from experiments.job import ROOT, make_method
+from experiments.job import ROOT, make_job, make_method
 from experiments.report import mean_and_interval
 
 METHODS = ("vanilla", "teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast")
@@ -40,7 +39,10 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
         row["compute_left"] = mine["flops_share"].mean()
         row["chunk_steps_computed"] = mine["computed_fraction"].mean()
         pairs = (mine["baseline_latency_s"] / mine["latency_s"]).dropna()
-        if len(pairs):
+        if name == "vanilla":
+            row["latency_s"] = frame["baseline_latency_s"].median()
+        elif len(pairs):
+            row["latency_s"] = mine.loc[pairs.index, "latency_s"].median()
             row["speedup"], row["speedup_min"], row["speedup_max"] = pairs.median(), pairs.min(), pairs.max()
             row["speedup_pairs"] = len(pairs)
             row["efficiency"] = row["speedup"] * row["compute_left"]
@@ -63,11 +65,12 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str
     lines = [
         f"**Measured** here, embedded model ({source}); means ± half-width of the 95 % interval over prompts;",
         "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed.",
-        "Efficiency is speed-up times compute left: 1 means every FLOP saved became time saved.",
+        "Latency is the median of the timed pairs, on a machine with nothing else to do; efficiency is speed-up times",
+        "compute left: 1 means every FLOP saved became time saved.",
         "",
-        "| method | n | threshold | TFLOPs | compute left | speed-up (min-max, pairs) | efficiency | PSNR dB | SSIM "
-        "| LPIPS | caption right |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| method | n | threshold | TFLOPs | compute left | latency s | speed-up (min-max, pairs) | efficiency | PSNR dB "
+        "| SSIM | LPIPS | caption right |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in measured.iterrows():
         speed = "-"
@@ -81,6 +84,7 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str
             _cell(row.get("threshold"), "{:.4g}"),
             f"{row['tflops']:.3f}",
             f"{row['compute_left']:.3f}",
+            _cell(row.get("latency_s"), "{:.2f}"),
             speed,
             _cell(row.get("efficiency"), "{:.2f}"),
             *(
@@ -127,24 +131,29 @@ def _with_interval(row: pd.Series, metric: str, form: str) -> str:
 
 def main(arguments: list[str]) -> int:
     try:
-        options = OmegaConf.merge(
-            {"model": "magi", "setting": "embedded", "records": "outputs"}, OmegaConf.from_dotlist(arguments)
-        )
-        frame = collect(ROOT / options.records, options.model, options.setting)
-        measured = main_table(frame, options.model, options.setting)
+        check_overrides(arguments)
+        job = make_job(compose_config(arguments))
+        frame = collect(job)
+        measured = main_table(frame, job.model_name, job.setting_name)
     except BadInput as error:
         print(f"tables: {error}", file=sys.stderr)
         return 2
-    reported = pd.read_csv(ROOT / "results" / "reported" / f"{options.model}_main.csv", index_col="method")
-    cpus = ", ".join(sorted({str(v) for v in frame["environment_cpu"].dropna()}))
-    threads = ", ".join(sorted({f"{v}" for v in frame["environment_threads"].dropna()}))
-    text = markdown(measured, reported, f"{cpus}, {threads} thread(s), weights {frame['weights'].iloc[0]}")
-    stem = ROOT / "results" / "tables" / f"{options.model}_{options.setting}_main"
+    reported = pd.read_csv(ROOT / "results" / "reported" / f"{job.model_name}_main.csv", index_col="method")
+    text = markdown(measured, reported, _source(frame))
+    stem = ROOT / "results" / "tables" / f"{job.model_name}_{job.setting_name}_main"
     _write(stem.with_suffix(".md"), text)
     _write(stem.with_suffix(".csv"), measured.to_csv(float_format="%.6g"))
     print(text)
     print(f"written to {stem.relative_to(ROOT)}.md and .csv")
     return 0
+
+
+def _source(frame: pd.DataFrame) -> str:
+    """Where the figures come from: machine, threads of the timed runs, weights, code."""
+    timed = frame[frame["baseline_latency_s"].notna()]
+    machines = ", ".join(sorted({str(v) for v in frame["environment_cpu"].dropna()}))
+    threads = ", ".join(sorted({str(v) for v in timed["environment_threads"]})) or "none"
+    return f"{machines}; timed on {threads} thread(s); weights {frame['weights'].iloc[0]}, code {frame['code'].iloc[0]}"
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,13 +6,14 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from baselines.vanilla import VanillaConfig
 from eval.video_io import read_lossless
 from experiments.cli import config_files
 from experiments.collect import collect
 from experiments.errors import BadInput
-from experiments.figures import reuse_points
+from experiments.figures import draw_frames, reuse_points
 from experiments.records import RecordStore, new_record
 from experiments.report import mean_and_interval, summarise
 from experiments.runner import Runner, speedups
@@ -155,7 +156,7 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job, model)
     assert summary["speedup_pairs"] == 2
     assert sorted(speedups(records)) == [summary["speedup_min"], summary["speedup_max"]]
 
-    frame = collect(job.output_dir, "magi", "embedded")
+    frame = collect(job)
     table = main_table(frame, "magi", "embedded")
     assert list(table.index) == ["vanilla", "flowcache_fast"]
     assert list(table["n"]) == [2, 2]  # the row at threshold 0.5 is not the method's own
@@ -170,9 +171,28 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job, model)
     assert points["compute_left"].is_monotonic_increasing
 
 
-def test_tables_without_records_say_what_to_run(tmp_path):
+def test_tables_without_records_say_what_to_run(small_job):
     with pytest.raises(BadInput, match=r"python run\.py -m"):
-        collect(tmp_path, "magi", "embedded")
+        collect(small_job())
+
+
+def test_records_of_other_settings_do_not_enter_a_table(small_job, model):
+    Runner(small_job("method=vanilla", "num_prompts=1"), model).run()
+    with pytest.raises(BadInput, match="no finished records"):
+        collect(small_job("setting.num_steps=12"))
+
+
+def test_frames_are_drawn_for_the_methods_that_have_a_video(small_job, model, tmp_path):
+    jobs = [small_job(f"method={name}", "num_prompts=1") for name in ("vanilla", "flowcache_fast", "every_k")]
+    for job in jobs[:2]:
+        Runner(job, model).run()
+    draw_frames(jobs, jobs[0].prompts[0], tmp_path / "frames.png")
+    with Image.open(tmp_path / "frames.png") as drawn:
+        two_rows = drawn.height
+    Runner(jobs[2], model).run()
+    draw_frames(jobs, jobs[0].prompts[0], tmp_path / "frames.png")
+    with Image.open(tmp_path / "frames.png") as drawn:
+        assert drawn.height > two_rows
 
 
 def test_interval_is_students():
