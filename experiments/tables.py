@@ -45,7 +45,7 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
             row["latency_s"] = mine.loc[pairs.index, "latency_s"].median()
             row["speedup"], row["speedup_min"], row["speedup_max"] = pairs.median(), pairs.min(), pairs.max()
             row["speedup_pairs"] = len(pairs)
-            row["efficiency"] = row["speedup"] * row["compute_left"]
+            row["efficiency"] = (pairs * mine.loc[pairs.index, "flops_share"]).median()
         for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine]:
             values = pd.to_numeric(mine[metric], errors="coerce").replace(np.inf, np.nan).dropna()
             if name != "vanilla" and len(values):
@@ -68,8 +68,8 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str
         "Latency is the median of the timed pairs, on a machine with nothing else to do; efficiency is speed-up times",
         "compute left: 1 means every FLOP saved became time saved.",
         "",
-        "| method | n | threshold | TFLOPs | compute left | latency s | speed-up (min-max, pairs) | efficiency | PSNR dB "
-        "| SSIM | LPIPS | caption right |",
+        "| method | n | threshold | TFLOPs | compute left | latency s | speed-up (min-max, pairs) | efficiency "
+        "| PSNR dB | SSIM | LPIPS | caption right |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in measured.iterrows():
