@@ -1,6 +1,6 @@
 """Does a generated clip show what its caption says? Answered by tracking the shape; no learned model.
 
-For clips of the embedded models only, whose captions follow the grammar of `experiments.clips`: one coloured shape on a
+For clips of the embedded models only, whose captions follow the grammar of `eval.scenes`: one coloured shape on a
 plain background, on a torus (a shape leaving on one side comes in on the other).
 
 One rule decides every attribute: it is seen when it holds in at least 90 % of the frames, and None otherwise. So a clip
@@ -21,7 +21,7 @@ from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.stats import binomtest
 
 from eval.clips import Clip, check_clip
-from experiments.clips import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, SPEEDS, WALL, depth_inside, scene_of
+from eval.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, SPEEDS, WALL, depth_inside, scene_of
 
 CHUNK_FRAMES = 24
 ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "speed_right", "background_right", "right")
@@ -79,7 +79,7 @@ def score(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> Capti
 
     Args:
         frames: uint8 [F, 64, 64, 3], RGB, F >= 1. Motion needs F > 3.
-        caption: within the grammar of `experiments.clips`.
+        caption: within the grammar of `eval.scenes`.
         chunk_frames: frames of a chunk, > 3; borders lie at its multiples. Motion is read inside chunks, so a jump at a
             border shows in the seam figures alone.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
 from eval.atomic import atomic_path
-from experiments.clips import Scene, all_scenes, training_scenes
+from eval.scenes import Scene, all_scenes, training_scenes
 from experiments.training.magi_vae import encode_clip
 from experiments.training.optimiser import Optimiser
 from experiments.training.session import TrainingSession, is_main

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from experiments.clips import Scene, render, training_scenes
+from eval.scenes import Scene, render, training_scenes
 from experiments.training.optimiser import Optimiser
 from experiments.training.session import TrainingSession
 from flowcache.models.magi.vae import MagiVae, VaeConfig

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from eval.caption_score import ATTRIBUTES, CaptionScore, per_chunk, score, summary
 from eval.clips import Clip
-from experiments.clips import (
+from eval.scenes import (
     BACKGROUNDS,
     COLOURS,
     MOTIONS,

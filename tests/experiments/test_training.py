@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from experiments.clips import (
+from eval.scenes import (
     NUM_HELD_OUT,
     SIZE,
     SPEEDS,
