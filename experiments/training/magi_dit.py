@@ -8,7 +8,6 @@ apart, later ones absent.
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 from eval.atomic import atomic_path
 from eval.scenes import Scene, all_scenes, training_scenes
 from experiments.training.magi_vae import encode_clip
-from experiments.training.optimiser import Optimiser
 from experiments.training.session import TrainingSession, is_main
 from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import DitConfig
@@ -101,11 +99,12 @@ def clip_latents(directory: Path, config: VaeConfig, recipe: dict) -> tuple[Tens
 class Batches:
     """Noisy packs of chunks for one worker."""
 
-    def __init__(self, latents: Tensor, scenes: list[Scene], model: TextAndDit, recipe: dict, seed: int) -> None:
+    def __init__(
+        self, latents: Tensor, scenes: list[Scene], model: TextAndDit, recipe: dict, session: TrainingSession
+    ) -> None:
         self.latents, self.scenes, self.model, self.recipe = latents, scenes, model, recipe
         self.table = timesteps(recipe["num_steps_of_schedule"])
-        self.generator = torch.Generator().manual_seed(seed)
-        self.choice = random.Random(seed)
+        self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer()
 
     def independent(self) -> tuple[Tensor, list[Scene], Tensor, int]:
@@ -192,24 +191,15 @@ class Batches:
 
 def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory: Path) -> None:
     """Train and leave ``dit.pt`` in ``directory``. Runs in every worker."""
-    rank = dist.get_rank()
     latents, scenes = clip_latents(directory, vae, recipe)
     torch.manual_seed(recipe["seed"])
     model = TextAndDit(dit, T5Config(**t5), recipe["seed"])
-    optimiser = Optimiser(
-        model,
-        muon_in=("dit.videodit_blocks",),
-        muon_lr=recipe["muon_lr"],
-        adam_lr=recipe["adam_lr"],
-        num_steps=recipe["num_steps"],
-        decay_fraction=recipe["decay_fraction"],
-    )
-    session = TrainingSession(directory, "dit", model, optimiser)
-    batches = Batches(latents, scenes, model, recipe, recipe["seed"] + 1000 * (rank + 1) + optimiser.step_count)
+    session = TrainingSession(directory, "dit", model, ("dit.videodit_blocks",), recipe)
+    batches = Batches(latents, scenes, model, recipe, session)
     average = {False: 1.0, True: 1.0}
     while not session.finished:
-        staggered = optimiser.step_count % 2 == 1
+        staggered = session.optimiser.step_count % 2 == 1
         loss = batches.loss(staggered)
-        optimiser.step(loss)
+        session.optimiser.step(loss)
         average[staggered] += 0.04 * (loss.item() - average[staggered])
         session.after_step(50, loss_independent=average[False], loss_staggered=average[True])

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from eval.scenes import Scene, render, training_scenes
-from experiments.training.optimiser import Optimiser
 from experiments.training.session import TrainingSession
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 
@@ -22,35 +19,26 @@ def to_model_range(frames: Tensor) -> Tensor:
 
 def train_vae(config: VaeConfig, recipe: dict, directory: Path) -> None:
     """Train and leave ``vae.pt`` in ``directory``. Runs in every worker."""
-    rank = dist.get_rank()
     torch.manual_seed(recipe["seed"])
     vae = MagiVae(config)
-    optimiser = Optimiser(
-        vae,
-        muon_in=("encoder.blocks", "decoder.blocks"),
-        muon_lr=recipe["muon_lr"],
-        adam_lr=recipe["adam_lr"],
-        num_steps=recipe["num_steps"],
-        decay_fraction=recipe["decay_fraction"],
-    )
-    session = TrainingSession(directory, "vae", vae, optimiser)
-    seed = recipe["seed"] + 1000 * (rank + 1) + optimiser.step_count
-    generator, choice = torch.Generator().manual_seed(seed), random.Random(seed)
+    session = TrainingSession(directory, "vae", vae, ("encoder.blocks", "decoder.blocks"), recipe)
     scenes = training_scenes()
     while not session.finished:
-        batch = [
-            to_model_range(render(choice.choice(scenes), config.video_length, generator))
-            for _ in range(recipe["batch_per_process"])
-        ]
-        video = torch.stack(batch)
+        video = _tiles(session, scenes, config, recipe)
         mean, log_variance = vae.moments(video)
-        noise = torch.randn(mean.shape, generator=generator)
+        noise = torch.randn(mean.shape, generator=session.generator)
         reconstruction = vae.decoder(mean + torch.exp(0.5 * log_variance) * noise)
         mse = (reconstruction - video).square().mean()
         kl = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).mean()
-        optimiser.step(mse + recipe["kl_weight"] * kl)
+        session.optimiser.step(mse + recipe["kl_weight"] * kl)
         psnr = -10 * torch.log10(mse.detach() / 4).item()
         session.after_step(50, psnr=psnr, kl=kl.item(), latent_std=mean.detach().std().item())
+
+
+def _tiles(session: TrainingSession, scenes: list[Scene], config: VaeConfig, recipe: dict) -> Tensor:
+    """A batch of random tiles, float32 [B, 3, video_length, H, W] in [-1, 1]."""
+    picks = [session.choice.choice(scenes) for _ in range(recipe["batch_per_process"])]
+    return torch.stack([to_model_range(render(scene, config.video_length, session.generator)) for scene in picks])
 
 
 def polish_decoder(config: VaeConfig, recipe: dict, directory: Path) -> None:
@@ -59,35 +47,19 @@ def polish_decoder(config: VaeConfig, recipe: dict, directory: Path) -> None:
     Leaves ``decoder.pt`` (the whole autoencoder) in ``directory``. A little latent noise stands for the transformer's
     errors.
     """
-    rank = dist.get_rank()
     torch.manual_seed(recipe["seed"])
     vae = MagiVae(config)
     vae.load_state_dict(torch.load(directory / "vae.pt", weights_only=True)["model"])
     vae.encoder.requires_grad_(False)
-    optimiser = Optimiser(
-        vae,
-        muon_in=("decoder.blocks",),
-        muon_lr=recipe["muon_lr"],
-        adam_lr=recipe["adam_lr"],
-        num_steps=recipe["num_steps"],
-        decay_fraction=recipe["decay_fraction"],
-    )
-    session = TrainingSession(directory, "decoder", vae, optimiser)
-    seed = recipe["seed"] + 1000 * (rank + 1) + optimiser.step_count
-    generator, choice = torch.Generator().manual_seed(seed), random.Random(seed)
+    session = TrainingSession(directory, "decoder", vae, ("decoder.blocks",), recipe)
     scenes = training_scenes()
     while not session.finished:
-        video = torch.stack(
-            [
-                to_model_range(render(choice.choice(scenes), config.video_length, generator))
-                for _ in range(recipe["batch_per_process"])
-            ]
-        )
+        video = _tiles(session, scenes, config, recipe)
         with torch.no_grad():
             latent = vae.encode(video)
-            latent = latent + recipe["latent_noise"] * torch.randn(latent.shape, generator=generator)
+            latent = latent + recipe["latent_noise"] * torch.randn(latent.shape, generator=session.generator)
         mse = (vae.decoder(latent) - video).square().mean()
-        optimiser.step(mse)
+        session.optimiser.step(mse)
         session.after_step(50, psnr=-10 * torch.log10(mse.detach() / 4).item())
 
 

@@ -1,5 +1,8 @@
 """The data and the optimiser behind the embedded weights."""
 
+import json
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,8 +20,10 @@ from eval.scenes import (
     training_scenes,
 )
 from experiments.job import ROOT
+from experiments.train_embedded import main
 from experiments.training.magi_dit import build_tokenizer
 from experiments.training.optimiser import Optimiser, orthogonalise
+from flowcache.models.magi import Magi
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -124,3 +129,28 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     assert max(factors) == 1.0
     assert factors[75] == 0.5
     assert factors[100] == 0.0
+
+
+TINY = """
+num_processes=1 vae.recipe.num_steps=2 vae.recipe.batch_per_process=1 vae.config.embed_dim=64 vae.config.depth=1
+dit.recipe.num_steps=2 dit.recipe.num_clips=2 dit.recipe.batch_independent=1 dit.recipe.batch_staggered=1
+dit.config.num_layers=1 dit.config.hidden_size=64 dit.config.num_attention_heads=2 dit.config.kv_channels=32
+dit.config.ffn_hidden_size=64 decoder.recipe.num_steps=1 decoder.recipe.batch_per_process=1
+"""
+
+
+@pytest.mark.slow
+def test_every_stage_runs_and_the_export_loads(tmp_path):
+    arguments = ["model=magi", f"directory={tmp_path / 'run'}", f"destination={tmp_path / 'weights'}", *TINY.split()]
+    assert main(arguments) == 0
+    logged = [json.loads(line) for line in (tmp_path / "run" / "dit.jsonl").read_text().splitlines()]
+    assert logged[-1]["step"] == 2
+    model = Magi.from_pretrained(tmp_path / "weights")
+    trained = torch.load(tmp_path / "run" / "dit.pt", weights_only=True)["model"]
+    assert torch.equal(model.dit.final_linear.linear.weight, trained["dit.final_linear.linear.weight"].half().float())
+    assert model.config.runtime.scale_factor == json.loads((tmp_path / "run" / "scale_factor.json").read_text())
+
+    # Finished stages are not run again.
+    before = (tmp_path / "run" / "dit.pt").read_bytes()
+    assert main(arguments) == 0
+    assert (tmp_path / "run" / "dit.pt").read_bytes() == before
