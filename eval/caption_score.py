@@ -9,7 +9,6 @@ that changes colour half-way, loses its shape, or falls apart into several blobs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,10 +20,10 @@ from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.stats import binomtest
 
 from eval.clips import Clip, check_clip
-from eval.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, SPEEDS, WALL, depth_inside, scene_of
+from eval.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, WALL, depth_inside, scene_of
 
 CHUNK_FRAMES = 24
-ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "speed_right", "background_right", "right")
+ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "background_right", "right")
 
 MIN_SHARE = 0.9  # of the frames (for motion: of the moments) in which an attribute must hold
 MAX_COLOUR_DISTANCE = 80.0  # RGB levels; the closest two colours of the palette are 119 apart
@@ -50,7 +49,7 @@ class CaptionScore:
 
     Attributes:
         colour, shape, motion, background: words of the caption grammar.
-        speed: "slowly" or "quickly", the nearest on a log scale; None for a shape that stays still.
+        speed_pixels: median pixels a frame along each moving axis (the data's is 2); None for a shape that stays still.
         right: colour, shape and motion are all right.
         seam_ratio: mean absolute difference of the two frames at a chunk border, averaged over the borders, divided by
             the median of that difference inside chunks; both are at least 0.1 grey levels. 1.0 is no seam; None where
@@ -62,12 +61,11 @@ class CaptionScore:
     colour: str | None
     shape: str | None
     motion: str | None
-    speed: str | None
+    speed_pixels: float | None
     background: str | None
     colour_right: bool
     shape_right: bool
     motion_right: bool
-    speed_right: bool
     background_right: bool
     right: bool
     seam_ratio: float | None
@@ -111,13 +109,11 @@ def score(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> Capti
         colour=colour,
         shape=shape,
         motion=motion,
-        speed=speed,
+        speed_pixels=speed,
         background=background,
         colour_right=colour_right,
         shape_right=shape_right,
         motion_right=motion_right,
-        # No speed is right for a shape that stays still, but not for one without a recognised motion.
-        speed_right=motion is not None and speed == scene.speed,
         background_right=background == scene.background,
         right=colour_right and shape_right and motion_right,
         seam_ratio=_seam_ratio(pixels, chunk_frames),
@@ -282,8 +278,8 @@ def _path(centre: Floats, visible: NDArray[np.bool_]) -> Floats:
     return np.stack([np.interp(frame, frame[visible], followed[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def _motion(path: Floats, chunk_frames: int) -> tuple[str | None, str | None]:
-    """Motion and speed of the centre's path [F, 2]."""
+def _motion(path: Floats, chunk_frames: int) -> tuple[str | None, float | None]:
+    """Motion, and speed in pixels a frame, of the centre's path [F, 2]."""
     start = np.arange(max(len(path) - LAG_FRAMES, 0))
     start = start[start % chunk_frames < chunk_frames - LAG_FRAMES]
     if start.size == 0:
@@ -294,9 +290,9 @@ def _motion(path: Floats, chunk_frames: int) -> tuple[str | None, str | None]:
     for motion, (x, y) in DIRECTIONS.items():
         along, across = velocity @ (x, y), np.abs(velocity @ (y, x))
         if _share((along >= STILL_SPEED) & (across <= along / 2)):
-            return motion, _speed(np.median(along))
+            return motion, float(np.median(along))
     if _bounces(path, velocity):
-        return "bouncing", _speed(np.median(np.abs(velocity)))
+        return "bouncing", float(np.median(np.abs(velocity)))
     return None, None
 
 
@@ -318,10 +314,6 @@ def _bounces(path: Floats, velocity: Floats) -> bool:
         and _share(inside.all(axis=1))
         and bool(np.all(turns <= 1 + median * len(path) / (span / 2)))
     )
-
-
-def _speed(pixels_per_frame: float) -> str:
-    return min(SPEEDS, key=lambda name: abs(math.log(SPEEDS[name] / pixels_per_frame)))
 
 
 def _borders(num_frames: int, chunk_frames: int) -> NDArray[np.bool_]:

@@ -29,7 +29,7 @@ SHAPES = ("circle", "square", "triangle")
 BACKGROUNDS = {"dark": (18, 18, 26), "grey": (118, 118, 122), "light": (236, 234, 228)}
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "bouncing", "staying still")
-SPEEDS = {"slowly": 1.0, "quickly": 2.0}  # pixels a frame along each moving axis
+SPEED = 2.0  # pixels a frame along each moving axis
 NUM_HELD_OUT = 64
 
 _CIRCLE_RADIUS, _SQUARE_HALF_SIDE, _TRIANGLE_INRADIUS = 13.0, 11.5, 9.0
@@ -39,27 +39,21 @@ _START_GRID = 8  # pixels; see `render`
 
 @dataclass(frozen=True, order=True)
 class Scene:
-    """What a caption says. ``speed`` is None for a shape that stays still."""
+    """What a caption says."""
 
     colour: str
     shape: str
     motion: str
-    speed: str | None
     background: str
 
     @property
     def caption(self) -> str:
-        speed = f" {self.speed}" if self.speed else ""
-        return f"a {self.colour} {self.shape} {self.motion}{speed} on a {self.background} background"
+        return f"a {self.colour} {self.shape} {self.motion} on a {self.background} background"
 
 
 def all_scenes() -> list[Scene]:
     """Every scene the grammar can say, in a fixed order."""
-    moves = [(m, s) for m in MOTIONS for s in (SPEEDS if m != "staying still" else (None,))]
-    return [
-        Scene(colour, shape, motion, speed, background)
-        for colour, shape, (motion, speed), background in itertools.product(COLOURS, SHAPES, moves, BACKGROUNDS)
-    ]
+    return [Scene(*values) for values in itertools.product(COLOURS, SHAPES, MOTIONS, BACKGROUNDS)]
 
 
 def held_out_scenes() -> list[Scene]:
@@ -69,7 +63,7 @@ def held_out_scenes() -> list[Scene]:
     attributes were seen least so far.
     """
     left = random.Random(2602).sample(all_scenes(), NUM_HELD_OUT)
-    seen: Counter[str | None] = Counter()
+    seen: Counter[str] = Counter()
     ordered = []
     while left:
         scene = min(left, key=lambda s: sum(seen[value] for value in astuple(s)))
@@ -92,16 +86,16 @@ def scene_of(caption: str) -> Scene:
     raise ValueError(
         f"caption {caption!r} is outside the grammar of the embedded model's data; "
         f"write it like {all_scenes()[0].caption!r} (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
-        f"motions {', '.join(MOTIONS)}; speeds {', '.join(SPEEDS)}; backgrounds {', '.join(BACKGROUNDS)})"
+        f"motions {', '.join(MOTIONS)}; backgrounds {', '.join(BACKGROUNDS)})"
     )
 
 
 def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws start and, if it bounces, heading.
 
-    Starts lie on a grid of 8 pixels and speeds are 1 or 2 pixels a frame: at the start of every latent frame (4 frames)
-    a shape is back on the 8-pixel grid of the latents or half-way. Few distinct patches, which a small model draws
-    sharply.
+    Starts lie on a grid of 8 pixels, and a shape moves by 8 pixels in a latent frame (4 frames): at the start of every
+    latent frame it is back on the 8-pixel grid of the latents, and a wall turns it there too. Few distinct patches,
+    which a small model draws sharply and places exactly.
     """
     centre = _path(scene, num_frames, generator)
     grid = torch.arange(SIZE, dtype=torch.float32)
@@ -120,13 +114,12 @@ def _path(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     time = torch.arange(num_frames, dtype=torch.float32)[:, None]
     if scene.motion == "staying still":
         return start.expand(num_frames, 2)
-    speed = SPEEDS[scene.speed]
     if scene.motion == "bouncing":
         heading = torch.randint(0, 2, (2,), generator=generator) * 2.0 - 1.0
         span = SIZE - 2 * WALL
-        phase = (start * (2 * span / SIZE) + time * speed * heading) % (2 * span)
+        phase = (start * (2 * span / SIZE) + time * SPEED * heading) % (2 * span)
         return WALL + span - (phase - span).abs()
-    return start + time * speed * torch.tensor(DIRECTIONS[scene.motion], dtype=torch.float32)
+    return start + time * SPEED * torch.tensor(DIRECTIONS[scene.motion], dtype=torch.float32)
 
 
 def depth_inside(shape: str, dx: Tensor, dy: Tensor) -> Tensor:

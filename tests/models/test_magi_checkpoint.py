@@ -15,7 +15,7 @@ from flowcache.models.magi.text import load_special_tokens
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
 WEIGHTS = "inference_weight.distill"
-PROMPT = "a red circle moving right slowly on a dark background"
+PROMPT = "a red circle moving right on a dark background"
 METHOD = FlowCacheConfig(threshold=0.015, warmup_steps=5)
 
 
