@@ -29,7 +29,7 @@ Weighting = Literal["no_weight", "hard_code", "exponential", "polynomial", "uppe
 KeptOrder = Literal["position", "score"]
 
 LAST_QUERIES = 50  # what the published "token" query granularity means
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +148,8 @@ def importance(
     for own_queries, own_keys, unusable, sums in zip(*parts, strict=True):
         transposed = own_keys.float().transpose(1, 2)
         for block in own_queries.split(queries_a_block, dim=2):
-            scaled = block.float().flatten(1, 2) / math.sqrt(channels)
-            logits = _maximum(torch.bmm(scaled, transposed).unflatten(1, block.shape[1:3]))
-            logits.masked_fill_(unusable[:, None], -math.inf)
-            weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-            sums[:, None].baddbmm_(1 / (num_queries * weights.sum(-1)[:, None]), weights)
+            sums += _summed_attention(block, transposed, unusable)
+    total /= num_queries
     pooled = F.max_pool1d(total, pool_kernel, stride=1, padding=pool_kernel // 2)
     return pooled.unflatten(0, key.shape[:-2])
 
@@ -173,13 +170,8 @@ def redundancy(key: Tensor, norm: Tensor | None = None, block_bytes: int = BLOCK
     inverse = torch.where(usable, 1 / norm, 0.0)
     heads_a_block = max(1, block_bytes // (4 * key.shape[-2] * key.shape[-1]))
     parts = (tensor.split(heads_a_block) for tensor in (key.flatten(0, -3), inverse.flatten(0, -2)))
-    cosines = []
-    for keys, own_inverse in zip(*parts, strict=True):
-        finite = torch.where(own_inverse[..., None] > 0, keys, 0).float()
-        sum_of_units = torch.bmm(own_inverse[:, None], finite)
-        cosines.append(torch.bmm(finite, sum_of_units.transpose(1, 2))[..., 0] * own_inverse)
-    others = torch.cat(cosines).unflatten(0, key.shape[:-2]) - 1
-    mean = others / usable.sum(-1, keepdim=True)
+    cosines = torch.cat([_summed_cosines(*part) for part in zip(*parts, strict=True)]).unflatten(0, key.shape[:-2])
+    mean = (cosines - 1) / usable.sum(-1, keepdim=True)
     return mean.masked_fill_(~usable, -math.inf).softmax(-1)
 
 
@@ -287,9 +279,21 @@ def select_keys(
     return select(score, budget, config.unit_tokens(tokens_per_frame, tokens_per_chunk), config.kept_order)
 
 
-def _maximum(logits: Tensor) -> Tensor:
-    """[N, R, q, L] -> its maximum over R [N, q, L], written over the first."""
-    return reduce(lambda highest, other: torch.maximum(highest, other, out=highest), logits.unbind(1))
+def _summed_attention(queries: Tensor, transposed: Tensor, unusable: Tensor) -> Tensor:
+    """Queries [N, R, Q, E], keys [N, E, L] and which not to attend to [N, L] -> attention summed over Q: [N, L]."""
+    scaled = queries.float().flatten(1, 2) / math.sqrt(queries.shape[-1])
+    by_head = torch.bmm(scaled, transposed).unflatten(1, queries.shape[1:3]).unbind(1)
+    logits = reduce(lambda highest, other: torch.maximum(highest, other, out=highest), by_head)
+    logits.masked_fill_(unusable[:, None], -math.inf)
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    return torch.bmm(1 / weights.sum(-1)[:, None], weights)[:, 0]
+
+
+def _summed_cosines(keys: Tensor, inverse: Tensor) -> Tensor:
+    """Keys [N, L, E] and their inverse norms [N, L], 0 for unusable ones -> sum of cosines to all keys: [N, L]."""
+    finite = keys.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).float()
+    sum_of_units = torch.bmm(inverse[:, None], finite)
+    return torch.bmm(finite, sum_of_units.transpose(1, 2))[..., 0] * inverse
 
 
 def _check_pool(pool_kernel: int) -> None:
