@@ -157,8 +157,9 @@ def importance(
 def redundancy(key: Tensor, norm: Tensor | None = None, block_bytes: int = BLOCK_BYTES) -> Tensor:
     """How much each key repeats the others: float32 [..., G, L]; unusable keys have 0, or NaN if no key is usable.
 
-    Softmax over the keys of the mean cosine to all usable keys, a key's own counted as 0 (paper, Red): linear in L,
-    since the cosines of one key add up to its unit vector times the sum of all unit vectors.
+    Softmax over the keys of the mean cosine to all usable keys (paper, Red): linear in L, since the cosines of one key
+    add up to its unit vector times the sum of all unit vectors. The paper counts a key's cosine to itself as 0; here it
+    is 1 for every key alike, which the softmax does not see.
 
     Args:
         key: [..., G, L, E].
@@ -171,7 +172,7 @@ def redundancy(key: Tensor, norm: Tensor | None = None, block_bytes: int = BLOCK
     heads_a_block = max(1, block_bytes // (4 * key.shape[-2] * key.shape[-1]))
     parts = (tensor.split(heads_a_block) for tensor in (key.flatten(0, -3), inverse.flatten(0, -2)))
     cosines = torch.cat([_summed_cosines(*part) for part in zip(*parts, strict=True)]).unflatten(0, key.shape[:-2])
-    mean = (cosines - 1) / usable.sum(-1, keepdim=True)
+    mean = cosines / usable.sum(-1, keepdim=True)
     return mean.masked_fill_(~usable, -math.inf).softmax(-1)
 
 
