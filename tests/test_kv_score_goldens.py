@@ -101,6 +101,30 @@ def test_the_order_of_the_kept_keys_decides_what_the_next_round_pools(order, suf
     assert torch.equal(positions, positions.sort().values) == (order == "position")
 
 
+def test_rounds_of_a_running_cache_keep_what_the_official_one_keeps():
+    """Two rounds in two layers, kept keys in score order; each round the oldest chunks compete for one chunk's room."""
+    given, stored = manifest("kv_orchestration"), tensors("kv_orchestration")
+    config = CompressionConfig(query_granularity=given["query_granularity"], kept_order="score")
+    layers = range(given["layers"])
+
+    def chunk(index: int) -> Tensor:
+        """Keys and values side by side, [layers, heads, tokens, 2E]."""
+        return torch.stack([stored[f"chunk{index}.layer{layer}.kv"] for layer in layers]).transpose(1, 2)
+
+    held = chunk(0)
+    for index, round_ in enumerate(given["rounds"]):
+        clean = torch.cat([held, chunk(round_["clean"][-1])], dim=2)
+        query = torch.stack([stored[f"round{index}.layer{layer}.query"] for layer in layers]).transpose(1, 2)
+        key = clean[..., : clean.shape[-1] // 2]
+        kept = select_keys(query, key, round_["budget_tokens"], config, FRAME, CHUNK).indices
+        for layer in layers:
+            assert as_sets(kept[layer]) == as_sets(stored[f"round{index}.layer{layer}.indices"])
+        held = take(clean, kept)
+    buffer = stored[f"round{len(given['rounds']) - 1}.layer0.memory_after"].transpose(0, 1)
+    for ours, official in zip(held[0], buffer[:, : held.shape[2]], strict=True):
+        assert sorted(ours.tolist()) == sorted(official.tolist())
+
+
 def test_hard_code_gives_up_the_first_chunk_first_and_keeps_its_order():
     query, key = golden("gqa", "query"), golden("gqa", "key")
     config = CompressionConfig(weighting="hard_code")
