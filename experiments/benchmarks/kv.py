@@ -1,0 +1,161 @@
+"""Choosing what a full KV cache keeps, against the O(L^2), whole-matrix form: time, memory, and the same choice.
+
+``python -m experiments.bench kv [lengths=4032,16128,48600] [queries=token,frame,chunk] [runs=3] [device=] [threads=]``
+
+One layer of MAGI-1 4.5B: 4 clean chunks of 6 frames, of which the budget holds 3, and the queries of a fifth. Keys and
+queries are seeded noise, float32, and the same for both sides; runs alternate, after one of each that is not timed.
+Importance needs the product of all queries and keys on either side, so the more queries, the smaller the gain.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import get_args
+
+import psutil
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from experiments import environment
+from experiments.benchmarks.memory import PeakBytes
+from experiments.errors import BadInput
+from experiments.job import Job
+from flowcache.kv_score import CompressionConfig, Unit, select_keys
+
+OPTIONS = ("lengths", "queries", "runs")
+NUM_HEADS, NUM_GROUPS, CHANNELS = 24, 8, 128
+CHUNKS, FRAMES_PER_CHUNK = 4, 6
+GIB, MIB = 2**30, 2**20
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A cache of ``length`` clean keys."""
+
+    length: int
+
+    @property
+    def chunk(self) -> int:
+        return self.length // CHUNKS
+
+    @property
+    def frame(self) -> int:
+        return self.chunk // FRAMES_PER_CHUNK
+
+    @property
+    def budget(self) -> int:
+        return self.length - self.chunk
+
+
+def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame,chunk", runs: str = "3") -> None:
+    """Print a line for every length and query granularity."""
+    cases = [(Sizes(length), granularity) for length in _lengths(lengths) for granularity in _granularities(queries)]
+    num_runs = _whole_number("runs", runs)
+    environment.prepare(job.threads)
+    place = torch.cuda.get_device_name() if job.device.startswith("cuda") else f"{job.threads} CPU thread(s)"
+    print(
+        f"one layer, {NUM_HEADS} query heads on {NUM_GROUPS} key-value heads of {CHANNELS}, float32, keeping "
+        f"{CHUNKS - 1} of {CHUNKS} chunks, on {place}"
+    )
+    print(f"median (range) of {num_runs} runs, and what tensors take at their peak beyond the inputs")
+    print(f"{'keys':>6}  {'queries':>13}  {'linear, blocked':>40}  {'whole matrix':>40}  {'faster':>7}  same kept")
+    for sizes, granularity in cases:
+        print(_line(sizes, granularity, num_runs, job.device), flush=True)
+
+
+def whole_matrix(query: Tensor, key: Tensor, budget: int, config: CompressionConfig) -> Tensor:
+    """Kept indices [G, K] by the definitions: attention of all queries and cosines of all pairs, each matrix whole.
+
+    Token selection without position weights; query [H, Q, E], key [G, L, E].
+    """
+    logits = None
+    for shared in query.unflatten(0, (len(key), -1)).unbind(1):
+        own = shared @ key.mT / math.sqrt(key.shape[-1])
+        logits = own if logits is None else torch.maximum(logits, own, out=logits)
+    attention = logits.softmax(-1).mean(-2)
+    del logits, own
+    importance = F.max_pool1d(attention, config.pool_kernel, stride=1, padding=config.pool_kernel // 2)
+    unit = key / key.norm(dim=-1, keepdim=True)
+    cosines = unit @ unit.mT
+    cosines.diagonal(dim1=-2, dim2=-1).zero_()
+    redundancy = cosines.mean(-2).softmax(-1)
+    score = config.mix_lambda * importance - (1 - config.mix_lambda) * redundancy
+    return score.topk(budget).indices.sort().values
+
+
+def whole_matrix_bytes(num_queries: int, length: int) -> int:
+    """Memory that ``whole_matrix`` takes at its peak: two matrices of queries x keys, or one of keys x keys."""
+    return 4 * NUM_GROUPS * length * max(2 * num_queries, length)
+
+
+def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
+    config = CompressionConfig(query_granularity=granularity)
+    num_queries = config.num_queries(sizes.frame, sizes.chunk)
+    random = torch.Generator().manual_seed(0)
+    query = torch.randn(NUM_HEADS, num_queries, CHANNELS, generator=random).to(device)
+    key = torch.randn(NUM_GROUPS, sizes.length, CHANNELS, generator=random).to(device)
+    sides: list[Callable[[], Tensor]] = [
+        lambda: select_keys(query, key, sizes.budget, config, sizes.frame, sizes.chunk).indices
+    ]
+    needed, there = whole_matrix_bytes(num_queries, sizes.length), _free_bytes(device)
+    if needed < 0.9 * there:
+        sides.append(lambda: whole_matrix(query, key, sizes.budget, config))
+    kept, peaks, seconds = [], [], [[] for _ in sides]
+    for side in sides:
+        with PeakBytes() as memory:
+            kept.append(side())
+        peaks.append(memory.peak)
+    for _ in range(num_runs):
+        for side, own in zip(sides, seconds, strict=True):
+            own.append(_timed(side, device))
+    cells = [_cell(own, peak) for own, peak in zip(seconds, peaks, strict=True)]
+    medians = [statistics.median(own) for own in seconds]
+    front = f"{sizes.length:>6}  {granularity:>5} {num_queries:>7}  {cells[0]:>40}"
+    if len(sides) == 1:
+        return f"{front}  not run: needs {needed / GIB:.1f} GiB of {there / GIB:.1f} free"
+    same = sum(torch.isin(ours, theirs).sum().item() for ours, theirs in zip(*kept, strict=True)) / kept[0].numel()
+    return f"{front}  {cells[1]:>40}  {medians[1] / medians[0]:6.1f}x  {same:9.4%}"
+
+
+def _timed(side: Callable[[], Tensor], device: str) -> float:
+    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
+    wait()
+    started = time.perf_counter()
+    side()
+    wait()
+    return time.perf_counter() - started
+
+
+def _cell(seconds: list[float], peak: int) -> str:
+    return f"{statistics.median(seconds):.4f} s ({min(seconds):.4f}-{max(seconds):.4f}), {peak / MIB:.0f} MiB"
+
+
+def _free_bytes(device: str) -> int:
+    return torch.cuda.mem_get_info()[0] if device.startswith("cuda") else psutil.virtual_memory().available
+
+
+def _lengths(text: str) -> list[int]:
+    lengths = [_whole_number("lengths", part) for part in text.split(",")]
+    frames = CHUNKS * FRAMES_PER_CHUNK
+    for length in lengths:
+        if length % frames:
+            raise BadInput(f"lengths={text}: {length} keys are not {frames} whole frames; choose multiples of {frames}")
+    return lengths
+
+
+def _granularities(text: str) -> list[str]:
+    for name in text.split(","):
+        if name not in get_args(Unit):
+            raise BadInput(f"queries={text}: {name!r} is unknown; choose among {', '.join(get_args(Unit))}")
+    return text.split(",")
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise BadInput(f"{name}={text} must be a whole number of at least 1")
+    return int(text)

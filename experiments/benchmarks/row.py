@@ -1,0 +1,82 @@
+"""Where a row's time goes: ``python -m experiments.bench row [key=value ...]``.
+
+Times the parts of a generation, and rows by how many chunks they compute, after a warm-up, with medians and quartiles.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+
+from torch.profiler import ProfilerActivity, profile
+
+from experiments import environment
+from experiments.job import Job
+from flowcache.clock import SectionClock
+from flowcache.policy import Decision, Replay
+from flowcache.sampler import generate, sample
+from flowcache.schedule import Row
+from flowcache.trace import Trace
+
+OPTIONS = ()
+
+
+def run(job: Job) -> None:
+    """Sections of whole generations, seconds a row by chunks computed, and the operators that take the time."""
+    environment.prepare(job.threads)
+    model = job.load_model()
+    inputs = (model, job.prompts[0], job.num_frames, job.method, job.seed)
+    list(generate(*inputs, **job.generation_options))
+    sections = defaultdict(list)
+    for _ in range(3):
+        clock, trace, started = SectionClock(job.device), Trace(), time.perf_counter()
+        list(generate(*inputs, trace, clock, **job.generation_options))
+        sections["whole"].append(time.perf_counter() - started)
+        for name, seconds in clock.seconds().items():
+            sections[name].append(seconds)
+    print(f"{job.method_name} on {job.device}, {job.threads} thread(s), {trace.flops / 1e12:.3f} TFLOPs a video")
+    whole = statistics.median(sections["whole"])
+    for name, seconds in sorted(sections.items(), key=lambda item: -statistics.median(item[1])):
+        middle = statistics.median(seconds)
+        print(f"  {name:12s} {middle:8.3f} s  {middle / whole:6.1%}   ({min(seconds):.3f}-{max(seconds):.3f}, 3 runs)")
+    print("seconds a row by chunks computed (vanilla rows, the newest chunks computed):")
+    for count, seconds in _row_seconds(job, model).items():
+        low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))
+        print(f"  {count}: {middle:7.2f} ms  ({low:.2f}-{high:.2f}), {middle / max(1, count):.2f} ms a chunk")
+    generation = model.generation(job.prompts[0], job.num_frames, job.method, job.seed, **job.generation_options)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        for _ in sample(generation, job.method):
+            pass
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=48))
+
+
+def _row_seconds(job: Job, model: object) -> dict[int, list[float]]:
+    """Times of rows with a full window, computing 0 to 4 of its chunks in turn."""
+    options = (job.prompts[0], job.num_frames, job.method, job.seed)
+    schedule = model.generation(*options, **job.generation_options).schedule
+    decisions = []
+    for row in schedule.rows:
+        full = len(row.chunks) == schedule.window_size
+        count = row.index % (schedule.window_size + 1) if full and row.steps[-1].step > 0 else len(row.chunks)
+        decisions.append(row.chunks[len(row.chunks) - count :])
+
+    class Method(type(job.method)):
+        def policy(self) -> Replay:
+            return Replay(decisions)
+
+    method = Method(**{name: getattr(job.method, name) for name in job.method.__dataclass_fields__})
+    seconds: dict[int, list[float]] = defaultdict(list)
+    last = time.perf_counter()
+
+    def observe(row: Row, decision: Decision) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if len(row.chunks) == schedule.window_size and not row.finished:
+            seconds[len(decision.compute)].append(now - last)
+        last = now
+
+    generation = model.generation(*options[:2], method, job.seed, **job.generation_options)
+    for _ in sample(generation, method, observe=observe):
+        pass
+    return dict(sorted(seconds.items()))
