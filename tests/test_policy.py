@@ -219,8 +219,8 @@ def test_bad_warmups_are_refused(warmup_steps):
 
 
 def test_unknown_choices_are_refused():
-    with pytest.raises(ValueError, match="reuse='residual' is unknown; choose 'velocity' or 'displacement'"):
-        FlowCacheConfig(threshold=0.1, warmup_steps=1, reuse="residual")
+    with pytest.raises(ValueError, match="reuse='output' is unknown; choose 'velocity' or 'displacement'"):
+        FlowCacheConfig(threshold=0.1, warmup_steps=1, reuse="output")
     with pytest.raises(ValueError, match="last_step='none' is unknown; choose 'own' or 'global'"):
         FlowCacheConfig(threshold=0.1, warmup_steps=1, last_step="none")
 
