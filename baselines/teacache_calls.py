@@ -1,4 +1,4 @@
-"""TeaCache as published for SkyReels-V2: every network call decides for itself, by a counter of calls (fidelity row 18).
+"""TeaCache as published for SkyReels-V2: every network call decides for itself, by a counter of calls.
 
 Source: SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py. The sound method is baselines/teacache.py.
 """
@@ -19,9 +19,9 @@ BRANCHES = 2  # a row is two calls: with the prompt, and without
 class CountedReuse:
     """Each guidance branch accumulates for itself and computes while the call counter stands below two warm-ups.
 
-    The counter counts calls but starts over after as many as the window has rows, which is half-way, so that the retained
-    steps recur there; where a window has an odd number of rows, the branches then decide apart. Without guidance, one
-    call a row, upstream mixes its rows up; that is not followed.
+    The counter counts calls but starts over after as many as the window has rows, which is half-way, so that the
+    retained steps recur there; where a window has an odd number of rows, the branches then decide apart (fidelity row
+    18). Without guidance, one call a row, upstream mixes its rows up; that is not followed.
     """
 
     def __init__(self, threshold: float, warmup_steps: int, distance: str, polynomial: Polynomial | None) -> None:

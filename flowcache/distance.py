@@ -11,10 +11,10 @@ from torch import Tensor
 
 from flowcache.schedule import Row
 
-# TeaCache's fits for SkyReels-V2 (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py), highest power first:
-# the change of the network's output as a function of the change of its timestep modulation. "retained" belongs to runs
-# that keep the first five steps. Both retained fits are negative at 0, -0.05 and -0.32, so that an accumulated distance
-# can fall.
+# TeaCache's fits for SkyReels-V2 (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py), highest power
+# first: the change of the network's output as a function of the change of its timestep modulation. "retained" belongs
+# to runs that keep the first five steps. The fits are negative in places (the retained ones at 0: -0.05 and -0.32), so
+# that an accumulated distance can fall.
 POLYNOMIALS = {
     "skyreels_v2_1.3b_retained": (-5.21862437e4, 9.23041404e3, -5.28275948e2, 1.36987616e1, -4.99875664e-2),
     "skyreels_v2_1.3b": (2.39676752e3, -1.31110545e3, 2.01331979e2, -8.29855975, 1.37887774e-1),
@@ -44,7 +44,9 @@ def rescaling(polynomial: Polynomial | None) -> Callable[[float], float]:
         return lambda distance: distance
     if isinstance(polynomial, str):
         if polynomial not in POLYNOMIALS:
-            raise ValueError(f"polynomial={polynomial!r} is unknown; there are {', '.join(POLYNOMIALS)}, or give numbers")
+            raise ValueError(
+                f"polynomial={polynomial!r} is unknown; there are {', '.join(POLYNOMIALS)}, or give numbers"
+            )
         polynomial = POLYNOMIALS[polynomial]
     coefficients = [float(coefficient) for coefficient in polynomial]
 

@@ -68,8 +68,8 @@ def check_polynomial(config: MethodConfig) -> None:
     """Refuse a rescaled distance without a polynomial, or the reverse; keep coefficients as a tuple."""
     if config.distance.startswith("rescaled_") == (config.polynomial is None):
         raise ValueError(
-            f"distance={config.distance!r} with polynomial={config.polynomial!r}: a rescaled distance needs a polynomial "
-            f"({', '.join(POLYNOMIALS)}, or coefficients), and no other distance takes one"
+            f"distance={config.distance!r} does not go with polynomial={config.polynomial!r}: a rescaled distance "
+            f"needs one ({', '.join(POLYNOMIALS)}, or coefficients), and no other takes any"
         )
     rescaling(config.polynomial)
     if config.polynomial is not None and not isinstance(config.polynomial, str):

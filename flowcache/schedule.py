@@ -204,17 +204,15 @@ def diffusion_forcing_schedule(
     """
     if num_chunks > window_chunks and not 0 < overlap_chunks < window_chunks:
         raise ValueError(
-            f"windows of {window_chunks} chunks cannot overlap by {overlap_chunks}: a video of {num_chunks} chunks needs "
-            f"an overlap of 1 to {window_chunks - 1}, or a longer window"
+            f"windows of {window_chunks} chunks cannot overlap by {overlap_chunks}: a video of {num_chunks} chunks "
+            f"needs an overlap of 1 to {window_chunks - 1}, or a longer window"
         )
     windows: list[Window] = []
     rows: list[Row] = []
     first, given = 0, prefix_chunks
     while True:
         length = min(window_chunks, num_chunks - first)
-        new = staggered_rows(
-            length, times, ar_step, given, first_chunk=first, first_row=len(rows), window=len(windows)
-        )
+        new = staggered_rows(length, times, ar_step, given, first_chunk=first, first_row=len(rows), window=len(windows))
         windows.append(Window(first, length, given, range(len(rows), len(rows) + len(new))))
         rows += new
         if first + length == num_chunks:

@@ -61,8 +61,8 @@ class MagiGeneration:
     ) -> None:
         if method.attention == "causal" or method.reuse == "residual":
             raise ValueError(
-                f"attention={method.attention!r} with reuse={method.reuse!r} does not exist on MAGI-1, whose chunks always "
-                "attend through the cache; choose attention 'cached' or 'native', and reuse 'velocity' or 'displacement'"
+                f"attention={method.attention!r} with reuse={method.reuse!r} does not exist on MAGI-1, whose chunks "
+                "always attend through the cache; choose 'cached' or 'native', and reuse 'velocity' or 'displacement'"
             )
         self.dit, self.runtime, self.method, self.vae = dit, runtime, method, vae
         self.captions, self.null_caption = captions, null_caption

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flowcache.method import MethodConfig
-from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights
+from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.config import TEMPORAL_FACTOR, MagiConfig
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
