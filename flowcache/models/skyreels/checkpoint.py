@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
-from torch import nn
 
 from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights
 
@@ -100,7 +99,7 @@ def load_transformer(
         raise CheckpointError(f"{directory / 'config.json'} is not of a SkyReels-V2 transformer ({error})") from error
     rope = transformer.rope
     transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)  # no part of the weights
-    _set_dtypes(transformer, dtype or torch.float32)
+    set_dtypes(transformer, dtype or torch.float32)
     rename = diffusers_name if is_original else None
     load_weights(transformer, directory, device, keep_dtype=dtype is not None, rename=rename)
     return transformer
@@ -142,8 +141,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _set_dtypes(transformer: nn.Module, dtype: torch.dtype) -> None:
-    """Give the parameters, which have no values yet, the types they are to be loaded in."""
+def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) -> None:
+    """Put the matrices in ``dtype`` and leave norms, time embeddings and modulation tables in float32."""
     kept = set(SkyReelsV2Transformer3DModel._keep_in_fp32_modules)
     for name, parameter in transformer.named_parameters():
         parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flowcache.method import MethodConfig
 from flowcache.models.checkpoint import CheckpointError, find_weights
-from flowcache.models.skyreels.checkpoint import load_transformer, load_vae
+from flowcache.models.skyreels.checkpoint import load_transformer, load_vae, set_dtypes
 from flowcache.models.skyreels.config import NETWORKS, TEMPORAL_FACTOR, Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
@@ -84,7 +84,7 @@ class SkyReels:
 
     @classmethod
     def on_meta(cls, size: str = "1.3B", sampling: Sampling | None = None) -> SkyReels:
-        """A model without weights or memory, on device "meta": its generations run, count and hold nothing.
+        """A model without weights or memory, on device "meta", whose generations count what they would do.
 
         Args:
             size: of ``flowcache.models.skyreels.config.NETWORKS``.
@@ -92,7 +92,8 @@ class SkyReels:
         if size not in NETWORKS:
             raise ValueError(f"size={size!r} is no released SkyReels-V2; there are {', '.join(NETWORKS)}")
         with torch.device("meta"):
-            transformer = SkyReelsV2Transformer3DModel(**NETWORKS[size]).to(torch.bfloat16)
+            transformer = SkyReelsV2Transformer3DModel(**NETWORKS[size])
+        set_dtypes(transformer, torch.bfloat16)
         return cls(SkyReelsNetwork(transformer.eval().requires_grad_(False)), None, None, sampling, "meta")
 
     @property

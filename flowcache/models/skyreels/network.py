@@ -92,7 +92,12 @@ class SkyReelsNetwork:
         return self.transformer.patch_embedding(latent.to(self.dtype))[0].permute(1, 2, 3, 0).flatten(1, 2)
 
     def blocks(self, x: Tensor, modulation: Tensor, caption: CaptionKv, pack: Pack) -> Tensor:
-        """Tokens [F, P, D] and each frame's modulation [F, 6, D] -> tokens after all transformer blocks."""
+        """Tokens [F, P, D] and each frame's modulation [F, 6, D] -> tokens after all transformer blocks.
+
+        On device "meta" there is nothing to compute, and the shape is known.
+        """
+        if x.is_meta:
+            return torch.empty_like(x)
         for block in self.transformer.blocks:
             x = block(x, caption, modulation, None, pack)
         return x
