@@ -65,8 +65,7 @@ def golden_generation(variant: str, method: MethodConfig, **settings: Any) -> Sk
         causal_block_size=run["block"],
         base_num_frames=run["base_num_frames"],
         overlap_history=run["overlap_history"],
-        corrector="published",
-        **{"addnoise_condition": 0} | settings,
+        **{"addnoise_condition": 0, "corrector": "published"} | settings,
     )
     schedule = sampling.schedule(run["num_frames"], noise_levels(run["steps"], run["shift"])[1], 0, False)
     captions = [given["context"], given["context_uncond"]]
