@@ -59,11 +59,8 @@ class MagiGeneration:
         keep_prefix_frames: bool = False,
         vae: MagiVae | None = None,
     ) -> None:
-        if method.attention == "causal" or method.reuse == "residual":
-            raise ValueError(
-                f"attention={method.attention!r} with reuse={method.reuse!r} does not exist on MAGI-1, whose chunks "
-                "always attend through the cache; choose 'cached' or 'native', and reuse 'velocity' or 'displacement'"
-            )
+        if method.reuse == "residual":
+            raise ValueError("reuse='residual' does not exist on MAGI-1; choose 'velocity' or 'displacement'")
         self.dit, self.runtime, self.method, self.vae = dit, runtime, method, vae
         self.captions, self.null_caption = captions, null_caption
         self.prefix, self.keep_prefix_frames = prefix, keep_prefix_frames
