@@ -17,9 +17,9 @@ class MethodConfig(ABC):
 
     Attributes:
         attention: what a chunk attends to. "cached": itself and earlier chunks, through the KV cache. "native": as the
-            model was published, which on SkyReels-V2 is every chunk of the window, later ones too, all computed again in
-            every row. "causal": itself and earlier chunks, all computed again in every row. On MAGI-1 all three are the
-            first, since its finished chunks would only be computed to the same keys again.
+            model was published, which on SkyReels-V2 is every chunk of the window, later ones too, all computed again
+            in every row. "causal": itself and earlier chunks, all computed again in every row. On MAGI-1 all three are
+            the first, since its finished chunks would only be computed to the same keys again.
         reuse: what a reusing chunk repeats. None takes the model's sound form: "velocity" on MAGI-1, so that the step
             has its own length, and "residual" on SkyReels-V2, what the blocks added, put through the head with the
             current time. "displacement" is MAGI-1's last one unscaled, as published (fidelity row 5).
