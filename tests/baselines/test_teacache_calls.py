@@ -1,4 +1,4 @@
-"""TeaCache as published for SkyReels-V2: the counter of calls (whole runs are in tests/models/test_skyreels_sampling)."""
+"""TeaCache as published for SkyReels-V2: the counter of calls. Whole runs: tests/models/test_skyreels_sampling.py."""
 
 from __future__ import annotations
 

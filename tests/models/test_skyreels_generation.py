@@ -347,9 +347,13 @@ def test_features_are_of_the_chunks_and_stay_as_they_were():
             lambda: latents(by_row(lambda row: Decision(row.chunks, held=row.chunks))),
             "held or isolated on MAGI-1 only; SkyReels-V2's published TeaCache is baselines.teacache_calls",
         ),
+        (
+            lambda: latents(by_row(lambda row: Decision(()))),
+            "chunk 0 is to reuse in row 0 and has computed nothing yet; a policy must compute a chunk's first step",
+        ),
         (lambda: small_generation(CACHED).decode(0, torch.zeros(16, 2, 4, 4)), "made without a VAE; give it one"),
     ],
-    ids=["distance", "reuse", "chunkwise without cache", "limit without cache", "held", "no VAE"],
+    ids=["distance", "reuse", "chunkwise without cache", "limit without cache", "held", "nothing to reuse", "no VAE"],
 )
 def test_what_cannot_be_is_refused_with_what_to_do(make, message):
     with pytest.raises((ValueError, RuntimeError), match=message):

@@ -206,13 +206,22 @@ class SkyReelsGeneration:
                 for p, m in zip(passes, members, strict=True)
             ]
             branch.awaiting.clear()
-        for chunk in row.chunks:
-            if chunk not in hidden:
-                hidden[chunk] = self._embed([chunk]) + branch.residuals[chunk]
-                work.append(self._flops.reuse(chunk))
+        reused = [chunk for chunk in row.chunks if chunk not in hidden]
+        if reused:
+            embedded = self._embed(reused).split(self.sampling.causal_block_size)
+            hidden |= {c: part + self._residual(branch, c) for c, part in zip(reused, embedded, strict=True)}
+            work += [self._flops.reuse(chunk) for chunk in reused]
         times = torch.cat([self.state.times(row, chunk) for chunk in row.chunks])
         tokens = torch.cat([hidden[chunk] for chunk in row.chunks])
         return self.network.head(tokens, self._table.embedding[times], self._rows, self._columns)
+
+    def _residual(self, branch: _Branch, chunk: int) -> Tensor:
+        if chunk not in branch.residuals:
+            raise ValueError(
+                f"chunk {chunk} is to reuse in row {self._row.index} and has computed nothing yet; a policy must "
+                "compute a chunk's first step"
+            )
+        return branch.residuals[chunk]
 
     def _passes(self, branch: _Branch, row: Row, computed: tuple[int, ...]) -> list[_Pass]:
         """The chunks of a forward; none where nothing is computed."""

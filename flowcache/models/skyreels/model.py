@@ -75,11 +75,11 @@ class SkyReels:
             find_weights(directory / part)
         settings = directory / "sampling.json"
         sampling = Sampling.from_json(settings) if settings.is_file() else Sampling()
-        if dtype is None:
-            dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype))
+        network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
         vae = SkyReelsVae(load_vae(directory / "vae", device))
-        text = TextEncoder.from_pretrained(directory / "text_encoder", directory / "tokenizer", device=text_device)
+        text = TextEncoder.from_pretrained(
+            directory / "text_encoder", directory / "tokenizer", device=text_device, dtype=_type_on(text_device)
+        )
         return cls(network, vae, text, sampling, device)
 
     @classmethod
@@ -126,7 +126,8 @@ class SkyReels:
             method: caching method.
             seed: of the noise, which is drawn on the CPU so that it is the same on every device.
             negative_prompt: what guidance leads away from.
-            image: uint8 [H, W, 3], first frame (image-to-video).
+            image: uint8 [H, W, 3], first frame (image-to-video). Upstream drops it where chunks are longer than one
+                latent frame; here the first chunk is denoised around it.
             prefix_video: uint8 [F, H, W, 3], frames to continue, of which the last ``overlap_history`` are looked at.
             settings: instead of the model's own, under the names of Sampling.
         """
@@ -209,3 +210,8 @@ class SkyReels:
                 f"{factor * patch_rows} and {factor * patch_columns}"
             )
         return sampling.height // factor, sampling.width // factor
+
+
+def _type_on(device: torch.device | str) -> torch.dtype:
+    """What upstream runs transformer and text encoder in, where the device is made for it."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
