@@ -1,16 +1,18 @@
 """TeaCache (arXiv 2411.19108) on chunks: one accumulated distance and one decision for all active chunks.
 
-The distance is the relative L1 change of all active chunks together; the published adaptation to MAGI-1 is
-mikeallen39/FlowCache: inference/pipeline/teacache.py.
+The distance is the relative L1 change of all measured chunks together: on MAGI-1 the active ones, on SkyReels-V2 with
+its native attention the whole window. The published adaptation to MAGI-1 is mikeallen39/FlowCache:
+inference/pipeline/teacache.py; the one to SkyReels-V2 is in baselines/teacache_calls.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-from flowcache.distance import ChunkDistance
-from flowcache.method import MethodConfig, check_threshold, check_warmup
+from flowcache.distance import ChunkDistance, Polynomial, rescaling
+from flowcache.method import MethodConfig, check_polynomial, check_threshold, check_warmup
 from flowcache.policy import Decision, ReusePolicy
 from flowcache.schedule import Row, Schedule
 
@@ -18,15 +20,24 @@ from flowcache.schedule import Row, Schedule
 class UniformReuse:
     """Reuse all active chunks while the accumulated distance stays below the threshold, else compute all.
 
-    The first ``warmup_steps`` rows and the first and last row compute, and a chunk in its first step always does.
+    The first ``warmup_steps`` rows and the first and last row of a window compute, and a chunk that was not measured in
+    the row before always does: it has nothing to reuse.
 
     ``published`` follows the official adaptation where it differs (fidelity row 17), as far as it runs: when the window
     grows below the threshold, only the new chunk computes, seeing only itself, and the others do not move; when one
     chunk leaves as another enters, features of different chunks are compared, a distance beyond any threshold in use.
     """
 
-    def __init__(self, threshold: float, warmup_steps: int, distance: str | None, published: bool) -> None:
+    def __init__(
+        self,
+        threshold: float,
+        warmup_steps: int,
+        distance: str | None,
+        published: bool,
+        polynomial: Polynomial | None = None,
+    ) -> None:
         self.threshold, self.warmup_steps, self.distance, self.published = threshold, warmup_steps, distance, published
+        self.rescaled = rescaling(polynomial)
         self.total = 0.0
         self.accumulated: dict[int, float] = {}
         self._before: tuple[int, ...] = ()
@@ -38,8 +49,9 @@ class UniformReuse:
         return decision
 
     def _decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
-        new = tuple(chunk for chunk in row.chunks if chunk not in self._before)
-        if row.index in (0, len(schedule.rows) - 1) or row.index < self.warmup_steps:
+        new = tuple(chunk for chunk in row.chunks if chunk not in distances)
+        rows = schedule.windows[row.window].rows
+        if row.index in (rows[0], rows[-1]) or row.index < rows[0] + self.warmup_steps:
             if self.published and new and row.index > 0 and len(row.chunks) > len(self._before):
                 return self._grow(row, new)
             self.total = 0.0
@@ -47,8 +59,9 @@ class UniformReuse:
         if self.published and new and len(row.chunks) == len(self._before):
             self.total = 0.0
             return Decision(row.chunks)
-        self.total += _relative(distances)
-        below = self.total < self.threshold
+        self.total += self.rescaled(relative_change(distances))
+        # A rescaled distance can be negative, and 0 still never reuses.
+        below = self.threshold > 0 and self.total < self.threshold
         if not below:
             self.total = 0.0
         if self.published and new:
@@ -62,7 +75,7 @@ class UniformReuse:
         return Decision(new, held=tuple(chunk for chunk in row.chunks if chunk not in new), isolated=new)
 
 
-def _relative(distances: Mapping[int, ChunkDistance]) -> float:
+def relative_change(distances: Mapping[int, ChunkDistance]) -> float:
     """Relative change of all measured chunks together; chunks are of one size, so means add up."""
     magnitude = sum(d.magnitude for d in distances.values())
     return sum(d.change for d in distances.values()) / magnitude if magnitude else 0.0
@@ -74,19 +87,24 @@ class TeaCacheConfig(MethodConfig):
 
     threshold: accumulated distance below which all chunks reuse; higher reuses more. 0 never reuses.
     warmup_steps: first rows of the generation that always compute.
-    distance: "embedded_latent" as published, or "latent".
+    attention: see MethodConfig; "native" by default, as published.
+    distance: "embedded_latent" as published on MAGI-1, "rescaled_modulation" as published on SkyReels-V2, or "latent".
+    polynomial: that a rescaled distance is put through, see ``FlowCacheConfig``.
     published: the official adaptation's behaviour at changes of the window; see ``UniformReuse``.
     """
 
     threshold: float
     warmup_steps: int
+    attention: Literal["cached", "native", "causal"] = "native"
     distance: str = "embedded_latent"
+    polynomial: Polynomial | None = None
     published: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_threshold(self.threshold)
         check_warmup(self.warmup_steps)
+        check_polynomial(self)
 
     def policy(self) -> ReusePolicy:
-        return UniformReuse(self.threshold, self.warmup_steps, self.distance, self.published)
+        return UniformReuse(self.threshold, self.warmup_steps, self.distance, self.published, self.polynomial)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.errors import BadInput
 from flowcache.method import MethodConfig
-from flowcache.models.magi.checkpoint import CheckpointError
+from flowcache.models.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")

@@ -63,6 +63,11 @@ class KvCache:
         """Mark a chunk's entries as clean: they belong to a finished chunk and will not be written again."""
         self._clean[chunk] = True
 
+    def clear(self) -> None:
+        """Forget every entry, for a new window; the buffers stay."""
+        self._written = [False] * self.num_chunks
+        self._clean = [False] * self.num_chunks
+
     def copy_chunk_from(self, other: KvCache, chunk: int) -> None:
         """Take over a chunk's entries from another branch's cache of the same shape."""
         slots = slice(chunk * self.tokens_per_chunk, (chunk + 1) * self.tokens_per_chunk)

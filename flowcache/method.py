@@ -7,29 +7,46 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
+from flowcache.distance import POLYNOMIALS, Polynomial, rescaling
 from flowcache.policy import ChunkwiseReuse, ReusePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(ABC):
-    """Options that all methods share.
+    """Options that all methods share. What an option does on one model only, it says.
 
     Attributes:
-        reuse: what a reusing chunk repeats: its last "velocity", so that the step has its own length (default), or its
-            last "displacement" unscaled, as the published code does (fidelity row 5).
-        refresh_clean_kv: encode a finished chunk's keys and values once more, clean and without caption, as vanilla
-            MAGI-1 does (default); False leaves those of its last computed step, as published (row 7).
+        attention: what a chunk attends to. "cached": itself and earlier chunks, through the KV cache. "native": as the
+            model was published, which on SkyReels-V2 is every chunk of the window, later ones too, all computed again
+            in every row. "causal": itself and earlier chunks, all computed again in every row. On MAGI-1 all three are
+            the first, since its finished chunks would only be computed to the same keys again.
+        reuse: what a reusing chunk repeats. None takes the model's sound form: "velocity" on MAGI-1, so that the step
+            has its own length, and "residual" on SkyReels-V2, what the blocks added, put through the head with the
+            current time. "displacement" is MAGI-1's last one unscaled, as published (fidelity row 5).
+        refresh_clean_kv: encode a finished chunk's keys and values once more, clean (default; on MAGI-1 without
+            caption, as its vanilla does); False leaves those of its last computed step, as published (row 7).
         near_clean: run the extra copy of the oldest chunk when it is nearly clean (MAGI-1, guidance 1), whenever that
             chunk is computed; False drops it, as FlowCache's released configuration does (row 19).
+        prefix: a window's given chunks are "clean" before its first row, or one row later, as "published" (SkyReels-V2,
+            row 8): where chunks see a limited number of clean ones, the first row then sees none.
     """
 
-    reuse: Literal["velocity", "displacement"] = "velocity"
+    attention: Literal["cached", "native", "causal"] = "cached"
+    reuse: Literal["velocity", "residual", "displacement"] | None = None
     refresh_clean_kv: bool = True
     near_clean: bool = True
+    prefix: Literal["clean", "published"] = "clean"
 
     def __post_init__(self) -> None:
-        if self.reuse not in ("velocity", "displacement"):
-            raise ValueError(f"reuse={self.reuse!r} is unknown; choose 'velocity' or 'displacement'")
+        if self.attention not in ("cached", "native", "causal"):
+            raise ValueError(f"attention={self.attention!r} is unknown; choose 'cached', 'native' or 'causal'")
+        if self.reuse not in ("velocity", "residual", "displacement", None):
+            raise ValueError(
+                f"reuse={self.reuse!r} is unknown; choose 'velocity' or 'displacement' (MAGI-1), 'residual' "
+                "(SkyReels-V2), or null for the model's own"
+            )
+        if self.prefix not in ("clean", "published"):
+            raise ValueError(f"prefix={self.prefix!r} is unknown; choose 'clean' or 'published'")
 
     @abstractmethod
     def policy(self) -> ReusePolicy:
@@ -48,6 +65,18 @@ def check_warmup(warmup_steps: int) -> None:
         raise ValueError(f"warmup_steps={warmup_steps!r} must be a whole number of at least 0")
 
 
+def check_polynomial(config: MethodConfig) -> None:
+    """Refuse a rescaled distance without a polynomial, or the reverse; keep coefficients as a tuple."""
+    if config.distance.startswith("rescaled_") == (config.polynomial is None):
+        raise ValueError(
+            f"distance={config.distance!r} does not go with polynomial={config.polynomial!r}: a rescaled distance "
+            f"needs one ({', '.join(POLYNOMIALS)}, or coefficients), and no other takes any"
+        )
+    rescaling(config.polynomial)
+    if config.polynomial is not None and not isinstance(config.polynomial, str):
+        object.__setattr__(config, "polynomial", tuple(float(coefficient) for coefficient in config.polynomial))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FlowCacheConfig(MethodConfig):
     """FlowCache: chunkwise reuse (arXiv 2602.10825).
@@ -56,20 +85,25 @@ class FlowCacheConfig(MethodConfig):
         threshold: accumulated distance below which a chunk reuses; higher reuses more. 0 never reuses.
         warmup_steps: first steps of each chunk that always compute (m in the paper).
         last_step: "own" also computes each chunk's last step; "global" is the published rule (fidelity row 4).
-        distance: "embedded_latent" as published on MAGI-1, or "latent" as in the paper's text.
+        distance: "embedded_latent" as published on MAGI-1, "rescaled_modulation" as published on SkyReels-V2 (it
+            follows the schedule alone, whatever the content), or "latent" as in the paper's text.
+        polynomial: that a rescaled distance is put through: a name of ``flowcache.distance.POLYNOMIALS``, or its
+            coefficients, highest power first.
     """
 
     threshold: float
     warmup_steps: int
     last_step: Literal["own", "global"] = "own"
     distance: str = "embedded_latent"
+    polynomial: Polynomial | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_threshold(self.threshold)
         check_warmup(self.warmup_steps)
+        check_polynomial(self)
         if self.last_step not in ("own", "global"):
             raise ValueError(f"last_step={self.last_step!r} is unknown; choose 'own' or 'global'")
 
     def policy(self) -> ReusePolicy:
-        return ChunkwiseReuse(self.threshold, self.warmup_steps, self.last_step, self.distance)
+        return ChunkwiseReuse(self.threshold, self.warmup_steps, self.last_step, self.distance, self.polynomial)

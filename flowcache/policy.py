@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from flowcache.distance import ChunkDistance
+from flowcache.distance import ChunkDistance, Polynomial, rescaling
 from flowcache.schedule import ChunkStep, Row, Schedule
 
 
@@ -17,11 +17,18 @@ class Decision:
     compute: chunks that run through the network, oldest first; every other active chunk reuses what it computed last.
     held: chunks that do not move at all, and isolated: computed chunks that attend only to themselves. Both exist for
         the published TeaCache on MAGI-1 (see baselines/teacache.py) and are empty for every sound policy.
+    branches: the chunks to compute in each guidance branch, where they differ (``compute`` is then the first of them);
+        for the published TeaCache on SkyReels-V2 (see baselines/teacache_calls.py), and empty otherwise.
     """
 
     compute: tuple[int, ...]
     held: tuple[int, ...] = ()
     isolated: tuple[int, ...] = ()
+    branches: tuple[tuple[int, ...], ...] = ()
+
+    def of_branch(self, branch: int) -> tuple[int, ...]:
+        """Chunks to compute in a guidance branch."""
+        return self.branches[branch] if self.branches else self.compute
 
 
 class ReusePolicy(Protocol):
@@ -36,7 +43,7 @@ class ReusePolicy(Protocol):
     accumulated: dict[int, float]
 
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
-        """``distances`` holds the chunks that were also active in the row before."""
+        """``distances`` holds the chunks that were also measured in the row before."""
         ...
 
 
@@ -64,12 +71,19 @@ class ChunkwiseReuse:
         warmup_steps: at least 0. A chunk's first step always computes: it has nothing to reuse.
         last_step: "own" computes every chunk's last step; "global" only the very first and last row, as published.
         distance: name of the distance.
+        polynomial: that d is put through, see ``flowcache.distance.rescaling``.
     """
 
     def __init__(
-        self, threshold: float, warmup_steps: int, last_step: Literal["own", "global"], distance: str | None
+        self,
+        threshold: float,
+        warmup_steps: int,
+        last_step: Literal["own", "global"],
+        distance: str | None,
+        polynomial: Polynomial | None = None,
     ) -> None:
         self.threshold, self.warmup_steps, self.last_step, self.distance = threshold, warmup_steps, last_step, distance
+        self.rescaled = rescaling(polynomial)
         self.accumulated: dict[int, float] = {}
 
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
@@ -83,8 +97,9 @@ class ChunkwiseReuse:
         if step.step < self.warmup_steps or step.chunk not in distances or last:
             self.accumulated[step.chunk] = 0.0
             return True
-        accumulated = self.accumulated.get(step.chunk, 0.0) + distances[step.chunk].relative
-        computes = not accumulated < self.threshold  # a NaN distance computes
+        accumulated = self.accumulated.get(step.chunk, 0.0) + self.rescaled(distances[step.chunk].relative)
+        # A NaN distance computes; a rescaled one can be negative, and 0 still never reuses.
+        computes = self.threshold == 0 or not accumulated < self.threshold
         self.accumulated[step.chunk] = 0.0 if computes else accumulated
         return computes
 

@@ -40,7 +40,7 @@ def sample(
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
     policy = method.policy()
-    meter = None if policy.distance is None else DistanceMeter(generation, policy.distance)
+    meter = None if policy.distance is None else DistanceMeter(generation, policy.distance, generation.measured_chunks)
     trace.kv_bytes_allocated = generation.kv_bytes_allocated
     with clock("transformer"):
         trace.work += [(-1, work) for work in generation.start()]

@@ -1,11 +1,15 @@
 """When each chunk takes which of its denoising steps: a small immutable table, worked out before the first forward.
 
 A *row* is one pass of the sampler: every active chunk takes one of its own steps. MAGI-1 staggers its chunks by a
-quarter of the steps and slides a window of four (SandAI-org/MAGI-1: inference/pipeline/video_generate.py).
+quarter of the steps and slides a window of four (SandAI-org/MAGI-1: inference/pipeline/video_generate.py). SkyReels-V2
+starts each chunk ``ar_step`` rows after the one before, and makes a long video window by window, each beginning with
+the end of the one before (SkyworkAI/SkyReels-V2: skyreels_v2_infer/pipelines/diffusion_forcing_pipeline.py).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +54,10 @@ def step_intervals(num_steps: int, shortcut: str = "8,16,16") -> Tensor:
 
 @dataclass(frozen=True)
 class ChunkStep:
-    """One chunk's step in a row: its own step index, and the times before and after it."""
+    """One chunk's step in a row: its own step index, and the times before and after it.
+
+    Times are the network's own: 0 (noise) to 1 (clean) on MAGI-1, timesteps 999 (noise) to 0 (clean) on SkyReels-V2.
+    """
 
     chunk: int
     step: int
@@ -63,12 +70,16 @@ class Row:
     """One pass of the sampler: the active chunks' steps, oldest chunk first, and the chunks it finishes.
 
     ``interval`` is how many steps of the finest grid the row's steps span (an input of distilled networks).
+    ``window`` is the index of the row's window, and ``visible`` the chunks that a network without a cache is given in
+    it, waiting and finished ones included (None where there is always a cache).
     """
 
     index: int
     steps: tuple[ChunkStep, ...]
     finished: tuple[int, ...]
     interval: float = 1.0
+    window: int = 0
+    visible: range | None = None
 
     @property
     def chunks(self) -> tuple[int, ...]:
@@ -83,6 +94,28 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Window:
+    """Chunks that are denoised together, knowing of those before only the ``prefix_chunks`` that they begin with.
+
+    ``rows`` are the indices of its rows.
+    """
+
+    first_chunk: int
+    num_chunks: int
+    prefix_chunks: int
+    rows: range
+
+    @property
+    def chunks(self) -> range:
+        return range(self.first_chunk, self.first_chunk + self.num_chunks)
+
+    @property
+    def generated(self) -> range:
+        """Its chunks without those it was given."""
+        return self.chunks[self.prefix_chunks :]
+
+
+@dataclass(frozen=True)
 class Schedule:
     """All rows of a generation. Chunks below ``prefix_chunks`` are given, never denoised."""
 
@@ -91,6 +124,13 @@ class Schedule:
     num_steps: int
     window_size: int
     rows: tuple[Row, ...]
+    windows: tuple[Window, ...]
+
+    def steps_taken(self, row: Row, chunk: int) -> int:
+        """The step that a chunk of the row's window takes in it; -1 for a waiting chunk, num_steps for a clean one."""
+        if chunk < row.chunks[0]:
+            return self.num_steps
+        return row.step_of(chunk).step if chunk <= row.chunks[-1] else -1
 
     @property
     def num_chunk_steps(self) -> int:
@@ -140,4 +180,98 @@ def staged_schedule(
             # Upstream looks the interval up by the step within the stage, not by the chunk's own step.
             interval = 1.0 if intervals is None else float(intervals[sub_step])
             rows.append(Row(len(rows), steps, finished, interval))
-    return Schedule(num_chunks, prefix_chunks, num_steps, window_size, tuple(rows))
+    window = Window(0, num_chunks, prefix_chunks, range(len(rows)))
+    return Schedule(num_chunks, prefix_chunks, num_steps, window_size, tuple(rows), (window,))
+
+
+def diffusion_forcing_schedule(
+    num_chunks: int,
+    times: Sequence[int],
+    ar_step: int,
+    window_chunks: int,
+    overlap_chunks: int = 0,
+    prefix_chunks: int = 0,
+) -> Schedule:
+    """SkyReels-V2's schedule: windows one after another, the last as long as is needed, each a staggered diagonal.
+
+    Args:
+        num_chunks: chunks of the video, the prefix included.
+        times: timesteps of the denoising steps, falling; after the last one a chunk is clean (0).
+        ar_step: rows from a chunk's first step to its successor's; 0 denoises all chunks of a window in step.
+        window_chunks: most chunks of a window.
+        overlap_chunks: chunks at the end of a window that the next one begins with, given.
+        prefix_chunks: chunks that the first window is given.
+    """
+    if num_chunks > window_chunks and not 0 < overlap_chunks < window_chunks:
+        raise ValueError(
+            f"windows of {window_chunks} chunks cannot overlap by {overlap_chunks}: a video of {num_chunks} chunks "
+            f"needs an overlap of 1 to {window_chunks - 1}, or a longer window"
+        )
+    windows: list[Window] = []
+    rows: list[Row] = []
+    first, given = 0, prefix_chunks
+    while True:
+        length = min(window_chunks, num_chunks - first)
+        new = staggered_rows(length, times, ar_step, given, first_chunk=first, first_row=len(rows), window=len(windows))
+        windows.append(Window(first, length, given, range(len(rows), len(rows) + len(new))))
+        rows += new
+        if first + length == num_chunks:
+            return Schedule(num_chunks, prefix_chunks, len(times), window_chunks, tuple(rows), tuple(windows))
+        first, given = first + length - overlap_chunks, overlap_chunks
+
+
+def staggered_rows(
+    num_chunks: int,
+    times: Sequence[int],
+    ar_step: int,
+    prefix_chunks: int = 0,
+    visible_chunks: int | None = None,
+    first_chunk: int = 0,
+    first_row: int = 0,
+    window: int = 0,
+) -> list[Row]:
+    """Rows of one window; see ``diffusion_forcing_schedule``.
+
+    Args:
+        visible_chunks: most chunks that the network is given at once (None: all). Where the window is longer, the
+            visible ones slide: they make room for the next chunk when it starts.
+        first_chunk, first_row, window: indices of the window's first chunk, its first row, and its own.
+    """
+    num_steps = len(times)
+    visible_chunks = num_chunks if visible_chunks is None else visible_chunks
+    if not 0 <= prefix_chunks < num_chunks:
+        raise ValueError(
+            f"a prefix of {prefix_chunks} chunks leaves nothing to generate in a window of {num_chunks}; "
+            "ask for more frames"
+        )
+    if ar_step < 0:
+        raise ValueError(f"ar_step={ar_step} must be at least 0 rows (0 denoises all chunks in step)")
+    if visible_chunks < num_chunks and ar_step * visible_chunks < num_steps:
+        raise ValueError(
+            f"ar_step={ar_step} is too small for {num_chunks} chunks of which {visible_chunks} are visible: "
+            f"{num_steps} steps need at least {math.ceil(num_steps / visible_chunks)}"
+        )
+    # A chunk never waits longer than its predecessor takes.
+    delay = min(ar_step, num_steps)
+    ends = [*times, 0]
+    last_visible = visible_chunks
+    rows = []
+    for r in range(num_steps + (num_chunks - prefix_chunks - 1) * delay):
+        own = [(chunk, r - (chunk - prefix_chunks) * delay) for chunk in range(prefix_chunks, num_chunks)]
+        steps = tuple(
+            ChunkStep(first_chunk + chunk, step, ends[step], ends[step + 1])
+            for chunk, step in own
+            if 0 <= step < num_steps
+        )
+        if last_visible < num_chunks and steps[-1].chunk - first_chunk >= last_visible:
+            last_visible += 1
+        rows.append(
+            Row(
+                first_row + r,
+                steps,
+                tuple(step.chunk for step in steps if step.step == num_steps - 1),
+                window=window,
+                visible=range(first_chunk + last_visible - visible_chunks, first_chunk + last_visible),
+            )
+        )
+    return rows

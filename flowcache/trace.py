@@ -14,8 +14,10 @@ Action = Literal["compute", "reuse", "held"]
 class Work:
     """One chunk's pass through the network.
 
-    kind: "denoise", "near_clean" (extra copy of the oldest chunk), "refresh" (a finished chunk's keys and values),
-        "prefix" (given chunks' keys and values) or "caption" (cross-attention keys and values, once a generation).
+    kind: "denoise", "near_clean" (extra copy of the oldest chunk), "context" (waiting, finished and given chunks that a
+        forward without cache computes beside the active ones), "refresh" (a finished chunk's keys and values), "prefix"
+        (given chunks' keys and values), "reuse" (what a reusing chunk still computes), and once a generation "caption"
+        (cross-attention keys and values) and "time" (time embeddings).
     gemm_flops, self_attention_flops, cross_attention_flops: multiply-adds count 2.
     """
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowcache.distance import ChunkDistance, DistanceMeter
-from flowcache.schedule import staged_schedule, timesteps
+from flowcache.distance import POLYNOMIALS, ChunkDistance, DistanceMeter, rescaling
+from flowcache.schedule import diffusion_forcing_schedule, staged_schedule, timesteps
 
 
 class Script:
@@ -56,6 +56,34 @@ def test_asks_for_one_kind_once_a_row():
     for row in schedule.rows:
         meter.measure(row)
     assert script.kinds == ["embedded_latent"] * len(schedule.rows)
+
+
+def test_measures_whatever_chunks_it_is_told_and_nothing_across_windows():
+    schedule = diffusion_forcing_schedule(5, [900, 600, 300], 1, window_chunks=3, overlap_chunks=1)
+    random = torch.Generator().manual_seed(0)
+    rows = [{c: torch.randn(4, generator=random) for c in row.visible} for row in schedule.rows]
+    meter = DistanceMeter(Script(rows), "latent", lambda row: tuple(row.visible))
+    for row in schedule.rows:
+        opens = row.index in [window.rows[0] for window in schedule.windows]
+        assert set(meter.measure(row)) == (set() if opens else set(row.visible))
+
+
+def test_a_dry_run_has_no_distances():
+    schedule = staged_schedule(1, timesteps(4))
+    meter = DistanceMeter(Script([{0: torch.ones(3, device="meta")}] * 4), "latent")
+    with pytest.raises(ValueError, match="a dry run on device meta has no 'latent' distances to decide by"):
+        meter.measure(schedule.rows[0])
+
+
+def test_polynomials_are_given_by_name_or_by_coefficients_highest_power_first():
+    assert rescaling(None)(0.3) == 0.3
+    assert rescaling([2, 0, 1])(3.0) == 19.0
+    named = rescaling("skyreels_v2_1.3b_retained")
+    assert named(0.0) == pytest.approx(-4.99875664e-2)  # negative, as published
+    assert named(0.0214798) == pytest.approx(0.0808901, rel=1e-4)  # goldens/skyreels: own step 5
+    assert {len(coefficients) for coefficients in POLYNOMIALS.values()} == {5}
+    with pytest.raises(ValueError, match=r"polynomial='magi' is unknown; there are skyreels_v2_1\.3b_retained, "):
+        rescaling("magi")
 
 
 def test_a_chunk_that_did_not_move_is_at_distance_zero():

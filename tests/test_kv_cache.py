@@ -106,6 +106,18 @@ def test_finished_chunks_are_clean_and_keep_their_entries(shape, data):
 
 
 @given(shapes, st.data())
+def test_clearing_forgets_every_entry_and_keeps_the_buffers(shape, data):
+    cache, random = shape.cache(), torch.Generator().manual_seed(0)
+    allocated, place = cache.bytes_allocated, cache.read(0, 0, 0)[0].data_ptr()
+    for chunk in data.draw(st.lists(st.integers(0, shape.chunks - 1), max_size=6)):
+        cache.write(0, chunk, shape.draw(random), shape.draw(random))
+        cache.finish(chunk)
+    cache.clear()
+    assert (cache.num_tokens, cache.bytes_used, cache.clean_chunks) == (0, 0, ())
+    assert (cache.bytes_allocated, cache.read(0, 0, 0)[0].data_ptr()) == (allocated, place)
+
+
+@given(shapes, st.data())
 def test_copying_a_chunk_takes_all_layers_of_it_and_nothing_else(shape, data):
     source, target = shape.cache(), shape.cache()
     random = torch.Generator().manual_seed(0)

@@ -103,6 +103,41 @@ def test_a_nan_distance_computes():
     assert not math.isnan(policy.accumulated[0])
 
 
+def test_rescaled_distances_accumulate_and_may_fall():
+    """p(d) = 10 d - 1: up by a half, down by a half, up to the threshold."""
+    schedule, policy, seen = one_chunk(6), ChunkwiseReuse(0.75, 1, "own", "rescaled", (10.0, -1.0)), []
+    for row, distance in zip(schedule.rows, [0.0, 0.15, 0.05, 0.15, 0.15, 0.0], strict=True):
+        policy.decide(row, {0: ChunkDistance(distance, UNIT)} if row.index else {}, schedule)
+        seen.append(policy.accumulated[0])
+    assert seen == pytest.approx([0.0, 0.5, 0.0, 0.5, 0.0, 0.0], abs=1e-12)
+
+
+def test_threshold_zero_computes_below_zero_too():
+    schedule, policy = one_chunk(4), ChunkwiseReuse(0.0, 0, "own", "rescaled", (0.0, -1.0))
+    assert computed_steps(schedule, decide_all(policy, schedule, [[0.0] * 4]), 0) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"distance": "rescaled_modulation"}, "distance='rescaled_modulation' does not go with polynomial=None"),
+        ({"distance": "latent", "polynomial": [1.0, 0.0]}, "distance='latent' does not go with polynomial="),
+        ({"distance": "rescaled_modulation", "polynomial": "2B"}, "polynomial='2B' is unknown"),
+        ({"attention": "full"}, "attention='full' is unknown; choose 'cached', 'native' or 'causal'"),
+        ({"prefix": "none"}, "prefix='none' is unknown; choose 'clean' or 'published'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        FlowCacheConfig(threshold=0.1, warmup_steps=1, **options)
+
+
+def test_coefficients_are_kept_as_numbers():
+    method = FlowCacheConfig(threshold=0.1, warmup_steps=1, distance="rescaled_modulation", polynomial=[1, 2])
+    assert method.polynomial == (1.0, 2.0)
+    assert hash(method) == hash(FlowCacheConfig(**vars(method)))
+
+
 def test_last_step_own_and_global_differ_only_in_the_last_step_of_chunks_before_the_last():
     schedule = staged_schedule(3, timesteps(8))
     still = [[0.0] * 8] * 3
@@ -219,8 +254,8 @@ def test_bad_warmups_are_refused(warmup_steps):
 
 
 def test_unknown_choices_are_refused():
-    with pytest.raises(ValueError, match="reuse='residual' is unknown; choose 'velocity' or 'displacement'"):
-        FlowCacheConfig(threshold=0.1, warmup_steps=1, reuse="residual")
+    with pytest.raises(ValueError, match="reuse='output' is unknown; choose 'velocity' or 'displacement'"):
+        FlowCacheConfig(threshold=0.1, warmup_steps=1, reuse="output")
     with pytest.raises(ValueError, match="last_step='none' is unknown; choose 'own' or 'global'"):
         FlowCacheConfig(threshold=0.1, warmup_steps=1, last_step="none")
 

@@ -23,12 +23,16 @@ class Generation(FeatureSource, Protocol):
 
     schedule: Schedule
 
+    def measured_chunks(self, row: Row) -> tuple[int, ...]:
+        """The chunks whose distances a policy gets: neighbours, the active ones among them."""
+        ...
+
     def start(self) -> Sequence[Work]:
-        """Work before the first row: caption keys, prefix chunks."""
+        """Work before the first row, such as caption keys and prefix chunks."""
         ...
 
     def begin_row(self, row: Row) -> None:
-        """Put given content (prefix frames) in place."""
+        """Put given content (prefix frames, a window's beginning) in place."""
         ...
 
     def compute(self, row: Row, decision: Decision) -> Sequence[Work]:
@@ -62,4 +66,8 @@ class VideoModel(Protocol):
 
     def generation(self, prompt: str, num_frames: int, method: MethodConfig, seed: int, **options: Any) -> Generation:
         """A fresh generation; ``options`` are the model's own (steps, size, prefix ...)."""
+        ...
+
+    def frames_of(self, num_chunks: int) -> int:
+        """Pixel frames of a video of so many chunks, nothing given."""
         ...

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from baselines.teacache import TeaCacheConfig, UniformReuse
 from flowcache.distance import ChunkDistance
 from flowcache.policy import Decision
-from flowcache.schedule import Row, Schedule, staged_schedule, timesteps
+from flowcache.schedule import Row, Schedule, diffusion_forcing_schedule, staged_schedule, timesteps
 from flowcache.trace import Trace
 from tests.models.magi_goldens import decisions, golden_generation, latents_of, manifest, tensors
 
@@ -185,3 +185,30 @@ def test_bad_settings_are_refused():
         TeaCacheConfig(threshold=-1, warmup_steps=0)
     with pytest.raises(ValueError, match=r"warmup_steps=0.5 must be a whole number"):
         TeaCacheConfig(threshold=0.1, warmup_steps=0.5)
+
+
+def test_every_window_computes_its_first_rows_and_its_last():
+    schedule = diffusion_forcing_schedule(5, list(range(900, 0, -100)), 2, window_chunks=3, overlap_chunks=1)
+    policy, computed = UniformReuse(1.0, 3, "latent", False), []
+    for row in schedule.rows:
+        opens = row.index == schedule.windows[row.window].rows[0]
+        measured = {} if opens else {chunk: ChunkDistance(0.0, 1.0) for chunk in row.visible}
+        decision = policy.decide(row, measured, schedule)
+        assert decision.compute in (row.chunks, ())
+        computed += [row.index] * bool(decision.compute)
+    first, second = (window.rows for window in schedule.windows)
+    assert computed == [*first[:3], first[-1], *second[:3], second[-1]]
+
+
+def test_rescaled_distances_accumulate_and_threshold_zero_never_reuses():
+    schedule = staged_schedule(1, timesteps(6), window_size=1)
+    falling = (10.0, -1.0)
+    seen = []
+    policy = UniformReuse(0.75, 1, "rescaled", False, falling)
+    for row, distance in zip(schedule.rows, [0.0, 0.15, 0.05, 0.15, 0.15, 0.0], strict=True):
+        policy.decide(row, {0: ChunkDistance(distance, 1.0)} if row.index else {}, schedule)
+        seen.append(policy.total)
+    assert seen == pytest.approx([0.0, 0.5, 0.0, 0.5, 0.0, 0.0], abs=1e-12)
+    never = UniformReuse(0.0, 0, "rescaled", False, falling)
+    for row in schedule.rows:
+        assert never.decide(row, {0: ChunkDistance(0.0, 1.0)} if row.index else {}, schedule).compute == (0,)

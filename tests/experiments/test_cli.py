@@ -67,7 +67,7 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
         (["method.threshold=-0.1"], "at least 0"),
         (["method.threshold=nan"], "finite"),
         (["method.warmup_steps=2.5"], "whole number"),
-        (["method.reuse=residual"], "'velocity' or 'displacement'"),
+        (["method.reuse=output"], "'velocity' or 'displacement'"),
         (["threads=0"], "at least 1"),
         (["num_prompts=65"], "choose 1 to 64"),
         (["num_prompts=0"], "choose 1 to 64"),

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from experiments.job import ROOT
 from flowcache import FlowCacheConfig, generate
+from flowcache.models.checkpoint import CheckpointError, load_weights
 from flowcache.models.magi import Magi
-from flowcache.models.magi.checkpoint import CheckpointError, load_weights
 from flowcache.models.magi.text import load_special_tokens
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"

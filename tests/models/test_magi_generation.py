@@ -291,7 +291,9 @@ def test_features_are_of_the_chunks_and_stay_as_they_were():
 
 
 def test_an_unknown_distance_is_refused_by_name():
-    method = FlowCacheConfig(threshold=0.1, warmup_steps=1, distance="rescaled_modulation")
+    method = FlowCacheConfig(
+        threshold=0.1, warmup_steps=1, distance="rescaled_modulation", polynomial="skyreels_v2_1.3b"
+    )
     with pytest.raises(
         ValueError, match="distance='rescaled_modulation' is unknown to MAGI-1; choose 'embedded_latent'"
     ):

@@ -59,6 +59,8 @@ class MagiGeneration:
         keep_prefix_frames: bool = False,
         vae: MagiVae | None = None,
     ) -> None:
+        if method.reuse == "residual":
+            raise ValueError("reuse='residual' does not exist on MAGI-1; choose 'velocity' or 'displacement'")
         self.dit, self.runtime, self.method, self.vae = dit, runtime, method, vae
         self.captions, self.null_caption = captions, null_caption
         self.prefix, self.keep_prefix_frames = prefix, keep_prefix_frames
@@ -123,6 +125,9 @@ class MagiGeneration:
     def begin_row(self, row: Row) -> None:
         """A chunk that begins with given frames has them put back before every forward; its time stays as it is."""
         self._put_given_frames()
+
+    def measured_chunks(self, row: Row) -> tuple[int, ...]:
+        return row.chunks
 
     def features(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
         latents = self.latents[:, :, self._frames(chunks[0], chunks[-1])]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from flowcache.method import MethodConfig
+from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights
 from flowcache.models.magi.attention import CaptionKv
-from flowcache.models.magi.checkpoint import CheckpointError, find_weights, load_weights
 from flowcache.models.magi.config import TEMPORAL_FACTOR, MagiConfig
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
@@ -81,6 +81,10 @@ class Magi:
     def chunk_frames(self) -> int:
         """Pixel frames of one chunk."""
         return self.config.runtime.chunk_width * TEMPORAL_FACTOR
+
+    def frames_of(self, num_chunks: int) -> int:
+        """Pixel frames of a video of so many chunks."""
+        return num_chunks * self.chunk_frames
 
     @torch.inference_mode()
     def generation(

@@ -1,8 +1,10 @@
-"""Safetensors checkpoints under the official key names, whole or in shards; every mismatch is reported by name."""
+"""Safetensors checkpoints, whole or in shards; every mismatch is reported by name."""
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 FILE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 _SHOWN_KEYS = 5
 
 
@@ -40,26 +43,39 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
     for name in FILE_NAMES:
         if (directory / name).is_file():
             return {directory / name: None}
+    numbered = {path: _SHARD.search(path.name) for path in sorted(directory.glob("*.safetensors"))}
+    if any(numbered.values()):  # shards of the original SkyReels-V2 releases, which have no index
+        shards = {path: None for path, match in numbered.items() if match}
+        total = max(int(match[2]) for match in numbered.values() if match)
+        if len(shards) != total:
+            raise CheckpointError(f"{directory} holds {len(shards)} of {total} shards; finish the download")
+        return shards
     raise CheckpointError(
         f"no weights in {directory}: expected {FILE_NAMES[0]}, {FILE_NAMES[1]} or a sharded index beside them; "
         "check the path, or download the checkpoint there"
     )
 
 
-def load_weights(module: nn.Module, directory: Path, device: torch.device | str, keep_dtype: bool = True) -> None:
+def load_weights(
+    module: nn.Module,
+    directory: Path,
+    device: torch.device | str,
+    keep_dtype: bool = True,
+    rename: Callable[[str], str] | None = None,
+) -> None:
     """Load a checkpoint directory into ``module`` and move it to ``device``.
 
     Keys and shapes must match exactly. Each tensor takes the type of the module's own parameter (the network keeps some
-    parts in float32 whatever the rest) unless ``keep_dtype`` is False, which keeps the file's. The module may be on the
-    meta device: tensors are assigned, not copied.
+    parts in float32 whatever the rest) unless ``keep_dtype`` is False, which keeps the file's. ``rename`` turns the
+    file's names into the module's. The module may be on the meta device: tensors are assigned, not copied.
     """
-    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    own = module.state_dict()
     found: dict[str, Tensor] = {}
     for path, keys in find_weights(directory).items():
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                for key in file.keys() if keys is None else keys:
-                    tensor = file.get_tensor(key)
+                for stored in file.keys() if keys is None else keys:
+                    tensor, key = file.get_tensor(stored), stored if rename is None else rename(stored)
                     found[key] = tensor.to(own[key].dtype) if keep_dtype and key in own else tensor
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is damaged or cut short ({error}); download it again") from error

@@ -1,0 +1,122 @@
+"""SkyReels-V2's attention: chunks attend to a span of chunks, through the shared cache or within the pack.
+
+The processors below take the place of diffusers' in its transformer blocks, which pass what they are given for an
+attention mask and for the text on to them.
+
+Shape letters: F frames in the pack, P tokens a frame, T tokens a chunk, S = F*P, D hidden, H heads, E channels a head,
+L caption tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowcache.kv_cache import KvCache
+
+
+@dataclass(frozen=True)
+class CaptionKv:
+    """One caption's cross-attention keys and values in every layer, each [1, H, L, E]; constant over all steps."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.keys[0].shape[2]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One chunk of a pack: its position in the window, and the first and last position that it attends to."""
+
+    position: int
+    first_key: int
+    last_key: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What every layer needs to know about the chunks that run together.
+
+    With a cache, every member's keys and values are written to it, and what it attends to is read from it; without,
+    the pack is all there is, and members must be neighbours in order.
+    """
+
+    members: tuple[Member, ...]
+    tokens_per_chunk: int
+    rope: tuple[Tensor, Tensor]  # cosine and sine, each [S, 1, E/2]
+    cache: KvCache | None = None
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate x [1, S, H, E]: elements 2i and 2i + 1 are a pair."""
+    cosine, sine = rope
+    first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1).flatten(-2).to(x.dtype)
+
+
+class ChunkAttention:
+    """Self-attention of a pack. Its tokens come as [F, P, D], so that a frame's modulation is one vector."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def __call__(self, attn: SkyReelsV2Attention, x: Tensor, text: None, pack: Pack, rotary_emb: None = None) -> Tensor:
+        query = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), pack.rope).transpose(1, 2)
+        key = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), pack.rope).transpose(1, 2)
+        value = _heads(attn.to_v(x), attn.heads).transpose(1, 2)
+        out = self._attend(query, key, value, pack)
+        return attn.to_out[0](out.transpose(1, 2).reshape(x.shape))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
+        """query, key, value [1, H, S, E] -> [1, H, S, E]."""
+        tokens = pack.tokens_per_chunk
+        if pack.cache is not None:
+            for i, member in enumerate(pack.members):
+                own = slice(i * tokens, (i + 1) * tokens)
+                pack.cache.write(self.layer, member.position, key[:, :, own], value[:, :, own])
+        outputs, start = [], 0
+        # Neighbours in the pack that see the same keys share one call.
+        for (first, last), members in groupby(pack.members, lambda member: (member.first_key, member.last_key)):
+            end = start + len(list(members)) * tokens
+            if pack.cache is not None:
+                keys, values = pack.cache.read(self.layer, first, last)
+            else:
+                origin = pack.members[0].position
+                span = slice((first - origin) * tokens, (last + 1 - origin) * tokens)
+                keys, values = key[:, :, span], value[:, :, span]
+            outputs.append(F.scaled_dot_product_attention(query[:, :, start:end], keys, values))
+            start = end
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+class CaptionAttention:
+    """Cross-attention of a pack to one caption, whose keys and values are there already."""
+
+    def __init__(self, layer: int) -> None:
+        self.layer = layer
+
+    def __call__(
+        self, attn: SkyReelsV2Attention, x: Tensor, caption: CaptionKv, mask: None = None, rotary_emb: None = None
+    ) -> Tensor:
+        query = _heads(attn.norm_q(attn.to_q(x)), attn.heads).transpose(1, 2)
+        out = F.scaled_dot_product_attention(query, caption.keys[self.layer], caption.values[self.layer])
+        return attn.to_out[0](out.transpose(1, 2).reshape(x.shape))
+
+
+def caption_kv(attn: SkyReelsV2Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Embedded text [1, L, D] -> one layer's key and value, each [1, H, L, E]."""
+    key, value = attn.norm_k(attn.to_k(text)), attn.to_v(text)
+    return _heads(key, attn.heads).transpose(1, 2), _heads(value, attn.heads).transpose(1, 2)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[F, P, D] -> [1, S, H, E]."""
+    return x.reshape(1, -1, heads, x.shape[-1] // heads)

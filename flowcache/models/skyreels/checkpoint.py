@@ -1,0 +1,157 @@
+"""SkyReels-V2's weights: diffusers' layout, or the original release's names, which this module also converts.
+
+``python -m flowcache.models.skyreels.checkpoint <original> <destination>`` writes the transformer of an original
+checkpoint (config.json and safetensors side by side) as diffusers lays it out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
+
+from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights
+
+# Original names and diffusers', part by part (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py). The
+# norms before the cross-attention and before the feed-forward exchange their numbers.
+_PARTS = {
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "fps_projection.0": "fps_projection.net.0.proj",
+    "fps_projection.2": "fps_projection.net.2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+}
+_BLOCK_PARTS = {
+    "modulation": "scale_shift_table",
+    "norm3": "norm2",
+    "norm2": "norm3",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    **{
+        f"{kind}_attn.{ours}": f"attn{number}.{theirs}"
+        for kind, number in (("self", 1), ("cross", 2))
+        for ours, theirs in {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}.items()
+    },
+    **{
+        f"{kind}_attn.norm_{name}": f"attn{number}.norm_{name}"
+        for kind, number in (("self", 1), ("cross", 2))
+        for name in "qk"
+    },
+}
+
+
+def diffusers_name(original: str) -> str:
+    """A parameter's name in diffusers' transformer; names that are the same in both stay."""
+    block = re.fullmatch(r"(blocks\.\d+)\.(.+)", original)
+    prefix, rest, parts = ("", original, _PARTS) if block is None else (block[1] + ".", block[2], _BLOCK_PARTS)
+    for own, theirs in parts.items():
+        if rest == own or rest.startswith(own + "."):
+            return prefix + theirs + rest[len(own) :]
+    return original
+
+
+def diffusers_config(original: dict[str, Any]) -> dict[str, Any]:
+    """An original ``config.json`` as arguments of SkyReelsV2Transformer3DModel."""
+    return {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": original["num_heads"],
+        "attention_head_dim": original["dim"] // original["num_heads"],
+        "in_channels": original["in_dim"],
+        "out_channels": original["out_dim"],
+        "text_dim": original.get("text_dim", 4096),
+        "freq_dim": original["freq_dim"],
+        "ffn_dim": original["ffn_dim"],
+        "num_layers": original["num_layers"],
+        "eps": original.get("eps", 1e-6),
+        "inject_sample_info": original.get("inject_sample_info", False),
+    }
+
+
+def load_transformer(
+    directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = torch.float32
+) -> SkyReelsV2Transformer3DModel:
+    """The transformer in a directory, under diffusers' or the original names.
+
+    Args:
+        directory: config.json and safetensors, whole or sharded.
+        dtype: of the matrices; norms, time embeddings and modulation tables stay float32. None keeps the file's.
+
+    Raises CheckpointError saying what is missing or wrong.
+    """
+    config = _read_config(directory)
+    is_original = "num_heads" in config
+    try:
+        if is_original:
+            config = diffusers_config(config)
+        with torch.device("meta"):
+            transformer = SkyReelsV2Transformer3DModel.from_config(config)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} is not of a SkyReels-V2 transformer ({error})") from error
+    rope = transformer.rope
+    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)  # no part of the weights
+    set_dtypes(transformer, dtype or torch.float32)
+    rename = diffusers_name if is_original else None
+    load_weights(transformer, directory, device, keep_dtype=dtype is not None, rename=rename)
+    return transformer
+
+
+def load_vae(directory: Path, device: torch.device | str = "cpu") -> AutoencoderKLWan:
+    """The VAE in a directory, in float32, as upstream runs it. Raises CheckpointError saying what is wrong."""
+    config = _read_config(directory)
+    with torch.device("meta"):
+        vae = AutoencoderKLWan.from_config(config)
+    load_weights(vae, directory, device)
+    return vae
+
+
+def convert(original: Path, destination: Path) -> None:
+    """Write an original transformer to ``destination``/transformer, whole or not at all."""
+    transformer = load_transformer(original, dtype=None)
+    final = destination / "transformer"
+    if final.exists():
+        raise CheckpointError(f"{final} exists already; remove it or choose another destination")
+    part = destination / "transformer.part"
+    shutil.rmtree(part, ignore_errors=True)
+    transformer.save_pretrained(part)
+    part.rename(final)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"no configuration at {path}; give the directory of a downloaded checkpoint in diffusers' layout, such as "
+            "SkyReels-V2-DF-1.3B-540P-Diffusers"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
+    find_weights(directory)
+    return config
+
+
+def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) -> None:
+    """Put the matrices in ``dtype`` and leave norms, time embeddings and modulation tables in float32."""
+    kept = set(SkyReelsV2Transformer3DModel._keep_in_fp32_modules)
+    for name, parameter in transformer.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m flowcache.models.skyreels.checkpoint <original checkpoint> <destination>")
+    try:
+        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except CheckpointError as problem:
+        sys.exit(f"convert: {problem}")

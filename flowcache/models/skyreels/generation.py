@@ -1,0 +1,327 @@
+"""One SkyReels-V2 video in the making: guidance branches, caches and remembered residuals, window after window.
+
+Shape letters: C latent channels, f x h x w latent frames, rows and columns of a window or a chunk, L caption tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from flowcache.kv_cache import KvCache
+from flowcache.method import MethodConfig
+from flowcache.models.skyreels.attention import CaptionKv, Member, Pack
+from flowcache.models.skyreels.config import Sampling
+from flowcache.models.skyreels.flops import FlopCounter
+from flowcache.models.skyreels.network import SkyReelsNetwork
+from flowcache.models.skyreels.vae import FrameStream
+from flowcache.models.skyreels.window import WindowLatents, all_times
+from flowcache.policy import Decision
+from flowcache.schedule import Row, Schedule, Window
+from flowcache.trace import Trace, Work
+
+
+@dataclass
+class _Pass:
+    """One chunk of a forward and what it is for; ``times`` are its frames' places in the time table."""
+
+    kind: str
+    chunk: int
+    times: Tensor
+
+
+@dataclass
+class _Branch:
+    """One guidance branch: its caption, its cache, what each chunk's blocks added last, and chunks still to encode."""
+
+    features: Tensor
+    cache: KvCache | None
+    caption: CaptionKv | None = None
+    residuals: dict[int, Tensor] = field(default_factory=dict)
+    awaiting: list[_Pass] = field(default_factory=list)
+
+
+class SkyReelsGeneration:
+    """See flowcache.models.base.Generation.
+
+    With the method's attention "cached" a row runs the chunks to compute against the cache. With "native" and "causal"
+    it runs the whole window without one, so that a method must compute all of a row's chunks or none.
+
+    Args:
+        network: the transformer.
+        sampling: its settings; ``schedule`` comes from them.
+        method: its shared options apply here.
+        captions: text features [1, L, text channels] of the prompt and, for guidance, of the negative prompt.
+        noise: float32 [1, C, f, h, w] for every window.
+        given: float32 [1, C, p, h, w] latents of the first window's given frames (an image, a video's end), or None.
+        condition_noise: like the given frames, for every window (None where it has none); with
+            ``sampling.addnoise_condition`` only.
+        video: decodes, and encodes a window's end for the next one. None where only latents are wanted: windows then
+            hand their last latents on as they are.
+        emit_given_frames: whether given whole chunks are part of the video (an image), or were there before it.
+    """
+
+    def __init__(
+        self,
+        network: SkyReelsNetwork,
+        sampling: Sampling,
+        schedule: Schedule,
+        method: MethodConfig,
+        captions: Sequence[Tensor],
+        noise: Sequence[Tensor],
+        given: Tensor | None = None,
+        condition_noise: Sequence[Tensor | None] = (),
+        video: FrameStream | None = None,
+        emit_given_frames: bool = False,
+    ) -> None:
+        _check(method, sampling)
+        self.network, self.sampling, self.schedule, self.method = network, sampling, schedule, method
+        self.video, self.emit_given_frames = video, emit_given_frames
+        self._noise, self._first_given, self._condition_noise = noise, given, condition_noise
+        self._rows, self._columns = noise[0].shape[3:]
+        patch = network.config.patch_size
+        self._tokens = sampling.causal_block_size * (self._rows // patch[1]) * (self._columns // patch[2])
+        self._flops = FlopCounter(network.config, self._tokens, captions[0].shape[1])
+        longest = max(window.num_chunks for window in schedule.windows)
+        self._rope = network.rope_table(longest, sampling.causal_block_size, self._rows, self._columns)
+        self._branches = [_Branch(features, self._new_cache(longest)) for features in captions]
+        self._frames: dict[int, Tensor] = {}  # decoded, but not asked for yet
+        self._next_to_decode = schedule.prefix_chunks
+        self._open(0)
+
+    # What the sampler calls, in its order.
+
+    def measured_chunks(self, row: Row) -> tuple[int, ...]:
+        return row.chunks if self._is_cached else tuple(row.visible)
+
+    def start(self) -> list[Work]:
+        for branch in self._branches:
+            branch.caption = self.network.caption(branch.features)
+        times = torch.tensor(all_times(self.sampling), device=self.network.device)
+        self._table = self.network.time_table(times, self.sampling.fps)
+        return [self._flops.caption() for _ in self._branches] + [self._flops.times(len(times))]
+
+    def begin_row(self, row: Row) -> None:
+        self._row = row
+        if row.window and row.index == self.schedule.windows[row.window].rows[0]:
+            self._open(row.window)
+
+    def features(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
+        if kind == "latent":
+            return torch.stack([self.state.shown(chunk).flatten() for chunk in chunks])
+        if kind == "embedded_latent":
+            return self._embed(chunks).unflatten(0, (len(chunks), -1))
+        if kind not in ("rescaled_modulation", "rescaled_time_embedding"):
+            raise ValueError(
+                f"distance={kind!r} is unknown to SkyReels-V2; choose 'rescaled_modulation', "
+                "'rescaled_time_embedding', 'latent' or 'embedded_latent'"
+            )
+        times = torch.stack([self.state.times(self._row, chunk) for chunk in chunks])
+        return (self._table.modulation if kind == "rescaled_modulation" else self._table.embedding)[times]
+
+    def compute(self, row: Row, decision: Decision) -> list[Work]:
+        if decision.held or decision.isolated:
+            raise ValueError(
+                "chunks are held or isolated on MAGI-1 only; SkyReels-V2's published TeaCache is "
+                "baselines.teacache_calls.TeaCacheCallsConfig"
+            )
+        work: list[Work] = []
+        velocities = [
+            self._run(branch, row, decision.of_branch(index), work) for index, branch in enumerate(self._branches)
+        ]
+        self._velocity = velocities[0]
+        if len(velocities) == 2:
+            with_prompt, without = velocities
+            self._velocity = without + self.sampling.guidance_scale * (with_prompt - without)
+        return work
+
+    def advance(self, row: Row, decision: Decision) -> None:
+        self.state.advance(row, self._velocity)
+
+    def finish(self, chunk: int) -> Tensor:
+        for branch in self._branches:
+            branch.residuals.pop(chunk, None)
+            if branch.cache is None:
+                continue
+            branch.cache.finish(chunk - self.window.first_chunk)
+            # The refresh rides along with the next row that computes; nothing reads the entries before, and after the
+            # window's last chunk nothing reads them at all.
+            if self.method.refresh_clean_kv and chunk != self.window.chunks[-1]:
+                branch.awaiting.append(_Pass("refresh", chunk, self.state.clean_times(chunk)))
+        return self.latents[0, :, self.state.frames(chunk)].clone()
+
+    def decode(self, chunk: int, latent: Tensor) -> Tensor:
+        """See Generation; each chunk once. Windows decode from their beginning, so that earlier ones come first."""
+        if self.video is None:
+            raise RuntimeError("this generation was made without a VAE; give it one to decode frames")
+        self._decode_through(chunk)
+        return self._frames.pop(chunk)
+
+    @property
+    def latents(self) -> Tensor:
+        """Of the current window, [1, C, f, h, w]."""
+        return self.state.latents
+
+    @property
+    def window(self) -> Window:
+        return self.state.window
+
+    @property
+    def kv_tokens(self) -> int:
+        return self._caches[0].num_tokens if self._is_cached else 0
+
+    @property
+    def kv_bytes_allocated(self) -> int:
+        return sum(cache.bytes_allocated for cache in self._caches)
+
+    @property
+    def kv_bytes_used(self) -> int:
+        return sum(cache.bytes_used for cache in self._caches)
+
+    def paper_flops(self, trace: Trace) -> int:
+        """A run's operations in the paper's accounting, see FlopCounter.paper."""
+        return self._flops.paper(trace, self.schedule)
+
+    # Forwards.
+
+    def _run(self, branch: _Branch, row: Row, computed: tuple[int, ...], work: list[Work]) -> Tensor:
+        """One branch's velocity of all active chunks, float32 [1, C, frames, h, w]; adds what it took to ``work``."""
+        passes = self._passes(branch, row, computed)
+        hidden = {}
+        if passes:
+            before = self._embed([p.chunk for p in passes])
+            modulation = self._table.modulation[torch.cat([p.times for p in passes])]
+            members = tuple(self._member(row, p.chunk) for p in passes)
+            after = self.network.blocks(before, modulation, branch.caption, self._pack(members, branch.cache))
+            parts = (tensor.split(self.sampling.causal_block_size) for tensor in (before, after))
+            for p, chunk_before, chunk_after in zip(passes, *parts, strict=True):
+                if p.kind == "denoise" or p.chunk > row.chunks[-1]:
+                    hidden[p.chunk] = chunk_after
+                    branch.residuals[p.chunk] = chunk_after - chunk_before
+            work += [
+                self._flops.chunk(p.kind, p.chunk, (m.last_key - m.first_key + 1) * self._tokens)
+                for p, m in zip(passes, members, strict=True)
+            ]
+            branch.awaiting.clear()
+        reused = [chunk for chunk in row.chunks if chunk not in hidden]
+        if reused:
+            embedded = self._embed(reused).split(self.sampling.causal_block_size)
+            hidden |= {c: part + self._residual(branch, c) for c, part in zip(reused, embedded, strict=True)}
+            work += [self._flops.reuse(chunk) for chunk in reused]
+        times = torch.cat([self.state.times(row, chunk) for chunk in row.chunks])
+        tokens = torch.cat([hidden[chunk] for chunk in row.chunks])
+        return self.network.head(tokens, self._table.embedding[times], self._rows, self._columns)
+
+    def _residual(self, branch: _Branch, chunk: int) -> Tensor:
+        if chunk not in branch.residuals:
+            raise ValueError(
+                f"chunk {chunk} is to reuse in row {self._row.index} and has computed nothing yet; a policy must "
+                "compute a chunk's first step"
+            )
+        return branch.residuals[chunk]
+
+    def _passes(self, branch: _Branch, row: Row, computed: tuple[int, ...]) -> list[_Pass]:
+        """The chunks of a forward; none where nothing is computed."""
+        if not computed:
+            return []
+        if self._is_cached:
+            return branch.awaiting + [_Pass("denoise", chunk, self.state.times(row, chunk)) for chunk in computed]
+        if computed != row.chunks:
+            raise ValueError(
+                f"attention={self.method.attention!r} computes a window as a whole, and this method only chunks "
+                f"{list(computed)} of {list(row.chunks)} in row {row.index}; choose attention='cached'"
+            )
+        return [
+            _Pass("denoise" if chunk in row.chunks else "context", chunk, self.state.times(row, chunk))
+            for chunk in row.visible
+        ]
+
+    def _member(self, row: Row, chunk: int) -> Member:
+        """A chunk's position in the window and what it attends to."""
+        first, last = 0, chunk - self.window.first_chunk
+        if self.method.attention == "native":
+            last = row.visible[-1] - self.window.first_chunk
+        if self.sampling.clean_blocks_seen is not None:
+            first = self._first_seen(row, chunk) - self.window.first_chunk
+        return Member(chunk - self.window.first_chunk, first, last)
+
+    def _first_seen(self, row: Row, chunk: int) -> int:
+        """The oldest chunk in reach: of the clean ones, those finishing in this row included, the newest few count."""
+        first_dirty = next((c for c in row.chunks if c not in row.finished), chunk)
+        first = max(self.window.first_chunk, min(first_dirty, chunk) - self.sampling.clean_blocks_seen)
+        if self.method.prefix == "published" and row.index == self.window.rows[0] and chunk in row.chunks:
+            return max(first, self.window.generated[0])
+        return first
+
+    def _pack(self, members: tuple[Member, ...], cache: KvCache | None) -> Pack:
+        rope = tuple(torch.cat([table[member.position] for member in members]) for table in self._rope)
+        return Pack(members, self._tokens, rope, cache)
+
+    def _embed(self, chunks: Sequence[int]) -> Tensor:
+        return self.network.embed(torch.cat([self.state.shown(chunk) for chunk in chunks], dim=2))
+
+    # Windows.
+
+    def _open(self, index: int) -> None:
+        """Begin a window: its noise, its given frames, and nothing remembered of the one before."""
+        window = self.schedule.windows[index]
+        given = self._hand_over(window) if index else self._first_given
+        noise = self._condition_noise[index] if self._condition_noise else None
+        self.state = WindowLatents(self.sampling, self.schedule, window, self._noise[index], given, noise)
+        prefix = window.chunks[: window.prefix_chunks]
+        for branch in self._branches:
+            branch.residuals.clear()
+            branch.awaiting.clear()
+            if branch.cache is not None:
+                branch.cache.clear()
+                branch.awaiting += [_Pass("prefix", chunk, self.state.clean_times(chunk)) for chunk in prefix]
+                for chunk in prefix:
+                    branch.cache.finish(chunk - window.first_chunk)
+        if self.video is not None:
+            shown = given[:, :, : len(prefix) * self.sampling.causal_block_size] if prefix else None
+            self.video.open(shown, emit=self.emit_given_frames and index == 0)
+
+    def _hand_over(self, following: Window) -> Tensor:
+        """Latents of the last frames, for the window that begins with them."""
+        if self.video is None:
+            return self.latents[:, :, -following.prefix_chunks * self.sampling.causal_block_size :].clone()
+        self._decode_through(self.window.chunks[-1])
+        return self.video.encode_last_frames()
+
+    def _decode_through(self, last: int) -> None:
+        """Decode the window's chunks up to one, if they are not yet."""
+        for chunk in range(self._next_to_decode, last + 1):
+            self._frames[chunk] = self.video.decode(self.latents[:, :, self.state.frames(chunk)])
+            self._next_to_decode = chunk + 1
+
+    # Caches.
+
+    @property
+    def _is_cached(self) -> bool:
+        return self.method.attention == "cached"
+
+    @property
+    def _caches(self) -> list[KvCache]:
+        return [branch.cache for branch in self._branches if branch.cache is not None]
+
+    def _new_cache(self, num_chunks: int) -> KvCache | None:
+        if not self._is_cached:
+            return None
+        config, sizes = self.network.config, (self._tokens, num_chunks)
+        heads = (config.num_layers, config.num_attention_heads, config.attention_head_dim)
+        return KvCache(*heads, *sizes, dtype=self.network.dtype, device=self.network.device)
+
+
+def _check(method: MethodConfig, sampling: Sampling) -> None:
+    if method.reuse not in (None, "residual"):
+        raise ValueError(
+            f"reuse={method.reuse!r} does not exist on SkyReels-V2; choose 'residual', or null for the same"
+        )
+    if sampling.clean_blocks_seen is not None and method.attention != "cached":
+        raise ValueError(
+            f"clean_blocks_seen={sampling.clean_blocks_seen} limits what is read from the cache, and "
+            f"attention={method.attention!r} has none; choose attention='cached'"
+        )

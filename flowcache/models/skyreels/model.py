@@ -1,0 +1,217 @@
+"""SkyReels-V2 as a whole: text encoder, transformer and VAE, ready to generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import SkyReelsV2Transformer3DModel
+from torch import Tensor
+
+from flowcache.method import MethodConfig
+from flowcache.models.checkpoint import CheckpointError, find_weights
+from flowcache.models.skyreels.checkpoint import load_transformer, load_vae, set_dtypes
+from flowcache.models.skyreels.config import NETWORKS, TEMPORAL_FACTOR, Sampling
+from flowcache.models.skyreels.generation import SkyReelsGeneration
+from flowcache.models.skyreels.network import SkyReelsNetwork
+from flowcache.models.skyreels.scheduler import noise_levels
+from flowcache.models.skyreels.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
+from flowcache.models.skyreels.vae import FrameStream, SkyReelsVae
+
+SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
+
+
+class SkyReels:
+    """The model; a generation of it holds all state of one video.
+
+    Args:
+        network, vae, text_encoder: on ``device``. Without a VAE a generation makes latents only; without a text encoder
+            (on device "meta") captions have a shape and no content.
+        sampling: settings that ``generation`` starts from.
+    """
+
+    def __init__(
+        self,
+        network: SkyReelsNetwork,
+        vae: SkyReelsVae | None,
+        text_encoder: TextEncoder | None,
+        sampling: Sampling | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network, self.vae, self.text_encoder = network, vae, text_encoder
+        self.sampling = Sampling() if sampling is None else sampling
+        self.device = torch.device(device)
+        self._features: dict[str, Tensor] = {}  # of negative prompts, which hardly ever change
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        device: torch.device | str = "cpu",
+        text_device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> SkyReels:
+        """Load a checkpoint in diffusers' layout, such as SkyReels-V2-DF-1.3B-540P-Diffusers.
+
+        It holds the folders transformer, vae, text_encoder and tokenizer, and may hold ``sampling.json`` with settings
+        that differ from the paper's (see Sampling). The transformer may be under the original names.
+
+        Args:
+            dtype: of the transformer; by default bfloat16 on CUDA, as upstream, and float32 elsewhere.
+
+        Raises CheckpointError saying what is missing or wrong.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
+        if not (directory / "transformer").is_dir() and (directory / "config.json").is_file():
+            raise CheckpointError(
+                f"{directory} is laid out like the original release; convert its transformer with `python -m "
+                f"flowcache.models.skyreels.checkpoint {directory} <destination>`, and put the folders vae, "
+                "text_encoder and tokenizer of any SkyReels-V2 checkpoint for diffusers beside it"
+            )
+        for part in ("transformer", "vae", "text_encoder"):  # everything is there before minutes of loading begin
+            find_weights(directory / part)
+        settings = directory / "sampling.json"
+        sampling = Sampling.from_json(settings) if settings.is_file() else Sampling()
+        network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
+        vae = SkyReelsVae(load_vae(directory / "vae", device))
+        text = TextEncoder.from_pretrained(
+            directory / "text_encoder", directory / "tokenizer", device=text_device, dtype=_type_on(text_device)
+        )
+        return cls(network, vae, text, sampling, device)
+
+    @classmethod
+    def on_meta(cls, size: str = "1.3B", sampling: Sampling | None = None) -> SkyReels:
+        """A model without weights or memory, on device "meta", whose generations count what they would do.
+
+        Args:
+            size: of ``flowcache.models.skyreels.config.NETWORKS``.
+        """
+        if size not in NETWORKS:
+            raise ValueError(f"size={size!r} is no released SkyReels-V2; there are {', '.join(NETWORKS)}")
+        with torch.device("meta"):
+            transformer = SkyReelsV2Transformer3DModel(**NETWORKS[size])
+        set_dtypes(transformer, torch.bfloat16)
+        return cls(SkyReelsNetwork(transformer.eval().requires_grad_(False)), None, None, sampling, "meta")
+
+    @property
+    def chunk_frames(self) -> int:
+        """Pixel frames of one chunk; a window's first has fewer, see ``frames_of``."""
+        return self.sampling.causal_block_size * TEMPORAL_FACTOR
+
+    def frames_of(self, num_chunks: int) -> int:
+        """Pixel frames of a video of so many chunks, nothing given."""
+        return self.sampling.frames_of(num_chunks)
+
+    @torch.inference_mode()
+    def generation(
+        self,
+        prompt: str,
+        num_frames: int,
+        method: MethodConfig,
+        seed: int,
+        negative_prompt: str = NEGATIVE_PROMPT,
+        image: Tensor | None = None,
+        prefix_video: Tensor | None = None,
+        **settings: Any,
+    ) -> SkyReelsGeneration:
+        """A fresh generation.
+
+        Args:
+            prompt: the caption; must not be empty.
+            num_frames: frames to generate. They must fill whole chunks; with an image they include it, after a prefix
+                video they do not count its frames.
+            method: caching method.
+            seed: of the noise, which is drawn on the CPU so that it is the same on every device.
+            negative_prompt: what guidance leads away from.
+            image: uint8 [H, W, 3], first frame (image-to-video). Upstream drops it where chunks are longer than one
+                latent frame; here the first chunk is denoised around it.
+            prefix_video: uint8 [F, H, W, 3], frames to continue, of which the last ``overlap_history`` are looked at.
+            settings: instead of the model's own, under the names of Sampling.
+        """
+        sampling = self.sampling.replaced(settings)
+        if not prompt.strip():
+            raise ValueError("the prompt is empty; say what the video shows")
+        if image is not None and prefix_video is not None:
+            raise ValueError("give an image or a prefix video, not both")
+        rows, columns = self._latent_size(sampling)
+        frames = self._given_frames(image, prefix_video, sampling)
+        continues = prefix_video is not None
+        given_latents = 0 if frames is None else (frames.shape[2] - 1) // TEMPORAL_FACTOR + 1
+        prefix_chunks = given_latents // sampling.causal_block_size
+        times = noise_levels(sampling.num_steps, sampling.shift)[1]
+        schedule = sampling.schedule(num_frames, times, prefix_chunks, continues)
+        channels, block = self.network.config.in_channels, sampling.causal_block_size
+        random = torch.Generator().manual_seed(seed)
+
+        def draw(num_latents: int) -> Tensor | None:
+            shape = (1, channels, num_latents, rows, columns)
+            return torch.randn(shape, generator=random).to(self.device) if num_latents else None
+
+        noise = [draw(window.num_chunks * block) for window in schedule.windows]
+        condition_noise = [draw(given_latents), *(draw(w.prefix_chunks * block) for w in schedule.windows[1:])]
+        captions = [self._encode(prompt)]
+        if sampling.guidance_scale > 1:
+            if negative_prompt not in self._features:
+                self._features = {negative_prompt: self._encode(negative_prompt)}
+            captions.append(self._features[negative_prompt])
+        given = None if frames is None else self.vae.encode(frames)
+        video = None
+        if self.vae is not None:
+            video = FrameStream(self.vae, sampling.overlap_history, frames if continues else None)
+        return SkyReelsGeneration(
+            self.network,
+            sampling,
+            schedule,
+            method,
+            captions,
+            noise,
+            given,
+            condition_noise,
+            video,
+            emit_given_frames=image is not None,
+        )
+
+    def _encode(self, prompt: str) -> Tensor:
+        if self.text_encoder is None:
+            return torch.empty(1, MAX_TOKENS, self.network.config.text_dim, device=self.device)
+        return self.text_encoder(prompt).to(self.device)
+
+    def _given_frames(self, image: Tensor | None, prefix_video: Tensor | None, sampling: Sampling) -> Tensor | None:
+        """What the first window begins with: float32 [1, 3, F, H, W] in [-1, 1]."""
+        if image is None and prefix_video is None:
+            return None
+        if self.vae is None:
+            raise ValueError("given frames must be encoded, and this model has no VAE; load it from a checkpoint")
+        frames = image[None] if prefix_video is None else prefix_video
+        size = (sampling.height, sampling.width, 3)
+        if frames.ndim != 4 or frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != size:
+            raise ValueError(
+                f"given frames must be uint8 [F, {size[0]}, {size[1]}, 3] (resize them first), "
+                f"got {frames.dtype} {list(frames.shape)}"
+            )
+        if prefix_video is not None:
+            if len(frames) < sampling.overlap_history:
+                raise ValueError(
+                    f"a prefix video of {len(frames)} frames is too short: {sampling.overlap_history} are looked at; "
+                    "give more, or lower overlap_history"
+                )
+            frames = frames[-sampling.overlap_history :]
+        return frames.to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+
+    def _latent_size(self, sampling: Sampling) -> tuple[int, int]:
+        factor = SPATIAL_FACTOR if self.vae is None else self.vae.spatial_factor
+        _, patch_rows, patch_columns = self.network.config.patch_size
+        if sampling.height % (factor * patch_rows) or sampling.width % (factor * patch_columns):
+            raise ValueError(
+                f"{sampling.height} x {sampling.width} pixels cannot be split into patches; use multiples of "
+                f"{factor * patch_rows} and {factor * patch_columns}"
+            )
+        return sampling.height // factor, sampling.width // factor
+
+
+def _type_on(device: torch.device | str) -> torch.dtype:
+    """What upstream runs transformer and text encoder in, where the device is made for it."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32

@@ -1,0 +1,82 @@
+"""From a prompt to the features that SkyReels-V2 attends to: UMT5 through transformers.
+
+Shape letters: L caption length, K caption channels.
+Source: SkyworkAI/SkyReels-V2 skyreels_v2_infer/modules/t5.py, tokenizers.py.
+"""
+
+from __future__ import annotations
+
+import html
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flowcache.models.checkpoint import CheckpointError, find_weights
+
+MAX_TOKENS = 512
+# What upstream's command line guides away from (SkyworkAI/SkyReels-V2: generate_video_df.py).
+NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，"  # noqa: RUF001
+    "丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，"  # noqa: RUF001
+    "杂乱的背景，三条腿，背景人很多，倒着走"  # noqa: RUF001
+)
+
+
+class TextEncoder:
+    """UMT5 encoder and its tokenizer.
+
+    Args:
+        encoder, tokenizer: of transformers.
+        max_length: tokens a prompt is padded or cut to (L).
+        device: where the encoder runs.
+    """
+
+    def __init__(
+        self, encoder: nn.Module, tokenizer: object, max_length: int = MAX_TOKENS, device: torch.device | str = "cpu"
+    ) -> None:
+        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        self.tokenizer, self.max_length, self.device = tokenizer, max_length, device
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        encoder: Path,
+        tokenizer: Path,
+        max_length: int = MAX_TOKENS,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> TextEncoder:
+        """Read ``text_encoder`` and ``tokenizer`` of a diffusers checkpoint. Raises CheckpointError."""
+        from transformers import AutoTokenizer, UMT5EncoderModel
+
+        find_weights(encoder)
+        try:
+            return cls(
+                UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, local_files_only=True),
+                AutoTokenizer.from_pretrained(tokenizer, local_files_only=True),
+                max_length,
+                device,
+            )
+        except Exception as error:  # transformers raises what its parts raise
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"{encoder} and {tokenizer} are not a UMT5 encoder and its tokenizer ({reason}); download them again"
+            ) from error
+
+    @torch.inference_mode()
+    def __call__(self, prompt: str) -> Tensor:
+        """Prompt -> features float32 [1, L, K], zero beyond its end."""
+        batch = self.tokenizer(
+            _cleaned(prompt), max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
+        )
+        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+        features = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        return (features * mask[..., None]).float()
+
+
+def _cleaned(prompt: str) -> str:
+    """Without broken encodings, HTML entities and runs of white space."""
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())

@@ -1,0 +1,92 @@
+"""SkyReels-V2's VAE (Wan 2.1's, through diffusers), and the frames of a video as its chunks are finished.
+
+A window's first latent frame is one pixel frame and every other four, and each depends on those before it in its window
+only; so chunks decode as they come, with the convolutions' memory kept between them.
+
+Shape letters: C latent channels, f x h x w latent frames, rows and columns, F x H x W pixel frames, rows and columns.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from torch import Tensor
+
+
+class SkyReelsVae:
+    """Latents are normalised by the VAE's own mean and deviation of each channel."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        if vae.config.patch_size is not None:
+            raise ValueError("this VAE takes patches of pixels (Wan 2.2); SkyReels-V2 uses Wan 2.1's, without")
+        self.vae = vae
+        self.spatial_factor: int = vae.config.scale_factor_spatial
+        shape = (1, vae.config.z_dim, 1, 1, 1)
+        weight = vae.post_quant_conv.weight
+        self._mean = torch.tensor(vae.config.latents_mean, dtype=weight.dtype, device=weight.device).view(shape)
+        self._deviation = torch.tensor(vae.config.latents_std, dtype=weight.dtype, device=weight.device).view(shape)
+
+    @torch.inference_mode()
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames [1, 3, 1 + 4 (f - 1), H, W] in [-1, 1] -> latent float32 [1, C, f, h, w], the posterior's mean."""
+        mean = self.vae.encode(frames.to(self._mean)).latent_dist.mode()
+        return ((mean - self._mean) / self._deviation).float()
+
+    def decoder(self) -> WindowDecoder:
+        """A decoder at the beginning of a window."""
+        return WindowDecoder(self.vae, self._mean, self._deviation)
+
+
+class WindowDecoder:
+    """Decodes one window's latents in order, any number of frames at a time."""
+
+    def __init__(self, vae: AutoencoderKLWan, mean: Tensor, deviation: Tensor) -> None:
+        self._vae, self._mean, self._deviation = vae, mean, deviation
+        self._memory = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+        self._is_first = True
+
+    @torch.inference_mode()
+    def __call__(self, latent: Tensor) -> Tensor:
+        """The next latent frames [1, C, f, h, w] -> frames float32 [1, 3, F, H, W] in [-1, 1]."""
+        pieces = []
+        for frame in self._vae.post_quant_conv(latent.to(self._mean) * self._deviation + self._mean).split(1, dim=2):
+            pieces.append(
+                self._vae.decoder(frame, feat_cache=self._memory, feat_idx=[0], first_chunk=self._is_first).float()
+            )
+            self._is_first = False
+        return torch.cat(pieces, dim=2).clamp(-1, 1)
+
+
+class FrameStream:
+    """The frames of one generation, window after window.
+
+    Args:
+        vae: on the device of the latents.
+        overlap_frames: how many of the last frames the next window begins with.
+        history: float32 [1, 3, F, H, W] in [-1, 1], frames before the first window (a video to continue), or None.
+    """
+
+    def __init__(self, vae: SkyReelsVae, overlap_frames: int, history: Tensor | None = None) -> None:
+        self._vae, self._overlap_frames = vae, overlap_frames
+        self._last = history
+        self._held: Tensor | None = None
+
+    def open(self, given: Tensor | None, emit: bool) -> None:
+        """Begin a window with given latents [1, C, f, h, w]; ``emit`` puts their frames before the next chunk's."""
+        self._decode = self._vae.decoder()
+        frames = None if given is None else self._decode(given)
+        self._held = frames if emit else None
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """The next chunk's latent [1, C, f, h, w] -> its new frames, uint8 [F, H, W, 3]."""
+        frames = self._decode(latent)
+        if self._held is not None:
+            frames, self._held = torch.cat([self._held, frames], dim=2), None
+        last = frames if self._last is None else torch.cat([self._last, frames], dim=2)
+        self._last = last[:, :, -self._overlap_frames :]
+        return (frames[0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+
+    def encode_last_frames(self) -> Tensor:
+        """Latents of the last frames, for the window that begins with them."""
+        return self._vae.encode(self._last)

@@ -1,0 +1,100 @@
+"""The VAE through diffusers: chunks decode as the whole window does, and windows join through their last frames."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowcache.models.skyreels.vae import FrameStream, SkyReelsVae
+from tests.models.skyreels_pipeline import tiny_vae
+
+
+@pytest.fixture(scope="module")
+def vae() -> SkyReelsVae:
+    return tiny_vae()
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def whole(vae: SkyReelsVae, latent: Tensor) -> Tensor:
+    """diffusers' decoding of a window at once, with its statistics undone by hand."""
+    mean, deviation = (
+        torch.tensor(values).view(1, 16, 1, 1, 1)
+        for values in (vae.vae.config.latents_mean, vae.vae.config.latents_std)
+    )
+    return vae.vae.decode(latent * deviation + mean).sample
+
+
+@pytest.mark.parametrize("pieces", [[6], [2, 2, 2], [1, 1, 1, 1, 1, 1], [1, 5]])
+@torch.inference_mode()
+def test_pieces_decode_as_the_window_does(vae, pieces):
+    latent = draw(1, 16, 6, 4, 4)
+    decode = vae.decoder()
+    frames = [decode(piece) for piece in latent.split(pieces, dim=2)]
+    assert [piece.shape[2] for piece in frames] == [4 * n - 3 * (i == 0) for i, n in enumerate(pieces)]
+    torch.testing.assert_close(torch.cat(frames, dim=2), whole(vae, latent), atol=1e-6, rtol=0)
+    assert torch.cat(frames, dim=2).std() > 0.01
+
+
+@torch.inference_mode()
+def test_encoding_is_the_normalised_mean_of_diffusers_posterior(vae):
+    frames = draw(1, 3, 9, 32, 32).clamp(-1, 1)
+    latent = vae.encode(frames)
+    assert latent.shape == (1, 16, 3, 4, 4)
+    mean, deviation = torch.tensor(vae.vae.config.latents_mean), torch.tensor(vae.vae.config.latents_std)
+    undone = latent * deviation.view(1, -1, 1, 1, 1) + mean.view(1, -1, 1, 1, 1)
+    torch.testing.assert_close(undone, vae.vae.encode(frames).latent_dist.mean, atol=1e-5, rtol=0)
+
+
+def pixels(frames: Tensor) -> Tensor:
+    return (frames[0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+
+
+@torch.inference_mode()
+def test_the_next_window_begins_with_the_last_frames_encoded_again_and_shows_only_new_ones(vae):
+    first, stream = draw(1, 16, 6, 4, 4), FrameStream(vae, overlap_frames=5)
+    stream.open(None, emit=False)
+    shown = torch.cat([stream.decode(chunk) for chunk in first.split(2, dim=2)])
+    video = whole(vae, first)
+    assert torch.equal(shown, pixels(video))
+    handed = stream.encode_last_frames()
+    torch.testing.assert_close(handed, vae.encode(video[:, :, -5:]), atol=1e-5, rtol=0)
+
+    new = draw(1, 16, 2, 4, 4, seed=1)
+    stream.open(handed, emit=False)
+    more = stream.decode(new)
+    expected = whole(vae, torch.cat([handed, new], dim=2))
+    assert torch.equal(more, pixels(expected[:, :, 5:]))
+    torch.testing.assert_close(stream.encode_last_frames(), vae.encode(expected[:, :, -5:]), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_a_window_shorter_than_the_overlap_reaches_back_to_the_frames_before(vae):
+    history = draw(1, 3, 9, 32, 32).clamp(-1, 1)
+    stream = FrameStream(vae, overlap_frames=9, history=history)
+    given = vae.encode(history)
+    stream.open(given, emit=False)
+    new = draw(1, 16, 1, 4, 4)
+    stream.decode(new)
+    expected = torch.cat([history, whole(vae, torch.cat([given, new], dim=2))[:, :, 9:]], dim=2)[:, :, -9:]
+    torch.testing.assert_close(stream.encode_last_frames(), vae.encode(expected), atol=1e-5, rtol=0)
+
+
+@torch.inference_mode()
+def test_emitted_given_frames_come_before_the_next_chunks(vae):
+    given, new, stream = draw(1, 16, 1, 4, 4), draw(1, 16, 1, 4, 4, seed=1), FrameStream(vae, 5)
+    stream.open(given, emit=True)
+    assert torch.equal(stream.decode(new), pixels(whole(vae, torch.cat([given, new], dim=2))))
+    assert len(stream.decode(new)) == 4
+
+
+def test_a_vae_of_patches_is_refused():
+    from diffusers import AutoencoderKLWan
+
+    with torch.device("meta"):
+        vae = AutoencoderKLWan(base_dim=3, in_channels=12, out_channels=12, patch_size=2)
+    with pytest.raises(ValueError, match=r"takes patches of pixels \(Wan 2.2\)"):
+        SkyReelsVae(vae)
