@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pandas as pd
 
 from experiments.errors import BadInput
 from experiments.job import Job
 from experiments.records import RecordStore, code_hash, weights_hash
+
+
+def canonical(options: dict[str, Any]) -> str:
+    """A method's options as text, equal for equal options."""
+    return json.dumps(options, sort_keys=True)
 
 
 def collect(job: Job) -> pd.DataFrame:
@@ -33,6 +41,7 @@ def collect(job: Job) -> pd.DataFrame:
                 "latency_s": record.latency_s,
                 "baseline_latency_s": record.baseline_latency_s,
                 "policy_s": record.sections_s.get("policy"),
+                "options": canonical(record.method_config),
                 **record.method_config,
                 **metrics,
                 **caption,

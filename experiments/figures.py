@@ -40,7 +40,7 @@ def reuse_points(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame[frame["method"] != "vanilla"].copy()
     frame["family"] = frame["method"].str.replace(r"_(slow|fast)$", "", regex=True)
     frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame.get("every"))
-    standard = (frame["reuse"] == "velocity") & frame["refresh_clean_kv"] & frame["near_clean"]
+    standard = frame["reuse"].isna() & frame["refresh_clean_kv"] & frame["near_clean"]
     frame = frame[standard].drop_duplicates(["family", "warmup_steps", "option", "prompt", "seed"])
     rows = []
     for (family, warmup, option), group in frame.groupby(["family", "warmup_steps", "option"]):

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from flowcache.method import MethodConfig
 from flowcache.models.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[1]
+MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
 
 
@@ -43,6 +45,7 @@ class Job:
     device: str
     metrics: tuple[str, ...]
     latency_pairs: int
+    workers: int
     threads: int
     output_dir: Path
     force: bool
@@ -59,11 +62,19 @@ class Job:
         }
 
     def load_model(self) -> Any:
-        """The model on the job's device. Raises BadInput for weights that are missing or wrong."""
+        """The model on the job's device, the same for all jobs of one checkpoint that follow each other.
+
+        Raises BadInput for weights that are missing or wrong.
+        """
         try:
-            return get_object(self.loader)(self.checkpoint, device=self.device)
+            return _load(self.loader, self.checkpoint, self.device)
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             raise BadInput(str(error)) from error
+
+
+@lru_cache(maxsize=1)  # the last one only: two models of full size do not fit a device
+def _load(loader: str, checkpoint: Path, device: str) -> Any:
+    return get_object(loader)(checkpoint, device=device)
 
 
 def make_job(config: DictConfig) -> Job:
@@ -71,8 +82,10 @@ def make_job(config: DictConfig) -> Job:
     setting, model = config.setting, config.model
     options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
     options |= {key: value for key, value in model.options.items() if value is not None}
-    # More threads than 4 wait for each other on matrices as small as the embedded models'.
-    threads = min(4, _num_cores()) if config.threads is None else config.threads
+    device, prompts = _device(config.device), read_prompts(config)
+    workers = _default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
+    _whole_numbers({"workers": workers}, smallest=1)
+    threads = max(1, min(MOST_THREADS, _num_cores() // workers)) if config.threads is None else config.threads
     _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
     _whole_numbers({"threads": threads}, smallest=1)
     unknown = [name for name in config.metrics if name not in METRICS]
@@ -83,16 +96,17 @@ def make_job(config: DictConfig) -> Job:
         setting_name=setting.name,
         method_name=config.method.name,
         method=make_method(config.method),
-        prompts=read_prompts(config),
+        prompts=prompts,
         seed=config.seed,
         num_frames=setting.num_frames,
         fps=setting.fps,
         generation_options=options,
         checkpoint=_checkpoint(config),
         loader=model.loader,
-        device=_device(config.device),
+        device=device,
         metrics=tuple(config.metrics),
         latency_pairs=config.latency_pairs,
+        workers=workers,
         threads=threads,
         output_dir=_inside_root(config.output_dir),
         force=bool(config.force),
@@ -161,6 +175,11 @@ def _device(name: str) -> str:
     if torch.device(name).type not in ("cpu", "cuda"):
         raise BadInput(f"device={name} cannot run this; choose auto, cpu or cuda")
     return name
+
+
+def _default_workers(embedded: bool, device: str, num_prompts: int) -> int:
+    """One worker for every core, up to 4; full-size models and GPUs work on one video at a time."""
+    return min(4, _num_cores(), num_prompts) if embedded and torch.device(device).type == "cpu" else 1
 
 
 def _num_cores() -> int:

@@ -12,6 +12,7 @@ from experiments.job import make_job
 from experiments.records import Record
 from experiments.report import log_to_wandb, print_summary
 from experiments.runner import Runner
+from experiments.workers import run_jobs
 
 
 def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
@@ -23,9 +24,10 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     plan = runner.plan()
     console.print(
         f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(job.prompts)} prompts x seed "
-        f"{job.seed}, {job.num_frames} frames each, on {job.device} with {job.threads} thread(s)\n"
+        f"{job.seed}, {job.num_frames} frames each\n"
         f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
-        f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}"
+        f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}\n"
+        f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each"
     )
     if plan.to_make:
         runner.model  # noqa: B018 - missing weights must show before the progress bar
@@ -44,7 +46,8 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("generating", total=runner.num_videos(plan))
-        records = runner.run(lambda text: bar.update(task, advance=1, description=text[:48].ljust(48)))
+        run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:48].ljust(48)))
+    records = runner.records(job.prompts)
     print_summary(job, records, runner.store, console)
     where = log_to_wandb(job, records, runner.store, OmegaConf.to_container(config.wandb, resolve=True))
     if where:

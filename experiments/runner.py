@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,69 +45,70 @@ class Plan:
 
 
 class Runner:
-    """Runs jobs that share a model, a setting, prompts and an output folder.
+    """Runs a job in this process."""
 
-    Args:
-        job: what to run.
-        model: loaded already, to be shared between jobs; loaded on first use if None.
-    """
-
-    def __init__(self, job: Job, model: Any = None) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
         self.store = RecordStore(job.output_dir)
-        self._given_model = model
         self._warm: set[str] = set()
         environment.prepare(job.threads)
 
-    @cached_property
+    @property
     def model(self) -> Any:
-        return self.job.load_model() if self._given_model is None else self._given_model
+        return self.job.load_model()
 
     @property
     def is_vanilla(self) -> bool:
         return self.job.method == VanillaConfig()
 
-    def plan(self) -> Plan:
-        prompts = self.job.prompts
+    def plan(self, prompts: Sequence[str] | None = None) -> Plan:
+        """``prompts`` are those of the job, if not given."""
+        prompts = self.job.prompts if prompts is None else prompts
         to_make = [p for p in prompts if self.job.force or self.store.find(self._record(p).key) is None]
         references = [p for p in to_make if not self.is_vanilla and self.store.find(self._reference(p).key) is None]
         return Plan(tuple(to_make), tuple(references), len(prompts) - len(to_make))
 
-    def run(self, progress: Progress = lambda text: None) -> list[Record]:
-        """Make what is missing and return the records of all prompts, in order.
+    def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
+        """Make what is missing and return the records of the prompts (the job's, if not given), in order.
 
         ``progress`` is told after each video. A video's failure is recorded and raised.
         """
-        plan = self.plan()
-        timed_pairs = 0
+        prompts = self.job.prompts if prompts is None else prompts
+        plan = self.plan(prompts)
         for prompt in plan.to_make:
             baseline = None
             if not self.is_vanilla:
                 if prompt in plan.references_to_make:
                     baseline = self.make(self._reference(prompt), VanillaConfig(), prompt).latency_s
                     progress(f"vanilla: {prompt}")
-                elif timed_pairs < self.job.latency_pairs:
+                elif prompt in self._timed_prompts:
                     baseline = self.take(VanillaConfig(), prompt).latency_s
                     progress(f"vanilla, for timing: {prompt}")
-                timed_pairs += 1
             self.make(self._record(prompt), self.job.method, prompt, baseline)
             progress(f"{self.job.method_name}: {prompt}")
-        return [self.store.find(self._record(prompt).key) for prompt in self.job.prompts]
+        return self.records(prompts)
+
+    def records(self, prompts: Sequence[str]) -> list[Record | None]:
+        """Finished records of some prompts; None for those that are not."""
+        return [self.store.find(self._record(prompt).key) for prompt in prompts]
 
     def num_videos(self, plan: Plan) -> int:
         """Videos that ``run`` will generate, for a progress bar."""
         if self.is_vanilla:
             return len(plan.to_make)
-        known = [
-            i for i, p in enumerate(plan.to_make) if p not in plan.references_to_make and i < self.job.latency_pairs
-        ]
-        return len(plan.to_make) + len(plan.references_to_make) + len(known)
+        baselines = {p for p in plan.to_make if p in self._timed_prompts} | set(plan.references_to_make)
+        return len(plan.to_make) + len(baselines)
+
+    @property
+    def _timed_prompts(self) -> tuple[str, ...]:
+        """Those on which vanilla is timed beside the method, even where its video is there."""
+        return self.job.prompts[: self.job.latency_pairs]
 
     def make(
         self, record: Record, method: MethodConfig, prompt: str, baseline_latency_s: float | None = None
     ) -> Record:
         """Generate one video, measure it, and save video, trace and record, the record last."""
-        record.environment = environment.describe(self.job.device)
+        record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
         try:
             take = self.take(method, prompt)
         except Exception as error:
@@ -140,7 +140,7 @@ class Runner:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
-            self._generate(method, prompt, self.model.chunk_frames * 2)
+            self._generate(method, prompt, self.model.frames_of(2))
         return self._generate(method, prompt, self.job.num_frames)
 
     def _generate(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:

@@ -1,17 +1,13 @@
-"""Run an experiment file: ``python -m experiments.sweep experiment=main_table [workers=2] [key=value ...]``.
+"""Run an experiment file: ``python -m experiments.sweep experiment=main_table [key=value ...]``.
 
-An experiment lists override sets of run.py; commas in a value multiply it out. Prompts are shared out over worker
-processes, each of which runs every set on its prompts. Finished records are kept, so a killed sweep continues.
-Speed is not measured here: workers disturb each other.
+An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. Finished
+records are kept, so a killed sweep continues.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from multiprocessing import get_context
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,8 +16,7 @@ from experiments.cli import check_overrides, compose_config, config_files
 from experiments.errors import BadInput
 from experiments.job import Job, make_job, nearest
 from experiments.runner import Runner
-
-_OWN_KEYS = ("experiment", "workers")
+from experiments.workers import run_jobs
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -52,37 +47,22 @@ def jobs_of(name: str, extra: list[str]) -> list[Job]:
     return sorted(jobs, key=lambda job: job.method_name != "vanilla")
 
 
-def run_share(jobs: list[Job], worker: int, workers: int) -> int:
-    """All jobs on every ``workers``-th prompt; the number of videos made."""
-    model, made = None, 0
-    prompts = jobs[0].prompts[worker::workers]
-    for prompt in prompts:
-        for job in jobs:
-            runner = Runner(replace(job, prompts=(prompt,)), model)
-            todo = len(runner.plan().to_make)
-            if todo:
-                model = runner.model
-                runner.run()
-                made += todo
-        print(f"worker {worker}: {prompts.index(prompt) + 1} of {len(prompts)} prompts", flush=True)
-    return made
-
-
 def main(arguments: list[str]) -> int:
     try:
-        own = OmegaConf.from_dotlist([a for a in arguments if a.partition("=")[0] in _OWN_KEYS])
-        extra = [a for a in arguments if a.partition("=")[0] not in _OWN_KEYS]
-        jobs = jobs_of(own.get("experiment", "main_table"), extra)
-        workers = min(own.get("workers", 2), len(jobs[0].prompts))
-        jobs = [replace(job, threads=max(1, job.threads // workers)) for job in jobs]
-        print(f"{len(jobs)} settings x {len(jobs[0].prompts)} prompts on {workers} workers", flush=True)
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            shares = [pool.submit(run_share, jobs, worker, workers) for worker in range(workers)]
-            made = sum(share.result() for share in shares)
+        named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+        jobs = jobs_of((named or ["main_table"])[-1], [a for a in arguments if not a.startswith("experiment=")])
+        prompts = jobs[0].prompts
+        total = sum(len(Runner(job).plan().to_make) for job in jobs)
+        print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
+        videos = itertools.count(1)
+        run_jobs(jobs, prompts, lambda text: print(f"{next(videos)} of {total}  {text}", flush=True))
     except (BadInput, OmegaConfBaseException) as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
-    print(f"{made} videos made; records are in {jobs[0].output_dir / 'records'}")
+    except Exception as error:
+        print(f"sweep: the run failed: {type(error).__name__}: {error}; run it again to go on", file=sys.stderr)
+        return 1
+    print(f"records are in {jobs[0].output_dir / 'records'}")
     return 0
 
 

@@ -7,6 +7,7 @@ Markdown and CSV to results/tables/.
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pandas as pd
 
 from eval.atomic import atomic_path
 from experiments.cli import check_overrides, compose_config
-from experiments.collect import collect
+from experiments.collect import canonical, collect
 from experiments.errors import BadInput
 from experiments.job import ROOT, make_job, make_method
 from experiments.report import mean_and_interval
@@ -28,9 +29,7 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
     rows = []
     for name in methods:
         options = _options(name, model, setting)
-        mine = frame[frame["method"] == name]
-        for key, value in options.items() if len(mine) else ():
-            mine = mine[mine[key] == value]
+        mine = frame[(frame["method"] == name) & (frame["options"] == canonical(options))]
         if mine.empty:
             continue
         row: dict[str, float | int | str] = {"method": name, "n": len(mine)}
@@ -113,8 +112,6 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str
 
 def _options(name: str, model: str, setting: str) -> dict[str, object]:
     """The method's options as its YAML and tuned values give them."""
-    from dataclasses import asdict
-
     config = compose_config([f"model={model}", f"setting={setting}", f"method={name}"])
     return asdict(make_method(config.method))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.cli import compose_config
-from experiments.job import ROOT, Job, make_job
+from experiments.job import Job, make_job
 
 SMALL = [
     "setting.num_frames=48",
@@ -15,15 +15,9 @@ SMALL = [
     "num_prompts=2",
     "metrics=[psnr,ssim,caption]",
     "seed=3",
+    "workers=1",
     "threads=1",
 ]
-
-
-@pytest.fixture(scope="session")
-def model():
-    from flowcache.models.magi import Magi
-
-    return Magi.from_pretrained(ROOT / "experiments" / "embedded" / "magi")
 
 
 @pytest.fixture

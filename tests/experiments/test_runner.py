@@ -21,9 +21,9 @@ from experiments.tables import main_table, markdown
 
 
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
-def test_every_method_runs_end_to_end(name, small_job, model):
+def test_every_method_runs_end_to_end(name, small_job):
     job = small_job(f"method={name}", "num_prompts=1")
-    (record,) = Runner(job, model).run()
+    (record,) = Runner(job).run()
     assert record.status == "done"
     assert record.latency_s > 0
     assert record.flops > 0
@@ -38,27 +38,27 @@ def test_every_method_runs_end_to_end(name, small_job, model):
         assert record.baseline_latency_s > 0
 
 
-def test_threshold_0_is_vanilla_to_the_last_pixel(small_job, model):
-    (record, _) = Runner(small_job("method.threshold=0"), model).run()
+def test_threshold_0_is_vanilla_to_the_last_pixel(small_job):
+    (record, _) = Runner(small_job("method.threshold=0")).run()
     assert record.metrics["psnr"] == "inf"
     assert record.flops == record.baseline_flops
 
 
-def test_a_rerun_makes_nothing_and_returns_the_same(small_job, model):
+def test_a_rerun_makes_nothing_and_returns_the_same(small_job):
     job = small_job()
-    first = Runner(job, model).run()
+    first = Runner(job).run()
     told = []
-    assert Runner(job, model).run(told.append) == first
+    assert Runner(job).run(progress=told.append) == first
     assert told == []
-    plan = Runner(job, model).plan()
+    plan = Runner(job).plan()
     assert (plan.to_make, plan.finished) == ((), 2)
-    assert Runner(replace(job, force=True), model).plan().to_make == job.prompts
+    assert Runner(replace(job, force=True)).plan().to_make == job.prompts
 
 
-def test_two_fresh_runs_give_the_same_video(small_job, model, tmp_path):
+def test_two_fresh_runs_give_the_same_video(small_job, tmp_path):
     job = small_job("num_prompts=1")
     other = replace(job, output_dir=tmp_path / "again")
-    (a,), (b,) = Runner(job, model).run(), Runner(other, model).run()
+    (a,), (b,) = Runner(job).run(), Runner(other).run()
     assert a.key == b.key
     videos = [read_lossless(RecordStore(j.output_dir).video_path(a.key)) for j in (job, other)]
     assert np.array_equal(*videos)
@@ -83,7 +83,7 @@ def test_the_key_tells_everything_apart_that_changes_the_video(small_job):
     assert key(replace(job, method_name="mine", output_dir=job.output_dir / "elsewhere")) == key(job)
 
 
-def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, model, monkeypatch):
+def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, monkeypatch):
     job = small_job()
     store = RecordStore(job.output_dir)
     original, calls = RecordStore.save, []
@@ -96,14 +96,14 @@ def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, 
 
     monkeypatch.setattr(RecordStore, "save", die_on_the_second)
     with pytest.raises(KeyboardInterrupt):
-        Runner(job, model).run()
+        Runner(job).run()
     monkeypatch.undo()
     assert len(list(store.all())) == 1
-    records = Runner(job, model).run()
+    records = Runner(job).run()
     assert [record.status for record in records] == ["done", "done"]
 
 
-def test_a_full_disk_leaves_no_half_written_record(small_job, model, monkeypatch):
+def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
     job = small_job("num_prompts=1")
 
     def full(*args, **kwargs):
@@ -111,34 +111,34 @@ def test_a_full_disk_leaves_no_half_written_record(small_job, model, monkeypatch
 
     monkeypatch.setattr("experiments.runner.write_mp4", full)
     with pytest.raises(OSError, match="No space left"):
-        Runner(job, model).run()
+        Runner(job).run()
     assert list(RecordStore(job.output_dir).all()) == []
 
 
-def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, model, monkeypatch):
+def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, monkeypatch):
     job = small_job("method=vanilla", "num_prompts=1")
     monkeypatch.setattr("experiments.runner.generate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
-        Runner(job, model).run()
+        Runner(job).run()
     (record,) = RecordStore(job.output_dir).all()
     assert (record.status, record.error) == ("failed", "RuntimeError: broken")
     monkeypatch.undo()
-    (record,) = Runner(job, model).run()
+    (record,) = Runner(job).run()
     assert record.status == "done"
 
 
-def test_a_damaged_record_counts_as_none(small_job, model):
+def test_a_damaged_record_counts_as_none(small_job):
     job = small_job("method=vanilla", "num_prompts=1")
-    (record,) = Runner(job, model).run()
+    (record,) = Runner(job).run()
     store = RecordStore(job.output_dir)
     store.record_path(record.key).write_text('{"key": "x"')
     assert store.find(record.key) is None
     assert list(store.all()) == []
 
 
-def test_records_are_json_with_units_and_environment(small_job, model):
+def test_records_are_json_with_units_and_environment(small_job):
     job = small_job("num_prompts=1", "method.threshold=0")
-    (record,) = Runner(job, model).run()
+    (record,) = Runner(job).run()
     document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text())
     assert document["metrics"]["psnr"] == "inf"
     assert document["environment"]["threads"] == 1
@@ -146,10 +146,10 @@ def test_records_are_json_with_units_and_environment(small_job, model):
     assert {"text", "transformer", "policy", "scheduler", "vae"} <= set(document["sections_s"])
 
 
-def test_summary_table_and_figure_points_come_from_the_records(small_job, model):
+def test_summary_table_and_figure_points_come_from_the_records(small_job):
     for overrides in (["method=vanilla"], [], ["method.threshold=0.5"]):
         job = small_job(*overrides, "num_prompts=2")
-        records = Runner(job, model).run()
+        records = Runner(job).run()
     summary = summarise(records)
     assert summary["n"] == 2
     assert summary["flops_share"] == pytest.approx(sum(r.flops / r.baseline_flops for r in records) / 2)
@@ -176,20 +176,20 @@ def test_tables_without_records_say_what_to_run(small_job):
         collect(small_job())
 
 
-def test_records_of_other_settings_do_not_enter_a_table(small_job, model):
-    Runner(small_job("method=vanilla", "num_prompts=1"), model).run()
+def test_records_of_other_settings_do_not_enter_a_table(small_job):
+    Runner(small_job("method=vanilla", "num_prompts=1")).run()
     with pytest.raises(BadInput, match="no finished records"):
         collect(small_job("setting.num_steps=12"))
 
 
-def test_frames_are_drawn_for_the_methods_that_have_a_video(small_job, model, tmp_path):
+def test_frames_are_drawn_for_the_methods_that_have_a_video(small_job, tmp_path):
     jobs = [small_job(f"method={name}", "num_prompts=1") for name in ("vanilla", "flowcache_fast", "every_k")]
     for job in jobs[:2]:
-        Runner(job, model).run()
+        Runner(job).run()
     draw_frames(jobs, jobs[0].prompts[0], tmp_path / "frames.png")
     with Image.open(tmp_path / "frames.png") as drawn:
         two_rows = drawn.height
-    Runner(jobs[2], model).run()
+    Runner(jobs[2]).run()
     draw_frames(jobs, jobs[0].prompts[0], tmp_path / "frames.png")
     with Image.open(tmp_path / "frames.png") as drawn:
         assert drawn.height > two_rows

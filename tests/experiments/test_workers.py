@@ -1,0 +1,32 @@
+"""Prompts shared out over worker processes: the same records as in one process, and a failure that is seen."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments.records import RecordStore
+from experiments.workers import run_jobs
+
+
+def test_two_workers_make_the_records_of_one(small_job, tmp_path):
+    jobs = [small_job("method=vanilla"), small_job("method.threshold=0.1", "latency_pairs=0")]
+    here = [replace(job, output_dir=tmp_path / "here") for job in jobs]
+    told = []
+    run_jobs([replace(job, workers=2) for job in jobs], jobs[0].prompts, told.append)
+    run_jobs(here, jobs[0].prompts)
+    shared, alone = (list(RecordStore(job.output_dir).all()) for job in (jobs[0], here[0]))
+    assert [record.environment["workers"] for record in shared] == [2] * 4
+    assert [(r.key, r.metrics, r.flops, r.caption) for r in shared] == [
+        (r.key, r.metrics, r.flops, r.caption) for r in alone
+    ]
+    assert sorted(told) == sorted(
+        f"{method}: {prompt}" for method in ("vanilla", "flowcache_fast") for prompt in jobs[0].prompts
+    )
+
+
+def test_a_workers_failure_is_raised_here(small_job, tmp_path):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("not a folder")
+    job = replace(small_job(), workers=2, output_dir=in_the_way)
+    with pytest.raises(OSError, match="file"):
+        run_jobs([job], job.prompts)
