@@ -1,7 +1,8 @@
-"""Train an embedded model from nothing: ``python -m experiments.train_embedded model=magi``.
+"""Train an embedded model: ``python -m experiments.train_embedded model=magi [initial=<checkpoint directory>]``.
 
 Stages: autoencoder, transformer with its text encoder, decoder polish, export. Each saves as it goes; the same command
-after a kill continues where it stopped. Options override the recipe in conf/training/<model>.yaml, for example
+after a kill continues where it stopped. With ``initial``, that checkpoint's autoencoder is kept and its transformer
+trained on. Options override the recipe in conf/training/<model>.yaml, for example
 ``dit.recipe.num_steps=100``.
 """
 
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> int:
 def train_magi(recipe: dict) -> None:
     """All stages of the embedded MAGI-1."""
     from experiments.training.export import export_magi
+    from experiments.training.initial import start_from
     from experiments.training.magi_dit import train_dit
     from experiments.training.magi_vae import polish_decoder, train_vae
     from experiments.training.session import run_workers
@@ -45,10 +47,15 @@ def train_magi(recipe: dict) -> None:
 
     directory, workers = ROOT / recipe["directory"], recipe["num_processes"]
     vae = VaeConfig(**recipe["vae"]["config"])
-    run_workers(train_vae, workers, vae, recipe["vae"]["recipe"], directory)
+    initial = recipe["initial"]
+    if initial is None:
+        run_workers(train_vae, workers, vae, recipe["vae"]["recipe"], directory)
+    else:
+        start_from(ROOT / initial, recipe, directory)
     dit = DitConfig(**recipe["dit"]["config"])
     run_workers(train_dit, workers, vae, dit, recipe["dit"]["t5"], recipe["dit"]["recipe"], directory)
-    run_workers(polish_decoder, workers, vae, recipe["decoder"]["recipe"], directory)
+    if initial is None:
+        run_workers(polish_decoder, workers, vae, recipe["decoder"]["recipe"], directory)
     export_magi(recipe, directory, ROOT / recipe["destination"])
     print(f"the checkpoint is in {recipe['destination']}")
 

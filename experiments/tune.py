@@ -37,7 +37,7 @@ def tune(job: Job, share: float, low: float = 0.0, high: float = 1.0, tolerance:
     """Threshold and the share of vanilla's FLOPs it leaves; the closest seen after bisection to ``tolerance``."""
     environment.prepare(job.threads)
     model = job.load_model()
-    vanilla = executed_flops(job, model, VanillaConfig())
+    vanilla = executed_flops(replace(job, prompts=job.prompts[:1]), model, VanillaConfig())  # the same for every prompt
     best = (0.0, 1.0)
     for _ in range(14):
         # Geometric steps once a lower bound is known: thresholds of interest span two decades.

@@ -112,7 +112,7 @@ def test_times_rise_from_noise_to_clean(name, num_steps, shift):
     table = timesteps(num_steps, name, shift)
     assert len(table) == num_steps + 1
     assert table[0] == 0
-    assert abs(table[-1] - 1) <= 2e-7
+    assert abs(table[-1] - 1) <= 5e-7  # a few roundings of float32
     assert (table.diff() > 0).all()
 
 

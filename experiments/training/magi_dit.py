@@ -120,7 +120,9 @@ class Batches:
         """The same, in a state of the sampler: a random row of a generation with window 4."""
         batch, num_chunks, window = self.recipe["batch_staggered"], self.recipe["num_chunks"], 4
         steps = self.recipe["num_steps_of_schedule"] // window
-        stage = self.choice.randrange(num_chunks + window - 1)
+        # While the window fills, the layout is decided; afterwards chunks mostly continue the ones before.
+        opening = self.choice.random() < self.recipe["opening_share"]
+        stage = self.choice.randrange(window) if opening else self.choice.randrange(window, num_chunks + window - 1)
         first, last = max(0, stage - window + 1), min(stage, num_chunks - 1)
         clean, scenes = self._clips(batch, 0, last + 1)
         times = torch.full((batch, last + 1), self.recipe["clean_t"])

@@ -89,8 +89,9 @@ class TrainingSession:
         if self.checkpoint.exists():
             state = torch.load(self.checkpoint, weights_only=True)
             model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            self.seconds_before = state["seconds"]
+            if "optimiser" in state:  # not where the weights are only a start
+                self.optimiser.load_state_dict(state["optimiser"])
+                self.seconds_before = state["seconds"]
         rank = dist.get_rank() if dist.is_initialized() else 0
         seed = recipe["seed"] + 1000 * (rank + 1) + self.optimiser.step_count
         self.generator, self.choice = torch.Generator().manual_seed(seed), random.Random(seed)

@@ -6,7 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from eval.scenes import (
     NUM_HELD_OUT,
@@ -24,6 +26,8 @@ from experiments.train_embedded import main
 from experiments.training.magi_dit import build_tokenizer
 from experiments.training.optimiser import Optimiser, orthogonalise
 from flowcache.models.magi import Magi
+
+EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -153,3 +157,19 @@ def test_every_stage_runs_and_the_export_loads(tmp_path):
     before = (tmp_path / "run" / "dit.pt").read_bytes()
     assert main(arguments) == 0
     assert (tmp_path / "run" / "dit.pt").read_bytes() == before
+
+
+def test_training_goes_on_from_a_checkpoint_with_its_autoencoder_and_words(tmp_path):
+    """After no step at all the new checkpoint is the old one."""
+    run = f"directory={tmp_path / 'run'}", f"destination={tmp_path / 'weights'}", f"initial={EMBEDDED}"
+    steps = ["dit.recipe.num_steps=0", "dit.recipe.num_clips=2", "dit.recipe.num_chunks=1", "num_processes=1"]
+    assert main(["model=magi", *run, *steps]) == 0
+    for name in ("vae/diffusion_pytorch_model.safetensors", "inference_weight.distill/model.safetensors"):
+        before, after = load_file(EMBEDDED / name), load_file(tmp_path / "weights" / name)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)
+    rows = []
+    for t5 in (EMBEDDED / "t5", tmp_path / "weights" / "t5"):
+        words = AutoTokenizer.from_pretrained(t5)("a red circle moving left on a dark background").input_ids
+        rows.append(load_file(t5 / "model.safetensors")["shared.weight"][words])
+    assert torch.equal(*rows)

@@ -1,0 +1,50 @@
+"""Start from a finished checkpoint instead of from nothing: its autoencoder is kept, its transformer trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import T5Config
+
+from eval.atomic import atomic_path
+from experiments.training.magi_dit import TextAndDit, build_tokenizer
+from flowcache.models.magi.config import DitConfig
+from flowcache.models.magi.vae import MagiVae, VaeConfig
+
+
+def start_from(checkpoint: Path, recipe: dict, directory: Path) -> None:
+    """Put the weights of a checkpoint that ``export_magi`` wrote into ``directory``, where the stages look for theirs.
+
+    Does nothing where a transformer is being trained already. Raises FileNotFoundError for a file that is not there and
+    RuntimeError for weights of other sizes than the recipe's.
+    """
+    if (directory / "dit.pt").exists():
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    vae = MagiVae(VaeConfig(**recipe["vae"]["config"]))
+    vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
+    model = TextAndDit(
+        DitConfig(**recipe["dit"]["config"]), T5Config(**recipe["dit"]["t5"]), recipe["dit"]["recipe"]["seed"]
+    )
+    folder = "inference_weight.distill" if recipe["dit"]["config"]["distill"] else "inference_weight"
+    model.dit.load_state_dict(_floats(checkpoint / folder / "model.safetensors"))
+    text = _floats(checkpoint / "t5" / "model.safetensors")
+    words = json.loads((checkpoint / "t5" / "tokenizer.json").read_text())["model"]["vocab"]
+    before, table = text["shared.weight"], text["shared.weight"].clone()
+    for word, row in build_tokenizer().get_vocab().items():
+        if word in words:  # words of the grammar may have moved, come or gone since
+            table[row] = before[words[word]]
+    missing, unexpected = model.t5.load_state_dict(text | {"shared.weight": table}, strict=False)
+    if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
+        raise RuntimeError(f"{checkpoint / 't5'} does not fit the recipe's T5: {[*missing, *unexpected]}")
+    for name, weights in (("vae", vae), ("decoder", vae), ("dit", model)):
+        with atomic_path(directory / f"{name}.pt") as temporary:
+            torch.save({"model": weights.state_dict()}, temporary)
+
+
+def _floats(path: Path) -> dict[str, Tensor]:
+    return {name: value.float() for name, value in load_file(path).items()}
