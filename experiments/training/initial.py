@@ -32,6 +32,8 @@ def start_from(checkpoint: Path, recipe: dict, directory: Path) -> None:
     )
     folder = "inference_weight.distill" if recipe["dit"]["config"]["distill"] else "inference_weight"
     model.dit.load_state_dict(_floats(checkpoint / folder / "model.safetensors"))
+    special = _floats(checkpoint / "special_tokens.safetensors")
+    model.special_tokens.copy_(torch.cat([special[name] for name in model.special_token_names]))
     text = _floats(checkpoint / "t5" / "model.safetensors")
     words = json.loads((checkpoint / "t5" / "tokenizer.json").read_text())["model"]["vocab"]
     before, table = text["shared.weight"], text["shared.weight"].clone()

@@ -1,8 +1,8 @@
 """Stage 2: the embedded MAGI-1's transformer and its T5 encoder, trained together on clips as latents.
 
-Half the steps give every chunk a noise level of its own (diffusion forcing); the other half put the chunks in a state
-that the sampler really visits: finished ones clean and without a caption, four in the window a quarter of the schedule
-apart, later ones absent.
+A quarter of the steps give every chunk a noise level of its own (diffusion forcing); the others put the chunks in a
+state that the sampler really visits: finished ones clean and without a caption, four in the window a quarter of the
+schedule apart, later ones absent.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory:
     batches = Batches(latents, scenes, model, recipe, session)
     average = {False: 1.0, True: 1.0}
     while not session.finished:
-        staggered = session.optimiser.step_count % 2 == 1
+        staggered = session.optimiser.step_count % 4 != 0
         loss = batches.loss(staggered)
         session.optimiser.step(loss)
         average[staggered] += 0.04 * (loss.item() - average[staggered])
