@@ -73,7 +73,10 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
         (["num_prompts=0"], "choose 1 to 64"),
         (["prompts=missing.txt"], "no prompt file"),
         (["metrics=[psnrr]"], "did you mean psnr"),
-        (["device=tpu"], "choose auto, cpu or cuda"),
+        (["device=tpu"], "choose auto, cpu, cuda, or meta"),
+        (["device=xla"], "choose auto, cpu, cuda, or meta"),
+        (["device=meta"], "device=meta is the dry run of run.py alone"),
+        (["replay=trace.parquet"], "replay=<trace> is for the dry run"),
         (["setting.num_frames=-3"], "whole number"),
     ],
 )
