@@ -67,13 +67,12 @@ class DryRun:
 def dry_run(config: DictConfig, console: Console | None = None) -> DryRun:
     """Count a composed configuration's method, and vanilla beside it, and print both. Raises BadInput."""
     started = time.perf_counter()
-    method, distance = make_method(config.method), make_method(config.method).policy().distance
-    generation_options(config)
+    method = make_method(config.method)
     replayed = None if config.replay is None else inside_root(config.replay)
     decisions = None if replayed is None else read_decisions(replayed)
     counted = count(config, method, decisions)
     vanilla = counted if method == VanillaConfig() and decisions is None else count(config, VanillaConfig())
-    outcome = DryRun(counted, vanilla, distance, replayed)
+    outcome = DryRun(counted, vanilla, method.policy().distance, replayed)
     print_dry_run(config, outcome, time.perf_counter() - started, console or Console())
     return outcome
 
@@ -85,10 +84,10 @@ def count(config: DictConfig, method: MethodConfig, decisions: Sequence[Sequence
         decisions: for every row the chunks to compute. None are the method's own; where it decides by distances, every
             chunk is then computed.
     """
+    options = generation_options(config)
     try:
         model = _model(config.model.on_meta, find_checkpoint(config))
-        frames, options = config.setting.num_frames, generation_options(config)
-        generation = model.generation("any prompt", frames, method, config.seed, **options)
+        generation = model.generation("any prompt", config.setting.num_frames, method, config.seed, **options)
         if decisions is None and method.policy().distance is not None:
             decisions = [row.chunks for row in generation.schedule.rows]
         followed = method if decisions is None else ReplayConfig.like(method, decisions)

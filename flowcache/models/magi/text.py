@@ -94,8 +94,8 @@ class BlankText:
     """
 
     def __init__(self, num_tokens: int, max_length: int, channels: int) -> None:
-        if num_tokens < 1:
-            raise ValueError(f"caption_tokens={num_tokens} must be at least 1: no prompt is empty")
+        if not isinstance(num_tokens, int) or num_tokens < 1:
+            raise ValueError(f"caption_tokens={num_tokens!r} must be a whole number of at least 1: no prompt is empty")
         self._features = torch.empty(max_length, channels, device="meta")
         self._mask = (torch.arange(max_length) < num_tokens).long()
         numbered = [f"{DURATION}_{n}" for n in range(1, MAX_DURATION + 1)]
