@@ -147,7 +147,7 @@ def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: 
         table.add_row(title, f"{flops / PFLOP:.4g}", f"{flops / of:.3f}")
 
     add("executed", counted.trace.flops, vanilla.trace.flops)
-    for kind, flops in counted.trace.flops_by_kind().items():
+    for kind, flops in sorted(counted.trace.flops_by_kind().items(), key=lambda item: -item[1]):
         add(f"  {KINDS.get(kind, kind)}", flops, vanilla.trace.flops)
     add("in the paper's accounting", counted.paper_flops, vanilla.paper_flops)
     if name in published:

@@ -115,13 +115,12 @@ def make_job(config: DictConfig) -> Job:
 def generation_options(config: DictConfig) -> dict[str, Any]:
     """What the model's ``generation`` takes beyond prompt, frames, method and seed.
 
-    Raises BadInput if one of them, or the frames or the seed, is no whole number.
+    Raises BadInput if the setting's numbers or the seed are no whole ones; the model's own options the model checks.
     """
     setting = config.setting
     options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
-    options |= {key: value for key, value in config.model.options.items() if value is not None}
     _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
-    return options
+    return options | {key: value for key, value in config.model.options.items() if value is not None}
 
 
 def make_method(config: DictConfig) -> MethodConfig:
@@ -213,7 +212,7 @@ def inside_root(path: str) -> Path:
 
 def _whole_numbers(values: dict[str, Any], smallest: int = 0) -> None:
     for key, value in values.items():
-        if key != "shift" and (not isinstance(value, int) or isinstance(value, bool) or value < smallest):
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
             raise BadInput(f"{key}={value!r} must be a whole number of at least {smallest}")
 
 

@@ -85,6 +85,13 @@ def test_bad_values_are_refused_before_any_work(overrides, message):
         make_job(compose_config(overrides))
 
 
+def test_a_models_own_options_need_not_be_whole_numbers():
+    given = {"guidance_scale": 5.5, "shift": 3.0, "corrector": "published", "ar_step": 4}
+    overrides = [f"model.options.{key}={value}" for key, value in given.items()]
+    job = make_job(compose_config(["model=skyreels", "prompts=a cat", *overrides]))
+    assert given.items() <= job.generation_options.items()
+
+
 def test_prompts_from_list_text_and_file(tmp_path):
     assert make_job(compose_config(["prompts=[a,b,c]"])).prompts == ("a", "b", "c")
     assert make_job(compose_config(["prompts=a red circle"])).prompts == ("a red circle",)
