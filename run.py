@@ -22,10 +22,15 @@ _exit_codes = [0]
 
 @hydra.main(version_base=None, config_path="conf", config_name="config")
 def job(config: DictConfig) -> None:
-    from experiments.main_job import run_job
-
     try:
-        run_job(config)
+        if config.device == "meta":
+            from experiments.dry_run import dry_run
+
+            dry_run(config)
+        else:
+            from experiments.main_job import run_job
+
+            run_job(config)
     except BadInput as error:
         _fail(2, str(error))
     except Exception as error:

@@ -79,15 +79,14 @@ def _load(loader: str, checkpoint: Path, device: str) -> Any:
 
 def make_job(config: DictConfig) -> Job:
     """Check a composed configuration and turn it into a Job. Raises BadInput with one clear message."""
-    setting, model = config.setting, config.model
-    options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
-    options |= {key: value for key, value in model.options.items() if value is not None}
+    setting, model, options = config.setting, config.model, generation_options(config)
     device, prompts = _device(config.device), read_prompts(config)
     workers = _default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
     _whole_numbers({"workers": workers}, smallest=1)
     threads = max(1, min(MOST_THREADS, _num_cores() // workers)) if config.threads is None else config.threads
-    _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
     _whole_numbers({"threads": threads}, smallest=1)
+    if config.replay is not None:
+        raise BadInput("replay=<trace> is for the dry run, which computes nothing; add device=meta, or leave it out")
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
@@ -108,9 +107,20 @@ def make_job(config: DictConfig) -> Job:
         latency_pairs=config.latency_pairs,
         workers=workers,
         threads=threads,
-        output_dir=_inside_root(config.output_dir),
+        output_dir=inside_root(config.output_dir),
         force=bool(config.force),
     )
+
+
+def generation_options(config: DictConfig) -> dict[str, Any]:
+    """What the model's ``generation`` takes beyond prompt, frames, method and seed.
+
+    Raises BadInput if the setting's numbers or the seed are no whole ones; the model's own options the model checks.
+    """
+    setting = config.setting
+    options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
+    _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
+    return options | {key: value for key, value in config.model.options.items() if value is not None}
 
 
 def make_method(config: DictConfig) -> MethodConfig:
@@ -133,8 +143,8 @@ def read_prompts(config: DictConfig) -> tuple[str, ...]:
         raise BadInput(f"setting={config.setting.name} has no prompts of its own; give prompts=<file with one a line>")
     if isinstance(source, ListConfig):
         prompts = [str(prompt) for prompt in source]
-    elif _inside_root(source).is_file():
-        prompts = [line.strip() for line in _inside_root(source).read_text().splitlines()]
+    elif inside_root(source).is_file():
+        prompts = [line.strip() for line in inside_root(source).read_text().splitlines()]
     elif Path(source).suffix in (".txt", ".csv", ".json"):
         raise BadInput(f"no prompt file at {source}; give an existing text file with one prompt a line")
     else:
@@ -152,15 +162,21 @@ def read_prompts(config: DictConfig) -> tuple[str, ...]:
     return tuple(prompts[:wanted])
 
 
-def _checkpoint(config: DictConfig) -> Path:
+def find_checkpoint(config: DictConfig) -> Path | None:
+    """The directory of the weights, given or the setting's own; None where it has none."""
     if config.checkpoint is not None:
-        return _inside_root(config.checkpoint)
-    if config.setting.embedded:
-        return ROOT / config.model.embedded_checkpoint
-    raise BadInput(
-        f"setting={config.setting.name} needs the official weights: download them and give checkpoint=<directory>, "
-        "or run setting=embedded, whose weights are in this repository"
-    )
+        return inside_root(config.checkpoint)
+    return ROOT / config.model.embedded_checkpoint if config.setting.embedded else None
+
+
+def _checkpoint(config: DictConfig) -> Path:
+    checkpoint = find_checkpoint(config)
+    if checkpoint is None:
+        raise BadInput(
+            f"setting={config.setting.name} needs the official weights: download them and give checkpoint=<directory>, "
+            "or run setting=embedded, whose weights are in this repository, or device=meta, which needs none"
+        )
+    return checkpoint
 
 
 def _device(name: str) -> str:
@@ -171,9 +187,11 @@ def _device(name: str) -> str:
     try:
         torch.device(name)
     except RuntimeError:
-        raise BadInput(f"device={name} is unknown; choose auto, cpu or cuda") from None
+        raise BadInput(f"device={name} is unknown; choose auto, cpu, cuda, or meta for a dry run") from None
+    if torch.device(name).type == "meta":
+        raise BadInput("device=meta is the dry run of run.py alone, which makes no videos; choose auto, cpu or cuda")
     if torch.device(name).type not in ("cpu", "cuda"):
-        raise BadInput(f"device={name} cannot run this; choose auto, cpu or cuda")
+        raise BadInput(f"device={name} cannot run this; choose auto, cpu, cuda, or meta for a dry run")
     return name
 
 
@@ -187,14 +205,14 @@ def _num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _inside_root(path: str) -> Path:
+def inside_root(path: str) -> Path:
     """Relative paths count from the repository, so that a job does not depend on where it is started."""
     return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
 
 
 def _whole_numbers(values: dict[str, Any], smallest: int = 0) -> None:
     for key, value in values.items():
-        if key != "shift" and (not isinstance(value, int) or isinstance(value, bool) or value < smallest):
+        if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
             raise BadInput(f"{key}={value!r} must be a whole number of at least {smallest}")
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from flowcache.distance import POLYNOMIALS, Polynomial, rescaling
-from flowcache.policy import ChunkwiseReuse, ReusePolicy
+from flowcache.policy import ChunkwiseReuse, Replay, ReusePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,26 @@ class MethodConfig(ABC):
     @abstractmethod
     def policy(self) -> ReusePolicy:
         """A fresh policy for one generation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayConfig(MethodConfig):
+    """Given decisions, such as those of a recorded trace (``Trace.computed_rows``).
+
+    Attributes:
+        computed: for every row the chunks to compute.
+    """
+
+    computed: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def like(cls, method: MethodConfig, computed: Sequence[Sequence[int]]) -> ReplayConfig:
+        """With the shared options of a method, whose decisions these are."""
+        shared = {option.name: getattr(method, option.name) for option in fields(MethodConfig)}
+        return cls(**shared, computed=tuple(tuple(chunks) for chunks in computed))
+
+    def policy(self) -> ReusePolicy:
+        return Replay(self.computed)
 
 
 def check_threshold(threshold: float) -> None:

@@ -15,9 +15,9 @@ from baselines.teacache import TeaCacheConfig
 from baselines.vanilla import VanillaConfig
 from flowcache.clock import SectionClock
 from flowcache.distance import ChunkDistance
-from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.method import FlowCacheConfig, MethodConfig, ReplayConfig
 from flowcache.models.magi.attention import Member
-from flowcache.policy import Decision, Replay
+from flowcache.policy import Decision
 from flowcache.sampler import generate, sample
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace
@@ -33,13 +33,6 @@ SETTINGS = {
     "one chunk": {"num_chunks": 1},
     "more chunks than the window": {"num_chunks": 6},
 }
-
-
-def replay(trace: Trace, like: MethodConfig) -> Scripted:
-    rows = trace.computed_rows()
-    return Scripted(
-        make=lambda: Replay(rows), reuse=like.reuse, refresh_clean_kv=like.refresh_clean_kv, near_clean=like.near_clean
-    )
 
 
 @cache
@@ -73,7 +66,7 @@ def test_replaying_recorded_decisions_gives_the_same_latents_bit_for_bit(setting
     trace, again = Trace(), Trace()
     expected = latents(method, trace, **SETTINGS[setting])
     assert {entry.action for entry in trace.entries} == {"compute", "reuse"}
-    replayed = replay(trace, method)
+    replayed = ReplayConfig.like(method, trace.computed_rows())
     assert torch.equal(latents(replayed, again, **SETTINGS[setting]), expected)
     assert again.computed_rows() == trace.computed_rows()
     assert again.work == trace.work

@@ -14,7 +14,8 @@ from torch.profiler import ProfilerActivity, profile
 from experiments import environment
 from experiments.job import Job
 from flowcache.clock import SectionClock
-from flowcache.policy import Decision, Replay
+from flowcache.method import ReplayConfig
+from flowcache.policy import Decision
 from flowcache.sampler import generate, sample
 from flowcache.schedule import Row
 from flowcache.trace import Trace
@@ -61,11 +62,7 @@ def _row_seconds(job: Job, model: object) -> dict[int, list[float]]:
         count = row.index % (schedule.window_size + 1) if full and row.steps[-1].step > 0 else len(row.chunks)
         decisions.append(row.chunks[len(row.chunks) - count :])
 
-    class Method(type(job.method)):
-        def policy(self) -> Replay:
-            return Replay(decisions)
-
-    method = Method(**{name: getattr(job.method, name) for name in job.method.__dataclass_fields__})
+    method = ReplayConfig.like(job.method, decisions)
     seconds: dict[int, list[float]] = defaultdict(list)
     last = time.perf_counter()
 

@@ -11,7 +11,7 @@ from flowcache.distance import FeatureSource
 from flowcache.method import MethodConfig
 from flowcache.policy import Decision
 from flowcache.schedule import Row, Schedule
-from flowcache.trace import Work
+from flowcache.trace import Trace, Work
 
 
 class Generation(FeatureSource, Protocol):
@@ -49,6 +49,10 @@ class Generation(FeatureSource, Protocol):
 
     def decode(self, chunk: int, latent: Tensor) -> Tensor:
         """A finished chunk's new frames, uint8 [F, H, W, 3]."""
+        ...
+
+    def paper_flops(self, trace: Trace) -> int:
+        """What the FlowCache paper would charge for a finished run of this generation, in FLOPs."""
         ...
 
     @property

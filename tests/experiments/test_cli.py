@@ -73,13 +73,23 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
         (["num_prompts=0"], "choose 1 to 64"),
         (["prompts=missing.txt"], "no prompt file"),
         (["metrics=[psnrr]"], "did you mean psnr"),
-        (["device=tpu"], "choose auto, cpu or cuda"),
+        (["device=tpu"], "choose auto, cpu, cuda, or meta"),
+        (["device=xla"], "choose auto, cpu, cuda, or meta"),
+        (["device=meta"], "device=meta is the dry run of run.py alone"),
+        (["replay=trace.parquet"], "replay=<trace> is for the dry run"),
         (["setting.num_frames=-3"], "whole number"),
     ],
 )
 def test_bad_values_are_refused_before_any_work(overrides, message):
     with pytest.raises(BadInput, match=message):
         make_job(compose_config(overrides))
+
+
+def test_a_models_own_options_need_not_be_whole_numbers():
+    given = {"guidance_scale": 5.5, "shift": 3.0, "corrector": "published", "ar_step": 4}
+    overrides = [f"model.options.{key}={value}" for key, value in given.items()]
+    job = make_job(compose_config(["model=skyreels", "prompts=a cat", *overrides]))
+    assert given.items() <= job.generation_options.items()
 
 
 def test_prompts_from_list_text_and_file(tmp_path):

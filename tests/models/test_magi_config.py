@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 
-from flowcache.models.magi.config import MagiConfig, Runtime
+from flowcache.models.magi.config import NETWORKS, MagiConfig, Runtime
 from tests.models.magi_goldens import manifest
 
 RANGES = manifest("h_kv_ranges_in_chunks")
@@ -142,6 +142,15 @@ def test_reads_an_official_configuration(tmp_path):
     assert runtime.text_scales == (7.5, 7.5, 7.5, 0.0, 0.0)
     assert (runtime.near_clean_threshold, runtime.shortcut_mode) == (0.25, "16,16,8")
     assert hash(config) == hash(MagiConfig.from_json(tmp_path / "config.json"))
+
+
+def test_the_released_networks_are_those_of_the_official_files(tmp_path):
+    small = write(tmp_path / "small.json")
+    assert MagiConfig.from_json(small).dit == NETWORKS["4.5B"]
+    sizes = {"num_layers": 48, "hidden_size": 6144, "ffn_hidden_size": 16384, "num_attention_heads": 48}
+    latents = {"in_channels": 32, "out_channels": 32, "half_channel_vae": True, "x_rescale_factor": 0.1}
+    large = write(tmp_path / "large.json", model_config={**sizes, **latents, "gated_linear_unit": True})
+    assert MagiConfig.from_json(large).dit == NETWORKS["24B"]
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])

@@ -8,10 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from baselines.every_k import EveryKConfig
 from baselines.vanilla import VanillaConfig
-from flowcache.models.magi.config import DitConfig, Runtime
+from flowcache.models.magi import Magi
+from flowcache.models.magi.config import NETWORKS, Runtime
 from flowcache.models.magi.flops import FlopCounter
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
+from flowcache.sampler import sample
 from flowcache.schedule import staged_schedule, timesteps
 from flowcache.trace import Trace
 from tests.models.magi_goldens import GUIDANCE_3, dit_config, latents_of
@@ -93,17 +95,7 @@ def test_the_count_follows_the_network(changes):
 
 # The paper's setting, by hand count: paper.md, section 5.
 
-PAPER = DitConfig(
-    num_layers=34,
-    hidden_size=3072,
-    ffn_hidden_size=12288,
-    num_attention_heads=24,
-    num_query_groups=8,
-    kv_channels=128,
-    caption_channels=4096,
-    caption_max_length=800,
-    distill=True,
-)
+PAPER = NETWORKS["4.5B"]
 TOKENS = 6 * (720 // 16) ** 2  # a chunk's: VAE and patches take 8 x 2 pixels a side
 CHUNKS, STEPS = 10, 64
 
@@ -166,3 +158,48 @@ def test_counts_are_exactly_linear_in_keys_and_caption(gated, distill):
     assert keys.self_attention_flops == 2 * base.self_attention_flops
     assert text.cross_attention_flops == 2 * base.cross_attention_flops
     assert keys.gemm_flops == text.gemm_flops == base.gemm_flops
+
+
+def test_a_dry_run_counts_what_a_run_would_do():
+    """In the paper's setting but of four steps and two chunks: nothing is held, and nothing is computed."""
+    method, trace = VanillaConfig(), Trace()
+    generation = Magi.on_meta(caption_tokens=10).generation("a cat", 48, method, 0, num_steps=4)
+    for _, latent in sample(generation, method, trace):
+        assert latent.is_meta
+        assert latent.shape == (16, 6, 90, 90)
+    counter = FlopCounter(PAPER, TOKENS)
+    kinds = trace.flops_by_kind()
+    caption = 10 + 2  # two special tokens in front
+    denoise = sum(4 * counter.chunk("denoise", c, TOKENS * (c + 1), caption).flops for c in (0, 1))
+    near_clean = 2 * counter.chunk("near_clean", 0, TOKENS, caption).flops  # t > 0.3 in a chunk's last step
+    assert (kinds["denoise"], kinds["near_clean"]) == (denoise, near_clean)
+    assert kinds["refresh"] == counter.chunk("refresh", 0, TOKENS, 50).flops
+    assert kinds["caption"] == 2 * counter.caption(0, caption).flops + counter.caption(-1, 50).flops
+    assert generation.paper_flops(trace) == denoise + near_clean
+    assert trace.kv_bytes_allocated == 2 * 2 * 34 * TOKENS * 1024 * 2  # chunks, key and value, layers, bfloat16
+
+
+def test_a_dry_run_of_guidance_3_takes_every_pass_and_of_24b_its_sizes():
+    traces = {}
+    for size, guidance in (("4.5B", 1), ("4.5B", 3), ("24B", 1)):
+        method, trace = VanillaConfig(), Trace()
+        generation = Magi.on_meta(size).generation("a cat", 24, method, 0, num_steps=4, cfg_number=guidance)
+        assert [tuple(latent.shape) for _, latent in sample(generation, method, trace)] == [(16, 6, 90, 90)]
+        traces[size, guidance] = trace.flops_by_kind()["denoise"]
+    counter = FlopCounter(PAPER, TOKENS)
+    null = 4 * counter.chunk("denoise", 0, TOKENS, 50).flops
+    assert traces["4.5B", 3] == traces["4.5B", 1] + 2 * null
+    large = FlopCounter(NETWORKS["24B"], TOKENS).chunk("denoise", 0, TOKENS, 102).flops
+    assert traces["24B", 1] == 4 * large
+
+
+def test_what_a_dry_model_cannot_be_is_refused():
+    with pytest.raises(ValueError, match=r"size='5B' is no released MAGI-1; there are 4\.5B, 24B"):
+        Magi.on_meta("5B")
+    with pytest.raises(ValueError, match="caption_tokens=0 must be a whole number of at least 1"):
+        Magi.on_meta(caption_tokens=0)
+    with pytest.raises(FileNotFoundError, match="no MAGI-1 configuration at"):
+        Magi.on_meta(checkpoint="nowhere")
+    image = torch.zeros(720, 720, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="this model has no VAE; load it from a checkpoint"):
+        Magi.on_meta().generation("a cat", 24, VanillaConfig(), 0, image=image)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from flowcache import FlowCacheConfig, generate
 from flowcache.method import MethodConfig
 from flowcache.models.skyreels import Sampling, SkyReels
 from flowcache.sampler import sample
+from flowcache.trace import Trace
 from tests.models.skyreels_pipeline import SETTINGS, write_checkpoint
 
 PROMPT = "a red circle moves left"
@@ -22,8 +25,13 @@ VANILLA = VanillaConfig()
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> SkyReels:
-    return SkyReels.from_pretrained(write_checkpoint(tmp_path_factory.mktemp("skyreels")))
+def directory(tmp_path_factory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("skyreels"))
+
+
+@pytest.fixture(scope="module")
+def model(directory) -> SkyReels:
+    return SkyReels.from_pretrained(directory)
 
 
 def pieces(model: SkyReels, num_frames: int, method: MethodConfig = METHOD, seed: int = 0, **options) -> list[Tensor]:
@@ -32,6 +40,20 @@ def pieces(model: SkyReels, num_frames: int, method: MethodConfig = METHOD, seed
 
 def picture(*shape: int) -> Tensor:
     return torch.randint(0, 256, (*shape, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("attention", ["native", "causal", "cached"])
+def test_a_dry_run_of_a_checkpoint_is_a_run_without_its_numbers(directory, model, attention):
+    method, traces = VanillaConfig(attention=attention), (Trace(), Trace())
+    shapes = []
+    for source, trace in zip((model, SkyReels.on_meta(checkpoint=directory)), traces, strict=True):
+        generation = source.generation(PROMPT, 37, method, 0)
+        shapes.append([latent.shape for _, latent in sample(generation, method, trace)])
+    ran, dry = traces
+    assert shapes[0] == shapes[1]
+    assert dry.work == ran.work
+    assert dry.entries == ran.entries
+    assert dry.kv_bytes_allocated == ran.kv_bytes_allocated // 2  # bfloat16, as on a GPU
 
 
 def test_settings_come_with_the_checkpoint(model):

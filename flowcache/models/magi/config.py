@@ -80,9 +80,43 @@ class DitConfig:
         return self.in_channels // 2 if self.half_channel_vae else self.in_channels
 
 
+# The released networks, distilled (SandAI-org/MAGI-1: example/4.5B and example/24B, *_distill_config.json). The others
+# differ in lacking the step-size embedding alone.
+NETWORKS = {
+    "4.5B": DitConfig(
+        num_layers=34,
+        hidden_size=3072,
+        ffn_hidden_size=12288,
+        num_attention_heads=24,
+        num_query_groups=8,
+        kv_channels=128,
+        distill=True,
+        params_dtype=torch.bfloat16,
+    ),
+    "24B": DitConfig(
+        num_layers=48,
+        hidden_size=6144,
+        ffn_hidden_size=16384,
+        num_attention_heads=48,
+        num_query_groups=8,
+        kv_channels=128,
+        in_channels=32,
+        out_channels=32,
+        half_channel_vae=True,
+        x_rescale_factor=0.1,
+        gated_linear_unit=True,
+        distill=True,
+        params_dtype=torch.bfloat16,
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Runtime:
     """How MAGI-1 samples; names as in the official ``runtime_config`` and ``engine_config``.
+
+    The defaults are the FlowCache paper's setting, in which chunks see all earlier ones. The released configurations
+    have ``noise2clean_kvrange`` = [5, 4, 3, 2] instead, which takes less compute.
 
     Attributes:
         cfg_number: guidance passes, 1 (distilled) or 3.

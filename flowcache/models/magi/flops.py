@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flowcache.models.magi.config import DitConfig
-from flowcache.trace import Work
+from flowcache.trace import Trace, Work
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,13 @@ class FlopCounter:
         c = self.config
         per_token = c.caption_channels * c.hidden_size + c.num_layers * c.hidden_size * 2 * c.key_width
         return Work("caption", chunk, 2 * caption_tokens * per_token, 0, 0)
+
+    def paper(self, trace: Trace) -> int:
+        """The run in the paper's accounting: its denoising forwards, near-clean copies among them.
+
+        Refreshing finished chunks, and encoding given ones and captions, is not charged.
+        """
+        return sum(work.flops for _, work in trace.work if work.kind in ("denoise", "near_clean"))
 
     def _condition(self) -> int:
         """Multiply-adds of one chunk's time embedding, dropped-caption constant and gates."""

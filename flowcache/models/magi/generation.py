@@ -20,7 +20,7 @@ from flowcache.models.magi.network import MagiDit, step_size_number
 from flowcache.models.magi.vae import MagiVae, Tiling
 from flowcache.policy import Decision
 from flowcache.schedule import Row, Schedule, staged_schedule, step_intervals, timesteps
-from flowcache.trace import Work
+from flowcache.trace import Trace, Work
 
 
 @dataclass(frozen=True)
@@ -207,6 +207,10 @@ class MagiGeneration:
     @property
     def kv_bytes_used(self) -> int:
         return sum(cache.bytes_used for cache in self._caches)
+
+    def paper_flops(self, trace: Trace) -> int:
+        """A run's operations in the paper's accounting, see FlopCounter.paper."""
+        return self._flops.paper(trace)
 
     def velocity(self, chunk: int) -> Tensor:
         """The chunk's remembered update [1, C, f, h, w]: its last computed velocity (or displacement)."""

@@ -13,11 +13,12 @@ from torch import Tensor
 from flowcache.method import MethodConfig
 from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights
 from flowcache.models.magi.attention import CaptionKv
-from flowcache.models.magi.config import TEMPORAL_FACTOR, MagiConfig
+from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.magi.text import (
     DEFAULT_SPECIAL_TOKENS,
+    BlankText,
     TextEncoder,
     chunk_captions,
     load_special_tokens,
@@ -25,13 +26,15 @@ from flowcache.models.magi.text import (
 )
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 
+SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
+
 
 class Magi:
     """The model; a generation of it holds all state of one video.
 
     Args:
         config: network and sampling settings.
-        dit, vae, text_encoder: on ``device``.
+        dit, vae, text_encoder: on ``device``. Without a VAE a generation makes latents only.
         special_tokens: vectors by name, see flowcache.models.magi.text.
         special_token_names: which of them go in front of captions, in order of application.
     """
@@ -40,8 +43,8 @@ class Magi:
         self,
         config: MagiConfig,
         dit: MagiDit,
-        vae: MagiVae,
-        text_encoder: TextEncoder,
+        vae: MagiVae | None,
+        text_encoder: TextEncoder | BlankText,
         special_tokens: dict[str, Tensor],
         special_token_names: Sequence[str] = DEFAULT_SPECIAL_TOKENS,
         device: torch.device | str = "cpu",
@@ -76,6 +79,28 @@ class Magi:
         load_weights(dit, weights, device)
         load_weights(vae, directory / "vae", device)
         return cls(config, dit, vae, text, load_special_tokens(tokens), device=device)
+
+    @classmethod
+    def on_meta(cls, size: str = "4.5B", caption_tokens: int = 100, checkpoint: str | Path | None = None) -> Magi:
+        """A model without weights or memory, on device "meta", whose generations count what they would do.
+
+        Args:
+            size: of ``flowcache.models.magi.config.NETWORKS``; it samples as in the FlowCache paper (see Runtime).
+            caption_tokens: that a prompt is taken to have, since nothing encodes it; special tokens come on top.
+            checkpoint: a checkpoint directory whose configuration counts instead of ``size``; no weights are read.
+        """
+        if size not in NETWORKS:
+            raise ValueError(f"size={size!r} is no released MAGI-1; there are {', '.join(NETWORKS)}")
+        config = MagiConfig(NETWORKS[size])
+        vae_config = None
+        if checkpoint is not None:
+            config = MagiConfig.from_json(Path(checkpoint) / "config.json")
+            vae_config = _read_vae_config(Path(checkpoint) / "vae")
+        with torch.device("meta"):
+            dit = MagiDit(config.dit).eval().requires_grad_(False)
+            vae = None if vae_config is None else MagiVae(vae_config)
+        text = BlankText(caption_tokens, config.dit.caption_max_length, config.dit.caption_channels)
+        return cls(config, dit, vae, text, text.special_tokens, device="meta")
 
     @property
     def chunk_frames(self) -> int:
@@ -150,6 +175,8 @@ class Magi:
         return [null] * prefix_chunks + own, null
 
     def _encode_prefix(self, frames: Tensor, height: int, width: int) -> Tensor:
+        if self.vae is None:
+            raise ValueError("given frames must be encoded, and this model has no VAE; load it from a checkpoint")
         if frames.ndim != 4 or frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (height, width, 3):
             raise ValueError(
                 f"given frames must be uint8 [F, {height}, {width}, 3] (resize them first), "
@@ -161,10 +188,11 @@ class Magi:
         return latent.float() * self.config.runtime.scale_factor
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
-        unit = self.vae.config.patch_size * self.dit.config.patch_size
+        factor = SPATIAL_FACTOR if self.vae is None else self.vae.config.patch_size
+        unit = factor * self.dit.config.patch_size
         if min(height, width) < unit or height % unit or width % unit:
             raise ValueError(f"{height} x {width} pixels cannot be split into patches; use multiples of {unit}")
-        return height // self.vae.config.patch_size, width // self.vae.config.patch_size
+        return height // factor, width // factor
 
     def _num_chunks(self, num_frames: int, given_frames: int) -> int:
         total, chunk = num_frames + given_frames, self.chunk_frames

@@ -183,8 +183,8 @@ class MagiDit(nn.Module):
         latent [B, C, f, h, w] holds the N = len(members) chunks one after another along f; times [B, N] in [0, 1];
         dropped (bool [B, N], default all False) marks passes without a caption; rope, if given, is the members' part of
         ``rope_table``. With a cache, every member's keys and values are written to it and history is read from it;
-        without one, the pack is its own history and members must be consecutive chunks. Returns float32
-        [B, C, f, h, w].
+        without one, the pack is its own history and members must be consecutive chunks. On device "meta", where there
+        are shapes alone, one layer stands for all, which are alike. Returns float32 [B, C, f, h, w].
         """
         x = self.embed(latent)
         num_members = len(members)
@@ -199,7 +199,7 @@ class MagiDit(nn.Module):
         if dropped is None:
             dropped = torch.zeros_like(times, dtype=torch.bool)
         condition = self.condition(times, dropped, step_size)
-        for layer in self.videodit_blocks.layers:
+        for layer in self.videodit_blocks.layers[: 1 if x.is_meta else None]:
             x = layer(x, condition, pack)
         x = self.final_linear.linear(self.videodit_blocks.final_layernorm(x.float()))
         return self._unpatchify(x, frames, height, width)

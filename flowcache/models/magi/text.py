@@ -84,6 +84,28 @@ def null_mask(length: int) -> Tensor:
     return (torch.arange(length) < NULL_CAPTION_TOKENS).long()
 
 
+class BlankText:
+    """Stands in for the text encoder on device "meta": captions have a length and channels, and no content.
+
+    Args:
+        num_tokens: that any prompt is taken to have.
+        max_length: tokens that it is padded or cut to (L).
+        channels: K.
+    """
+
+    def __init__(self, num_tokens: int, max_length: int, channels: int) -> None:
+        if not isinstance(num_tokens, int) or num_tokens < 1:
+            raise ValueError(f"caption_tokens={num_tokens!r} must be a whole number of at least 1: no prompt is empty")
+        self._features = torch.empty(max_length, channels, device="meta")
+        self._mask = (torch.arange(max_length) < num_tokens).long()
+        numbered = [f"{DURATION}_{n}" for n in range(1, MAX_DURATION + 1)]
+        self.special_tokens = dict.fromkeys((*DEFAULT_SPECIAL_TOKENS, *numbered), self._features[:1])
+
+    def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """What TextEncoder returns, but for the content."""
+        return self._features, self._mask
+
+
 class TextEncoder:
     """T5 encoder and its tokenizer, through transformers.
 

@@ -88,15 +88,8 @@ def load_transformer(
 
     Raises CheckpointError saying what is missing or wrong.
     """
-    config = _read_config(directory)
-    is_original = "num_heads" in config
-    try:
-        if is_original:
-            config = diffusers_config(config)
-        with torch.device("meta"):
-            transformer = SkyReelsV2Transformer3DModel.from_config(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} is not of a SkyReels-V2 transformer ({error})") from error
+    transformer, is_original = empty_transformer(directory)
+    find_weights(directory)
     rope = transformer.rope
     transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)  # no part of the weights
     set_dtypes(transformer, dtype or torch.float32)
@@ -105,13 +98,34 @@ def load_transformer(
     return transformer
 
 
+def empty_transformer(directory: Path) -> tuple[SkyReelsV2Transformer3DModel, bool]:
+    """The transformer that a directory's config.json describes, on device "meta", and whether in the original's words.
+
+    Raises CheckpointError for a configuration that is missing or wrong.
+    """
+    config = _read_config(directory)
+    is_original = "num_heads" in config
+    try:
+        if is_original:
+            config = diffusers_config(config)
+        with torch.device("meta"):
+            return SkyReelsV2Transformer3DModel.from_config(config), is_original
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} is not of a SkyReels-V2 transformer ({error})") from error
+
+
 def load_vae(directory: Path, device: torch.device | str = "cpu") -> AutoencoderKLWan:
     """The VAE in a directory, in float32, as upstream runs it. Raises CheckpointError saying what is wrong."""
-    config = _read_config(directory)
-    with torch.device("meta"):
-        vae = AutoencoderKLWan.from_config(config)
+    vae = empty_vae(directory)
     load_weights(vae, directory, device)
     return vae
+
+
+def empty_vae(directory: Path) -> AutoencoderKLWan:
+    """The VAE that a directory's config.json describes, on device "meta"."""
+    config = _read_config(directory)
+    with torch.device("meta"):
+        return AutoencoderKLWan.from_config(config)
 
 
 def convert(original: Path, destination: Path) -> None:
@@ -137,7 +151,6 @@ def _read_config(directory: Path) -> dict[str, Any]:
         ) from None
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
-    find_weights(directory)
     return config
 
 

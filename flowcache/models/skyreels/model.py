@@ -11,7 +11,13 @@ from torch import Tensor
 
 from flowcache.method import MethodConfig
 from flowcache.models.checkpoint import CheckpointError, find_weights
-from flowcache.models.skyreels.checkpoint import load_transformer, load_vae, set_dtypes
+from flowcache.models.skyreels.checkpoint import (
+    empty_transformer,
+    empty_vae,
+    load_transformer,
+    load_vae,
+    set_dtypes,
+)
 from flowcache.models.skyreels.config import NETWORKS, TEMPORAL_FACTOR, Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
@@ -73,8 +79,7 @@ class SkyReels:
             )
         for part in ("transformer", "vae", "text_encoder"):  # everything is there before minutes of loading begin
             find_weights(directory / part)
-        settings = directory / "sampling.json"
-        sampling = Sampling.from_json(settings) if settings.is_file() else Sampling()
+        sampling = _read_sampling(directory)
         network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
         vae = SkyReelsVae(load_vae(directory / "vae", device))
         text = TextEncoder.from_pretrained(
@@ -83,18 +88,24 @@ class SkyReels:
         return cls(network, vae, text, sampling, device)
 
     @classmethod
-    def on_meta(cls, size: str = "1.3B", sampling: Sampling | None = None) -> SkyReels:
+    def on_meta(cls, size: str = "1.3B", checkpoint: str | Path | None = None) -> SkyReels:
         """A model without weights or memory, on device "meta", whose generations count what they would do.
 
         Args:
-            size: of ``flowcache.models.skyreels.config.NETWORKS``.
+            size: of ``flowcache.models.skyreels.config.NETWORKS``; it samples as in the FlowCache paper.
+            checkpoint: a checkpoint directory whose configuration counts instead of ``size``; no weights are read.
         """
         if size not in NETWORKS:
             raise ValueError(f"size={size!r} is no released SkyReels-V2; there are {', '.join(NETWORKS)}")
-        with torch.device("meta"):
-            transformer = SkyReelsV2Transformer3DModel(**NETWORKS[size])
+        vae, sampling = None, None
+        if checkpoint is None:
+            with torch.device("meta"):
+                transformer = SkyReelsV2Transformer3DModel(**NETWORKS[size])
+        else:
+            transformer, _ = empty_transformer(Path(checkpoint) / "transformer")
+            vae, sampling = SkyReelsVae(empty_vae(Path(checkpoint) / "vae")), _read_sampling(Path(checkpoint))
         set_dtypes(transformer, torch.bfloat16)
-        return cls(SkyReelsNetwork(transformer.eval().requires_grad_(False)), None, None, sampling, "meta")
+        return cls(SkyReelsNetwork(transformer.eval().requires_grad_(False)), vae, None, sampling, "meta")
 
     @property
     def chunk_frames(self) -> int:
@@ -159,7 +170,7 @@ class SkyReels:
             captions.append(self._features[negative_prompt])
         given = None if frames is None else self.vae.encode(frames)
         video = None
-        if self.vae is not None:
+        if self.vae is not None and self.device.type != "meta":  # where there is nothing to decode
             video = FrameStream(self.vae, sampling.overlap_history, frames if continues else None)
         return SkyReelsGeneration(
             self.network,
@@ -210,6 +221,12 @@ class SkyReels:
                 f"{factor * patch_rows} and {factor * patch_columns}"
             )
         return sampling.height // factor, sampling.width // factor
+
+
+def _read_sampling(directory: Path) -> Sampling:
+    """A checkpoint's own settings, where it has any."""
+    settings = directory / "sampling.json"
+    return Sampling.from_json(settings) if settings.is_file() else Sampling()
 
 
 def _type_on(device: torch.device | str) -> torch.dtype:

@@ -78,6 +78,9 @@ class WindowLatents:
             if step.step == 0:
                 self._solvers[step.chunk] = new_solver(self._levels, self._times)
             frames = self.frames(step.chunk)
+            if part.is_meta:  # shapes alone, which a solver keeps, and half of a dry run's time
+                self.latents[:, :, frames] = part
+                continue
             # A copy: the solver keeps what it is given, and the latents move on in place.
             latent = self.latents[:, :, frames].clone()
             solver = self._solvers[step.chunk]
