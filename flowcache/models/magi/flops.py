@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flowcache.kv_score import scoring_flops
 from flowcache.models.magi.config import DitConfig
 from flowcache.trace import Work
 
@@ -43,6 +44,12 @@ class FlopCounter:
         c = self.config
         per_token = c.caption_channels * c.hidden_size + c.num_layers * c.hidden_size * 2 * c.key_width
         return Work("caption", chunk, 2 * caption_tokens * per_token, 0, 0)
+
+    def compression(self, chunk: int, num_queries: int, key_tokens: int) -> Work:
+        """Scoring finished chunks' keys, in every layer of one cache, by so many queries of a chunk."""
+        c = self.config
+        flops = scoring_flops(c.num_attention_heads, c.num_query_groups, c.kv_channels, num_queries, key_tokens)
+        return Work("compression", chunk, c.num_layers * flops, 0, 0)
 
     def _condition(self) -> int:
         """Multiply-adds of one chunk's time embedding, dropped-caption constant and gates."""
