@@ -122,7 +122,7 @@ class KvCache:
 
     def begin_compression(self, end: int) -> int:
         """Count slots from now on as if the chunks before ``end`` were compressed; returns the tokens they hold."""
-        newest = max(chunk for chunk, written in enumerate(self._written) if written)
+        newest = max((chunk for chunk, written in enumerate(self._written) if written), default=end - 1)
         length, held = self._tokens_before(end), self._end(newest)
         self._moving = (self._kept, self._first_whole, length, held)
         self._kept, self._first_whole = self.budget.kept, end

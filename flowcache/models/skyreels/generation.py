@@ -192,13 +192,15 @@ class SkyReelsGeneration:
 
     def _run(self, branch: _Branch, row: Row, computed: tuple[int, ...], work: list[Work]) -> Tensor:
         """One branch's velocity of all active chunks, float32 [1, C, frames, h, w]; adds what it took to ``work``."""
-        hidden: dict[int, Tensor] = {}
+        passes = self._passes(branch, row, computed)
         final_end = branch.awaiting[0].chunk if branch.awaiting else row.chunks[0]
-        for passes in self._packs(row, self._passes(branch, row, computed)):
-            hidden |= self._forward(branch, row, passes, final_end, work)
-            branch.awaiting.clear()
-            stays = row.finished and not self.method.refresh_clean_kv
-            final_end = row.finished[-1] + 1 if stays else row.chunks[0]
+        finished_end = row.finished[-1] + 1 if self._compresses_within(branch, row) else final_end
+        parts = [p for p in passes if p.chunk < finished_end], [p for p in passes if p.chunk >= finished_end]
+        hidden: dict[int, Tensor] = {}
+        for part, end in zip(parts, (final_end, finished_end), strict=True):
+            if part:
+                hidden |= self._forward(branch, row, part, end, work)
+                branch.awaiting.clear()
         reused = [chunk for chunk in row.chunks if chunk not in hidden]
         if reused:
             embedded = self._embed(reused).split(self.sampling.causal_block_size)
@@ -240,13 +242,16 @@ class SkyReelsGeneration:
             return (member.last_key - member.first_key + 1) * self._tokens
         return branch.cache.num_keys(member.first_key, member.last_key)
 
-    def _packs(self, row: Row, passes: list[_Pass]) -> list[list[_Pass]]:
-        """Passes that run together: all, but where the published compression comes between those of the chunks that
-        the row finishes, which are its last, and the others."""
-        if self._budget is None or self.method.compression.timing == "sound" or not row.finished:
-            return [passes] if passes else []
-        parts = [[p for p in passes if (p.chunk > row.finished[-1]) == later] for later in (False, True)]
-        return [part for part in parts if part]
+    def _compresses_within(self, branch: _Branch, row: Row) -> bool:
+        """Whether the published compression comes between the chunks that the row finishes and the others; their keys
+        and values must be final with their last step."""
+        return (
+            self.method.compression.timing == "published"
+            and not self.method.refresh_clean_kv
+            and len(row.finished) > 0
+            and branch.cache is not None
+            and branch.cache.exceeds_budget(row.finished[-1] + 1 - self.window.first_chunk)
+        )
 
     def _residual(self, branch: _Branch, chunk: int) -> Tensor:
         if chunk not in branch.residuals:
