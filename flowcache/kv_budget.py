@@ -86,7 +86,7 @@ def plan_budget(
         return Budget(kept, capacity, config, tokens_per_frame, query_heads)
 
     if unit in BYTES:
-        limit = int(amount * BYTES[unit])
+        limit = _whole_number(amount * BYTES[unit])
         _check_memory(text, limit, device)
         if limit >= bytes_of(None):
             return None
@@ -101,7 +101,7 @@ def plan_budget(
             fits, beyond = (middle, beyond) if bytes_of(budget_of(middle * whole)) <= limit else (fits, middle)
         return budget_of(fits * whole)
 
-    kept = int(amount * (tokens_per_chunk if unit == "chunks" else 1))
+    kept = _whole_number(amount * (tokens_per_chunk if unit == "chunks" else 1))
     if kept < whole or (kept % whole and kept < longest):
         nearest = max(1, round(kept / whole)) * whole
         raise ValueError(
@@ -133,6 +133,11 @@ def longest_held(schedule: Schedule, kept: int, tokens_per_chunk: int, refreshes
                 finished = row.finished[-1] + 1
                 final = final if refreshes else finished
     return most
+
+
+def _whole_number(amount: float) -> int:
+    """Rounded down, but for what decimals lose."""
+    return math.floor(amount + 1e-6)
 
 
 def _check_memory(text: str, needed: int, device: torch.device | str) -> None:

@@ -69,6 +69,7 @@ class KvCache:
         self._clean = [False] * num_chunks
         self._kept = 0  # tokens kept of the chunks before the first that stands whole
         self._first_whole = 0
+        self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
 
     def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
         """Overwrite a chunk's slots with key and value, each [B, G, T, E]."""

@@ -194,10 +194,12 @@ class SkyReelsGeneration:
         """One branch's velocity of all active chunks, float32 [1, C, frames, h, w]; adds what it took to ``work``."""
         passes = self._passes(branch, row, computed)
         final_end = branch.awaiting[0].chunk if branch.awaiting else row.chunks[0]
-        finished_end = row.finished[-1] + 1 if self._compresses_within(branch, row) else final_end
-        parts = [p for p in passes if p.chunk < finished_end], [p for p in passes if p.chunk >= finished_end]
+        runs = [(passes, final_end)]
+        if self._compresses_within(branch, row):
+            end = row.finished[-1] + 1
+            runs = [([p for p in passes if p.chunk < end], final_end), ([p for p in passes if p.chunk >= end], end)]
         hidden: dict[int, Tensor] = {}
-        for part, end in zip(parts, (final_end, finished_end), strict=True):
+        for part, end in runs:
             if part:
                 hidden |= self._forward(branch, row, part, end, work)
                 branch.awaiting.clear()
