@@ -35,6 +35,7 @@ KINDS = {
     "refresh": "finished chunks, once more when clean",
     "prefix": "given chunks",
     "reuse": "what reusing chunks still compute",
+    "compression": "scoring finished chunks' keys",
     "caption": "captions",
     "time": "timesteps",
 }

@@ -1,6 +1,7 @@
 """Keys and values of every chunk seen so far: one preallocated buffer a layer, written in place, read as a view.
 
-Shape letters: B batch, G key-value heads, E channels a head, T tokens a chunk.
+Shape letters: B batch, G key-value heads, H query heads, E channels a head, T tokens a chunk, L tokens read, K tokens
+kept of finished chunks.
 """
 
 from __future__ import annotations
@@ -8,18 +9,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowcache.kv_budget import Budget
+from flowcache.kv_score import select_keys
+
 
 class KvCache:
     """The cache of one guidance branch of one generation.
 
-    Chunk i owns slots [i*T, (i+1)*T): slot order is position order, and keys carry their rotary position. Buffers are
-    allocated once, at ``num_chunks`` chunks, and never grow.
+    Keys carry their rotary position, and chunks stand in order, T tokens each. Without a budget chunk i owns slots
+    [i*T, (i+1)*T). With one, the oldest chunks, once finished, share the first K slots, in which every layer and head
+    keeps its own choice of their entries; the chunks after them stand whole behind. Buffers are allocated once and
+    never grow.
+
+    Compressing takes two calls, so that it needs no memory for queries and no pass of its own: ``begin_compression``
+    says how slots are counted from now on, and then ``score`` moves every layer's entries there, before the layer
+    writes or reads.
 
     Args:
         num_layers, num_heads, head_channels: the network's layers, key-value heads (G) and channels a head (E).
         tokens_per_chunk: T.
-        num_chunks: capacity.
+        num_chunks: most chunks ever written; the capacity, unless a budget gives another.
         batch_size, dtype, device: of the keys and values.
+        budget: what may be held; None is everything.
     """
 
     def __init__(
@@ -32,6 +43,7 @@ class KvCache:
         batch_size: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        budget: Budget | None = None,
     ) -> None:
         if min(num_layers, num_heads, head_channels, tokens_per_chunk, num_chunks, batch_size) < 1:
             raise ValueError(
@@ -40,24 +52,51 @@ class KvCache:
             )
         self.tokens_per_chunk = tokens_per_chunk
         self.num_chunks = num_chunks
-        shape = (num_layers, batch_size, num_heads, num_chunks * tokens_per_chunk, head_channels)
+        self.budget = budget
+        self.capacity = num_chunks * tokens_per_chunk if budget is None else budget.capacity
+        heads = (num_layers, batch_size, num_heads)
         # Zeros, not empty: a slot read before it is written then contributes a finite key, as in the official goldens.
-        self._keys = torch.zeros(shape, dtype=dtype, device=device)
-        self._values = torch.zeros(shape, dtype=dtype, device=device)
+        self._keys = torch.zeros(*heads, self.capacity, head_channels, dtype=dtype, device=device)
+        self._values = torch.zeros_like(self._keys)
+        self._positions = self._queries = torch.empty(0, device=device)  # of kept entries; of the last forward
+        if budget is not None:
+            self._positions = torch.zeros(*heads, budget.kept, dtype=torch.int32, device=device)
+            if budget.query_heads:
+                count = budget.config.num_queries(budget.tokens_per_frame, tokens_per_chunk)
+                shape = (num_layers, batch_size, budget.query_heads, count, head_channels)
+                self._queries = torch.zeros(shape, dtype=dtype, device=device)
         self._written = [False] * num_chunks
         self._clean = [False] * num_chunks
+        self._kept = 0  # tokens kept of the chunks before the first that stands whole
+        self._first_whole = 0
+        self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
 
     def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
         """Overwrite a chunk's slots with key and value, each [B, G, T, E]."""
-        slots = slice(chunk * self.tokens_per_chunk, (chunk + 1) * self.tokens_per_chunk)
+        slots = self._slots(chunk)
         self._keys[layer, :, :, slots] = key
         self._values[layer, :, :, slots] = value
         self._written[chunk] = True
 
     def read(self, layer: int, first_chunk: int, last_chunk: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of chunks first..last inclusive: views, each [B, G, L, E]."""
-        slots = slice(first_chunk * self.tokens_per_chunk, (last_chunk + 1) * self.tokens_per_chunk)
+        """Keys and values of chunks first..last inclusive: views, each [B, G, L, E].
+
+        A first chunk that is compressed brings all that is kept of the compressed ones with it; see ``mask``.
+        """
+        slots = slice(self._start(first_chunk), self._end(last_chunk))
         return self._keys[layer, :, :, slots], self._values[layer, :, :, slots]
+
+    def mask(self, layer: int, first_chunk: int, last_chunk: int) -> Tensor | None:
+        """Which of the entries that ``read`` gives are of chunks first..last: bool [B, G, 1, L], None where all are."""
+        if first_chunk == 0 or first_chunk >= self._first_whole:
+            return None
+        kept = self._positions[layer] >= first_chunk * self.tokens_per_chunk
+        whole = kept.new_ones(*kept.shape[:-1], self.num_keys(first_chunk, last_chunk) - self._kept)
+        return torch.cat([kept, whole], dim=-1)[:, :, None]
+
+    def num_keys(self, first_chunk: int, last_chunk: int) -> int:
+        """L of ``read``."""
+        return self._end(last_chunk) - self._start(first_chunk)
 
     def finish(self, chunk: int) -> None:
         """Mark a chunk's entries as clean: they belong to a finished chunk and will not be written again."""
@@ -67,13 +106,94 @@ class KvCache:
         """Forget every entry, for a new window; the buffers stay."""
         self._written = [False] * self.num_chunks
         self._clean = [False] * self.num_chunks
+        self._kept = self._first_whole = 0
 
     def copy_chunk_from(self, other: KvCache, chunk: int) -> None:
-        """Take over a chunk's entries from another branch's cache of the same shape."""
-        slots = slice(chunk * self.tokens_per_chunk, (chunk + 1) * self.tokens_per_chunk)
-        self._keys[:, :, :, slots] = other._keys[:, :, :, slots]
-        self._values[:, :, :, slots] = other._values[:, :, :, slots]
+        """Take over a chunk's entries from another branch's cache of the same shape; it stands whole in both."""
+        slots, others = self._slots(chunk), other._slots(chunk)
+        self._keys[:, :, :, slots] = other._keys[:, :, :, others]
+        self._values[:, :, :, slots] = other._values[:, :, :, others]
         self._written[chunk] = True
+
+    # Compression.
+
+    def exceeds_budget(self, end: int) -> bool:
+        """Whether the chunks before ``end``, which are finished, hold more than the budget keeps."""
+        return self.budget is not None and end > self._first_whole and self._tokens_before(end) > self.budget.kept
+
+    def begin_compression(self, end: int) -> int:
+        """Count slots from now on as if the chunks before ``end`` were compressed; returns the tokens they hold."""
+        newest = max((chunk for chunk, written in enumerate(self._written) if written), default=end - 1)
+        length, held = self._tokens_before(end), self._end(newest)
+        self._moving = (self._kept, self._first_whole, length, held)
+        self._kept, self._first_whole = self.budget.kept, end
+        return length
+
+    def score(self, layer: int, query: Tensor) -> None:
+        """Compress a layer by the queries [B, H, T, E] of a chunk, rotated as the keys are; or remember them for
+        ``compress``, where the budget says so."""
+        if self.budget.query_heads:
+            self._queries[layer] = query[:, :, -self._queries.shape[-2] :]
+        else:
+            self._compress(layer, query)
+
+    def compress(self) -> None:
+        """Compress all layers, by the queries that ``score`` remembered."""
+        for layer, query in enumerate(self._queries):
+            self._compress(layer, query)
+
+    def positions(self, layer: int) -> Tensor:
+        """Where in the video each entry held stands, in tokens: int32 [B, G, ``num_tokens``]."""
+        return self._positions_of(layer, self._kept, self._first_whole, self.num_tokens)
+
+    def _compress(self, layer: int, query: Tensor) -> None:
+        kept, first_whole, length, held = self._moving
+        budget, size = self.budget, self.budget.kept
+        chosen = select_keys(
+            query,
+            self._keys[layer, :, :, :length],
+            size,
+            budget.config,
+            budget.tokens_per_frame,
+            self.tokens_per_chunk,
+        ).indices
+        self._positions[layer] = self._positions_of(layer, kept, first_whole, length).gather(-1, chosen)
+        for entries in (self._keys[layer], self._values[layer]):
+            index = chosen[..., None].expand(*chosen.shape, entries.shape[-1])
+            entries[:, :, :size] = entries[:, :, :length].gather(2, index)
+            # The chunks behind move up; a copy, since the ranges may overlap.
+            entries[:, :, size : size + held - length] = entries[:, :, length:held].clone()
+
+    def _positions_of(self, layer: int, kept: int, first_whole: int, length: int) -> Tensor:
+        """Positions of ``length`` entries, of which the first ``kept`` are compressed."""
+        start = first_whole * self.tokens_per_chunk
+        whole = torch.arange(start, start + length - kept, dtype=torch.int32, device=self._keys.device)
+        whole = whole.expand(*self._keys.shape[1:3], -1)
+        return torch.cat([self._positions[layer, :, :, :kept], whole], dim=-1) if kept else whole
+
+    # Slots.
+
+    def _tokens_before(self, chunk: int) -> int:
+        """Of chunks before one that stands whole, and so its first slot."""
+        return self._kept + (chunk - self._first_whole) * self.tokens_per_chunk
+
+    def _start(self, chunk: int) -> int:
+        return 0 if chunk < self._first_whole else self._tokens_before(chunk)
+
+    def _end(self, chunk: int) -> int:
+        return self._tokens_before(chunk + 1)
+
+    def _slots(self, chunk: int) -> slice:
+        start = self._tokens_before(chunk)
+        end = start + self.tokens_per_chunk
+        if chunk < self._first_whole or end > self.capacity:
+            raise RuntimeError(
+                f"chunk {chunk} has no room in a KV cache of {self.capacity} tokens that holds chunks from "
+                f"{self._first_whole} on whole; a policy must compute every chunk's first step"
+            )
+        return slice(start, end)
+
+    # Sizes.
 
     @property
     def clean_chunks(self) -> tuple[int, ...]:
@@ -82,12 +202,17 @@ class KvCache:
     @property
     def num_tokens(self) -> int:
         """Tokens held, per layer and head."""
-        return sum(self._written) * self.tokens_per_chunk
+        return self._kept + sum(self._written[self._first_whole :]) * self.tokens_per_chunk
 
     @property
     def bytes_allocated(self) -> int:
-        return self._keys.nbytes + self._values.nbytes
+        return self._keys.nbytes + self._values.nbytes + self._bytes_beside
 
     @property
     def bytes_used(self) -> int:
-        return self.bytes_allocated * sum(self._written) // self.num_chunks
+        return (self._keys.nbytes + self._values.nbytes) * self.num_tokens // self.capacity + self._bytes_beside
+
+    @property
+    def _bytes_beside(self) -> int:
+        """Of positions and remembered queries, which stand there from the beginning."""
+        return self._positions.nbytes + self._queries.nbytes

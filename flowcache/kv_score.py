@@ -27,6 +27,7 @@ from torch.nn import functional as F
 Unit = Literal["token", "frame", "chunk"]
 Weighting = Literal["no_weight", "hard_code", "exponential", "polynomial", "upper_convex_polynomial", "gaussian"]
 KeptOrder = Literal["position", "score"]
+Timing = Literal["sound", "published"]
 
 LAST_QUERIES = 50  # what the published "token" query granularity means
 BLOCK_BYTES = 128 * 2**20
@@ -46,6 +47,11 @@ class CompressionConfig:
         power: exponent of the two polynomial weightings.
         kept_order: kept keys stand by "position", or by "score" as published (fidelity row 12: the next round's
             max-pool then mixes keys that were no neighbours).
+        timing: when, and by whose queries (rows 11 and 14). "sound": in the first row that computes after finished
+            chunks whose keys are final hold more than the budget, before it attends, by the newest chunk computed in
+            it. "published" on MAGI-1: after the row, and only while chunks are still to come that need the room, by
+            the newest chunk of the last forward, however old; on SkyReels-V2: already in the row that finishes the
+            chunk, before the chunks computed after it attend.
     """
 
     mix_lambda: float = 0.07
@@ -55,6 +61,7 @@ class CompressionConfig:
     weighting: Weighting = "no_weight"
     power: float = 3.0
     kept_order: KeptOrder = "position"
+    timing: Timing = "sound"
 
     def __post_init__(self) -> None:
         if not (_is_number(self.mix_lambda) and 0 <= self.mix_lambda <= 1):
@@ -64,7 +71,8 @@ class CompressionConfig:
         _check_pool(self.pool_kernel)
         if not (_is_number(self.power) and 0 < self.power < math.inf):
             raise ValueError(f"power={self.power!r} must be a finite number above 0")
-        for name, choices in (("selection", Unit), ("weighting", Weighting), ("kept_order", KeptOrder)):
+        named = {"selection": Unit, "weighting": Weighting, "kept_order": KeptOrder, "timing": Timing}
+        for name, choices in named.items():
             if getattr(self, name) not in get_args(choices):
                 known = ", ".join(map(repr, get_args(choices)))
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}")
@@ -278,6 +286,12 @@ def select_keys(
         return select(key_norms(key).log(), budget)  # -inf for unusable keys, and all that is asked of a score here
     score = token_scores(query[..., -num_queries:, :], key, config, tokens_per_chunk)
     return select(score, budget, config.unit_tokens(tokens_per_frame, tokens_per_chunk), config.kept_order)
+
+
+def scoring_flops(num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
+    """Operations of ``token_scores`` in one layer, matrix products only, multiply-add = 2."""
+    attention = num_heads * num_queries * length * channels + num_groups * num_queries * length
+    return 2 * (attention + 2 * num_groups * length * channels)
 
 
 def _summed_attention(queries: Tensor, transposed: Tensor, unusable: Tensor) -> Tensor:

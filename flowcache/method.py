@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from flowcache.distance import POLYNOMIALS, Polynomial, rescaling
+from flowcache.kv_budget import parse_budget
+from flowcache.kv_score import CompressionConfig
 from flowcache.policy import ChunkwiseReuse, Replay, ReusePolicy
 
 
@@ -30,6 +32,10 @@ class MethodConfig(ABC):
             chunk is computed; False drops it, as FlowCache's released configuration does (row 19).
         prefix: a window's given chunks are "clean" before its first row, or one row later, as "published" (SkyReels-V2,
             row 8): where chunks see a limited number of clean ones, the first row then sees none.
+        kv_budget: what finished chunks' keys and values may take in every layer, head and guidance branch, such as
+            "2 chunks" or "4096 tokens"; or, as "64 MiB", what all caches may take together with the chunks being
+            denoised. The cache is compressed to it, and allocated for it. None keeps everything.
+        compression: how a cache over its budget chooses what to keep.
     """
 
     attention: Literal["cached", "native", "causal"] = "cached"
@@ -37,6 +43,8 @@ class MethodConfig(ABC):
     refresh_clean_kv: bool = True
     near_clean: bool = True
     prefix: Literal["clean", "published"] = "clean"
+    kv_budget: str | None = None
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
 
     def __post_init__(self) -> None:
         if self.attention not in ("cached", "native", "causal"):
@@ -48,6 +56,10 @@ class MethodConfig(ABC):
             )
         if self.prefix not in ("clean", "published"):
             raise ValueError(f"prefix={self.prefix!r} is unknown; choose 'clean' or 'published'")
+        if self.kv_budget is not None:
+            parse_budget(self.kv_budget)
+        if not isinstance(self.compression, CompressionConfig):
+            raise TypeError(f"compression={self.compression!r} must be a flowcache.kv_score.CompressionConfig")
 
     @abstractmethod
     def policy(self) -> ReusePolicy:

@@ -9,7 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flowcache.kv_budget import Budget
 from flowcache.kv_cache import KvCache
+from flowcache.kv_score import CompressionConfig, select_keys
+from tests.flowcache_goldens import manifest, tensors
 
 
 @dataclass(frozen=True)
@@ -149,3 +152,154 @@ def test_empty_sizes_are_refused(position):
     sizes[position] = 0
     with pytest.raises(ValueError, match="every size of a KV cache must be at least 1, got"):
         KvCache(*sizes)
+
+
+# With a budget.
+
+
+def budgeted(kept: int, capacity: int, layers: int = 1, heads: int = 2, channels: int = 4, tokens: int = 6, **options):
+    remembers = options.pop("query_heads", 0)
+    config = CompressionConfig(**{"query_granularity": "chunk", **options})
+    budget = Budget(kept, capacity, config, tokens // 3, remembers)
+    return KvCache(layers, heads, channels, tokens, 12, budget=budget)
+
+
+@st.composite
+def videos(draw):
+    """A cache with a budget, and for every chunk which chunks before it are to be compressed when it comes."""
+    tokens, kept = draw(st.sampled_from([3, 6])), draw(st.integers(1, 20))
+    delays = draw(st.lists(st.integers(1, 3), min_size=3, max_size=6))
+    options = draw(
+        st.sampled_from(
+            [{}, {"kept_order": "score"}, {"query_granularity": 2}, {"weighting": "polynomial"}, {"pool_kernel": 1}]
+        )
+    )
+    return tokens, kept, delays, options
+
+
+@given(videos())
+def test_a_compressed_cache_holds_what_was_chosen_of_what_was_written(video):
+    """Against lists of (position, key, value) for every layer and head, compressed by the same choice."""
+    tokens, kept, delays, options = video
+    layers, heads, channels = 2, 2, 4
+    cache = budgeted(kept, kept + 5 * tokens, layers, heads, channels, tokens, **options)
+    allocated = cache.bytes_allocated
+    random = torch.Generator().manual_seed(0)
+    held = [[[] for _ in range(heads)] for _ in range(layers)]  # (position, key, value)
+    whole = 0  # chunks before it are compressed
+    for chunk, delay in enumerate(delays):
+        end = chunk - delay
+        if cache.exceeds_budget(end):
+            length = cache.begin_compression(end)
+            assert length == len(held[0][0]) - (chunk - end) * tokens > kept
+            for layer, own in enumerate(held):
+                query = torch.randn(1, heads * 2, tokens, channels, generator=random)
+                union = torch.stack([torch.stack([key for _, key, _ in head[:length]]) for head in own])[None]
+                config = cache.budget.config
+                indices = select_keys(query, union, kept, config, tokens // 3, tokens).indices[0].tolist()
+                cache.score(layer, query)
+                own[:] = [[head[i] for i in chosen] + head[length:] for head, chosen in zip(own, indices, strict=True)]
+            whole = end
+        for layer, own in enumerate(held):
+            key, value = torch.randn(2, 1, heads, tokens, channels, generator=random).unbind()
+            cache.write(layer, chunk, key, value)
+            for head in range(heads):
+                positions = range(chunk * tokens, (chunk + 1) * tokens)
+                own[head] += zip(positions, key[0, head], value[0, head], strict=True)
+        for layer, own in enumerate(held):
+            key, value = cache.read(layer, 0, chunk)
+            assert key.shape[2] == cache.num_tokens == cache.num_keys(0, chunk) == len(own[0])
+            assert cache.positions(layer)[0].tolist() == [[position for position, _, _ in head] for head in own]
+            assert torch.equal(key[0], torch.stack([torch.stack([k for _, k, _ in head]) for head in own]))
+            assert torch.equal(value[0], torch.stack([torch.stack([v for _, _, v in head]) for head in own]))
+        compressed = 0 if whole == 0 else kept
+        assert cache.num_tokens == compressed + (chunk + 1 - whole) * tokens
+        assert cache.bytes_used <= cache.bytes_allocated == allocated
+    if cache.budget.config.kept_order == "position":
+        for layer in range(layers):
+            positions = cache.positions(layer)
+            assert torch.equal(positions, positions.sort().values)
+    cache.clear()
+    assert (cache.num_tokens, cache.exceeds_budget(0)) == (0, False)
+
+
+def compressed_cache(**options) -> KvCache:
+    """Four chunks of six tokens, the first two compressed to seven; keys and values hold their positions."""
+    cache, random = budgeted(7, 30, **options), torch.Generator().manual_seed(0)
+    for chunk in range(4):
+        key = torch.randn(1, 2, 6, 4, generator=random)
+        cache.write(0, chunk, key, key * 2)
+    assert cache.begin_compression(2) == 12
+    cache.score(0, torch.randn(1, 4, 6, 4, generator=random))
+    return cache
+
+
+def test_what_is_kept_of_chunks_out_of_reach_is_masked():
+    cache = compressed_cache()
+    assert cache.mask(0, 0, 3) is None
+    assert cache.mask(0, 2, 3) is None
+    assert cache.mask(0, 3, 3) is None
+    mask = cache.mask(0, 1, 3)
+    assert (mask.shape, mask.dtype) == ((1, 2, 1, 19), torch.bool)
+    assert torch.equal(mask[:, :, 0], cache.positions(0) >= 6)
+    assert 0 < (~mask).sum() < 14  # the seed keeps some of each chunk
+    assert cache.read(0, 1, 3)[0].shape[2] == 19
+    assert cache.read(0, 2, 3)[0].shape[2] == cache.num_keys(2, 3) == 12
+
+
+def test_remembered_queries_compress_later_what_queries_at_hand_compress_now():
+    now, later = compressed_cache(), compressed_cache(query_heads=4)
+    assert not torch.equal(now.read(0, 0, 3)[0], later.read(0, 0, 3)[0])
+    later.compress()
+    assert all(map(torch.equal, now.read(0, 0, 3), later.read(0, 0, 3)))
+    assert torch.equal(now.positions(0), later.positions(0))
+    assert later.bytes_allocated - now.bytes_allocated == 4 * 6 * 4 * 4  # heads, queries, channels, float32
+
+
+def test_compressed_chunks_are_not_written_and_nothing_is_written_beyond_the_buffer():
+    cache, entries = compressed_cache(), torch.zeros(1, 2, 6, 4)
+    cache.write(0, 4, entries, entries)
+    for chunk in (1, 5):
+        with pytest.raises(RuntimeError, match=f"chunk {chunk} has no room in a KV cache of 30 tokens"):
+            cache.write(0, chunk, entries, entries)
+
+
+def test_the_official_rounds_through_the_cache():
+    """goldens/flowcache: kv_orchestration. Five chunks of room, of which one for what is kept."""
+    facts, stored = manifest("kv_orchestration"), tensors("kv_orchestration")
+    layers, (_, heads, channels), chunk_tokens = facts["layers"], facts["heads"], facts["chunk_tokens"]
+    config = CompressionConfig(
+        mix_lambda=facts["mix_lambda"], query_granularity=facts["query_granularity"], kept_order="score"
+    )
+    assert facts["rounds"][0]["budget_tokens"] == chunk_tokens
+    room = facts["total_cache_chunks"] * chunk_tokens
+    budget = Budget(chunk_tokens, room, config, chunk_tokens // 3)
+    cache = KvCache(layers, heads, channels, chunk_tokens, facts["num_chunks"], budget=budget)
+    written = 0
+    for index, facts_of_round in enumerate(facts["rounds"]):
+        newest = facts_of_round["active"][-1]
+        for chunk in range(written, newest + 1):
+            for layer in range(layers):
+                entries = stored[f"chunk{chunk}.layer{layer}.kv"].transpose(0, 1)[None]
+                cache.write(layer, chunk, *entries.split(channels, dim=-1))
+        written = newest + 1
+        end = facts_of_round["clean"][-1] + 1
+        assert cache.exceeds_budget(end)
+        before = [cache.positions(layer)[0] for layer in range(layers)]
+        length = cache.begin_compression(end)
+        for layer in range(layers):
+            cache.score(layer, stored[f"round{index}.layer{layer}.query"].transpose(0, 1)[None])
+            official = stored[f"round{index}.layer{layer}.indices"].long()
+            kept = cache.positions(layer)[0, :, :chunk_tokens]
+            expected = before[layer][:, :length].gather(1, official)
+            assert torch.equal(kept.sort().values, expected.sort().values)
+        if index == 0:  # later ones the official code counts by ranges that are head 0's alone
+            by_chunk = cache.positions(0)[0, :, :chunk_tokens] // chunk_tokens
+            counts = [[int((head == chunk).sum()) for chunk in facts_of_round["clean"]] for head in by_chunk]
+            assert counts == facts_of_round["per_head_kept_per_chunk"]
+        assert cache.num_tokens == facts_of_round["next_free"]
+    memory = stored[f"round{len(facts['rounds']) - 1}.layer0.memory_after"].transpose(0, 1)
+    ours = torch.cat(cache.read(0, 0, written - 1), dim=-1)[0]
+    for head in range(heads):
+        assert sorted(ours[head].tolist()) == sorted(memory[head, : cache.num_tokens].tolist())
+    assert torch.equal(ours[:, chunk_tokens:], memory[:, chunk_tokens : cache.num_tokens])

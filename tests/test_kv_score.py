@@ -256,6 +256,7 @@ def test_at_the_papers_size_extra_memory_stays_below_half_a_gib_and_nothing_wait
         ({"selection": "block"}, "selection='block' is unknown; choose one of 'token', 'frame', 'chunk'"),
         ({"weighting": "default"}, "weighting='default' is unknown; choose one of 'no_weight', 'hard_code'"),
         ({"kept_order": "time"}, "kept_order='time' is unknown; choose one of 'position', 'score'"),
+        ({"timing": "late"}, "timing='late' is unknown; choose one of 'sound', 'published'"),
         ({"query_granularity": "layer"}, "query_granularity='layer' is unknown; choose 'token'"),
         ({"query_granularity": 0}, "query_granularity=0 is unknown; choose .* a whole number of queries of at least 1"),
         ({"query_granularity": True}, "query_granularity=True is unknown"),

@@ -9,6 +9,7 @@ from experiments.cli import check_overrides, compose_config, config_files
 from experiments.errors import BadInput
 from experiments.job import ROOT, make_job, make_method
 from experiments.sweep import expand, jobs_of
+from flowcache.kv_score import CompressionConfig
 from flowcache.method import MethodConfig
 
 
@@ -50,6 +51,8 @@ def test_published_thresholds_of_flowcache():
         (["model=maggi"], "did you mean magi"),
         (["setting=embeded"], "did you mean embedded"),
         (["method.thresold=1"], "did you mean threshold"),
+        (["method.kv_budge=1 chunk"], "did you mean kv_budget"),
+        (["method.compression.mixlambda=1"], "method.compression has no key 'mixlambda'; did you mean mix_lambda"),
         (["method=every_k", "method.threshold=1"], "method has no key 'threshold'"),
         (["sead=1"], "did you mean seed"),
         (["seed"], "not of the form key=value"),
@@ -68,6 +71,9 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
         (["method.threshold=nan"], "finite"),
         (["method.warmup_steps=2.5"], "whole number"),
         (["method.reuse=output"], "'velocity' or 'displacement'"),
+        (["method.kv_budget=2 blocks"], "write '2 chunks', '4096 tokens' or '64 MiB', or null for no budget"),
+        (["method.kv_budget=2"], "kv_budget=2 is not understood"),
+        (["method.compression.mix_lambda=2"], "between 0 .redundancy only. and 1"),
         (["threads=0"], "at least 1"),
         (["num_prompts=65"], "choose 1 to 64"),
         (["num_prompts=0"], "choose 1 to 64"),
@@ -92,6 +98,15 @@ def test_a_models_own_options_need_not_be_whole_numbers():
     assert given.items() <= job.generation_options.items()
 
 
+def test_compression_is_off_and_set_by_a_budget_and_its_own_options():
+    method = make_method(compose_config(["method=flowcache_fast"]).method)
+    assert (method.kv_budget, method.compression) == (None, CompressionConfig())
+    overrides = ["method=every_k", "method.kv_budget=2 chunks", "method.compression.selection=frame"]
+    check_overrides(overrides)
+    method = make_method(compose_config(overrides).method)
+    assert (method.kv_budget, method.compression) == ("2 chunks", CompressionConfig(selection="frame"))
+
+
 def test_prompts_from_list_text_and_file(tmp_path):
     assert make_job(compose_config(["prompts=[a,b,c]"])).prompts == ("a", "b", "c")
     assert make_job(compose_config(["prompts=a red circle"])).prompts == ("a red circle",)
@@ -112,6 +127,7 @@ def test_expand_multiplies_out():
         (["setting.num_steps=62"], "choose a multiple of 4"),
         (["setting.num_frames=50"], "try num_frames=48"),
         (["setting.height=60"], "multiples of 16"),
+        (["method.kv_budget=1 KiB"], "the smallest that would do is"),
         (["checkpoint=nowhere"], "no checkpoint directory"),
     ],
 )

@@ -35,12 +35,14 @@ class Member:
 
     ``position`` is the chunk's index in the video (it sets the rotary time); ``first_key_chunk`` is the oldest chunk it
     attends to; it always ends with itself. An ``alone`` member attends to itself only and leaves the cache untouched.
+    The queries of one that ``scores`` choose what a full cache keeps.
     """
 
     position: int
     caption: CaptionKv
     first_key_chunk: int = 0
     alone: bool = False
+    scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,20 +165,24 @@ class ParallelAttention(nn.Module):
     def _self_attention(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
         if pack.cache is not None:
             for member, tokens in zip(pack.members, pack.slices, strict=True):
+                if member.scores:
+                    pack.cache.score(self.layer, self._unfold(query, tokens, pack))
+            for member, tokens in zip(pack.members, pack.slices, strict=True):
                 if not member.alone:
                     pack.cache.write(self.layer, member.position, key[:, :, tokens], value[:, :, tokens])
         seen = []
         for index, (member, tokens) in enumerate(zip(pack.members, pack.slices, strict=True)):
             if member.alone:
-                seen.append((key[:, :, tokens], value[:, :, tokens]))
+                seen.append((key[:, :, tokens], value[:, :, tokens], None))
             elif pack.cache is not None:
-                seen.append(pack.cache.read(self.layer, member.first_key_chunk, member.position))
+                span = self.layer, member.first_key_chunk, member.position
+                seen.append((*pack.cache.read(*span), pack.cache.mask(*span)))
             else:
                 # Without a cache the pack itself is the history: members stand in order of position, without gaps.
                 back = min(index, member.position - member.first_key_chunk)
                 span = slice(pack.slices[index - back].start, tokens.stop)
-                seen.append((key[:, :, span], value[:, :, span]))
-        return self._attend(query, [(key, value, None) for key, value in seen], pack)
+                seen.append((key[:, :, span], value[:, :, span], None))
+        return self._attend(query, seen, pack)
 
     def _cross_attention(self, query: Tensor, pack: Pack) -> Tensor:
         captions = [member.caption for member in pack.members]
@@ -188,6 +194,10 @@ class ParallelAttention(nn.Module):
         The query heads that share a key-value head become further queries of it: no copy of keys or values.
         """
         return query.unflatten(2, (self.num_groups, -1)).transpose(1, 2).flatten(2, 3)
+
+    def _unfold(self, query: Tensor, tokens: slice, pack: Pack) -> Tensor:
+        """Folded queries of some tokens -> [B, H, T, E]."""
+        return query.unflatten(2, (pack.slices[-1].stop, -1))[:, :, tokens].transpose(2, 3).flatten(1, 2)
 
     def _attend(self, query: Tensor, seen: list[tuple[Tensor, Tensor, Tensor | None]], pack: Pack) -> Tensor:
         """Each member's folded queries against what it sees (key, value [B, G, L, E], mask) -> [B, S, H*E]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flowcache.kv_score import scoring_flops
 from flowcache.models.magi.config import DitConfig
 from flowcache.trace import Trace, Work
 
@@ -50,6 +51,12 @@ class FlopCounter:
         Refreshing finished chunks, and encoding given ones and captions, is not charged.
         """
         return sum(work.flops for _, work in trace.work if work.kind in ("denoise", "near_clean"))
+
+    def compression(self, chunk: int, num_queries: int, key_tokens: int) -> Work:
+        """Scoring finished chunks' keys, in every layer of one cache, by so many queries of a chunk."""
+        c = self.config
+        flops = scoring_flops(c.num_attention_heads, c.num_query_groups, c.kv_channels, num_queries, key_tokens)
+        return Work("compression", chunk, c.num_layers * flops, 0, 0)
 
     def _condition(self) -> int:
         """Multiply-adds of one chunk's time embedding, dropped-caption constant and gates."""

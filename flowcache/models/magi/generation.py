@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowcache.kv_budget import Budget, plan_budget
 from flowcache.kv_cache import KvCache
 from flowcache.method import MethodConfig
 from flowcache.models.magi.attention import CaptionKv, Member
@@ -79,19 +80,19 @@ class MagiGeneration:
         tokens_per_frame = noise.shape[3] * noise.shape[4] // config.patch_size**2
         self._tokens = tokens_per_frame * width // config.t_patch_size
         self._flops = FlopCounter(config, self._tokens)
-        num_branches = 1 if runtime.cfg_number == 1 else 2
-        self._caches = [
-            KvCache(
-                config.num_layers,
-                config.num_query_groups,
-                config.kv_channels,
-                self._tokens,
-                num_chunks,
-                dtype=config.params_dtype,
-                device=device,
-            )
-            for _ in range(num_branches)
-        ]
+        self._num_branches = 1 if runtime.cfg_number == 1 else 2
+        self._budget = plan_budget(
+            method.kv_budget,
+            method.compression,
+            self.schedule,
+            tokens_per_frame,
+            self._tokens,
+            method.refresh_clean_kv,
+            lambda budget: self._num_branches * self._new_cache(budget, "meta").bytes_allocated,
+            device,
+            query_heads=config.num_attention_heads if method.compression.timing == "published" else 0,
+        )
+        self._caches = [self._new_cache(self._budget, device) for _ in range(self._num_branches)]
         self._update = torch.zeros_like(noise)  # each chunk's remembered velocity or displacement
         self._awaiting_refresh: list[int] = []
         self._rope = dit.rope_table(num_chunks, width, noise.shape[3], noise.shape[4])
@@ -139,8 +140,20 @@ class MagiGeneration:
         raise ValueError(f"distance={kind!r} is unknown to MAGI-1; choose 'embedded_latent' or 'latent'")
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:
-        if not decision.compute:
-            return []
+        work = self._compute(row, decision) if decision.compute else []
+        if self._compresses("published") and row.chunks[-1] < self.schedule.num_chunks - 1:
+            ends_here = row.finished and not self.method.refresh_clean_kv
+            compression = self._begin_compression(row.finished[-1] + 1 if ends_here else self._final_end(row), row)
+            if compression:
+                for cache in self._caches:
+                    cache.compress()
+            work += compression
+        return work
+
+    def _compute(self, row: Row, decision: Decision) -> list[Work]:
+        """The row's forward, and before it the compression that is due."""
+        work = self._begin_compression(self._final_end(row), row) if self._compresses("sound") else []
+        newest = decision.compute[-1] if work or self._compresses("published") else None
         passes = [
             _Pass("refresh", self._member(chunk, self.null_caption, None), self._clean_time)
             for chunk in self._awaiting_refresh
@@ -150,6 +163,8 @@ class MagiGeneration:
             member = self._member(chunk, self.captions[chunk], step.step)
             if chunk in decision.isolated:
                 member = replace(member, first_key_chunk=chunk)
+            if chunk == newest:
+                member = replace(member, scores=True)
             passes.append(_Pass("denoise", member, self._times[row.index, column : column + 1]))
         if self._runs_near_clean(row, decision):
             oldest = row.oldest.chunk
@@ -165,7 +180,7 @@ class MagiGeneration:
             for chunk in decision.compute:
                 frames = self._frames(chunk)
                 self._update[:, :, frames] *= self._lengths(row)[:, :, self._frames_in_row(row, chunk)]
-        return self._count(passes)
+        return work + self._count(passes)
 
     def advance(self, row: Row, decision: Decision) -> None:
         frames = self._frames(row.chunks[0], row.chunks[-1])
@@ -217,6 +232,27 @@ class MagiGeneration:
         return self._update[:, :, self._frames(chunk)]
 
     # Parts.
+
+    def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
+        config = self.dit.config
+        sizes = (config.num_layers, config.num_query_groups, config.kv_channels, self._tokens, self.schedule.num_chunks)
+        return KvCache(*sizes, dtype=config.params_dtype, device=device, budget=budget)
+
+    def _compresses(self, timing: str) -> bool:
+        return self._budget is not None and self.method.compression.timing == timing
+
+    def _final_end(self, row: Row) -> int:
+        """Chunks before it were finished before this row, and their keys and values are final."""
+        return self._awaiting_refresh[0] if self._awaiting_refresh else row.oldest.chunk
+
+    def _begin_compression(self, end: int, row: Row) -> list[Work]:
+        """Begin to compress the chunks before ``end``, in every branch, if they hold more than the budget."""
+        if not self._caches[0].exceeds_budget(end):
+            return []
+        num_queries = self._budget.config.num_queries(self._budget.tokens_per_frame, self._tokens)
+        return [
+            self._flops.compression(row.chunks[-1], num_queries, cache.begin_compression(end)) for cache in self._caches
+        ]
 
     def _put_given_frames(self) -> None:
         """Restore the given frames of the chunk that is only partly given."""
@@ -300,7 +336,9 @@ class MagiGeneration:
         """Work of the passes. Guidance 3 runs every pass with and without caption, and denoises once more alone."""
         work = []
         for kind, member in ((p.kind, p.member) for p in passes):
-            keys = self._tokens * (1 if member.alone else member.position - member.first_key_chunk + 1)
+            keys = self._tokens
+            if not member.alone:
+                keys = self._caches[0].num_keys(member.first_key_chunk, member.position)
             work.append(self._flops.chunk(kind, member.position, keys, _length(member.caption)))
             if self.runtime.cfg_number == 3 and kind != "prefix":
                 null = _length(self.null_caption)

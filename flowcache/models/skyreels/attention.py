@@ -34,11 +34,15 @@ class CaptionKv:
 
 @dataclass(frozen=True)
 class Member:
-    """One chunk of a pack: its position in the window, and the first and last position that it attends to."""
+    """One chunk of a pack: its position in the window, and the first and last position that it attends to.
+
+    The queries of one that ``scores`` choose what a full cache keeps.
+    """
 
     position: int
     first_key: int
     last_key: int
+    scores: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,20 +83,24 @@ class ChunkAttention:
         """query, key, value [1, H, S, E] -> [1, H, S, E]."""
         tokens = pack.tokens_per_chunk
         if pack.cache is not None:
-            for i, member in enumerate(pack.members):
-                own = slice(i * tokens, (i + 1) * tokens)
+            slices = [slice(i * tokens, (i + 1) * tokens) for i in range(len(pack.members))]
+            for member, own in zip(pack.members, slices, strict=True):
+                if member.scores:
+                    pack.cache.score(self.layer, query[:, :, own])
+            for member, own in zip(pack.members, slices, strict=True):
                 pack.cache.write(self.layer, member.position, key[:, :, own], value[:, :, own])
         outputs, start = [], 0
         # Neighbours in the pack that see the same keys share one call.
         for (first, last), members in groupby(pack.members, lambda member: (member.first_key, member.last_key)):
-            end = start + len(list(members)) * tokens
+            end, mask = start + len(list(members)) * tokens, None
             if pack.cache is not None:
                 keys, values = pack.cache.read(self.layer, first, last)
+                mask = pack.cache.mask(self.layer, first, last)
             else:
                 origin = pack.members[0].position
                 span = slice((first - origin) * tokens, (last + 1 - origin) * tokens)
                 keys, values = key[:, :, span], value[:, :, span]
-            outputs.append(F.scaled_dot_product_attention(query[:, :, start:end], keys, values))
+            outputs.append(F.scaled_dot_product_attention(query[:, :, start:end], keys, values, attn_mask=mask))
             start = end
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowcache.kv_score import scoring_flops
 from flowcache.schedule import Schedule
 from flowcache.trace import Trace, Work
 
@@ -36,6 +37,12 @@ class FlopCounter:
     def reuse(self, chunk: int) -> Work:
         """A chunk that reuses is still embedded and put through the head."""
         return Work("reuse", chunk, 2 * self.tokens_per_chunk * (self._embedding + self._head), 0, 0)
+
+    def compression(self, chunk: int, num_queries: int, key_tokens: int) -> Work:
+        """Scoring finished chunks' keys, in every layer of one cache, by so many queries of a chunk."""
+        heads = self.config["num_attention_heads"]
+        flops = scoring_flops(heads, heads, self.config["attention_head_dim"], num_queries, key_tokens)
+        return Work("compression", chunk, self.config["num_layers"] * flops, 0, 0)
 
     def caption(self) -> Work:
         """A caption's embedding and its cross-attention keys and values in every layer."""

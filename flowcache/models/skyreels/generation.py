@@ -6,11 +6,12 @@ Shape letters: C latent channels, f x h x w latent frames, rows and columns of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from flowcache.kv_budget import Budget, plan_budget
 from flowcache.kv_cache import KvCache
 from flowcache.method import MethodConfig
 from flowcache.models.skyreels.attention import CaptionKv, Member, Pack
@@ -87,7 +88,9 @@ class SkyReelsGeneration:
         self._flops = FlopCounter(network.config, self._tokens, captions[0].shape[1])
         longest = max(window.num_chunks for window in schedule.windows)
         self._rope = network.rope_table(longest, sampling.causal_block_size, self._rows, self._columns)
-        self._branches = [_Branch(features, self._new_cache(longest)) for features in captions]
+        self._budget = self._plan(longest, len(captions))
+        device = network.device
+        self._branches = [_Branch(features, self._new_cache(longest, self._budget, device)) for features in captions]
         self._frames: dict[int, Tensor] = {}  # decoded, but not asked for yet
         self._next_to_decode = schedule.prefix_chunks
         self._open(0)
@@ -190,22 +193,16 @@ class SkyReelsGeneration:
     def _run(self, branch: _Branch, row: Row, computed: tuple[int, ...], work: list[Work]) -> Tensor:
         """One branch's velocity of all active chunks, float32 [1, C, frames, h, w]; adds what it took to ``work``."""
         passes = self._passes(branch, row, computed)
-        hidden = {}
-        if passes:
-            before = self._embed([p.chunk for p in passes])
-            modulation = self._table.modulation[torch.cat([p.times for p in passes])]
-            members = tuple(self._member(row, p.chunk) for p in passes)
-            after = self.network.blocks(before, modulation, branch.caption, self._pack(members, branch.cache))
-            parts = (tensor.split(self.sampling.causal_block_size) for tensor in (before, after))
-            for p, chunk_before, chunk_after in zip(passes, *parts, strict=True):
-                if p.kind == "denoise" or p.chunk > row.chunks[-1]:
-                    hidden[p.chunk] = chunk_after
-                    branch.residuals[p.chunk] = chunk_after - chunk_before
-            work += [
-                self._flops.chunk(p.kind, p.chunk, (m.last_key - m.first_key + 1) * self._tokens)
-                for p, m in zip(passes, members, strict=True)
-            ]
-            branch.awaiting.clear()
+        final_end = branch.awaiting[0].chunk if branch.awaiting else row.chunks[0]
+        runs = [(passes, final_end)]
+        if self._compresses_within(branch, row):
+            end = row.finished[-1] + 1
+            runs = [([p for p in passes if p.chunk < end], final_end), ([p for p in passes if p.chunk >= end], end)]
+        hidden: dict[int, Tensor] = {}
+        for part, end in runs:
+            if part:
+                hidden |= self._forward(branch, row, part, end, work)
+                branch.awaiting.clear()
         reused = [chunk for chunk in row.chunks if chunk not in hidden]
         if reused:
             embedded = self._embed(reused).split(self.sampling.causal_block_size)
@@ -214,6 +211,49 @@ class SkyReelsGeneration:
         times = torch.cat([self.state.times(row, chunk) for chunk in row.chunks])
         tokens = torch.cat([hidden[chunk] for chunk in row.chunks])
         return self.network.head(tokens, self._table.embedding[times], self._rows, self._columns)
+
+    def _forward(
+        self, branch: _Branch, row: Row, passes: list[_Pass], final_end: int, work: list[Work]
+    ) -> dict[int, Tensor]:
+        """Hidden tokens of the passes' chunks, but for those only encoded. The last one's queries choose what stays of
+        the chunks before ``final_end``, which are finished and whose keys and values are final."""
+        end = final_end - self.window.first_chunk
+        compresses = branch.cache is not None and branch.cache.exceeds_budget(end)
+        if compresses:
+            num_queries = self._budget.config.num_queries(self._budget.tokens_per_frame, self._tokens)
+            work.append(self._flops.compression(passes[-1].chunk, num_queries, branch.cache.begin_compression(end)))
+        before = self._embed([p.chunk for p in passes])
+        modulation = self._table.modulation[torch.cat([p.times for p in passes])]
+        members = [self._member(row, p.chunk) for p in passes]
+        members[-1] = replace(members[-1], scores=compresses)
+        after = self.network.blocks(before, modulation, branch.caption, self._pack(members, branch.cache))
+        work += [
+            self._flops.chunk(p.kind, p.chunk, self._num_keys(branch, member))
+            for p, member in zip(passes, members, strict=True)
+        ]
+        hidden = {}
+        parts = (tensor.split(self.sampling.causal_block_size) for tensor in (before, after))
+        for p, chunk_before, chunk_after in zip(passes, *parts, strict=True):
+            if p.kind == "denoise" or p.chunk > row.chunks[-1]:
+                hidden[p.chunk] = chunk_after
+                branch.residuals[p.chunk] = chunk_after - chunk_before
+        return hidden
+
+    def _num_keys(self, branch: _Branch, member: Member) -> int:
+        if branch.cache is None:
+            return (member.last_key - member.first_key + 1) * self._tokens
+        return branch.cache.num_keys(member.first_key, member.last_key)
+
+    def _compresses_within(self, branch: _Branch, row: Row) -> bool:
+        """Whether the published compression comes between the chunks that the row finishes and the others; their keys
+        and values must be final with their last step."""
+        return (
+            self.method.compression.timing == "published"
+            and not self.method.refresh_clean_kv
+            and len(row.finished) > 0
+            and branch.cache is not None
+            and branch.cache.exceeds_budget(row.finished[-1] + 1 - self.window.first_chunk)
+        )
 
     def _residual(self, branch: _Branch, chunk: int) -> Tensor:
         if chunk not in branch.residuals:
@@ -241,24 +281,26 @@ class SkyReelsGeneration:
 
     def _member(self, row: Row, chunk: int) -> Member:
         """A chunk's position in the window and what it attends to."""
-        first, last = 0, chunk - self.window.first_chunk
+        last = chunk
         if self.method.attention == "native":
-            last = row.visible[-1] - self.window.first_chunk
-        if self.sampling.clean_blocks_seen is not None:
-            first = self._first_seen(row, chunk) - self.window.first_chunk
-        return Member(chunk - self.window.first_chunk, first, last)
+            last = row.visible[-1]
+        return Member(*(c - self.window.first_chunk for c in (chunk, self._first_seen(row, chunk), last)))
 
     def _first_seen(self, row: Row, chunk: int) -> int:
-        """The oldest chunk in reach: of the clean ones, those finishing in this row included, the newest few count."""
-        first_dirty = next((c for c in row.chunks if c not in row.finished), chunk)
-        first = max(self.window.first_chunk, min(first_dirty, chunk) - self.sampling.clean_blocks_seen)
+        """The oldest chunk in reach: of the clean ones, with those finishing in this row, the newest few may count."""
+        first, limit = self.window.first_chunk, self.sampling.clean_blocks_seen
+        if limit is None and self._budget is None:
+            return first
+        if limit is not None:
+            first_dirty = next((c for c in row.chunks if c not in row.finished), chunk)
+            first = max(first, min(first_dirty, chunk) - limit)
         if self.method.prefix == "published" and row.index == self.window.rows[0] and chunk in row.chunks:
             return max(first, self.window.generated[0])
         return first
 
-    def _pack(self, members: tuple[Member, ...], cache: KvCache | None) -> Pack:
+    def _pack(self, members: Sequence[Member], cache: KvCache | None) -> Pack:
         rope = tuple(torch.cat([table[member.position] for member in members]) for table in self._rope)
-        return Pack(members, self._tokens, rope, cache)
+        return Pack(tuple(members), self._tokens, rope, cache)
 
     def _embed(self, chunks: Sequence[int]) -> Tensor:
         return self.network.embed(torch.cat([self.state.shown(chunk) for chunk in chunks], dim=2))
@@ -307,12 +349,24 @@ class SkyReelsGeneration:
     def _caches(self) -> list[KvCache]:
         return [branch.cache for branch in self._branches if branch.cache is not None]
 
-    def _new_cache(self, num_chunks: int) -> KvCache | None:
+    def _new_cache(self, num_chunks: int, budget: Budget | None, device: torch.device | str) -> KvCache | None:
         if not self._is_cached:
             return None
         config, sizes = self.network.config, (self._tokens, num_chunks)
         heads = (config.num_layers, config.num_attention_heads, config.attention_head_dim)
-        return KvCache(*heads, *sizes, dtype=self.network.dtype, device=self.network.device)
+        return KvCache(*heads, *sizes, dtype=self.network.dtype, device=device, budget=budget)
+
+    def _plan(self, num_chunks: int, num_branches: int) -> Budget | None:
+        return plan_budget(
+            self.method.kv_budget,
+            self.method.compression,
+            self.schedule,
+            self._tokens // self.sampling.causal_block_size,
+            self._tokens,
+            self.method.refresh_clean_kv,
+            lambda budget: num_branches * self._new_cache(num_chunks, budget, "meta").bytes_allocated,
+            self.network.device,
+        )
 
 
 def _check(method: MethodConfig, sampling: Sampling) -> None:
@@ -324,4 +378,9 @@ def _check(method: MethodConfig, sampling: Sampling) -> None:
         raise ValueError(
             f"clean_blocks_seen={sampling.clean_blocks_seen} limits what is read from the cache, and "
             f"attention={method.attention!r} has none; choose attention='cached'"
+        )
+    if method.kv_budget is not None and method.attention != "cached":
+        raise ValueError(
+            f"kv_budget={method.kv_budget!r} bounds the cache, and attention={method.attention!r} has none; choose "
+            "attention='cached'"
         )
