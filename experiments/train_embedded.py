@@ -1,4 +1,4 @@
-"""Train an embedded model from nothing: ``python -m experiments.train_embedded model=magi``.
+"""Train an embedded model from nothing: ``python -m experiments.train_embedded model=magi`` (or skyreels).
 
 Stages: autoencoder, transformer with its text encoder, decoder polish, export. Each saves as it goes; the same command
 after a kill continues where it stopped. Options override the recipe in conf/training/<model>.yaml, for example
@@ -8,7 +8,10 @@ after a kill continues where it stopped. Options override the recipe in conf/tra
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,7 +33,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OmegaConfBaseException) as error:
         print(f"train_embedded: {error}", file=sys.stderr)
         return 2
-    train_magi(recipe)
+    FAMILIES[name](recipe)
     return 0
 
 
@@ -38,20 +41,48 @@ def train_magi(recipe: dict) -> None:
     """All stages of the embedded MAGI-1."""
     from experiments.training.export import export_magi
     from experiments.training.magi_dit import train_dit
-    from experiments.training.magi_vae import polish_decoder, train_vae
-    from experiments.training.session import run_workers
+    from experiments.training.magi_vae import MagiAutoencoder
     from flowcache.models.magi.config import DitConfig
     from flowcache.models.magi.vae import VaeConfig
 
-    directory, workers = ROOT / recipe["directory"], recipe["num_processes"]
     vae = VaeConfig(**recipe["vae"]["config"])
-    run_workers(train_vae, workers, vae, recipe["vae"]["recipe"], directory)
-    dit = DitConfig(**recipe["dit"]["config"])
-    run_workers(train_dit, workers, vae, dit, recipe["dit"]["t5"], recipe["dit"]["recipe"], directory)
-    run_workers(polish_decoder, workers, vae, recipe["decoder"]["recipe"], directory)
-    export_magi(recipe, directory, ROOT / recipe["destination"])
+    transformer = partial(train_dit, vae, DitConfig(**recipe["dit"]["config"]), recipe["dit"]["t5"])
+    train(recipe, partial(MagiAutoencoder, vae), vae.video_length, transformer, export_magi)
+
+
+def train_skyreels(recipe: dict) -> None:
+    """All stages of the embedded SkyReels-V2."""
+    from experiments.training.export import export_skyreels
+    from experiments.training.skyreels_dit import train_transformer
+    from experiments.training.skyreels_vae import WanAutoencoder
+    from flowcache.models.skyreels.config import Sampling
+
+    vae, dit = recipe["vae"], recipe["dit"]
+    sampling = Sampling(**recipe["sampling"])
+    transformer = partial(train_transformer, vae["config"], dit["transformer"], dit["text"], sampling)
+    train(recipe, partial(WanAutoencoder, **vae["config"]), vae["num_frames"], transformer, export_skyreels)
+
+
+def train(
+    recipe: dict,
+    autoencoder: Callable[[], Any],
+    clip_frames: int,
+    train_transformer: Callable[[dict, Path], None],
+    export: Callable[[dict, Path, Path], None],
+) -> None:
+    """Autoencoder on clips of ``clip_frames``, transformer, the decoder once more, and the checkpoint."""
+    from experiments.training.autoencoder import polish_decoder, train_vae
+    from experiments.training.session import run_workers
+
+    directory, destination, workers = ROOT / recipe["directory"], ROOT / recipe["destination"], recipe["num_processes"]
+    run_workers(train_vae, workers, autoencoder, clip_frames, recipe["vae"]["recipe"], directory)
+    run_workers(train_transformer, workers, recipe["dit"]["recipe"], directory)
+    run_workers(polish_decoder, workers, autoencoder, clip_frames, recipe["decoder"]["recipe"], directory)
+    export(recipe, directory, destination)
     print(f"the checkpoint is in {recipe['destination']}")
 
+
+FAMILIES = {"magi": train_magi, "skyreels": train_skyreels}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
