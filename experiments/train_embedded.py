@@ -1,8 +1,8 @@
 """Train an embedded model from nothing: ``python -m experiments.train_embedded model=magi`` (or skyreels).
 
-Stages: autoencoder, transformer with its text encoder, decoder polish, export. Each saves as it goes; the same command
-after a kill continues where it stopped. Options override the recipe in conf/training/<model>.yaml, for example
-``dit.recipe.num_steps=100``.
+Stages: autoencoder, transformer with its text encoder, decoder polish, export, and a check of the autoencoder. Each
+saves as it goes; the same command after a kill continues where it stopped. Options override the recipe in
+conf/training/<model>.yaml, for example ``dit.recipe.num_steps=100``.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 ROOT = Path(__file__).parents[1]
+NUM_ROUND_TRIPS = 16  # clips that the finished autoencoder is measured on
 
 
 def main(arguments: list[str]) -> int:
@@ -71,7 +73,8 @@ def train(
     export: Callable[[dict, Path, Path], None],
 ) -> None:
     """Autoencoder on clips of ``clip_frames``, transformer, the decoder once more, and the checkpoint."""
-    from experiments.training.autoencoder import polish_decoder, train_vae
+    from eval.scenes import held_out_scenes
+    from experiments.training.autoencoder import load_autoencoder, polish_decoder, round_trip_psnr, train_vae
     from experiments.training.session import run_workers
 
     directory, destination, workers = ROOT / recipe["directory"], ROOT / recipe["destination"], recipe["num_processes"]
@@ -79,6 +82,12 @@ def train(
     run_workers(train_transformer, workers, recipe["dit"]["recipe"], directory)
     run_workers(polish_decoder, workers, autoencoder, clip_frames, recipe["decoder"]["recipe"], directory)
     export(recipe, directory, destination)
+    vae, num_frames = load_autoencoder(autoencoder, directory / "decoder.pt"), recipe["vae"]["check_frames"]
+    psnr = round_trip_psnr(vae, held_out_scenes()[:NUM_ROUND_TRIPS], num_frames)
+    print(
+        f"autoencoder: {mean(psnr):.1f} dB there and back, lowest {min(psnr):.1f} dB "
+        f"({len(psnr)} held-out clips of {num_frames} frames)"
+    )
     print(f"the checkpoint is in {recipe['destination']}")
 
 

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
 
-from flowcache.models.skyreels.convolution import convolve_planes
+from flowcache.models.skyreels.vae_cpu import quicken
 
 
 class WanAutoencoder(nn.Module):
@@ -27,7 +27,7 @@ class WanAutoencoder(nn.Module):
     def __init__(self, **config: Any) -> None:
         super().__init__()
         self.vae = AutoencoderKLWan(**config)
-        convolve_planes(self.vae)
+        quicken(self.vae)
 
     @property
     def encoder(self) -> nn.Module:

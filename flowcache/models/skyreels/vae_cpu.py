@@ -1,4 +1,4 @@
-"""The VAE's causal convolutions, plane by plane: on CPUs several times faster than torch's three-dimensional ones.
+"""The VAE's layers as CPUs compute them several times faster: same weights, same results up to rounding.
 
 Shape letters: N videos, C channels, F frames, H x W rows and columns.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
 from torch import Tensor
 from torch.nn import functional as F
 
 
 class PlaneConv(WanCausalConv3d):
-    """diffusers' causal convolution as a two-dimensional one, a frame's earlier frames being more of its channels."""
+    """The causal convolution as a two-dimensional one, a frame's earlier frames being more of its channels."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         """x [N, C, F, H, W], and up to as many frames before it as the kernel reaches back."""
@@ -32,8 +32,17 @@ class PlaneConv(WanCausalConv3d):
         return out.unflatten(0, (len(x), num_frames)).transpose(1, 2)
 
 
-def convolve_planes(vae: AutoencoderKLWan) -> None:
-    """Let every causal convolution of the VAE work plane by plane; weights and results stay."""
+class FusedNorm(WanRMS_norm):
+    """The norm over channels in as few passes over the data as it takes; for float32, where no bias is learned."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, F, H, W] or [N, C, H, W]."""
+        inverse = x.square().sum(dim=1, keepdim=True).clamp(min=1e-24).rsqrt()
+        return x * inverse * (self.gamma * self.scale)
+
+
+def quicken(vae: AutoencoderKLWan) -> None:
+    """Exchange the VAE's convolutions and norms for those above."""
+    faster = {WanCausalConv3d: PlaneConv, WanRMS_norm: FusedNorm}
     for module in vae.modules():
-        if type(module) is WanCausalConv3d:
-            module.__class__ = PlaneConv
+        module.__class__ = faster.get(type(module), type(module))
