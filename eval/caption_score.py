@@ -72,21 +72,24 @@ class CaptionScore:
     position_jump_pixels: float | None
 
 
-def score(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> CaptionScore:
+def score(
+    frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES, first_chunk_frames: int | None = None
+) -> CaptionScore:
     """Compare one clip with its caption.
 
     Args:
         frames: uint8 [F, 64, 64, 3], RGB, F >= 1. Motion needs F > 3.
         caption: within the grammar of `eval.scenes`.
-        chunk_frames: frames of a chunk, > 3; borders lie at its multiples. Motion is read inside chunks, so a jump at a
-            border shows in the seam figures alone.
+        chunk_frames: frames of a chunk, > 3. Motion is read inside chunks, so a jump at a border shows in the seam
+            figures alone.
+        first_chunk_frames: frames of the first chunk, where it has fewer (SkyReels-V2); None: as many as the others.
 
     Raises:
         TypeError: frames is not a uint8 array.
-        ValueError: frames has another shape, the caption is outside the grammar, or chunk_frames is too small.
+        ValueError: frames has another shape, the caption is outside the grammar, or the chunks' frames are too few.
     """
     scene = scene_of(caption)
-    _check(frames, chunk_frames)
+    chunk = _chunk_of_frames(frames, chunk_frames, first_chunk_frames)
     # Colour planes: arithmetic on an innermost axis of three is several times slower.
     pixels = frames.reshape(len(frames), SIZE * SIZE, 3).transpose(0, 2, 1).astype(np.float32, order="C")
     background_rgb = _background(frames)
@@ -101,7 +104,7 @@ def score(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> Capti
         smooth = uniform_filter1d(iou[visible], _SMOOTHING_FRAMES, axis=0, mode="nearest")
         shape = _agreed(smooth.argmax(axis=1), SHAPES)
         path = _path(centre, visible)
-        motion, speed = _motion(path, chunk_frames)
+        motion, speed = _motion(path, chunk)
     background = _agreed(_nearest(background_rgb, BACKGROUNDS), tuple(BACKGROUNDS))
 
     colour_right, shape_right, motion_right = colour == scene.colour, shape == scene.shape, motion == scene.motion
@@ -116,12 +119,14 @@ def score(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> Capti
         motion_right=motion_right,
         background_right=background == scene.background,
         right=colour_right and shape_right and motion_right,
-        seam_ratio=_seam_ratio(pixels, chunk_frames),
-        position_jump_pixels=None if path is None else _position_jump(path, chunk_frames),
+        seam_ratio=_seam_ratio(pixels, chunk),
+        position_jump_pixels=None if path is None else _position_jump(path, chunk),
     )
 
 
-def per_chunk(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> list[CaptionScore]:
+def per_chunk(
+    frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES, first_chunk_frames: int | None = None
+) -> list[CaptionScore]:
     """Score every chunk by itself: where a long clip leaves its caption. Seam figures are None, there is no border.
 
     A last chunk of less than half the length shows too little motion and is scored with the chunk before it. A bouncing
@@ -129,8 +134,8 @@ def per_chunk(frames: Clip, caption: str, chunk_frames: int = CHUNK_FRAMES) -> l
 
     Arguments and errors are those of `score`.
     """
-    _check(frames, chunk_frames)
-    starts = list(range(0, len(frames), chunk_frames))
+    chunk = _chunk_of_frames(frames, chunk_frames, first_chunk_frames)
+    starts = [0, *(np.flatnonzero(_borders(chunk)) + 1).tolist()]
     if len(starts) > 1 and len(frames) - starts[-1] < chunk_frames / 2:
         starts.pop()
     stops = [*starts[1:], len(frames)]
@@ -161,7 +166,8 @@ def summary(scores: Iterable[CaptionScore]) -> dict[str, float]:
     return figures
 
 
-def _check(frames: Clip, chunk_frames: int) -> None:
+def _chunk_of_frames(frames: Clip, chunk_frames: int, first_chunk_frames: int | None) -> NDArray[np.intp]:
+    """Index of each frame's chunk, [F], once the input is known to be right."""
     check_clip(frames, "frames")
     if frames.shape[1:3] != (SIZE, SIZE):
         raise ValueError(
@@ -171,6 +177,10 @@ def _check(frames: Clip, chunk_frames: int) -> None:
         raise ValueError(
             f"chunk_frames must be more than {LAG_FRAMES}, over which a motion is read; got {chunk_frames}"
         )
+    first = chunk_frames if first_chunk_frames is None else first_chunk_frames
+    if not 1 <= first <= chunk_frames:
+        raise ValueError(f"first_chunk_frames must be 1 to chunk_frames={chunk_frames}; got {first}")
+    return (np.arange(len(frames)) + chunk_frames - first) // chunk_frames
 
 
 def _share(holds: NDArray[np.bool_]) -> bool:
@@ -278,10 +288,9 @@ def _path(centre: Floats, visible: NDArray[np.bool_]) -> Floats:
     return np.stack([np.interp(frame, frame[visible], followed[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def _motion(path: Floats, chunk_frames: int) -> tuple[str | None, float | None]:
+def _motion(path: Floats, chunk: NDArray[np.intp]) -> tuple[str | None, float | None]:
     """Motion, and speed in pixels a frame, of the centre's path [F, 2]."""
-    start = np.arange(max(len(path) - LAG_FRAMES, 0))
-    start = start[start % chunk_frames < chunk_frames - LAG_FRAMES]
+    start = np.flatnonzero(chunk[:-LAG_FRAMES] == chunk[LAG_FRAMES:])
     if start.size == 0:
         return None, None
     velocity = (path[start + LAG_FRAMES] - path[start]) / LAG_FRAMES
@@ -316,13 +325,13 @@ def _bounces(path: Floats, velocity: Floats) -> bool:
     )
 
 
-def _borders(num_frames: int, chunk_frames: int) -> NDArray[np.bool_]:
-    """Which of the num_frames - 1 steps from a frame to the next lead into another chunk."""
-    return np.arange(1, num_frames) % chunk_frames == 0
+def _borders(chunk: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """Which of the F - 1 steps from a frame to the next lead into another chunk."""
+    return np.diff(chunk) > 0
 
 
-def _seam_ratio(pixels: NDArray[np.float32], chunk_frames: int) -> float | None:
-    border = _borders(len(pixels), chunk_frames)
+def _seam_ratio(pixels: NDArray[np.float32], chunk: NDArray[np.intp]) -> float | None:
+    border = _borders(chunk)
     if not border.any():
         return None
     difference = np.abs(np.diff(pixels, axis=0)).mean(axis=(1, 2))
@@ -330,14 +339,14 @@ def _seam_ratio(pixels: NDArray[np.float32], chunk_frames: int) -> float | None:
     return float(max(across, MIN_DIFFERENCE) / max(inside, MIN_DIFFERENCE))
 
 
-def _position_jump(path: Floats, chunk_frames: int) -> float | None:
+def _position_jump(path: Floats, chunk: NDArray[np.intp]) -> float | None:
     """Largest distance in pixels of a border's step from the box that the steps before and after it span.
 
     Each side is the median of up to three steps. A shape that turns at a wall just there stays within the box.
     """
     step = np.diff(path, axis=0)
     jumps = []
-    for index in np.flatnonzero(_borders(len(path), chunk_frames)):
+    for index in np.flatnonzero(_borders(chunk)):
         sides = [
             side for side in (step[index - LAG_FRAMES : index], step[index + 1 : index + 1 + LAG_FRAMES]) if len(side)
         ]

@@ -38,9 +38,11 @@ def quality(
     return values, notes
 
 
-def caption(frames: ndarray, prompt: str, chunk_frames: int) -> tuple[dict[str, Any] | None, str | None]:
+def caption(
+    frames: ndarray, prompt: str, chunk_frames: int, first_chunk_frames: int
+) -> tuple[dict[str, Any] | None, str | None]:
     """What the video shows against its caption; None and the reason for captions that cannot be checked."""
     try:
-        return asdict(score(frames, prompt, chunk_frames)), None
+        return asdict(score(frames, prompt, chunk_frames, first_chunk_frames)), None
     except ValueError as error:
         return None, str(error)

@@ -126,7 +126,8 @@ class Runner:
             frames = read_lossless(self.store.video_path(reference.key))
             record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
         if "caption" in self.job.metrics:
-            record.caption, reason = measure.caption(take.frames, prompt, self.model.chunk_frames)
+            chunks = (self.model.chunk_frames, self.model.frames_of(1))
+            record.caption, reason = measure.caption(take.frames, prompt, *chunks)
             if reason:
                 record.notes["caption"] = reason
         write_lossless(self.store.video_path(record.key), take.frames, self.job.fps)

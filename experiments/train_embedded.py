@@ -1,20 +1,25 @@
-"""Train an embedded model: ``python -m experiments.train_embedded model=magi [initial=<checkpoint directory>]``.
+"""Train an embedded model: ``python -m experiments.train_embedded model=magi`` (or skyreels).
 
-Stages: autoencoder, transformer with its text encoder, decoder polish, export. Each saves as it goes; the same command
-after a kill continues where it stopped. With ``initial``, that checkpoint's autoencoder is kept and its transformer
-trained on. Options override the recipe in conf/training/<model>.yaml, for example
-``dit.recipe.num_steps=100``.
+Stages: autoencoder, transformer with its text encoder, decoder polish, export, and a check of the autoencoder. Each
+saves as it goes; the same command after a kill continues where it stopped. Options override the recipe in
+conf/training/<model>.yaml, for example ``dit.recipe.num_steps=100``; ``initial=<checkpoint directory>`` (magi) keeps
+that checkpoint's autoencoder and trains its transformer on.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 ROOT = Path(__file__).parents[1]
+NUM_ROUND_TRIPS = 16  # clips that the finished autoencoder is measured on
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +36,7 @@ def main(arguments: list[str]) -> int:
     except (ValueError, OmegaConfBaseException) as error:
         print(f"train_embedded: {error}", file=sys.stderr)
         return 2
-    train_magi(recipe)
+    FAMILIES[name](recipe)
     return 0
 
 
@@ -40,25 +45,60 @@ def train_magi(recipe: dict) -> None:
     from experiments.training.export import export_magi
     from experiments.training.initial import start_from
     from experiments.training.magi_dit import train_dit
-    from experiments.training.magi_vae import polish_decoder, train_vae
-    from experiments.training.session import run_workers
+    from experiments.training.magi_vae import MagiAutoencoder
     from flowcache.models.magi.config import DitConfig
     from flowcache.models.magi.vae import VaeConfig
 
-    directory, workers = ROOT / recipe["directory"], recipe["num_processes"]
     vae = VaeConfig(**recipe["vae"]["config"])
-    initial = recipe["initial"]
-    if initial is None:
-        run_workers(train_vae, workers, vae, recipe["vae"]["recipe"], directory)
-    else:
-        start_from(ROOT / initial, recipe, directory)
-    dit = DitConfig(**recipe["dit"]["config"])
-    run_workers(train_dit, workers, vae, dit, recipe["dit"]["t5"], recipe["dit"]["recipe"], directory)
-    if initial is None:
-        run_workers(polish_decoder, workers, vae, recipe["decoder"]["recipe"], directory)
-    export_magi(recipe, directory, ROOT / recipe["destination"])
+    transformer = partial(train_dit, vae, DitConfig(**recipe["dit"]["config"]), recipe["dit"]["t5"])
+    if recipe["initial"] is not None:
+        start_from(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
+    train(recipe, partial(MagiAutoencoder, vae), vae.video_length, transformer, export_magi, recipe["initial"] is None)
+
+
+def train_skyreels(recipe: dict) -> None:
+    """All stages of the embedded SkyReels-V2."""
+    from experiments.training.export import export_skyreels
+    from experiments.training.skyreels_dit import train_transformer
+    from experiments.training.skyreels_vae import WanAutoencoder
+    from flowcache.models.skyreels.config import Sampling
+
+    vae, dit = recipe["vae"], recipe["dit"]
+    sampling = Sampling(**recipe["sampling"])
+    transformer = partial(train_transformer, vae["config"], dit["transformer"], dit["text"], sampling)
+    train(recipe, partial(WanAutoencoder, **vae["config"]), vae["num_frames"], transformer, export_skyreels)
+
+
+def train(
+    recipe: dict,
+    autoencoder: Callable[[], Any],
+    clip_frames: int,
+    train_transformer: Callable[[dict, Path], None],
+    export: Callable[[dict, Path, Path], None],
+    trains_autoencoder: bool = True,
+) -> None:
+    """Autoencoder on clips of ``clip_frames``, transformer, the decoder once more, and the checkpoint."""
+    from eval.scenes import held_out_scenes
+    from experiments.training.autoencoder import load_autoencoder, polish_decoder, round_trip_psnr, train_vae
+    from experiments.training.session import run_workers
+
+    directory, destination, workers = ROOT / recipe["directory"], ROOT / recipe["destination"], recipe["num_processes"]
+    if trains_autoencoder:
+        run_workers(train_vae, workers, autoencoder, clip_frames, recipe["vae"]["recipe"], directory)
+    run_workers(train_transformer, workers, recipe["dit"]["recipe"], directory)
+    if trains_autoencoder:
+        run_workers(polish_decoder, workers, autoencoder, clip_frames, recipe["decoder"]["recipe"], directory)
+    export(recipe, directory, destination)
+    vae, num_frames = load_autoencoder(autoencoder, directory / "decoder.pt"), recipe["vae"]["check_frames"]
+    psnr = round_trip_psnr(vae, held_out_scenes()[:NUM_ROUND_TRIPS], num_frames)
+    print(
+        f"autoencoder: {mean(psnr):.1f} dB there and back, lowest {min(psnr):.1f} dB "
+        f"({len(psnr)} held-out clips of {num_frames} frames)"
+    )
     print(f"the checkpoint is in {recipe['destination']}")
 
+
+FAMILIES = {"magi": train_magi, "skyreels": train_skyreels}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

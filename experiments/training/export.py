@@ -1,28 +1,36 @@
-"""Write trained weights as a checkpoint directory in the official layout and key names."""
+"""Write trained weights as checkpoint directories in the official layouts and key names.
+
+Weights are stored in float16: half the size, and finer than the bfloat16 of the official checkpoints.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+from diffusers import SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5Config
 
 from eval.atomic import atomic_path
-from experiments.training.magi_dit import TextAndDit, build_tokenizer
+from experiments.training.autoencoder import load_autoencoder
+from experiments.training.captions import build_tokenizer
+from experiments.training.magi_dit import TextAndDit
+from experiments.training.magi_vae import MagiAutoencoder
+from experiments.training.skyreels_dit import TextAndTransformer
+from experiments.training.skyreels_vae import WanAutoencoder
 from flowcache.models.magi.config import DitConfig
-from flowcache.models.magi.vae import MagiVae, VaeConfig
+from flowcache.models.magi.vae import VaeConfig
+from flowcache.models.skyreels.config import Sampling
 
 
 def export_magi(recipe: dict, directory: Path, destination: Path) -> None:
-    """Gather the stages' results from ``directory`` into a checkpoint that ``Magi.from_pretrained`` loads.
-
-    Weights are stored in float16: half the size, and finer than the bfloat16 of the official checkpoints.
-    """
-    vae = MagiVae(VaeConfig(**recipe["vae"]["config"]))
-    vae.load_state_dict(torch.load(directory / "decoder.pt", weights_only=True)["model"])
+    """Gather the stages' results from ``directory`` into a checkpoint that ``Magi.from_pretrained`` loads."""
+    vae = load_autoencoder(partial(MagiAutoencoder, VaeConfig(**recipe["vae"]["config"])), directory / "decoder.pt")
     model = TextAndDit(
         DitConfig(**recipe["dit"]["config"]), T5Config(**recipe["dit"]["t5"]), recipe["dit"]["recipe"]["seed"]
     )
@@ -57,6 +65,32 @@ def export_magi(recipe: dict, directory: Path, destination: Path) -> None:
     _write_weights(destination / "special_tokens.safetensors", tokens)
     model.t5.half().save_pretrained(destination / "t5")
     build_tokenizer().save_pretrained(destination / "t5")
+
+
+def export_skyreels(recipe: dict, directory: Path, destination: Path) -> None:
+    """The same for ``SkyReels.from_pretrained``: the folders of diffusers' pipeline, and ``sampling.json``."""
+    statistics = json.loads((directory / "latent_statistics.json").read_text())
+    make = partial(WanAutoencoder, **recipe["vae"]["config"], **statistics)
+    model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
+    model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
+    shift = Sampling(**recipe["sampling"]).shift
+    pipeline = SkyReelsV2DiffusionForcingPipeline(
+        tokenizer=build_tokenizer(recipe["dit"]["recipe"]["caption_length"]),
+        text_encoder=model.text_encoder.half(),
+        transformer=model.transformer.half(),
+        vae=load_autoencoder(make, directory / "decoder.pt").vae.half(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift),
+    )
+    destination.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=destination, prefix=".partial-") as partial_directory:
+        pipeline.save_pretrained(partial_directory)
+        for path in sorted(Path(partial_directory).rglob("*")):
+            final = destination / path.relative_to(partial_directory)
+            if path.is_dir():
+                final.mkdir(exist_ok=True)
+            else:
+                path.replace(final)
+    _write_json(destination / "sampling.json", recipe["sampling"])
 
 
 def _write_json(path: Path, document: dict) -> None:

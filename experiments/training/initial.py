@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import T5Config
 
 from eval.atomic import atomic_path
-from experiments.training.magi_dit import TextAndDit, build_tokenizer
+from experiments.training.captions import build_tokenizer
+from experiments.training.magi_dit import TextAndDit
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 

@@ -8,37 +8,26 @@ schedule apart, later ones absent.
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
+from transformers import T5Config, T5EncoderModel
 
 from eval.atomic import atomic_path
-from eval.scenes import Scene, all_scenes, training_scenes
-from experiments.training.magi_vae import encode_clip
+from eval.scenes import Scene
+from experiments.training.captions import build_tokenizer
+from experiments.training.latents import encoded_clips
+from experiments.training.magi_vae import MagiAutoencoder
 from experiments.training.session import TrainingSession, is_main
 from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.network import MagiDit, step_size_number
 from flowcache.models.magi.text import DEFAULT_SPECIAL_TOKENS, DURATION, MAX_DURATION
-from flowcache.models.magi.vae import MagiVae, VaeConfig
+from flowcache.models.magi.vae import VaeConfig
 from flowcache.schedule import timesteps
-
-
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word of the grammar, then the end token; unknown words share one token."""
-    words = sorted({word for scene in all_scenes() for word in scene.caption.split()})
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *words])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
-    )
 
 
 class TextAndDit(nn.Module):
@@ -65,35 +54,15 @@ def initialise(dit: MagiDit) -> None:
         nn.init.constant_(layer.ada_modulate_layer.proj[0].bias, 0.5)
 
 
-def clip_latents(directory: Path, config: VaeConfig, recipe: dict) -> tuple[Tensor, list[Scene]]:
-    """This worker's share of the training clips as scaled latents, float16 [clips, C, f, h, w], made once and kept.
-
-    The scale that gives latents a standard deviation of 1 goes to ``scale_factor.json``.
-    """
-    rank, num_processes = dist.get_rank(), dist.get_world_size()
-    path = directory / f"latents_{rank}_of_{num_processes}.pt"
-    scenes = training_scenes()
-    chosen = [scenes[i % len(scenes)] for i in range(rank, recipe["num_clips"], num_processes)]
-    if not path.exists():
-        vae = MagiVae(config)
-        vae.load_state_dict(torch.load(directory / "vae.pt", weights_only=True)["model"])
-        generator = torch.Generator().manual_seed(recipe["seed"] + rank)
-        frames = recipe["num_chunks"] * 6 * config.patch_length
-        latents = []
-        for index, scene in enumerate(chosen):
-            latents.append(encode_clip(vae.eval(), scene, frames, generator).half())
-            if is_main() and index % 200 == 0:
-                print("encoding clips", index, "of", len(chosen), flush=True)
-        with atomic_path(path) as temporary:
-            torch.save(torch.stack(latents), temporary)
-    latents = torch.load(path, weights_only=True)
+def scaled(latents: Tensor, directory: Path) -> Tensor:
+    """Latents with a standard deviation of 1; the scale that does it goes to ``scale_factor.json``."""
     spread = latents[:256].float().std().reshape(1)
     dist.broadcast(spread, src=0)
     scale_factor = 1 / spread.item()
     if is_main():
         with atomic_path(directory / "scale_factor.json") as temporary:
             temporary.write_text(json.dumps(scale_factor))
-    return (latents.float() * scale_factor).half(), chosen
+    return (latents.float() * scale_factor).half()
 
 
 class Batches:
@@ -193,7 +162,9 @@ class Batches:
 
 def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory: Path) -> None:
     """Train and leave ``dit.pt`` in ``directory``. Runs in every worker."""
-    latents, scenes = clip_latents(directory, vae, recipe)
+    num_frames = recipe["num_chunks"] * 6 * vae.patch_length
+    latents, scenes = encoded_clips(partial(MagiAutoencoder, vae), num_frames, recipe, directory)
+    latents = scaled(latents, directory)
     torch.manual_seed(recipe["seed"])
     model = TextAndDit(dit, T5Config(**t5), recipe["seed"])
     session = TrainingSession(directory, "dit", model, ("dit.videodit_blocks",), recipe)

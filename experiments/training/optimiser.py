@@ -28,11 +28,13 @@ def orthogonalise(update: Tensor, num_iterations: int = 5) -> Tensor:
 
 
 class Optimiser:
-    """One step of Muon (2-D weights of the blocks) and AdamW (everything else) on gradients averaged over processes.
+    """One step of Muon (matrices of the blocks) and AdamW (everything else) on gradients averaged over processes.
+
+    A convolution's weight is a matrix from its inputs, all taps together, to its outputs.
 
     Args:
         model: its parameters are trained.
-        muon_in: prefixes of parameter names whose 2-D weights Muon takes.
+        muon_in: prefixes of parameter names whose matrices Muon takes.
         muon_lr, adam_lr: peak learning rates.
         num_steps, warmup_steps, decay_fraction: linear warm-up, then constant, then linear to 0 over the last fraction.
         max_norm: gradients are clipped to this norm.
@@ -51,7 +53,7 @@ class Optimiser:
     ) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         prefixes = tuple(muon_in)
-        self.matrices = [p for name, p in named if p.ndim == 2 and name.startswith(prefixes)]
+        self.matrices = [p for name, p in named if _is_matrix(p) and name.startswith(prefixes)]
         taken = {id(p) for p in self.matrices}
         rest = [p for _, p in named if id(p) not in taken]
         self.parameters = [p for _, p in named]
@@ -90,9 +92,9 @@ class Optimiser:
         for index, (p, momentum) in enumerate(zip(self.matrices, self.momenta, strict=True)):
             momentum.lerp_(p.grad, 1 - beta)
             if index % num_processes == rank:
-                update = orthogonalise(torch.lerp(p.grad, momentum, beta))
+                update = orthogonalise(torch.lerp(p.grad, momentum, beta).flatten(1))
                 # Scaled so that one learning rate suits all shapes: updates have the RMS of Adam's.
-                updates.append(update * (0.2 * max(p.shape) ** 0.5))
+                updates.append((update * (0.2 * max(update.shape) ** 0.5)).view_as(p))
             else:
                 updates.append(torch.zeros_like(p))
         _sum_over_processes(updates)
@@ -107,6 +109,11 @@ class Optimiser:
         self.adam.load_state_dict(state["adam"])
         for momentum, saved in zip(self.momenta, state["momenta"], strict=True):
             momentum.copy_(saved)
+
+
+def _is_matrix(p: Tensor) -> bool:
+    """Not a vector, nor one with axes of length 1 beside it, as norms and tables have."""
+    return p.ndim >= 2 and min(p.flatten(1).shape) > 1
 
 
 def _num_processes() -> int:

@@ -329,6 +329,20 @@ def test_chunks_have_no_seam_figures_and_a_short_tail_goes_with_its_neighbour() 
     assert [part.right for part in per_chunk(jump_in_tail, SCENE.caption)] == [False]
 
 
+def test_a_first_chunk_may_be_shorter() -> None:
+    """SkyReels-V2's chunks: 17 frames, then 20 each. A jump of 6 pixels at every border but none inside."""
+    chunk = (np.arange(177) + 3) // 20
+    frames = walked(STILL, chunk[:, None] * [6, 0])
+    result = score(frames, STILL.caption, chunk_frames=20, first_chunk_frames=17)
+    assert all_right(result)
+    assert result.position_jump_pixels == pytest.approx(6, abs=1e-6)
+    assert not score(frames, STILL.caption, chunk_frames=20).motion_right
+    parts = per_chunk(frames, STILL.caption, chunk_frames=20, first_chunk_frames=17)
+    assert len(parts) == 9
+    assert all(all_right(part) for part in parts)
+    assert score(clip(SCENE, 17), SCENE.caption, 20, 17).seam_ratio is None
+
+
 def test_summary_gives_fractions_with_wilson_intervals() -> None:
     right = score(clip(SCENE, 24), SCENE.caption)
     wrong = score(clip(SCENE, 24), dataclasses.replace(SCENE, shape="square").caption)
@@ -356,3 +370,6 @@ def test_bad_input_is_refused(check: Callable[..., object]) -> None:
         check(frames.astype(np.float32), SCENE.caption)
     with pytest.raises(ValueError, match="chunk_frames"):
         check(frames, SCENE.caption, chunk_frames=3)
+    for first in (0, 25):
+        with pytest.raises(ValueError, match="first_chunk_frames must be 1 to chunk_frames=24"):
+            check(frames, SCENE.caption, first_chunk_frames=first)

@@ -23,7 +23,7 @@ from eval.scenes import (
 )
 from experiments.job import ROOT
 from experiments.train_embedded import main
-from experiments.training.magi_dit import build_tokenizer
+from experiments.training.captions import build_tokenizer
 from experiments.training.optimiser import Optimiser, orthogonalise
 from flowcache.models.magi import Magi
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -35,6 +37,14 @@ def test_prompts_are_cleaned_and_cut(encoder):
     assert torch.equal(encoder("a caf\u00c3\u00a9"), encoder("a caf\u00e9"))  # UTF-8 read as Latin-1
     assert torch.equal(encoder("red " * 40), encoder("red " * 12))
     assert not torch.equal(encoder("a blue circle"), plain)
+
+
+def test_a_tokenizer_made_for_fewer_tokens_sets_the_length(encoder):
+    tokenizer = copy.deepcopy(encoder.tokenizer)
+    assert tokenizer.model_max_length > MAX_TOKENS == TextEncoder(encoder.encoder, tokenizer).max_length
+    tokenizer.model_max_length = 7
+    short = TextEncoder(encoder.encoder, tokenizer)
+    torch.testing.assert_close(short("a red circle"), encoder("a red circle")[:, :7], atol=1e-5, rtol=0)
 
 
 def test_lengths_are_those_of_upstream():

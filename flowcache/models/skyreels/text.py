@@ -28,7 +28,7 @@ class TextEncoder:
 
     Args:
         encoder, tokenizer: of transformers.
-        max_length: tokens a prompt is padded or cut to (L).
+        max_length: tokens a prompt is padded or cut to (L), unless the tokenizer is made for fewer.
         device: where the encoder runs.
     """
 
@@ -36,7 +36,8 @@ class TextEncoder:
         self, encoder: nn.Module, tokenizer: object, max_length: int = MAX_TOKENS, device: torch.device | str = "cpu"
     ) -> None:
         self.encoder = encoder.eval().requires_grad_(False).to(device)
-        self.tokenizer, self.max_length, self.device = tokenizer, max_length, device
+        self.tokenizer, self.device = tokenizer, device
+        self.max_length = min(max_length, tokenizer.model_max_length)
 
     @classmethod
     def from_pretrained(

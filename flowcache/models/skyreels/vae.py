@@ -13,9 +13,14 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
+from flowcache.models.skyreels.vae_cpu import quicken
+
 
 class SkyReelsVae:
-    """Latents are normalised by the VAE's own mean and deviation of each channel."""
+    """Latents are normalised by the VAE's own mean and deviation of each channel.
+
+    On a CPU it takes the VAE over and exchanges slow layers (see ``vae_cpu``).
+    """
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         if vae.config.patch_size is not None:
@@ -24,6 +29,8 @@ class SkyReelsVae:
         self.spatial_factor: int = vae.config.scale_factor_spatial
         shape = (1, vae.config.z_dim, 1, 1, 1)
         weight = vae.post_quant_conv.weight
+        if weight.device.type == "cpu" and weight.dtype == torch.float32:
+            quicken(vae)
         self._mean = torch.tensor(vae.config.latents_mean, dtype=weight.dtype, device=weight.device).view(shape)
         self._deviation = torch.tensor(vae.config.latents_std, dtype=weight.dtype, device=weight.device).view(shape)
 

@@ -1,0 +1,20 @@
+"""Clips for training, drawn anew for every step of an autoencoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from eval.scenes import Scene, render
+from experiments.training.session import TrainingSession
+
+
+def to_model_range(frames: Tensor) -> Tensor:
+    """uint8 [F, 3, H, W] -> float32 [3, F, H, W] in [-1, 1]."""
+    return frames.transpose(0, 1).float() / 127.5 - 1.0
+
+
+def draw_clips(session: TrainingSession, scenes: list[Scene], num_frames: int, batch: int) -> Tensor:
+    """Clips of random scenes, float32 [batch, 3, num_frames, H, W] in [-1, 1]."""
+    picks = [session.choice.choice(scenes) for _ in range(batch)]
+    return torch.stack([to_model_range(render(scene, num_frames, session.generator)) for scene in picks])
