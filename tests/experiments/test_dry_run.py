@@ -149,6 +149,7 @@ def test_a_method_that_needs_weights_says_so_beside_the_published_share(small_jo
     assert outcome.method.trace.computed_fraction == 1
     assert "flowcache_fast decides by embedded_latent distances, which need weights" in text
     assert "16 of 16 chunk steps computed" in text
+    assert "executed, at most" in text
     reported = next(line for line in text.splitlines() if "reported by the paper" in line)
     assert [cell.strip() for cell in reported.strip("│ ").split("│")][1:] == ["140", "0.458"]
 
@@ -156,6 +157,7 @@ def test_a_method_that_needs_weights_says_so_beside_the_published_share(small_jo
     outcome, replayed = printed_dry_run(*SMALL, *REUSING, f"replay={path}")
     assert outcome.method.trace.computed_fraction < 1
     assert "need weights" not in replayed
+    assert "at most" not in replayed
     assert "Decisions are those recorded in" in replayed
     assert outcome.method.trace.flops < outcome.vanilla.trace.flops
 
