@@ -28,6 +28,8 @@ class WanAutoencoder(nn.Module):
         super().__init__()
         self.vae = AutoencoderKLWan(**config)
         quicken(self.vae)
+        with torch.no_grad():  # little noise at first: means grown large to drown it are slow to shrink
+            self.vae.quant_conv.bias[self.vae.config.z_dim :] -= 4.0
 
     @property
     def encoder(self) -> nn.Module:
