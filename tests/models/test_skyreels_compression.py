@@ -17,7 +17,7 @@ from baselines.vanilla import VanillaConfig
 from flowcache.kv_cache import KvCache
 from flowcache.kv_score import CompressionConfig
 from flowcache.method import FlowCacheConfig, MethodConfig
-from flowcache.models.skyreels import Sampling, SkyReels
+from flowcache.models.skyreels import SkyReels
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.policy import Decision
 from flowcache.sampler import sample
@@ -288,9 +288,9 @@ def test_the_count_of_a_compressed_run_is_what_pytorch_counts(case, settings):
 
 
 def test_a_dry_run_compresses_its_counts():
-    model = SkyReels.on_meta("1.3B", Sampling(num_steps=20))
+    model = SkyReels.on_meta("1.3B")
     method, trace = VanillaConfig(attention="cached", kv_budget="1 chunk"), Trace()
-    for _ in sample(model.generation("a cat", 177, method, 0), method, trace):
+    for _ in sample(model.generation("a cat", 177, method, 0, num_steps=20), method, trace):
         pass
     queries, tokens, layers, width = 10200, 20400, 30, 1536
     scoring = 2 * layers * (queries * tokens * width + 12 * queries * tokens + 2 * tokens * width)
