@@ -20,7 +20,7 @@ from scipy.ndimage import maximum_filter1d, uniform_filter1d
 from scipy.stats import binomtest
 
 from eval.clips import Clip, check_clip
-from eval.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, WALL, depth_inside, scene_of
+from eval.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, WALL, Scene, depth_inside, scene_of
 
 CHUNK_FRAMES = 24
 ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "background_right", "right")
@@ -49,7 +49,7 @@ class CaptionScore:
 
     Attributes:
         colour, shape, motion, background: words of the caption grammar.
-        speed_pixels: median pixels a frame along each moving axis (the data's is 2); None for a shape that stays still.
+        speed_pixels: median pixels a frame (the data's is 2); None for a shape that stays still.
         right: colour, shape and motion are all right.
         seam_ratio: mean absolute difference of the two frames at a chunk border, averaged over the borders, divided by
             the median of that difference inside chunks; both are at least 0.1 grey levels. 1.0 is no seam; None where
@@ -89,7 +89,11 @@ def score(
         ValueError: frames has another shape, the caption is outside the grammar, or the chunks' frames are too few.
     """
     scene = scene_of(caption)
-    chunk = _chunk_of_frames(frames, chunk_frames, first_chunk_frames)
+    return _score(frames, scene, _chunk_of_frames(frames, chunk_frames, first_chunk_frames), is_part=False)
+
+
+def _score(frames: Clip, scene: Scene, chunk: NDArray[np.intp], is_part: bool) -> CaptionScore:
+    """`score`; a part of a clip shows a bounce as well where the shape is on its way from one wall to the other."""
     # Colour planes: arithmetic on an innermost axis of three is several times slower.
     pixels = frames.reshape(len(frames), SIZE * SIZE, 3).transpose(0, 2, 1).astype(np.float32, order="C")
     background_rgb = _background(frames)
@@ -108,6 +112,8 @@ def score(
     background = _agreed(_nearest(background_rgb, BACKGROUNDS), tuple(BACKGROUNDS))
 
     colour_right, shape_right, motion_right = colour == scene.colour, shape == scene.shape, motion == scene.motion
+    if is_part and scene.motion == "bouncing" and motion in ("moving up", "moving down"):
+        motion_right = _between_walls(path)
     return CaptionScore(
         colour=colour,
         shape=shape,
@@ -129,8 +135,8 @@ def per_chunk(
 ) -> list[CaptionScore]:
     """Score every chunk by itself: where a long clip leaves its caption. Seam figures are None, there is no border.
 
-    A last chunk of less than half the length shows too little motion and is scored with the chunk before it. A bouncing
-    shape that meets no wall within a chunk is one that moves diagonally between the walls.
+    A last chunk of less than half the length shows too little motion and is scored with the chunk before it. Where a
+    shape that should bounce meets no wall within a chunk, its motion reads as up or down, and is right.
 
     Arguments and errors are those of `score`.
     """
@@ -139,10 +145,9 @@ def per_chunk(
     if len(starts) > 1 and len(frames) - starts[-1] < chunk_frames / 2:
         starts.pop()
     stops = [*starts[1:], len(frames)]
-    return [
-        score(frames[start:stop], caption, chunk_frames=max(chunk_frames, stop - start))
-        for start, stop in zip(starts, stops, strict=True)
-    ]
+    scene = scene_of(caption)
+    parts = (frames[start:stop] for start, stop in zip(starts, stops, strict=True))
+    return [_score(part, scene, np.zeros(len(part), np.intp), is_part=True) for part in parts]
 
 
 def summary(scores: Iterable[CaptionScore]) -> dict[str, float]:
@@ -301,28 +306,25 @@ def _motion(path: Floats, chunk: NDArray[np.intp]) -> tuple[str | None, float | 
         if _share((along >= STILL_SPEED) & (across <= along / 2)):
             return motion, float(np.median(along))
     if _bounces(path, velocity):
-        return "bouncing", float(np.median(np.abs(velocity)))
+        return "bouncing", float(np.median(np.abs(velocity[:, 1])))
     return None, None
 
 
 def _bounces(path: Floats, velocity: Floats) -> bool:
-    """Whether both axes move, about equally fast, turn no more often than walls make them, and stay between the walls.
-
-    Turning back is not asked for: whatever moves on and stays between the walls has done so, or had no time to.
-    """
-    pace = np.abs(velocity)
-    # The maximum of three passes over the moment in which an axis turns, at the clip's ends too.
-    moving = maximum_filter1d(pace, 3, axis=0, mode="constant", cval=np.inf)
-    median = np.median(pace, axis=0)
-    span = SIZE - 2 * WALL
-    inside = np.abs(path % SIZE - SIZE / 2) <= span / 2 + WALL_TOLERANCE
-    turns = [np.count_nonzero(np.diff(np.sign(v[np.abs(v) >= STILL_SPEED]))) for v in velocity.T]
+    """Whether the height alone changes, both ways, turning no more often than walls make it, and between the walls."""
+    sideways, pace = np.abs(velocity).T
+    # The maximum of three passes over the moment in which the shape turns, at the clip's ends too.
+    moving = maximum_filter1d(pace, 3, mode="constant", cval=np.inf)
+    turns = np.count_nonzero(np.diff(np.sign(velocity[pace >= STILL_SPEED, 1])))
     return (
-        all(_share(axis >= STILL_SPEED) for axis in moving.T)
-        and median.max() <= 2 * median.min()
-        and _share(inside.all(axis=1))
-        and bool(np.all(turns <= 1 + median * len(path) / (span / 2)))
+        _share((moving >= STILL_SPEED) & (sideways <= moving / 2))
+        and _between_walls(path)
+        and 1 <= turns <= 1 + np.median(pace) * len(path) / (SIZE / 2 - WALL)
     )
+
+
+def _between_walls(path: Floats) -> bool:
+    return _share(np.abs(path[:, 1] % SIZE - SIZE / 2) <= SIZE / 2 - WALL + WALL_TOLERANCE)
 
 
 def _borders(chunk: NDArray[np.intp]) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 The data of the embedded models. Small enough to learn in an hour on a CPU, and every caption can be checked in the
 generated video by tracking the shape (eval/caption_score.py). Rendering is anti-aliased and exact, so motion is smooth
-at sub-pixel speeds and a clip's frames are a function of (scene, start, heading) alone.
+at sub-pixel speeds and a clip's frames are a function of (scene, start) alone.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ SHAPES = ("circle", "square", "triangle")
 BACKGROUNDS = {"dark": (18, 18, 26), "grey": (118, 118, 122), "light": (236, 234, 228)}
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
 MOTIONS = (*DIRECTIONS, "bouncing", "staying still")
-SPEED = 2.0  # pixels a frame along each moving axis
+SPEED = 2.0  # pixels a frame
 NUM_HELD_OUT = 64
 
 _CIRCLE_RADIUS, _SQUARE_HALF_SIDE, _TRIANGLE_INRADIUS = 13.0, 11.5, 9.0
-WALL = 16.0  # pixels between the frame's edge and the centre of a shape that bounces back
+WALL = 16.0  # pixels from the frame's upper and lower edge to the centre of a shape that bounces back
 _START_GRID = 8  # pixels; see `render`
 
 
@@ -91,7 +91,7 @@ def scene_of(caption: str) -> Scene:
 
 
 def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
-    """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws start and, if it bounces, heading.
+    """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws where the shape starts.
 
     Starts lie on a grid of 8 pixels, and a shape moves by 8 pixels in a latent frame (4 frames): at the start of every
     latent frame it is back on the 8-pixel grid of the latents, and a wall turns it there too. Few distinct patches,
@@ -115,10 +115,10 @@ def _path(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     if scene.motion == "staying still":
         return start.expand(num_frames, 2)
     if scene.motion == "bouncing":
-        heading = torch.randint(0, 2, (2,), generator=generator) * 2.0 - 1.0
         span = SIZE - 2 * WALL
-        phase = (start * (2 * span / SIZE) + time * SPEED * heading) % (2 * span)
-        return WALL + span - (phase - span).abs()
+        phase = (start[1] * (2 * span / SIZE) + time * SPEED) % (2 * span)
+        height = WALL + span - (phase - span).abs()
+        return torch.cat([start[0].expand(num_frames, 1), height], dim=1)
     return start + time * SPEED * torch.tensor(DIRECTIONS[scene.motion], dtype=torch.float32)
 
 

@@ -75,6 +75,7 @@ class Batches:
         self.table = timesteps(recipe["num_steps_of_schedule"])
         self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer()
+        self.weights = [recipe["motion_weights"].get(scene.motion, 1.0) for scene in scenes]
 
     def independent(self) -> tuple[Tensor, list[Scene], Tensor, int]:
         """Clean chunks, scenes, times [B, N] and how many chunks are clean (none)."""
@@ -103,7 +104,7 @@ class Batches:
         return clean, scenes, times, first
 
     def _clips(self, batch: int, first_chunk: int, end_chunk: int) -> tuple[Tensor, list[Scene]]:
-        picks = [self.choice.randrange(len(self.scenes)) for _ in range(batch)]
+        picks = self.choice.choices(range(len(self.scenes)), self.weights, k=batch)
         return self.latents[picks, :, first_chunk * 6 : end_chunk * 6].float(), [self.scenes[i] for i in picks]
 
     def captions(self, scenes: list[Scene], num_chunks: int, num_clean: int, dropped: Tensor) -> list[CaptionKv]:

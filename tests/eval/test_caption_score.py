@@ -233,11 +233,12 @@ def test_drifting_slower_than_0_3_pixels_a_frame_is_staying_still(speed: float, 
 @pytest.mark.parametrize("speed", [SPEED / 2, SPEED])
 def test_a_short_bounce_is_read_wherever_the_wall_is(speed: float) -> None:
     scene = Scene("red", "circle", "bouncing", "dark")
-    way = speed * np.arange(12)
-    for phase in np.arange(0, 64, 2.5):
-        path = 48 - np.abs((np.stack([way + phase, way + 5], axis=1)) % 64 - 32)
+    way = speed * np.arange(24)
+    for turn in np.arange(6, 18, 0.5):
+        height = 48 - np.abs(np.abs(way - turn * speed) % 64 - 32)
+        path = np.stack([np.full(24, 20.0), height], axis=1)
         result = score(np.stack([drawn(scene, centre=(x, y)) for x, y in path]), scene.caption)
-        assert all_right(result), phase
+        assert all_right(result), turn
 
 
 def test_a_motion_outside_the_grammar_is_none_of_it() -> None:
@@ -246,8 +247,9 @@ def test_a_motion_outside_the_grammar_is_none_of_it() -> None:
     paths = {
         "diagonal through the frame's edges": np.stack([time_steps, time_steps], axis=1),
         "steep diagonal": np.stack([time_steps * 3 // 4, time_steps], axis=1),
-        "to and fro on one axis": np.stack([np.abs(time_steps % 36 - 18) * 2, 0 * time_steps], axis=1),
-        "fast on one axis, creeping on the other": np.abs(time_steps[:, None] * [2, 0.5] % 48 - 24) - 12,
+        "bouncing sideways": np.stack([np.abs(time_steps % 36 - 18) * 2, 0 * time_steps], axis=1),
+        "bouncing off all four walls": np.abs(time_steps[:, None] * 2 % 64 - [32, 24]) - 16,
+        "bouncing through the frame's edges": np.stack([0 * time_steps, np.abs(time_steps * 2 % 112 - 56)], axis=1),
         "trembling": random.integers(-3, 4, (96, 2)),
         "wandering": random.choice([-1, 1], (96, 2)).cumsum(axis=0),
         "somewhere else in every frame": random.integers(0, 64, (96, 2)),
@@ -291,7 +293,7 @@ def test_a_jump_at_a_chunk_border_shows_in_the_seam_figures_alone(scene: Scene, 
     before, after = score(clean, scene.caption), score(frames, scene.caption)
     assert before.position_jump_pixels < 1.5
     assert after.position_jump_pixels > 1.5
-    # A bouncing shape may be carried beyond the walls, and a jump may turn a diagonal step into its exact opposite.
+    # A bouncing shape may be carried beyond the walls, and a jump may turn a step into its exact opposite.
     if scene is not BOUNCING:
         assert after.position_jump_pixels == pytest.approx(np.hypot(*jump), abs=1)
         assert after.seam_ratio > 1.15 * before.seam_ratio  # one of three borders; the ratio is their mean

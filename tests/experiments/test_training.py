@@ -14,6 +14,7 @@ from eval.scenes import (
     NUM_HELD_OUT,
     SIZE,
     SPEED,
+    WALL,
     Scene,
     all_scenes,
     held_out_scenes,
@@ -64,11 +65,15 @@ def test_a_moving_shape_moves_by_its_speed_around_the_torus():
     assert (still == still[0]).all()
 
 
-def test_a_bouncing_shape_stays_inside():
+def test_a_bouncing_shape_goes_up_and_down_between_the_walls():
     clip = render(Scene("blue", "square", "bouncing", "grey"), 100, generator(2))
-    border = torch.cat([clip[:, :, 0].flatten(1), clip[:, :, -1].flatten(1)], dim=1)
-    assert (border == border[:1]).all()
-    assert not torch.equal(clip[0], clip[1])
+    border = torch.cat([clip[:, :, 0], clip[:, :, -1]], dim=-1)
+    assert (border == border[0, :, :1]).all()  # background above and below, always
+    half_period = int((SIZE - 2 * WALL) / SPEED)
+    assert torch.equal(clip[2 * half_period], clip[0])
+    assert not torch.equal(clip[half_period], clip[0])
+    columns = (clip != border[0, :, :1, None]).any(dim=1).any(dim=-2)
+    assert (columns == columns[0]).all()
 
 
 def test_every_word_of_the_grammar_is_one_token():
