@@ -15,6 +15,7 @@ import pandas as pd
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from eval.atomic import atomic_path
 from eval.video_io import read_lossless
@@ -40,7 +41,7 @@ def reuse_points(frame: pd.DataFrame) -> pd.DataFrame:
     frame = frame[frame["method"] != "vanilla"].copy()
     frame["family"] = frame["method"].str.replace(r"_(slow|fast)$", "", regex=True)
     frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame.get("every"))
-    standard = frame["reuse"].isna() & frame["refresh_clean_kv"] & frame["near_clean"]
+    standard = frame["reuse"].isna() & frame["refresh_clean_kv"] & frame["near_clean"] & frame["kv_budget"].isna()
     frame = frame[standard].drop_duplicates(["family", "warmup_steps", "option", "prompt", "seed"])
     rows = []
     for (family, warmup, option), group in frame.groupby(["family", "warmup_steps", "option"]):
@@ -83,7 +84,7 @@ def draw_warmup_sweep(points: pd.DataFrame, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     all_axes[0].set_ylabel("PSNR to vanilla, dB")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _curve(axes, points: pd.DataFrame, title: str, colour, marker: str, line: str) -> None:
@@ -107,10 +108,11 @@ def _finish(figure, axes, title: str, points: pd.DataFrame, path: Path) -> None:
     axes.set_ylabel(f"PSNR to vanilla, dB (mean and 95 % interval, n = {points['n'].min()}-{points['n'].max()})")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """As PNG, whole or not at all."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
@@ -136,7 +138,7 @@ def draw_frames(jobs: list[Job], prompt: str, path: Path) -> None:
         axes.set_yticks([])
     figure.suptitle(f"{prompt!r}: a frame of every chunk", fontsize=9)
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def main(arguments: list[str]) -> int:

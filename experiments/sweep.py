@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,8 +29,14 @@ def expand(overrides: list[str]) -> list[list[str]]:
     return [list(combination) for combination in itertools.product(*choices)]
 
 
-def jobs_of(name: str, extra: list[str]) -> list[Job]:
-    """Every job of an experiment file, vanilla first so that references exist."""
+def experiment_of(arguments: list[str]) -> tuple[str, list[str]]:
+    """The experiment that ``experiment=<name>`` names (main_table if nothing does), and the other arguments."""
+    named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+    return (named or ["main_table"])[-1], [a for a in arguments if not a.startswith("experiment=")]
+
+
+def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
+    """Every job of an experiment file, vanilla first so that references exist, and what the file says."""
     files = {path.stem: path for path in config_files("experiment")}
     if name not in files:
         raise BadInput(f"unknown experiment {name!r}; {nearest(name, list(files))}")
@@ -44,13 +51,12 @@ def jobs_of(name: str, extra: list[str]) -> list[Job]:
     for overrides in sets:
         check_overrides(overrides + extra)
     jobs = [make_job(compose_config(overrides + common)) for overrides in sets]
-    return sorted(jobs, key=lambda job: job.method_name != "vanilla")
+    return sorted(jobs, key=lambda job: job.method_name != "vanilla"), experiment
 
 
 def main(arguments: list[str]) -> int:
     try:
-        named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
-        jobs = jobs_of((named or ["main_table"])[-1], [a for a in arguments if not a.startswith("experiment=")])
+        jobs, _ = jobs_of(*experiment_of(arguments))
         prompts = jobs[0].prompts
         total = sum(len(Runner(job).plan().to_make) for job in jobs)
         print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)

@@ -21,6 +21,7 @@ from experiments.job import ROOT, make_job, make_method
 from experiments.report import mean_and_interval
 
 METHODS = ("vanilla", "teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast")
+TABLES = ROOT / "results" / "tables"
 _TERA = 1e12
 
 
@@ -137,7 +138,7 @@ def main(arguments: list[str]) -> int:
         return 2
     reported = pd.read_csv(ROOT / "results" / "reported" / f"{job.model_name}_main.csv", index_col="method")
     text = markdown(measured, reported, _source(frame))
-    stem = ROOT / "results" / "tables" / f"{job.model_name}_{job.setting_name}_main"
+    stem = TABLES / f"{job.model_name}_{job.setting_name}_main"
     _write(stem.with_suffix(".md"), text)
     _write(stem.with_suffix(".csv"), measured.to_csv(float_format="%.6g"))
     print(text)

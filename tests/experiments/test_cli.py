@@ -2,9 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
+from experiments.ablations import flat
 from experiments.cli import check_overrides, compose_config, config_files
 from experiments.errors import BadInput
 from experiments.job import ROOT, make_job, make_method
@@ -25,10 +27,17 @@ def test_every_method_composes_to_its_dataclass(path):
 
 @pytest.mark.parametrize("path", config_files("experiment"), ids=lambda p: p.stem)
 def test_every_experiment_expands_to_jobs_with_vanilla_first(path):
-    jobs = jobs_of(path.stem, [])
+    jobs, experiment = jobs_of(path.stem, [])
     assert jobs[0].method_name == "vanilla"
     assert len(jobs) >= 5
     assert len({repr(job.method) for job in jobs}) == len(jobs)
+    if "figure" in experiment:
+        known = {"method", "flops_share", *_options(jobs)}
+        assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
+
+
+def _options(jobs):
+    return set().union(*(flat({**job.settings, **asdict(job.method)}) for job in jobs))
 
 
 def test_the_paper_setting_asks_for_prompts_and_weights():

@@ -1,0 +1,45 @@
+"""An ablation's table and figure come from records alone."""
+
+import pytest
+from PIL import Image
+
+from experiments.ablations import draw, main, markdown, settings_frame
+from experiments.errors import BadInput
+from experiments.runner import Runner
+
+
+@pytest.fixture
+def jobs(small_job):
+    thresholds = [small_job(f"method.threshold={t}", "method.warmup_steps=2", "num_prompts=2") for t in (0, 0.3, 0.6)]
+    return [small_job("method=vanilla", "num_prompts=2"), *thresholds]
+
+
+def test_one_row_a_setting_told_apart_by_what_varies(jobs, tmp_path):
+    for job in jobs[:3]:  # the last one has no records: no row
+        Runner(job).run()
+    frame, told_by = settings_frame(jobs)
+    assert told_by == ["method", "threshold"]
+    assert list(frame["n"]) == [2, 2, 2]
+    assert frame["flops_share"].iloc[1] == 1 > frame["flops_share"].iloc[2]
+    lines = markdown(frame, told_by, "Threshold", "here").splitlines()
+    assert lines[2].startswith("| method | threshold | n | compute left | PSNR dB | identical |")
+    assert [line.split(" | ")[:3] for line in lines[4:]] == [
+        ["| vanilla", "-", "2"],
+        ["| flowcache_fast", "0", "2"],
+        ["| flowcache_fast", "0.3", "2"],
+    ]
+    assert " ± " in lines[6]
+    assert "| 2 | 1.000 | - | 2 |" in lines[5]
+    draw(frame, "threshold", ["method"], "Threshold", tmp_path / "figure.png")
+    with Image.open(tmp_path / "figure.png") as drawn:
+        assert drawn.width > drawn.height
+
+
+def test_without_records_it_says_how_to_make_them(jobs):
+    with pytest.raises(BadInput, match=r"python -m experiments\.sweep"):
+        settings_frame(jobs)
+
+
+def test_an_experiment_that_is_no_ablation_is_refused(capsys):
+    assert main(["experiment=main_table"]) == 2
+    assert "is no ablation" in capsys.readouterr().err
