@@ -30,6 +30,7 @@ class Record:
         latency_s: the whole generation, from prompt to decoded frames; None where it was not timed.
         baseline_latency_s: vanilla's, timed right before this one on the same prompt in the same process.
         sections_s: latency by part: text, transformer, policy, scheduler, vae.
+        chunk_latency_s: from the prompt to the decoded frames of the first, second ... chunk.
         flops, flops_by_kind, flops_by_part: executed by the transformer.
         baseline_flops: vanilla's.
         computed_fraction: chunk steps computed over all chunk steps.
@@ -54,6 +55,7 @@ class Record:
     latency_s: float | None = None
     baseline_latency_s: float | None = None
     sections_s: dict[str, float] = field(default_factory=dict)
+    chunk_latency_s: list[float] = field(default_factory=list)
     flops: int = 0
     baseline_flops: int = 0
     flops_by_kind: dict[str, int] = field(default_factory=dict)

@@ -27,12 +27,17 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Take:
-    """One generation: frames uint8 [F, H, W, 3], wall seconds from prompt to frames, where they went, what happened."""
+    """One generation: frames uint8 [F, H, W, 3], wall seconds from prompt to the frames of each chunk, where they went,
+    what happened."""
 
     frames: np.ndarray
-    latency_s: float
+    chunk_latency_s: list[float]
     sections_s: dict[str, float]
     trace: Trace
+
+    @property
+    def latency_s(self) -> float:
+        return self.chunk_latency_s[-1]
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,7 @@ class Runner:
             self.store.save(record)
             raise
         record.latency_s, record.sections_s = take.latency_s, take.sections_s
+        record.chunk_latency_s = take.chunk_latency_s
         record.baseline_latency_s = baseline_latency_s
         _describe_work(record, take.trace)
         if method == VanillaConfig():
@@ -148,21 +154,13 @@ class Runner:
         trace, clock = Trace(), SectionClock(self.job.device)
         self._synchronise()
         started = time.perf_counter()
-        chunks = list(
-            generate(
-                self.model,
-                prompt,
-                num_frames,
-                method,
-                self.job.seed,
-                trace,
-                clock,
-                **self.job.generation_options,
-            )
-        )
-        self._synchronise()
-        latency_s = time.perf_counter() - started
-        return Take(torch.cat(chunks).cpu().numpy(), latency_s, clock.seconds(), trace)
+        options = self.job.generation_options
+        chunks, chunk_latency_s = [], []
+        for frames in generate(self.model, prompt, num_frames, method, self.job.seed, trace, clock, **options):
+            self._synchronise()
+            chunks.append(frames)
+            chunk_latency_s.append(time.perf_counter() - started)
+        return Take(torch.cat(chunks).cpu().numpy(), chunk_latency_s, clock.seconds(), trace)
 
     def _synchronise(self) -> None:
         if torch.device(self.job.device).type == "cuda":

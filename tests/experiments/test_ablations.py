@@ -1,8 +1,9 @@
-"""An ablation's table and figure come from records alone."""
+"""Tables and figures of ablations and long videos come from records alone."""
 
 import pytest
 from PIL import Image
 
+from experiments import long_video
 from experiments.ablations import draw, main, markdown, settings_frame
 from experiments.errors import BadInput
 from experiments.runner import Runner
@@ -43,3 +44,22 @@ def test_without_records_it_says_how_to_make_them(jobs):
 def test_an_experiment_that_is_no_ablation_is_refused(capsys):
     assert main(["experiment=main_table"]) == 2
     assert "is no ablation" in capsys.readouterr().err
+
+
+def test_a_long_video_is_told_chunk_by_chunk(small_job):
+    long = ["setting.num_frames=192", "num_prompts=1"]
+    jobs = [small_job("method=vanilla", *long), small_job("method.kv_budget=2 chunks", "method.warmup_steps=2", *long)]
+    with pytest.raises(BadInput, match="experiment=long_video"):
+        long_video.chunk_frame(jobs)
+    for job in jobs:
+        Runner(job).run()
+    chunks = long_video.chunk_frame(jobs)
+    assert list(chunks["setting"]) == ["vanilla"] * 8 + ["flowcache_fast, 2 chunks"] * 8
+    vanilla, compressed = (group for _, group in chunks.groupby("setting", sort=False))
+    assert vanilla["kv_mib"].is_monotonic_increasing
+    assert (vanilla["psnr"] == 60).all()
+    assert compressed["kv_mib"].max() < vanilla["kv_mib"].max()
+    assert (chunks["seconds"].dropna() > 0).all()
+    text = long_video.markdown(chunks, "A long video")
+    assert text.count("\n| ") == 3
+    assert len(long_video.draw(chunks, "A long video").axes) == 4
