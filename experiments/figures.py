@@ -61,13 +61,14 @@ def reuse_points(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["family", "warmup_steps", "compute_left"], ignore_index=True)
 
 
-def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, path: Path) -> None:
+def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, subject: str, path: Path) -> None:
+    """PSNR against compute left, a line a family; ``subject`` says of what."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for family, title in FAMILIES.items():
         mine = points[(points["family"] == family) & (points["warmup_steps"] == warmup_steps)]
         if len(mine):
             _curve(axes, mine, title, COLOURS[family], MARKERS[family], "-")
-    _finish(figure, axes, f"Reuse at equal compute, warm-up {warmup_steps} (embedded MAGI-1, measured)", points, path)
+    _finish(figure, axes, f"Reuse at equal compute, warm-up {warmup_steps} ({subject}, measured)", points, path)
 
 
 def draw_warmup_sweep(points: pd.DataFrame, path: Path) -> None:
@@ -127,7 +128,10 @@ def draw_frames(jobs: list[Job], prompt: str, path: Path) -> None:
         if record is not None:
             frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
             share = record.flops / record.baseline_flops
-            rows[f"{job.method_name}\n{share:.2f} of the compute"] = np.concatenate(frames[12::24], axis=1)
+            model = job.load_model()
+            first, usual = model.frames_of(1), model.chunk_frames
+            middles = [first // 2, *range(first + usual // 2, len(frames), usual)]
+            rows[f"{job.method_name}\n{share:.2f} of the compute"] = np.concatenate(frames[middles], axis=1)
     if not rows:
         return
     figure, all_axes = plt.subplots(len(rows), 1, figsize=(9, 1.15 * len(rows) + 0.3), squeeze=False)
@@ -152,7 +156,7 @@ def main(arguments: list[str]) -> int:
     stem = f"{job.model_name}_{job.setting_name}"
     with atomic_path(FIGURES / f"{stem}_reuse.csv") as temporary:
         temporary.write_text(points.to_csv(index=False, float_format="%.6g"))
-    draw_reuse_curve(points, WARMUP_STEPS, FIGURES / f"{stem}_reuse_curve.png")
+    draw_reuse_curve(points, WARMUP_STEPS, f"{job.model_name}, {job.setting_name}", FIGURES / f"{stem}_reuse_curve.png")
     draw_warmup_sweep(points, FIGURES / f"{stem}_warmup_sweep.png")
     jobs = [make_job(compose_config([*arguments, f"method={name}"])) for name in METHODS]
     draw_frames(jobs, job.prompts[0], FIGURES / f"{stem}_frames.png")
