@@ -39,6 +39,7 @@ _FIGURES = (
     ("lpips", "LPIPS", "{:.4f}", "lpips_ci95"),
     ("caption_right", "caption right", "{:.0%}", None),
     ("kv_mib", "KV MiB", "{:.2f}", None),
+    ("compression_share", "time compressing", "{:.1%}", None),
 )
 _AXES = {
     "psnr": "PSNR to vanilla, dB",

@@ -29,7 +29,7 @@ class Record:
         notes: why a metric is None, by name.
         latency_s: the whole generation, from prompt to decoded frames; None where it was not timed.
         baseline_latency_s: vanilla's, timed right before this one on the same prompt in the same process.
-        sections_s: latency by part: text, transformer, policy, scheduler, vae.
+        sections_s: latency by part: text, transformer, policy, scheduler, compression, vae.
         chunk_latency_s: from the prompt to the decoded frames of the first, second ... chunk.
         flops, flops_by_kind, flops_by_part: executed by the transformer.
         baseline_flops: vanilla's.

@@ -57,9 +57,10 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
         summary |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
         summary["speedup_pairs"] = len(ratios)
         summary["efficiency"] = summary["speedup"] * summary["flops_share"]
-    policy = [r.sections_s.get("policy", 0.0) / r.latency_s for r in records if r.latency_s]
-    if policy:
-        summary["policy_share"] = statistics.median(policy)
+    for section in ("policy", "compression"):
+        shares = [r.sections_s[section] / r.latency_s for r in records if r.latency_s and section in r.sections_s]
+        if shares:
+            summary[f"{section}_share"] = statistics.median(shares)
     for flag in CAPTION_FLAGS:
         seen = [bool(r.caption[flag]) for r in records if r.caption]
         if seen:
@@ -76,6 +77,7 @@ _ROWS = (
     ("speed-up (median of pairs)", "speedup", "{:.2f}x"),
     ("efficiency (speed-up x compute left)", "efficiency", "{:.2f}"),
     ("time spent deciding", "policy_share", "{:.1%}"),
+    ("time spent compressing", "compression_share", "{:.1%}"),
     ("PSNR, dB", "psnr", "{:.2f}"),
     ("videos identical to vanilla's", "identical_videos", "{:.0f}"),
     ("SSIM", "ssim", "{:.4f}"),

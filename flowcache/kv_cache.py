@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowcache.clock import SectionClock
 from flowcache.kv_budget import Budget
 from flowcache.kv_score import select_keys
 
@@ -31,6 +32,9 @@ class KvCache:
         num_chunks: most chunks ever written; the capacity, unless a budget gives another.
         batch_size, dtype, device: of the keys and values.
         budget: what may be held; None is everything.
+
+    Attributes:
+        clock: gets the section "compression".
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class KvCache:
         self.tokens_per_chunk = tokens_per_chunk
         self.num_chunks = num_chunks
         self.budget = budget
+        self.clock = SectionClock(device)
         self.capacity = num_chunks * tokens_per_chunk if budget is None else budget.capacity
         heads = (num_layers, batch_size, num_heads)
         # Zeros, not empty: a slot read before it is written then contributes a finite key, as in the official goldens.
@@ -135,12 +140,14 @@ class KvCache:
         if self.budget.query_heads:
             self._queries[layer] = query[:, :, -self._queries.shape[-2] :]
         else:
-            self._compress(layer, query)
+            with self.clock("compression"):
+                self._compress(layer, query)
 
     def compress(self) -> None:
         """Compress all layers, by the queries that ``score`` remembered."""
-        for layer, query in enumerate(self._queries):
-            self._compress(layer, query)
+        with self.clock("compression"):
+            for layer, query in enumerate(self._queries):
+                self._compress(layer, query)
 
     def positions(self, layer: int) -> Tensor:
         """Where in the video each entry held stands, in tokens: int32 [B, G, ``num_tokens``]."""

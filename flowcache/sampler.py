@@ -34,7 +34,7 @@ def sample(
         generation: a fresh one; it is used up.
         method: makes the policy; the generation must have been made with the same method.
         trace: filled while running.
-        clock: sections "transformer", "policy" and "scheduler" are added to.
+        clock: sections "transformer", "policy", "scheduler" and "compression" are added to.
         observe: called after every row with the row and its decision, for probes.
     """
     trace = Trace() if trace is None else trace
@@ -43,7 +43,7 @@ def sample(
     meter = None if policy.distance is None else DistanceMeter(generation, policy.distance, generation.measured_chunks)
     trace.kv_bytes_allocated = generation.kv_bytes_allocated
     with clock("transformer"):
-        trace.work += [(-1, work) for work in generation.start()]
+        trace.work += [(-1, work) for work in generation.start(clock)]
     for row in generation.schedule.rows:
         with clock("scheduler"):
             generation.begin_row(row)

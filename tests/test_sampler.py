@@ -208,6 +208,15 @@ def test_the_clock_counts_every_section_once_and_no_time_twice(monkeypatch):
     assert clock.seconds() == {"transformer": rows + 1, "policy": rows, "scheduler": 2 * rows}
 
 
+def test_a_section_within_another_is_taken_out_of_it(monkeypatch):
+    times = iter([0, 1, 4, 10])  # outer begins, inner begins and ends, outer ends
+    monkeypatch.setattr("flowcache.clock.time.perf_counter", lambda: next(times))
+    clock = SectionClock("cpu")
+    with clock("outer"), clock("inner"):
+        pass
+    assert clock.seconds() == {"inner": 3, "outer": 7}
+
+
 class FakeModel:
     """Records how it is asked and decodes a chunk to as many frames as it is told."""
 

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from flowcache.clock import SectionClock
 from flowcache.distance import FeatureSource
 from flowcache.method import MethodConfig
 from flowcache.policy import Decision
@@ -27,8 +28,9 @@ class Generation(FeatureSource, Protocol):
         """The chunks whose distances a policy gets: neighbours, the active ones among them."""
         ...
 
-    def start(self) -> Sequence[Work]:
-        """Work before the first row, such as caption keys and prefix chunks."""
+    def start(self, clock: SectionClock) -> Sequence[Work]:
+        """Work before the first row, such as caption keys and prefix chunks. ``clock`` is the run's: what happens
+        within the sampler's sections, such as compression, counts there by its own name."""
         ...
 
     def begin_row(self, row: Row) -> None:

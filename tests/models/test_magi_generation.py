@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from baselines.vanilla import VanillaConfig
+from flowcache.clock import SectionClock
 from flowcache.kv_cache import KvCache
 from flowcache.method import FlowCacheConfig
 from flowcache.models.magi.attention import Member
@@ -35,7 +36,7 @@ def guided(previous_scale: float, text_scale: float, **settings) -> MagiGenerati
 
 def first_velocity(generation: MagiGeneration) -> Tensor:
     row = generation.schedule.rows[0]
-    generation.start()
+    generation.start(SectionClock("cpu"))
     generation.begin_row(row)
     generation.compute(row, Decision(row.chunks))
     return generation.velocity(0)
@@ -187,7 +188,7 @@ def test_given_chunks_are_encoded_once_and_shape_what_follows():
 
 def test_both_branches_hold_the_given_chunks_keys():
     generation = small_generation(VANILLA, num_chunks=3, prefix_frames=12, **GUIDANCE_3)
-    generation.start()
+    generation.start(SectionClock("cpu"))
     captioned, null = generation._caches
     for layer in range(3):
         for a, b in zip(captioned.read(layer, 0, 1), null.read(layer, 0, 1), strict=True):
@@ -203,7 +204,7 @@ def test_given_chunks_look_back_as_far_as_their_setting_says(look_back, same):
     for shift in (0.0, 1.0):
         generation = small_generation(VANILLA, num_chunks=3, prefix_frames=12, clean_chunk_kvrange=look_back)
         generation.prefix[:, :, :6] += shift
-        generation.start()
+        generation.start(SectionClock("cpu"))
         keys.append(generation._caches[0].read(2, 1, 1)[0].clone())
     assert torch.equal(*keys) == same
 

@@ -13,6 +13,7 @@ from baselines.every_k import EveryKConfig
 from baselines.teacache import TeaCacheConfig
 from baselines.teacache_calls import TeaCacheCallsConfig
 from baselines.vanilla import VanillaConfig
+from flowcache.clock import SectionClock
 from flowcache.method import FlowCacheConfig, MethodConfig
 from flowcache.policy import Decision, Replay
 from flowcache.sampler import sample
@@ -318,7 +319,7 @@ def test_modulation_distances_follow_the_schedule_alone():
 
 def test_features_are_of_the_chunks_and_stay_as_they_were():
     generation = small_generation(CACHED, given_latents=1, addnoise_condition=20)
-    generation.start()
+    generation.start(SectionClock("cpu"))
     generation.begin_row(generation.schedule.rows[0])
     for kind in ("latent", "embedded_latent", "rescaled_modulation", "rescaled_time_embedding"):
         features = generation.features(kind, (1, 2))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from flowcache.clock import SectionClock
 from flowcache.kv_budget import Budget, plan_budget
 from flowcache.kv_cache import KvCache
 from flowcache.method import MethodConfig
@@ -114,7 +115,9 @@ class MagiGeneration:
 
     # What the sampler calls, in its order.
 
-    def start(self) -> list[Work]:
+    def start(self, clock: SectionClock) -> list[Work]:
+        for cache in self._caches:
+            cache.clock = clock
         first = self.schedule.prefix_chunks
         work = [
             self._flops.caption(chunk, _length(self.captions[chunk]))

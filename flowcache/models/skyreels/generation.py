@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from flowcache.clock import SectionClock
 from flowcache.kv_budget import Budget, plan_budget
 from flowcache.kv_cache import KvCache
 from flowcache.method import MethodConfig
@@ -100,7 +101,9 @@ class SkyReelsGeneration:
     def measured_chunks(self, row: Row) -> tuple[int, ...]:
         return row.chunks if self._is_cached else tuple(row.visible)
 
-    def start(self) -> list[Work]:
+    def start(self, clock: SectionClock) -> list[Work]:
+        for cache in self._caches:
+            cache.clock = clock
         for branch in self._branches:
             branch.caption = self.network.caption(branch.features)
         times = torch.tensor(all_times(self.sampling), device=self.network.device)
