@@ -44,7 +44,7 @@ def start_from(checkpoint: Path, recipe: dict, directory: Path) -> None:
     missing, unexpected = model.t5.load_state_dict(text | {"shared.weight": table}, strict=False)
     if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
         raise RuntimeError(f"{checkpoint / 't5'} does not fit the recipe's T5: {[*missing, *unexpected]}")
-    for name, weights in (("vae", vae), ("decoder", vae), ("dit", model)):
+    for name, weights in (("vae", vae), ("decoder", vae), ("dit", model), ("teacher", model)):
         with atomic_path(directory / f"{name}.pt") as temporary:
             torch.save({"model": weights.state_dict()}, temporary)
 

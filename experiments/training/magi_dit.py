@@ -3,10 +3,14 @@
 A quarter of the steps give every chunk a noise level of its own (diffusion forcing); the others put the chunks in a
 state that the sampler really visits: finished ones clean and without a caption, four in the window a quarter of the
 schedule apart, later ones absent.
+
+With ``guidance`` above 1 the weights that training goes on from are distilled: where a chunk is noisiest the target is
+their velocity guided towards the caption, as MAGI-1's distilled checkpoints were made to do without a second pass.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -69,12 +73,19 @@ class Batches:
     """Noisy packs of chunks for one worker."""
 
     def __init__(
-        self, latents: Tensor, scenes: list[Scene], model: TextAndDit, recipe: dict, session: TrainingSession
+        self,
+        latents: Tensor,
+        scenes: list[Scene],
+        model: TextAndDit,
+        teacher: TextAndDit | None,
+        recipe: dict,
+        session: TrainingSession,
     ) -> None:
         self.latents, self.scenes, self.model, self.recipe = latents, scenes, model, recipe
         self.table = timesteps(recipe["num_steps_of_schedule"])
         self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer()
+        self.teacher = teacher
         self.weights = [recipe["motion_weights"].get(scene.motion, 1.0) for scene in scenes]
 
     def independent(self) -> tuple[Tensor, list[Scene], Tensor, int]:
@@ -107,9 +118,11 @@ class Batches:
         picks = self.choice.choices(range(len(self.scenes)), self.weights, k=batch)
         return self.latents[picks, :, first_chunk * 6 : end_chunk * 6].float(), [self.scenes[i] for i in picks]
 
-    def captions(self, scenes: list[Scene], num_chunks: int, num_clean: int, dropped: Tensor) -> list[CaptionKv]:
+    def captions(
+        self, model: TextAndDit, scenes: list[Scene], num_chunks: int, num_clean: int, dropped: Tensor, remaining: int
+    ) -> list[CaptionKv]:
         """Keys and values of every chunk's captions for the whole batch; null for clean chunks and dropped samples."""
-        dit = self.model.dit
+        dit = model.dit
         length = dit.config.caption_max_length
         text = self.tokenizer(
             [scene.caption for scene in scenes],
@@ -118,10 +131,9 @@ class Batches:
             truncation=True,
             return_tensors="pt",
         )
-        features = self.model.t5(**{k: text[k] for k in ("input_ids", "attention_mask")}).last_hidden_state
+        features = model.t5(**{k: text[k] for k in ("input_ids", "attention_mask")}).last_hidden_state
         mask = text["attention_mask"].bool()
-        special = dict(zip(self.model.special_token_names, self.model.special_tokens, strict=True))
-        remaining = self.choice.randrange(num_chunks, num_chunks + MAX_DURATION)
+        special = dict(zip(model.special_token_names, model.special_tokens, strict=True))
         null = dit.y_embedder.null_caption_embedding.expand(len(scenes), -1, -1)
         all_captions, all_masks = [], []
         for chunk in range(num_chunks):
@@ -152,13 +164,23 @@ class Batches:
         history = slice(0, num_clean * 6)
         noisy[:, :, history] = clean[:, :, history] + self.recipe["history_noise"] * noise[:, :, history]
         dropped = torch.rand(batch, generator=self.generator) < self.recipe["caption_dropout"]
-        captions = self.captions(scenes, num_chunks, num_clean, dropped)
-        members = [Member(chunk, captions[chunk]) for chunk in range(num_chunks)]
-        flags = dropped[:, None].expand(-1, num_chunks).clone()
-        flags[:, :num_clean] = False
-        step_size = step_size_number(self.recipe["num_steps_of_schedule"], 1.0)
-        velocity = self.model.dit(noisy, times, members, dropped=flags, step_size=step_size)
-        return (velocity - (clean - noise))[:, :, num_clean * 6 :].square().mean()
+        remaining = self.choice.randrange(num_chunks, num_chunks + MAX_DURATION)
+
+        def velocity(model: TextAndDit, dropped: Tensor) -> Tensor:
+            captions = self.captions(model, scenes, num_chunks, num_clean, dropped, remaining)
+            members = [Member(chunk, captions[chunk]) for chunk in range(num_chunks)]
+            flags = dropped[:, None].expand(-1, num_chunks).clone()
+            flags[:, :num_clean] = False
+            step_size = step_size_number(self.recipe["num_steps_of_schedule"], 1.0)
+            return model.dit(noisy, times, members, dropped=flags, step_size=step_size)
+
+        target = clean - noise
+        if self.teacher is not None:
+            with torch.no_grad():
+                null = velocity(self.teacher, torch.ones_like(dropped))
+                guided = null + self.recipe["guidance"] * (velocity(self.teacher, dropped) - null)
+            target = torch.where(frame_times < self.recipe["guidance_until"], guided, target)
+        return (velocity(self.model, dropped) - target)[:, :, num_clean * 6 :].square().mean()
 
 
 def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory: Path) -> None:
@@ -169,7 +191,7 @@ def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory:
     torch.manual_seed(recipe["seed"])
     model = TextAndDit(dit, T5Config(**t5), recipe["seed"])
     session = TrainingSession(directory, "dit", model, ("dit.videodit_blocks",), recipe)
-    batches = Batches(latents, scenes, model, recipe, session)
+    batches = Batches(latents, scenes, model, _teacher(model, recipe, directory), recipe, session)
     average = {False: 1.0, True: 1.0}
     while not session.finished:
         staggered = session.optimiser.step_count % 4 != 0
@@ -177,3 +199,12 @@ def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory:
         session.optimiser.step(loss)
         average[staggered] += 0.04 * (loss.item() - average[staggered])
         session.after_step(50, loss_independent=average[False], loss_staggered=average[True])
+
+
+def _teacher(model: TextAndDit, recipe: dict, directory: Path) -> TextAndDit | None:
+    """The weights that training went on from, whose guided velocity is learned; None without guidance."""
+    if recipe["guidance"] == 1:
+        return None
+    teacher = copy.deepcopy(model)
+    teacher.load_state_dict(torch.load(directory / "teacher.pt", weights_only=True)["model"])
+    return teacher.requires_grad_(False)

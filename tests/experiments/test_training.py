@@ -179,3 +179,17 @@ def test_training_goes_on_from_a_checkpoint_with_its_autoencoder_and_words(tmp_p
         words = AutoTokenizer.from_pretrained(t5)("a red circle moving left on a dark background").input_ids
         rows.append(load_file(t5 / "model.safetensors")["shared.weight"][words])
     assert torch.equal(*rows)
+
+
+def test_guidance_is_distilled_from_the_checkpoint_that_training_goes_on_from(tmp_path):
+    """Before the first update student and teacher are one: without a caption there is nothing to guide away from."""
+
+    def first_loss(name, *options):
+        run = [f"directory={tmp_path / name}", f"destination={tmp_path / 'weights'}", f"initial={EMBEDDED}"]
+        small = ["num_steps=1", "num_clips=2", "num_chunks=1", "chunks_independent=1", "guidance_until=2", *options]
+        assert main(["model=magi", *run, "num_processes=1", *(f"dit.recipe.{option}" for option in small)]) == 0
+        average = json.loads((tmp_path / name / "dit.jsonl").read_text())["loss_independent"]
+        return (average - 0.96) / 0.04  # a running mean that began at 1
+
+    assert first_loss("same", "guidance=4", "caption_dropout=1") == pytest.approx(0, abs=1e-3)
+    assert first_loss("guided", "guidance=4", "caption_dropout=0") > 0.01
