@@ -33,6 +33,8 @@ def main(arguments: list[str]) -> int:
         base = OmegaConf.load(path)
         OmegaConf.set_struct(base, True)
         recipe = OmegaConf.to_container(OmegaConf.merge(base, options), resolve=True)
+        if recipe["dit"]["recipe"].get("guidance", 1) != 1 and recipe["initial"] is None:
+            raise ValueError("dit.recipe.guidance distils a checkpoint; name it with initial=<checkpoint directory>")
     except (ValueError, OmegaConfBaseException) as error:
         print(f"train_embedded: {error}", file=sys.stderr)
         return 2

@@ -193,3 +193,8 @@ def test_guidance_is_distilled_from_the_checkpoint_that_training_goes_on_from(tm
 
     assert first_loss("same", "guidance=4", "caption_dropout=1") == pytest.approx(0, abs=1e-3)
     assert first_loss("guided", "guidance=4", "caption_dropout=0") > 0.01
+
+
+def test_guidance_without_a_checkpoint_to_distil_is_refused(capsys):
+    assert main(["model=magi", "dit.recipe.guidance=4"]) == 2
+    assert "initial=<checkpoint directory>" in capsys.readouterr().err
