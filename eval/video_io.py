@@ -51,7 +51,7 @@ def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18
         raise ValueError(f"yuv420p needs even sizes, got {height}x{width}; crop the frames or use write_lossless")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be in 0..51, got {crf}")
-    encoding = {"crf": str(crf), "preset": "medium"}
+    encoding = {"crf": str(crf), "preset": "veryfast"}
     _write(path, frames, fps, "libx264", "yuv420p", encoding, metadata={}, suffixes=(".mp4",))
 
 

@@ -10,24 +10,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from omegaconf.errors import OmegaConfBaseException
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-from eval.atomic import atomic_path
+from experiments.collect import video_frame
 from experiments.errors import BadInput
-from experiments.figures import FIGURES, save_figure
 from experiments.job import Job
 from experiments.records import Record, RecordStore, new_record
 from experiments.report import summarise
+from experiments.results import provenance, save_figure, save_table, table_lines
 from experiments.sweep import experiment_of, jobs_of
-from experiments.tables import TABLES
 
 # Column, its title and form, and, where it is a mean over prompts, the column of its interval's half-width.
 _FIGURES = (
@@ -80,13 +76,7 @@ def finished(job: Job) -> list[Record]:
 def markdown(frame: pd.DataFrame, told_by: list[str], title: str, source: str) -> str:
     """The table with what it shows and where it comes from."""
     figures = [column for column in _FIGURES if column[0] in frame]
-    lines = [
-        f"**{title}** Measured here ({source}). Means over prompts ± half-width of the 95 % interval; PSNR, SSIM and "
-        "LPIPS are against vanilla's video of the same prompt and seed, identical videos left out and counted.",
-        "",
-        "| " + " | ".join([*told_by, *(heading for _, heading, _, _ in figures)]) + " |",
-        "|" + "---|" * (len(told_by) + len(figures)),
-    ]
+    rows = []
     for _, row in frame.iterrows():
         cells = [_option(row[name]) for name in told_by]
         for name, _, form, interval in figures:
@@ -94,11 +84,17 @@ def markdown(frame: pd.DataFrame, told_by: list[str], title: str, source: str) -
             if interval is not None and pd.notna(row.get(interval)):
                 cell += f" ± {form.format(row[interval])}"
             cells.append(cell)
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    lines = [
+        f"**{title}** Measured here ({source}). Means over prompts ± half-width of the 95 % interval; PSNR, SSIM and "
+        "LPIPS are against vanilla's video of the same prompt and seed, identical videos left out and counted.",
+        "",
+        *table_lines([*told_by, *(heading for _, heading, _, _ in figures)], rows),
+    ]
     return "\n".join(lines) + "\n"
 
 
-def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str, path: Path) -> None:
+def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str) -> Figure:
     """PSNR and SSIM against one column, a line for every combination of others; both with 95 % intervals."""
     frame = frame[frame["psnr"].notna()]
     numeric = pd.to_numeric(frame[x], errors="coerce").notna().all()
@@ -125,7 +121,7 @@ def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str, path: Path) 
         axes.grid(alpha=0.3)
     panels[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=11)
-    save_figure(figure, path)
+    return figure
 
 
 def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -153,14 +149,11 @@ def main(arguments: list[str]) -> int:
         print(f"ablations: {error}", file=sys.stderr)
         return 2
     job, title = jobs[0], experiment["title"]
+    videos = video_frame(record for each in jobs for record in finished(each))
     stem = f"{job.model_name}_{job.setting_name}_{name}"
-    source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; code and weights of one kind"
-    text = markdown(frame, told_by, title, source)
-    for suffix, content in ((".md", text), (".csv", frame.to_csv(index=False, float_format="%.6g"))):
-        with atomic_path((TABLES / stem).with_suffix(suffix)) as temporary:
-            temporary.write_text(content)
-    draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title, FIGURES / f"{stem}.png")
-    print(text)
+    source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
+    save_table(stem, markdown(frame, told_by, title, source), frame)
+    save_figure(draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title), stem)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -34,9 +35,8 @@ def check_overrides(arguments: list[str]) -> None:
         if key in GROUPS:
             continue
         for choice in _method_choices(overrides):
-            _check_key(
-                compose_config([o for o in _groups_only(overrides) if not o.startswith("method=")] + choice), key
-            )
+            groups = [o for o in _groups_only(overrides) if not o.startswith("method=")] + choice
+            _check_key(_composed(tuple(groups)), key)
 
 
 def compose_config(overrides: list[str]) -> DictConfig:
@@ -44,6 +44,12 @@ def compose_config(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base=None, config_dir=str(CONF)):
         return compose("config", overrides=overrides)
+
+
+@lru_cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
+    """For reading: an experiment asks for the same few hundreds of times."""
+    return compose_config(list(overrides))
 
 
 def _groups_only(overrides: list[str]) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import pandas as pd
 
 from experiments.errors import BadInput
 from experiments.job import Job
-from experiments.records import RecordStore, code_hash, weights_hash
+from experiments.records import Record, RecordStore, code_hash, weights_hash
+
+_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
 
 
 def canonical(options: dict[str, Any]) -> str:
@@ -23,11 +26,25 @@ def collect(job: Job) -> pd.DataFrame:
     Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
     program. Raises BadInput if there are none.
     """
-    rows = []
     wanted = (job.settings, weights_hash(job.checkpoint), code_hash())
-    for record in RecordStore(job.output_dir).all():
-        if record.status != "done" or (record.settings, record.weights, record.code) != wanted:
-            continue
+    records = [
+        record
+        for record in RecordStore(job.output_dir).all()
+        if record.status == "done" and (record.settings, record.weights, record.code) == wanted
+    ]
+    if not records:
+        raise BadInput(
+            f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "
+            f"weights under {job.output_dir}; make them first, for example "
+            f"python run.py -m model={job.model_name} method=vanilla,flowcache_fast"
+        )
+    return video_frame(records)
+
+
+def video_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a record: as ``collect``, of any records."""
+    rows = []
+    for record in records:
         metrics = {k: float("inf") if v == "inf" else v for k, v in record.metrics.items()}
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
         rows.append(
@@ -47,13 +64,7 @@ def collect(job: Job) -> pd.DataFrame:
                 **caption,
                 "weights": record.weights,
                 "code": record.code,
-                **{f"environment_{k}": record.environment.get(k) for k in ("cpu", "gpu", "threads", "revision")},
+                **{f"environment_{k}": record.environment.get(k) for k in _ENVIRONMENT},
             }
-        )
-    if not rows:
-        raise BadInput(
-            f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "
-            f"weights under {job.output_dir}; make them first, for example "
-            f"python run.py -m model={job.model_name} method=vanilla,flowcache_fast"
         )
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""Figures from records: ``python -m experiments.figures [model=magi] [output_dir=outputs]``. PNG, and data as CSV.
+"""Figures from records, and their points as a table: ``python -m experiments.figures [model=magi] [key=value ...]``.
 
 reuse_curve: PSNR to vanilla against compute left, for chunkwise, uniform and every-k reuse at equal warm-up, with 95 %
 intervals over prompts; warmup_sweep: the same for other warm-ups; frames: one prompt's video under every method.
@@ -7,27 +7,22 @@ intervals over prompts; warmup_sweep: the same for other warm-ups; frames: one p
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from eval.atomic import atomic_path
 from eval.video_io import read_lossless
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import collect
 from experiments.errors import BadInput
-from experiments.job import ROOT, Job, make_job
+from experiments.job import Job, make_job
 from experiments.records import RecordStore, new_record
 from experiments.report import mean_and_interval
+from experiments.results import provenance, save_figure, save_table, table_lines
 from experiments.tables import METHODS
 
-FIGURES = ROOT / "results" / "figures"
 # Method families by the option that is swept; slow and fast rows of one family are points of one curve.
 FAMILIES = {"flowcache": "chunkwise (FlowCache)", "teacache": "uniform (TeaCache)", "every_k": "every k-th step"}
 COLOURS = {"flowcache": "tab:blue", "teacache": "tab:orange", "every_k": "tab:green"}
@@ -61,17 +56,45 @@ def reuse_points(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["family", "warmup_steps", "compute_left"], ignore_index=True)
 
 
-def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, subject: str, path: Path) -> None:
+def markdown(points: pd.DataFrame, source: str) -> str:
+    """The curves' points as a table, with provenance."""
+    rows = [
+        [
+            FAMILIES[point.family],
+            str(point.warmup_steps),
+            f"{point.option:g}",
+            f"{point.compute_left:.3f}",
+            f"{point.psnr:.2f} ± {point.psnr_ci95:.2f}",
+            str(point.n),
+        ]
+        for point in points.itertuples()
+    ]
+    lines = [
+        f"**Reuse at equal compute.** Measured here ({source}). PSNR against vanilla's video of the same prompt and "
+        f"seed, mean ± half-width of the 95 % interval over prompts, a video counting at most {PSNR_CAP_DB:.0f} dB.",
+        "",
+        *table_lines(["reuse", "warm-up", "threshold or k", "compute left", "PSNR dB", "n"], rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, subject: str) -> Figure:
     """PSNR against compute left, a line a family; ``subject`` says of what."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     for family, title in FAMILIES.items():
         mine = points[(points["family"] == family) & (points["warmup_steps"] == warmup_steps)]
         if len(mine):
             _curve(axes, mine, title, COLOURS[family], MARKERS[family], "-")
-    _finish(figure, axes, f"Reuse at equal compute, warm-up {warmup_steps} ({subject}, measured)", points, path)
+    axes.set_title(f"Reuse at equal compute, warm-up {warmup_steps} ({subject}, measured)", fontsize=11)
+    axes.set_xlabel("compute left (share of vanilla's executed FLOPs)")
+    axes.set_ylabel(f"PSNR to vanilla, dB (mean and 95 % interval, n = {points['n'].min()}-{points['n'].max()})")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return figure
 
 
-def draw_warmup_sweep(points: pd.DataFrame, path: Path) -> None:
+def draw_warmup_sweep(points: pd.DataFrame) -> Figure:
+    """The same, a panel a family, a line a warm-up."""
     warmups = sorted(points["warmup_steps"].unique())
     figure, all_axes = plt.subplots(1, len(FAMILIES), figsize=(12, 4.2), sharey=True, layout="constrained")
     shades = plt.colormaps["viridis"](np.linspace(0.1, 0.9, len(warmups)))
@@ -85,7 +108,7 @@ def draw_warmup_sweep(points: pd.DataFrame, path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     all_axes[0].set_ylabel("PSNR to vanilla, dB")
-    save_figure(figure, path)
+    return figure
 
 
 def _curve(axes, points: pd.DataFrame, title: str, colour, marker: str, line: str) -> None:
@@ -103,25 +126,9 @@ def _curve(axes, points: pd.DataFrame, title: str, colour, marker: str, line: st
     )
 
 
-def _finish(figure, axes, title: str, points: pd.DataFrame, path: Path) -> None:
-    axes.set_title(title, fontsize=11)
-    axes.set_xlabel("compute left (share of vanilla's executed FLOPs)")
-    axes.set_ylabel(f"PSNR to vanilla, dB (mean and 95 % interval, n = {points['n'].min()}-{points['n'].max()})")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    save_figure(figure, path)
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """As PNG, whole or not at all."""
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    plt.close(figure)
-    print(f"written {path}")
-
-
-def draw_frames(jobs: list[Job], prompt: str, path: Path) -> None:
-    """One row a method, one frame from the middle of every chunk; methods without a finished video are left out."""
+def draw_frames(jobs: list[Job], prompt: str) -> Figure | None:
+    """One row a method, one frame from the middle of every chunk; methods without a finished video are left out, and
+    there is no figure if all are."""
     rows = {}
     for job in jobs:
         record = RecordStore(job.output_dir).find(new_record(job, job.method_name, job.method, prompt).key)
@@ -133,7 +140,7 @@ def draw_frames(jobs: list[Job], prompt: str, path: Path) -> None:
             middles = [first // 2, *range(first + usual // 2, len(frames), usual)]
             rows[f"{job.method_name}\n{share:.2f} of the compute"] = np.concatenate(frames[middles], axis=1)
     if not rows:
-        return
+        return None
     figure, all_axes = plt.subplots(len(rows), 1, figsize=(9, 1.15 * len(rows) + 0.3), squeeze=False)
     for axes, (label, strip) in zip(all_axes[:, 0], rows.items(), strict=True):
         axes.imshow(strip)
@@ -142,24 +149,26 @@ def draw_frames(jobs: list[Job], prompt: str, path: Path) -> None:
         axes.set_yticks([])
     figure.suptitle(f"{prompt!r}: a frame of every chunk", fontsize=9)
     figure.tight_layout()
-    save_figure(figure, path)
+    return figure
 
 
 def main(arguments: list[str]) -> int:
     try:
         check_overrides(arguments)
         job = make_job(compose_config(arguments))
-        points = reuse_points(collect(job))
+        videos = collect(job)
     except BadInput as error:
         print(f"figures: {error}", file=sys.stderr)
         return 2
+    points, subject = reuse_points(videos), f"{job.model_name}, {job.setting_name}"
     stem = f"{job.model_name}_{job.setting_name}"
-    with atomic_path(FIGURES / f"{stem}_reuse.csv") as temporary:
-        temporary.write_text(points.to_csv(index=False, float_format="%.6g"))
-    draw_reuse_curve(points, WARMUP_STEPS, f"{job.model_name}, {job.setting_name}", FIGURES / f"{stem}_reuse_curve.png")
-    draw_warmup_sweep(points, FIGURES / f"{stem}_warmup_sweep.png")
+    save_table(f"{stem}_reuse_curve", markdown(points, f"{subject}; {provenance(videos)}"), points)
+    save_figure(draw_reuse_curve(points, WARMUP_STEPS, subject), f"{stem}_reuse_curve")
+    save_figure(draw_warmup_sweep(points), f"{stem}_warmup_sweep")
     jobs = [make_job(compose_config([*arguments, f"method={name}"])) for name in METHODS]
-    draw_frames(jobs, job.prompts[0], FIGURES / f"{stem}_frames.png")
+    frames = draw_frames(jobs, job.prompts[0])
+    if frames is not None:
+        save_figure(frames, f"{stem}_frames")
     return 0
 
 

@@ -11,20 +11,18 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-import matplotlib
 import pandas as pd
 import torch
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 from baselines.vanilla import VanillaConfig
-from eval.atomic import atomic_path
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
-from experiments.figures import FIGURES
 from experiments.job import Job, make_job
+from experiments.records import code_hash, weights_hash
+from experiments.results import save_figure, save_table, table_lines
 from flowcache.policy import Decision
 from flowcache.sampler import sample
 from flowcache.schedule import Row
@@ -108,7 +106,20 @@ def findings(data: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def draw(data: pd.DataFrame, stem: str) -> None:
+def markdown(table: pd.DataFrame, source: str) -> str:
+    """The findings as a table, with provenance."""
+    rows = [[f"{v:.3g}" if isinstance(v, float) else str(v) for v in row] for row in table.itertuples(index=False)]
+    lines = [
+        f"**L1_rel over the process.** Measured here ({source}). Relative L1 change of each chunk from its step "
+        "before; growing share is the share of steps in which it grows, first, middle and last are medians at those "
+        "steps, the ratios are the largest chunk's over the smallest's.",
+        "",
+        *table_lines([name.replace("_", " ") for name in table.columns], rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(data: pd.DataFrame) -> Figure:
     figure, grid = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")
     for axes_row, (shift, part) in zip(grid, sorted(data.groupby("shift"), reverse=True), strict=True):
         for axes, quantity in zip(axes_row, ("input", "velocity"), strict=True):
@@ -120,10 +131,7 @@ def draw(data: pd.DataFrame, stem: str) -> None:
             axes.set_xlabel("the chunk's own step")
             axes.grid(alpha=0.3)
     grid[0, 0].legend(fontsize=7, ncol=2)
-    path = FIGURES / f"{stem}_l1_rel.png"
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
-    plt.close(figure)
+    return figure
 
 
 def main(arguments: list[str]) -> int:
@@ -134,12 +142,14 @@ def main(arguments: list[str]) -> int:
         print(f"l1_rel: {error}", file=sys.stderr)
         return 2
     data = measure(replace(job, metrics=()))
-    stem = f"{job.model_name}_{job.setting_name}"
-    draw(data, stem)
-    table = findings(data)
-    with atomic_path(FIGURES / f"{stem}_l1_rel.csv") as temporary:
-        temporary.write_text(table.to_csv(index=False, float_format="%.5g"))
-    print(table.to_string(index=False))
+    stem, table = f"{job.model_name}_{job.setting_name}_l1_rel", findings(data)
+    machine = environment.describe(job.device)
+    source = (
+        f"{job.model_name}, {job.setting_name}; {machine.get('gpu', machine['cpu'])}; weights "
+        f"{weights_hash(job.checkpoint)}, code {code_hash()}; {len(job.prompts)} prompts"
+    )
+    save_table(stem, markdown(table, source), table)
+    save_figure(draw(data), stem)
     return 0
 
 

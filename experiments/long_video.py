@@ -10,26 +10,23 @@ import sys
 from dataclasses import asdict
 from statistics import median
 
-import matplotlib
 import numpy as np
 import pandas as pd
-from omegaconf.errors import OmegaConfBaseException
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from omegaconf.errors import OmegaConfBaseException
 
-from eval.atomic import atomic_path
 from eval.caption_score import per_chunk
 from eval.psnr import psnr
 from eval.video_io import read_lossless
 from experiments.ablations import finished
+from experiments.collect import video_frame
 from experiments.errors import BadInput
-from experiments.figures import FIGURES, PSNR_CAP_DB, save_figure
+from experiments.figures import PSNR_CAP_DB
 from experiments.job import Job
 from experiments.records import Record, RecordStore
+from experiments.results import provenance, save_figure, save_table, table_lines
 from experiments.sweep import jobs_of
-from experiments.tables import TABLES
 
 NUM_COMPARED = 8  # chunks at either end of the video that the table compares
 _PANELS = (
@@ -87,19 +84,12 @@ def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
     return rows
 
 
-def markdown(chunks: pd.DataFrame, title: str) -> str:
+def markdown(chunks: pd.DataFrame, title: str, source: str) -> str:
     """The first and the last chunks of every setting, side by side."""
     last = chunks["chunk"].max()
     early = chunks[chunks["chunk"].between(1, NUM_COMPARED)]
     late = chunks[chunks["chunk"] > last - NUM_COMPARED]
-    lines = [
-        f"**{title}** Measured here: {last + 1} chunks, {chunks['prompt'].nunique()} prompts. Each cell: chunks 1 to "
-        f"{NUM_COMPARED}, then the last {NUM_COMPARED} (median seconds, mean of the others). PSNR is against vanilla's "
-        f"long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
-        "",
-        "| setting | KV MiB | seconds a chunk | PSNR dB | chunks that show their caption |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for setting in chunks["setting"].unique():
         ends = [part[part["setting"] == setting] for part in (early, late)]
         cells = [setting]
@@ -111,7 +101,15 @@ def markdown(chunks: pd.DataFrame, title: str) -> str:
         ):
             average = median if column == "seconds" else np.mean
             cells.append(" → ".join(form.format(average(end[column])) for end in ends))
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
+    headings = ["setting", "KV MiB", "seconds a chunk", "PSNR dB", "chunks that show their caption"]
+    lines = [
+        f"**{title}** Measured here ({source}): {last + 1} chunks, {chunks['prompt'].nunique()} prompts. "
+        f"Each cell: chunks 1 to {NUM_COMPARED}, then the last {NUM_COMPARED} (median seconds, mean of the others). "
+        f"PSNR is against vanilla's long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
+        "",
+        *table_lines(headings, rows),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -141,12 +139,9 @@ def main(arguments: list[str]) -> int:
         print(f"long_video: {error}", file=sys.stderr)
         return 2
     stem = f"{jobs[0].model_name}_{jobs[0].setting_name}_long_video"
-    text = markdown(chunks, experiment["title"])
-    for suffix, content in ((".md", text), (".csv", chunks.to_csv(index=False, float_format="%.6g"))):
-        with atomic_path((TABLES / stem).with_suffix(suffix)) as temporary:
-            temporary.write_text(content)
-    save_figure(draw(chunks, experiment["title"]), FIGURES / f"{stem}.png")
-    print(text)
+    source = provenance(video_frame(record for job in jobs for record in finished(job)))
+    save_table(stem, markdown(chunks, experiment["title"], source), chunks)
+    save_figure(draw(chunks, experiment["title"]), stem)
     return 0
 
 

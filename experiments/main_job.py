@@ -12,7 +12,7 @@ from experiments.job import make_job
 from experiments.records import Record
 from experiments.report import log_to_wandb, print_summary
 from experiments.runner import Runner
-from experiments.workers import run_jobs
+from experiments.workers import run_jobs, start_server
 
 
 def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
@@ -22,6 +22,8 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     job = make_job(config)
     runner = Runner(job)
     plan = runner.plan()
+    if job.workers > 1 and plan.to_make:
+        start_server()
     console.print(
         f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(job.prompts)} prompts x seed "
         f"{job.seed}, {job.num_frames} frames each\n"

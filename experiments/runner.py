@@ -147,7 +147,7 @@ class Runner:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
-            self._generate(method, prompt, self.model.frames_of(2))
+            self._generate(method, prompt, self.model.frames_of(1))
         return self._generate(method, prompt, self.job.num_frames)
 
     def _generate(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:

@@ -58,7 +58,8 @@ def main(arguments: list[str]) -> int:
     try:
         jobs, _ = jobs_of(*experiment_of(arguments))
         prompts = jobs[0].prompts
-        total = sum(len(Runner(job).plan().to_make) for job in jobs)
+        # A set, since a value that one override set sweeps may be another's default: one video for both.
+        total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
         print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
         videos = itertools.count(1)
         run_jobs(jobs, prompts, lambda text: print(f"{next(videos)} of {total}  {text}", flush=True))

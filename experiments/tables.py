@@ -8,21 +8,45 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from eval.atomic import atomic_path
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import canonical, collect
 from experiments.errors import BadInput
 from experiments.job import ROOT, make_job, make_method
 from experiments.report import mean_and_interval
+from experiments.results import provenance, save_table, table_lines
 
 METHODS = ("vanilla", "teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast")
-TABLES = ROOT / "results" / "tables"
 _TERA = 1e12
+_MEASURED = [
+    "method",
+    "n",
+    "threshold",
+    "TFLOPs",
+    "compute left",
+    "latency s",
+    "speed-up (min-max, pairs)",
+    "efficiency",
+    "PSNR dB",
+    "SSIM",
+    "LPIPS",
+    "caption right",
+]
+_REPORTED = [
+    "method",
+    "PFLOPs",
+    "compute left",
+    "speed-up",
+    "latency s",
+    "efficiency",
+    "VBench %",
+    "PSNR dB",
+    "SSIM",
+    "LPIPS",
+]
 
 
 def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
@@ -62,16 +86,7 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
 
 def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str:
     """Both tables, one above the other, with provenance."""
-    lines = [
-        f"**Measured** here, embedded model ({source}); means ± half-width of the 95 % interval over prompts;",
-        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed.",
-        "Latency is the median of the timed pairs, on a machine with nothing else to do; efficiency is speed-up times",
-        "compute left: 1 means every FLOP saved became time saved.",
-        "",
-        "| method | n | threshold | TFLOPs | compute left | latency s | speed-up (min-max, pairs) | efficiency "
-        "| PSNR dB | SSIM | LPIPS | caption right |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    ours = []
     for name, row in measured.iterrows():
         speed = "-"
         if pd.notna(row.get("speedup")):
@@ -93,21 +108,27 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str
             ),
             _cell(row.get("caption_right"), "{:.0%}"),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "**Reported** by the paper (arXiv 2602.10825, Table 1): MAGI-1 4.5B-distill, 720x720, 240 frames, one A800. "
-        "Another model and setting: the columns do not compare by value.",
-        "",
-        "| method | PFLOPs | compute left | speed-up | latency s | efficiency | VBench % | PSNR dB | SSIM | LPIPS |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+        ours.append(cells)
+    papers = []
     for name, row in reported.iterrows():
         share = row["pflops"] / reported.loc["vanilla", "pflops"]
         cells = [name, f"{row['pflops']:.0f}", f"{share:.3f}", f"{row['speedup']:.2f}x", f"{row['latency_s']:.0f}"]
         cells += [f"{row['speedup'] * share:.2f}", f"{row['vbench_percent']:.2f}"]
         cells += [_cell(row[k], "{:.4g}") for k in ("psnr_db", "ssim", "lpips")]
-        lines.append("| " + " | ".join(cells) + " |")
+        papers.append(cells)
+    lines = [
+        f"**Measured** here, embedded model ({source}); means ± half-width of the 95 % interval over prompts;",
+        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without identical ones.",
+        "Latency is the median of the timed pairs, on a machine with nothing else to do; efficiency is speed-up times",
+        "compute left: 1 means every FLOP saved became time saved.",
+        "",
+        *table_lines(_MEASURED, ours),
+        "",
+        "**Reported** by the paper (arXiv 2602.10825, Table 1): MAGI-1 4.5B-distill, 720x720, 240 frames, one A800. "
+        "Another model and setting: the columns do not compare by value.",
+        "",
+        *table_lines(_REPORTED, papers),
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -137,26 +158,9 @@ def main(arguments: list[str]) -> int:
         print(f"tables: {error}", file=sys.stderr)
         return 2
     reported = pd.read_csv(ROOT / "results" / "reported" / f"{job.model_name}_main.csv", index_col="method")
-    text = markdown(measured, reported, _source(frame))
-    stem = TABLES / f"{job.model_name}_{job.setting_name}_main"
-    _write(stem.with_suffix(".md"), text)
-    _write(stem.with_suffix(".csv"), measured.to_csv(float_format="%.6g"))
-    print(text)
-    print(f"written to {stem.relative_to(ROOT)}.md and .csv")
+    text = markdown(measured, reported, provenance(frame))
+    save_table(f"{job.model_name}_{job.setting_name}_main", text, measured, index=True)
     return 0
-
-
-def _source(frame: pd.DataFrame) -> str:
-    """Where the figures come from: machine, threads of the timed runs, weights, code."""
-    timed = frame[frame["baseline_latency_s"].notna()]
-    machines = ", ".join(sorted({str(v) for v in frame["environment_cpu"].dropna()}))
-    threads = ", ".join(sorted({str(v) for v in timed["environment_threads"]})) or "none"
-    return f"{machines}; timed on {threads} thread(s); weights {frame['weights'].iloc[0]}, code {frame['code'].iloc[0]}"
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_path(path) as temporary:
-        temporary.write_text(text)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import forkserver, get_context
 
 from experiments.job import Job
 from experiments.runner import Progress, Runner
 
+# Slow imports of every worker, made once by the server that workers are forked from.
+_SHARED_IMPORTS = ("experiments.runner", "torchmetrics.image", "transformers.models.t5.modeling_t5")
+
 _runners: list[Runner] = []  # of this worker process; they keep their model and what is warm from prompt to prompt
+
+
+def start_server() -> None:
+    """Begin the imports that workers share, beside what this process does until it needs workers."""
+    forkserver.set_forkserver_preload(list(_SHARED_IMPORTS))
+    forkserver.ensure_running()
 
 
 def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = lambda text: None) -> None:
@@ -29,7 +38,8 @@ def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = l
             for runner in runners:
                 runner.run([prompt], progress)
         return
-    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(jobs,)) as pool:
+    start_server()
+    with ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_start, initargs=(jobs,)) as pool:
         shares = [pool.submit(_run_prompt, prompt) for prompt in prompts]
         try:
             for share in as_completed(shares):
