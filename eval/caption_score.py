@@ -9,7 +9,7 @@ that changes colour half-way, loses its shape, or falls apart into several blobs
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -150,25 +150,17 @@ def per_chunk(
     return [_score(part, scene, np.zeros(len(part), np.intp), is_part=True) for part in parts]
 
 
-def summary(scores: Iterable[CaptionScore]) -> dict[str, float]:
-    """Fractions of clips that are right, with 95 % Wilson score intervals.
-
-    Returns:
-        `n`, and for each of `ATTRIBUTES` its fraction in [0, 1], `<attribute>_low` and `<attribute>_high`.
+def share_right(outcomes: Sequence[bool]) -> tuple[float, float, float]:
+    """Share of clips that are right, in [0, 1], and the ends of its 95 % Wilson score interval.
 
     Raises:
-        ValueError: there are no scores.
+        ValueError: there are no outcomes.
     """
-    scores = list(scores)
-    if not scores:
-        raise ValueError("summary needs the score of at least one clip, got none")
-    figures: dict[str, float] = {"n": len(scores)}
-    for attribute in ATTRIBUTES:
-        test = binomtest(sum(getattr(one, attribute) for one in scores), len(scores))
-        interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-        figures[attribute] = test.statistic
-        figures[f"{attribute}_low"], figures[f"{attribute}_high"] = float(interval.low), float(interval.high)
-    return figures
+    if not len(outcomes):
+        raise ValueError("a share needs the outcome of at least one clip, got none")
+    test = binomtest(sum(bool(outcome) for outcome in outcomes), len(outcomes))
+    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
+    return test.statistic, float(interval.low), float(interval.high)
 
 
 def _chunk_of_frames(frames: Clip, chunk_frames: int, first_chunk_frames: int | None) -> NDArray[np.intp]:

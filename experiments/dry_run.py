@@ -21,7 +21,8 @@ from rich.table import Table
 
 from baselines.vanilla import VanillaConfig
 from experiments.errors import BadInput
-from experiments.job import ROOT, find_checkpoint, generation_options, inside_root, make_method
+from experiments.job import find_checkpoint, generation_options, inside_root, make_method
+from experiments.reported import read_reported
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.sampler import sample
@@ -129,16 +130,10 @@ def read_decisions(path: Path) -> list[list[int]]:
     return Trace(entries).computed_rows()
 
 
-def published_pflops(model_name: str) -> dict[str, float]:
-    """What the paper reports for its methods on a model, in PFLOPs, by method."""
-    path = ROOT / "results" / "reported" / f"{model_name}_main.csv"
-    return pd.read_csv(path, index_col="method")["pflops"].to_dict() if path.is_file() else {}
-
-
 def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: Console) -> None:
     """The table, and what its figures rest on."""
     counted, vanilla = outcome.method, outcome.vanilla
-    name, published = config.method.name, published_pflops(config.model.name)
+    name, published = config.method.name, read_reported(config.model.name)[0]["pflops"]
     table = Table(title=f"{config.model.name} / {config.setting.name} / {name}: dry run, nothing was computed")
     table.add_column("compute of one video")
     table.add_column("PFLOPs", justify="right")

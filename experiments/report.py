@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
+from eval.caption_score import share_right
 from experiments.job import Job
 from experiments.records import Record, RecordStore
-from experiments.runner import speedups
 
 PFLOP = 1e15
 CAPTION_FLAGS = ("colour_right", "shape_right", "motion_right", "right")
@@ -52,11 +52,13 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     latencies = [r.latency_s for r in records if r.latency_s]
     if latencies:
         summary["latency_s"] = statistics.median(latencies)
-    ratios = speedups(records)
-    if ratios:
+    paired = [r for r in records if r.baseline_latency_s and r.latency_s]
+    if paired:
+        ratios = [r.baseline_latency_s / r.latency_s for r in paired]
+        efficiencies = [ratio * r.flops / r.baseline_flops for ratio, r in zip(ratios, paired, strict=True)]
         summary |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
         summary["speedup_pairs"] = len(ratios)
-        summary["efficiency"] = summary["speedup"] * summary["flops_share"]
+        summary["efficiency"] = statistics.median(efficiencies)
     for section in ("policy", "compression"):
         shares = [r.sections_s[section] / r.latency_s for r in records if r.latency_s and section in r.sections_s]
         if shares:
@@ -64,7 +66,8 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     for flag in CAPTION_FLAGS:
         seen = [bool(r.caption[flag]) for r in records if r.caption]
         if seen:
-            summary[f"caption_{flag}"] = sum(seen) / len(seen)
+            name = f"caption_{flag}"
+            summary[name], summary[f"{name}_low"], summary[f"{name}_high"] = share_right(seen)
     summary["kv_mib"] = max(r.kv_bytes_used_peak for r in records) / 2**20
     return summary
 
@@ -107,6 +110,8 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
                 spread = (
                     f"{summary['speedup_min']:.2f}-{summary['speedup_max']:.2f}, {summary['speedup_pairs']:.0f} pairs"
                 )
+            elif key.startswith("caption"):
+                spread = f"{summary[f'{key}_low']:.0%}-{summary[f'{key}_high']:.0%} (95 %)"
             table.add_row(title, form.format(summary[key]), spread)
     console.print(table)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,8 +178,3 @@ def _describe_work(record: Record, trace: Trace) -> None:
     record.flops_by_kind, record.flops_by_part = trace.flops_by_kind(), trace.flops_by_part()
     record.kv_bytes_allocated = trace.kv_bytes_allocated
     record.kv_bytes_used_peak = trace.kv_bytes_used_peak
-
-
-def speedups(records: Iterable[Record]) -> list[float]:
-    """Vanilla's latency over the method's, for every prompt where both were timed back to back."""
-    return [r.baseline_latency_s / r.latency_s for r in records if r.baseline_latency_s and r.latency_s]

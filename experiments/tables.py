@@ -12,14 +12,24 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
+from eval.caption_score import share_right
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import canonical, collect
 from experiments.errors import BadInput
-from experiments.job import ROOT, make_job, make_method
-from experiments.report import mean_and_interval
+from experiments.job import make_job, make_method
+from experiments.report import CAPTION_FLAGS, mean_and_interval
+from experiments.reported import read_reported
 from experiments.results import provenance, save_table, table_lines
 
-METHODS = ("vanilla", "teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast")
+METHODS = (
+    "vanilla",
+    "vanilla_causal",
+    "vanilla_kv",
+    "teacache_slow",
+    "teacache_fast",
+    "flowcache_slow",
+    "flowcache_fast",
+)
 _TERA = 1e12
 _MEASURED = [
     "method",
@@ -33,6 +43,7 @@ _MEASURED = [
     "PSNR dB",
     "SSIM",
     "LPIPS",
+    "identical",
     "caption right",
 ]
 _REPORTED = [
@@ -71,20 +82,24 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
             row["speedup_pairs"] = len(pairs)
             row["efficiency"] = (pairs * mine.loc[pairs.index, "flops_share"]).median()
         for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine]:
-            values = pd.to_numeric(mine[metric], errors="coerce").replace(np.inf, np.nan).dropna()
+            values = pd.to_numeric(mine[metric], errors="coerce")
+            if metric == "psnr" and np.isinf(values).any():
+                row["identical_videos"] = int(np.isinf(values).sum())
+            values = values.replace(np.inf, np.nan).dropna()
             if name != "vanilla" and len(values):
                 row[metric], row[f"{metric}_ci95"] = mean_and_interval(list(values))
-        for flag in ("colour_right", "shape_right", "motion_right", "right"):
+        for flag in CAPTION_FLAGS:
             seen = mine[f"caption_{flag}"].dropna() if f"caption_{flag}" in mine else []
             if len(seen):
-                row[f"caption_{flag}"] = float(np.mean(seen.astype(bool)))
+                share = f"caption_{flag}"
+                row[share], row[f"{share}_low"], row[f"{share}_high"] = share_right(list(seen))
         rows.append(row)
     if not rows:
         raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
     return pd.DataFrame(rows).set_index("method")
 
 
-def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str:
+def markdown(measured: pd.DataFrame, reported: pd.DataFrame, reported_source: str, source: str) -> str:
     """Both tables, one above the other, with provenance."""
     ours = []
     for name, row in measured.iterrows():
@@ -106,7 +121,8 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str
                 _with_interval(row, metric, form)
                 for metric, form in (("psnr", "{:.2f}"), ("ssim", "{:.4f}"), ("lpips", "{:.4f}"))
             ),
-            _cell(row.get("caption_right"), "{:.0%}"),
+            _cell(row.get("identical_videos"), "{:.0f}"),
+            _caption(row),
         ]
         ours.append(cells)
     papers = []
@@ -118,14 +134,14 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, source: str) -> str
         papers.append(cells)
     lines = [
         f"**Measured** here, embedded model ({source}); means ± half-width of the 95 % interval over prompts;",
-        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without identical ones.",
+        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without identical ones;",
+        "captions are checked by tracking the shape, share right with its Wilson interval.",
         "Latency is the median of the timed pairs, on a machine with nothing else to do; efficiency is speed-up times",
         "compute left: 1 means every FLOP saved became time saved.",
         "",
         *table_lines(_MEASURED, ours),
         "",
-        "**Reported** by the paper (arXiv 2602.10825, Table 1): MAGI-1 4.5B-distill, 720x720, 240 frames, one A800. "
-        "Another model and setting: the columns do not compare by value.",
+        f"**Reported**: {reported_source}. Another model and setting: the columns do not compare by value.",
         "",
         *table_lines(_REPORTED, papers),
     ]
@@ -140,6 +156,12 @@ def _options(name: str, model: str, setting: str) -> dict[str, object]:
 
 def _cell(value: object, form: str) -> str:
     return "-" if value is None or pd.isna(value) else form.format(value)
+
+
+def _caption(row: pd.Series) -> str:
+    if pd.isna(row.get("caption_right")):
+        return "-"
+    return f"{row['caption_right']:.0%} ({row['caption_right_low']:.0%}-{row['caption_right_high']:.0%})"
 
 
 def _with_interval(row: pd.Series, metric: str, form: str) -> str:
@@ -157,8 +179,7 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"tables: {error}", file=sys.stderr)
         return 2
-    reported = pd.read_csv(ROOT / "results" / "reported" / f"{job.model_name}_main.csv", index_col="method")
-    text = markdown(measured, reported, provenance(frame))
+    text = markdown(measured, *read_reported(job.model_name), provenance(frame))
     save_table(f"{job.model_name}_{job.setting_name}_main", text, measured, index=True)
     return 0
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from eval.caption_score import ATTRIBUTES, CaptionScore, per_chunk, score, summary
+from eval.caption_score import ATTRIBUTES, CaptionScore, per_chunk, score, share_right
 from eval.clips import Clip
 from eval.scenes import (
     BACKGROUNDS,
@@ -345,18 +345,12 @@ def test_a_first_chunk_may_be_shorter() -> None:
     assert score(clip(SCENE, 17), SCENE.caption, 20, 17).seam_ratio is None
 
 
-def test_summary_gives_fractions_with_wilson_intervals() -> None:
-    right = score(clip(SCENE, 24), SCENE.caption)
-    wrong = score(clip(SCENE, 24), dataclasses.replace(SCENE, shape="square").caption)
-    figures = summary([right] * 8 + [wrong] * 2)
-    assert set(figures) == {"n"} | {f"{one}{end}" for one in ATTRIBUTES for end in ("", "_low", "_high")}
-    assert figures["n"] == 10
-    assert (figures["shape_right"], figures["right"], figures["colour_right"]) == (0.8, 0.8, 1.0)
+def test_a_share_comes_with_wilsons_interval() -> None:
     # Wilson's formula by hand: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964.
-    assert (figures["shape_right_low"], figures["shape_right_high"]) == pytest.approx((0.49016, 0.94332), abs=1e-5)
-    assert (figures["colour_right_low"], figures["colour_right_high"]) == pytest.approx((0.72247, 1.0), abs=1e-5)
+    assert share_right([True] * 8 + [False] * 2) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-5)
+    assert share_right([True] * 10) == pytest.approx((1.0, 0.72247, 1.0), abs=1e-5)
     with pytest.raises(ValueError, match="at least one"):
-        summary([])
+        share_right([])
 
 
 @pytest.mark.parametrize("check", [score, per_chunk])

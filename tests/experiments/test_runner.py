@@ -15,7 +15,8 @@ from experiments.errors import BadInput
 from experiments.figures import draw_frames, reuse_points
 from experiments.records import RecordStore, new_record
 from experiments.report import mean_and_interval, summarise
-from experiments.runner import Runner, speedups
+from experiments.reported import read_reported
+from experiments.runner import Runner
 from experiments.tables import main_table, markdown
 
 
@@ -153,18 +154,20 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
     assert summary["n"] == 2
     assert summary["flops_share"] == pytest.approx(sum(r.flops / r.baseline_flops for r in records) / 2)
     assert summary["speedup_pairs"] == 2
-    assert sorted(speedups(records)) == [summary["speedup_min"], summary["speedup_max"]]
+    ratios = [r.baseline_latency_s / r.latency_s for r in records]
+    assert sorted(ratios) == [summary["speedup_min"], summary["speedup_max"]]
+    assert summary["efficiency"] == pytest.approx(
+        sum(ratio * r.flops / r.baseline_flops for ratio, r in zip(ratios, records, strict=True)) / 2
+    )
 
     frame = collect(job)
     table = main_table(frame, "magi", "embedded")
     assert list(table.index) == ["vanilla", "flowcache_fast"]
     assert list(table["n"]) == [2, 2]  # the row at threshold 0.5 is not the method's own
-    reported = pd.DataFrame(
-        {"pflops": [306.0], "speedup": [1.0], "latency_s": [2873.0], "vbench_percent": [77.06]}, index=["vanilla"]
-    ).assign(psnr_db=np.nan, ssim=np.nan, lpips=np.nan)
-    text = markdown(table, reported, "somewhere")
-    assert "**Measured**" in text
-    assert "**Reported**" in text
+    text = markdown(table, *read_reported("magi"), "somewhere")
+    assert "**Measured** here, embedded model (somewhere)" in text
+    assert "**Reported**: FlowCache (arXiv 2602.10825), Table 1: MAGI-1" in text
+    assert "| flowcache_fast | 140 | 0.458 | 2.38x | 1209 |" in text
     points = reuse_points(frame)
     assert len(points) == 2
     assert points["compute_left"].is_monotonic_increasing
