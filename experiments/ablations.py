@@ -21,8 +21,8 @@ from experiments.collect import video_frame
 from experiments.errors import BadInput
 from experiments.job import Job
 from experiments.records import Record, RecordStore, new_record
-from experiments.report import summarise
 from experiments.results import provenance, save_figure, save_table, table_lines
+from experiments.summary import summarise
 from experiments.sweep import experiment_of, jobs_of
 
 # Column, its title and form, and, where it is a mean over prompts, the column of its interval's half-width.

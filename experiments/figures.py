@@ -19,8 +19,8 @@ from experiments.collect import collect
 from experiments.errors import BadInput
 from experiments.job import Job, make_job
 from experiments.records import RecordStore, new_record
-from experiments.report import mean_and_interval
 from experiments.results import provenance, save_figure, save_table, table_lines
+from experiments.summary import mean_and_interval
 from experiments.tables import METHODS
 
 # Method families by the option that is swept; slow and fast rows of one family are points of one curve.

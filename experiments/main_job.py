@@ -10,8 +10,8 @@ from transformers.utils.logging import disable_progress_bar
 from experiments.errors import BadInput
 from experiments.job import make_job
 from experiments.records import Record
-from experiments.report import log_to_wandb, print_summary
 from experiments.runner import Runner
+from experiments.summary import log_to_wandb, print_summary
 from experiments.workers import run_jobs, start_server
 
 

@@ -17,9 +17,9 @@ from experiments.cli import check_overrides, compose_config
 from experiments.collect import canonical, collect
 from experiments.errors import BadInput
 from experiments.job import make_job, make_method
-from experiments.report import CAPTION_FLAGS, mean_and_interval
 from experiments.reported import read_reported
 from experiments.results import provenance, save_table, table_lines
+from experiments.summary import CAPTION_FLAGS, mean_and_interval
 
 METHODS = (
     "vanilla",

@@ -14,9 +14,9 @@ from experiments.collect import collect
 from experiments.errors import BadInput
 from experiments.figures import draw_frames, reuse_points
 from experiments.records import RecordStore, new_record
-from experiments.report import mean_and_interval, summarise
 from experiments.reported import read_reported
 from experiments.runner import Runner
+from experiments.summary import mean_and_interval, summarise
 from experiments.tables import main_table, markdown
 
 
