@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
-from scipy.stats import binomtest
 
 from eval.clips import Clip, check_clip
 from eval.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, WALL, Scene, depth_inside, scene_of
@@ -148,19 +147,6 @@ def per_chunk(
     scene = scene_of(caption)
     parts = (frames[start:stop] for start, stop in zip(starts, stops, strict=True))
     return [_score(part, scene, np.zeros(len(part), np.intp), is_part=True) for part in parts]
-
-
-def share_right(outcomes: Sequence[bool]) -> tuple[float, float, float]:
-    """Share of clips that are right, in [0, 1], and the ends of its 95 % Wilson score interval.
-
-    Raises:
-        ValueError: there are no outcomes.
-    """
-    if not len(outcomes):
-        raise ValueError("a share needs the outcome of at least one clip, got none")
-    test = binomtest(sum(bool(outcome) for outcome in outcomes), len(outcomes))
-    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-    return test.statistic, float(interval.low), float(interval.high)
 
 
 def _chunk_of_frames(frames: Clip, chunk_frames: int, first_chunk_frames: int | None) -> NDArray[np.intp]:

@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from eval.statistics import mean_and_interval
 from eval.video_io import read_lossless
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import collect
@@ -20,7 +21,6 @@ from experiments.errors import BadInput
 from experiments.job import Job, make_job
 from experiments.records import RecordStore, new_record
 from experiments.results import provenance, save_figure, save_table, table_lines
-from experiments.summary import mean_and_interval
 from experiments.tables import METHODS
 
 # Method families by the option that is swept; slow and fast rows of one family are points of one curve.

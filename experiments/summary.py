@@ -7,25 +7,15 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
-from eval.caption_score import share_right
+from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job import Job
 from experiments.records import Record, RecordStore
 
 PFLOP = 1e15
 CAPTION_FLAGS = ("colour_right", "shape_right", "motion_right", "right")
-
-
-def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its 95 % confidence interval (Student's t); nan for fewer than two values."""
-    mean = float(np.mean(values)) if len(values) else float("nan")
-    if len(values) < 2:
-        return mean, float("nan")
-    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 
 def finite(records: Sequence[Record], metric: str) -> list[float]:
@@ -56,7 +46,7 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     if paired:
         ratios = [r.baseline_latency_s / r.latency_s for r in paired]
         efficiencies = [ratio * r.flops / r.baseline_flops for ratio, r in zip(ratios, paired, strict=True)]
-        summary |= {"speedup": statistics.median(ratios), "speedup_min": min(ratios), "speedup_max": max(ratios)}
+        summary |= _with_ends("speedup", median_and_interval(ratios))
         summary["speedup_pairs"] = len(ratios)
         summary["efficiency"] = statistics.median(efficiencies)
     for section in ("policy", "compression"):
@@ -66,10 +56,13 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     for flag in CAPTION_FLAGS:
         seen = [bool(r.caption[flag]) for r in records if r.caption]
         if seen:
-            name = f"caption_{flag}"
-            summary[name], summary[f"{name}_low"], summary[f"{name}_high"] = share_right(seen)
+            summary |= _with_ends(f"caption_{flag}", share_and_interval(seen))
     summary["kv_mib"] = max(r.kv_bytes_used_peak for r in records) / 2**20
     return summary
+
+
+def _with_ends(name: str, value_and_ends: tuple[float, float, float]) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high"), value_and_ends, strict=True))
 
 
 _ROWS = (
@@ -107,9 +100,7 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
             interval = summary.get(f"{key}_ci95", math.nan)
             spread = "" if math.isnan(interval) else f"±{interval:.3g} (95 %)"
             if key == "speedup":
-                spread = (
-                    f"{summary['speedup_min']:.2f}-{summary['speedup_max']:.2f}, {summary['speedup_pairs']:.0f} pairs"
-                )
+                spread = f"{summary['speedup_low']:.2f}-{summary['speedup_high']:.2f} (95 %, {summary['speedup_pairs']} pairs)"
             elif key.startswith("caption"):
                 spread = f"{summary[f'{key}_low']:.0%}-{summary[f'{key}_high']:.0%} (95 %)"
             table.add_row(title, form.format(summary[key]), spread)

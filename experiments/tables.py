@@ -12,14 +12,14 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from eval.caption_score import share_right
+from eval.statistics import mean_and_interval, median_and_interval, paired_difference, share_and_interval
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import canonical, collect
 from experiments.errors import BadInput
 from experiments.job import make_job, make_method
 from experiments.reported import read_reported
 from experiments.results import provenance, save_table, table_lines
-from experiments.summary import CAPTION_FLAGS, mean_and_interval
+from experiments.summary import CAPTION_FLAGS
 
 METHODS = (
     "vanilla",
@@ -31,6 +31,7 @@ METHODS = (
     "flowcache_fast",
 )
 _TERA = 1e12
+_CAPTIONS = ["caption_right", "caption_right_vanilla"]
 _MEASURED = [
     "method",
     "n",
@@ -38,13 +39,14 @@ _MEASURED = [
     "TFLOPs",
     "compute left",
     "latency s",
-    "speed-up (min-max, pairs)",
+    "speed-up (95 %, pairs)",
     "efficiency",
     "PSNR dB",
     "SSIM",
     "LPIPS",
     "identical",
     "caption right",
+    "against vanilla",
 ]
 _REPORTED = [
     "method",
@@ -63,6 +65,7 @@ _REPORTED = [
 def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
     """One row a method, at its default options: n, means with half-widths of 95 % intervals, medians of pairs."""
     rows = []
+    originals = frame[frame["method"] == "vanilla"]
     for name in methods:
         options = _options(name, model, setting)
         mine = frame[(frame["method"] == name) & (frame["options"] == canonical(options))]
@@ -78,7 +81,7 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
             row["latency_s"] = frame["baseline_latency_s"].median()
         elif len(pairs):
             row["latency_s"] = mine.loc[pairs.index, "latency_s"].median()
-            row["speedup"], row["speedup_min"], row["speedup_max"] = pairs.median(), pairs.min(), pairs.max()
+            row["speedup"], row["speedup_low"], row["speedup_high"] = median_and_interval(list(pairs))
             row["speedup_pairs"] = len(pairs)
             row["efficiency"] = (pairs * mine.loc[pairs.index, "flops_share"]).median()
         for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine]:
@@ -92,7 +95,13 @@ def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str
             seen = mine[f"caption_{flag}"].dropna() if f"caption_{flag}" in mine else []
             if len(seen):
                 share = f"caption_{flag}"
-                row[share], row[f"{share}_low"], row[f"{share}_high"] = share_right(list(seen))
+                row[share], row[f"{share}_low"], row[f"{share}_high"] = share_and_interval(list(seen))
+        if name != "vanilla" and "caption_right" in mine:
+            both = mine.merge(originals, on=["prompt", "seed"], suffixes=("", "_vanilla")).dropna(subset=_CAPTIONS)
+            if len(both):
+                difference = paired_difference(*(list(both[column].astype(float)) for column in _CAPTIONS))
+                for end, value in zip(("", "_low", "_high"), difference, strict=True):
+                    row[f"caption_right_difference{end}"] = value
         rows.append(row)
     if not rows:
         raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
@@ -105,9 +114,8 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, reported_source: st
     for name, row in measured.iterrows():
         speed = "-"
         if pd.notna(row.get("speedup")):
-            speed = (
-                f"{row['speedup']:.2f}x ({row['speedup_min']:.2f}-{row['speedup_max']:.2f}, {row['speedup_pairs']:.0f})"
-            )
+            ends = f"{row['speedup_low']:.2f}-{row['speedup_high']:.2f}"
+            speed = f"{row['speedup']:.2f}x ({ends}, {row['speedup_pairs']:.0f})"
         cells = [
             name,
             f"{row['n']:.0f}",
@@ -122,7 +130,8 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, reported_source: st
                 for metric, form in (("psnr", "{:.2f}"), ("ssim", "{:.4f}"), ("lpips", "{:.4f}"))
             ),
             _cell(row.get("identical_videos"), "{:.0f}"),
-            _caption(row),
+            _share(row, "caption_right", "{:.0%}"),
+            _share(row, "caption_right_difference", "{:+.1%}"),
         ]
         ours.append(cells)
     papers = []
@@ -133,11 +142,12 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, reported_source: st
         cells += [_cell(row[k], "{:.4g}") for k in ("psnr_db", "ssim", "lpips")]
         papers.append(cells)
     lines = [
-        f"**Measured** here, embedded model ({source}); means ± half-width of the 95 % interval over prompts;",
-        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without identical ones;",
-        "captions are checked by tracking the shape, share right with its Wilson interval.",
-        "Latency is the median of the timed pairs, on a machine with nothing else to do; efficiency is speed-up times",
-        "compute left: 1 means every FLOP saved became time saved.",
+        f"**Measured** here ({source}); means ± half-width of the 95 % interval over prompts. PSNR, SSIM and LPIPS are",
+        "against vanilla's video of the same prompt and seed, PSNR without identical ones. Captions are checked by tracking",
+        "the shape: share right with its Wilson interval, and the paired difference to vanilla with its bootstrap interval.",
+        "Latency is the median of the timed pairs on a machine with nothing else to do, speed-up the median of their ratios",
+        "with its bootstrap interval; efficiency is speed-up times compute left: 1 means that every FLOP saved became time",
+        "saved.",
         "",
         *table_lines(_MEASURED, ours),
         "",
@@ -158,10 +168,11 @@ def _cell(value: object, form: str) -> str:
     return "-" if value is None or pd.isna(value) else form.format(value)
 
 
-def _caption(row: pd.Series) -> str:
-    if pd.isna(row.get("caption_right")):
+def _share(row: pd.Series, column: str, form: str) -> str:
+    if pd.isna(row.get(column)):
         return "-"
-    return f"{row['caption_right']:.0%} ({row['caption_right_low']:.0%}-{row['caption_right_high']:.0%})"
+    ends = (form.format(row[f"{column}_{end}"]) for end in ("low", "high"))
+    return f"{form.format(row[column])} ({' to '.join(ends)})"
 
 
 def _with_interval(row: pd.Series, metric: str, form: str) -> str:
@@ -179,7 +190,8 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"tables: {error}", file=sys.stderr)
         return 2
-    text = markdown(measured, *read_reported(job.model_name), provenance(frame))
+    source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
+    text = markdown(measured, *read_reported(job.model_name), source)
     save_table(f"{job.model_name}_{job.setting_name}_main", text, measured, index=True)
     return 0
 

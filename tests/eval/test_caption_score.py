@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter
 
-from eval.caption_score import ATTRIBUTES, CaptionScore, per_chunk, score, share_right
+from eval.caption_score import ATTRIBUTES, CaptionScore, per_chunk, score
 from eval.clips import Clip
 from eval.scenes import (
     BACKGROUNDS,
@@ -343,14 +343,6 @@ def test_a_first_chunk_may_be_shorter() -> None:
     assert len(parts) == 9
     assert all(all_right(part) for part in parts)
     assert score(clip(SCENE, 17), SCENE.caption, 20, 17).seam_ratio is None
-
-
-def test_a_share_comes_with_wilsons_interval() -> None:
-    # Wilson's formula by hand: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964.
-    assert share_right([True] * 8 + [False] * 2) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-5)
-    assert share_right([True] * 10) == pytest.approx((1.0, 0.72247, 1.0), abs=1e-5)
-    with pytest.raises(ValueError, match="at least one"):
-        share_right([])
 
 
 @pytest.mark.parametrize("check", [score, per_chunk])

@@ -1,0 +1,44 @@
+"""Intervals against formulas by hand, and bootstrap ones against what they must do."""
+
+import math
+
+import numpy as np
+import pytest
+
+from eval.statistics import mean_and_interval, median_and_interval, paired_difference, share_and_interval
+
+
+def test_a_means_interval_is_students():
+    mean, half_width = mean_and_interval([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert half_width == pytest.approx(4.302653 / math.sqrt(3), abs=1e-5)  # t at 2 degrees of freedom, deviation 1
+    assert math.isnan(mean_and_interval([1.0])[1])
+
+
+def test_a_shares_interval_is_wilsons():
+    # By hand: (p + z^2/2n -+ z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n), z = 1.959964.
+    assert share_and_interval([True] * 8 + [False] * 2) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-5)
+    assert share_and_interval([True] * 10) == pytest.approx((1.0, 0.72247, 1.0), abs=1e-5)
+    with pytest.raises(ValueError, match="at least one"):
+        share_and_interval([])
+
+
+def test_a_medians_interval_holds_it_and_is_the_same_again():
+    values = np.random.default_rng(0).normal(10, 1, 40)
+    median, low, high = median_and_interval(values)
+    assert median == np.median(values)
+    assert min(values) < low < median < high < max(values)
+    assert 0.3 < high - low < 1.6  # about 2 x 1.96 x 1.25 / sqrt(40) = 0.78 for normal values
+    assert median_and_interval(values) == (median, low, high)
+    assert math.isnan(median_and_interval([1.0])[1])
+
+
+def test_pairs_cancel_what_prompts_have_in_common():
+    rng = np.random.default_rng(1)
+    prompts, gain = rng.normal(0, 100, 30), rng.normal(1, 0.1, 30)
+    difference, low, high = paired_difference(prompts + gain, prompts)
+    assert difference == pytest.approx(gain.mean())
+    assert 0.9 < low < difference < high < 1.1
+    assert paired_difference([True, False], [True, False]) == (0.0, 0.0, 0.0)
+    with pytest.raises(ValueError, match="as many"):
+        paired_difference([1.0], [])
