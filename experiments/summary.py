@@ -100,7 +100,8 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
             interval = summary.get(f"{key}_ci95", math.nan)
             spread = "" if math.isnan(interval) else f"±{interval:.3g} (95 %)"
             if key == "speedup":
-                spread = f"{summary['speedup_low']:.2f}-{summary['speedup_high']:.2f} (95 %, {summary['speedup_pairs']} pairs)"
+                ends = f"{summary['speedup_low']:.2f}-{summary['speedup_high']:.2f}"
+                spread = f"{ends} (95 %, {summary['speedup_pairs']} pairs)"
             elif key.startswith("caption"):
                 spread = f"{summary[f'{key}_low']:.0%}-{summary[f'{key}_high']:.0%} (95 %)"
             table.add_row(title, form.format(summary[key]), spread)

@@ -142,12 +142,12 @@ def markdown(measured: pd.DataFrame, reported: pd.DataFrame, reported_source: st
         cells += [_cell(row[k], "{:.4g}") for k in ("psnr_db", "ssim", "lpips")]
         papers.append(cells)
     lines = [
-        f"**Measured** here ({source}); means ± half-width of the 95 % interval over prompts. PSNR, SSIM and LPIPS are",
-        "against vanilla's video of the same prompt and seed, PSNR without identical ones. Captions are checked by tracking",
-        "the shape: share right with its Wilson interval, and the paired difference to vanilla with its bootstrap interval.",
-        "Latency is the median of the timed pairs on a machine with nothing else to do, speed-up the median of their ratios",
-        "with its bootstrap interval; efficiency is speed-up times compute left: 1 means that every FLOP saved became time",
-        "saved.",
+        f"**Measured** here ({source}); means ± half-width of the 95 % interval over prompts.",
+        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without identical ones.",
+        "Captions are checked by tracking the shape: share right with its Wilson interval, and the paired difference",
+        "to vanilla with its bootstrap interval. Latency is the median of the timed pairs on a machine with nothing",
+        "else to do, speed-up the median of their ratios with its bootstrap interval; efficiency is speed-up times",
+        "compute left: 1 means that every FLOP saved became time saved.",
         "",
         *table_lines(_MEASURED, ours),
         "",

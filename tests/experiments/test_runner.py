@@ -166,7 +166,7 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
     assert list(table.index) == ["vanilla", "flowcache_fast"]
     assert list(table["n"]) == [2, 2]  # the row at threshold 0.5 is not the method's own
     text = markdown(table, *read_reported("magi"), "somewhere")
-    assert "**Measured** here, embedded model (somewhere)" in text
+    assert "**Measured** here (somewhere)" in text
     assert "**Reported**: FlowCache (arXiv 2602.10825), Table 1: MAGI-1" in text
     assert "| flowcache_fast | 140 | 0.458 | 2.38x | 1209 |" in text
     points = reuse_points(frame)
