@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from eval.statistics import mean_and_interval
+from eval.statistics import mean_and_interval, paired_difference
 from eval.video_io import read_lossless
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import collect
@@ -28,20 +28,31 @@ FAMILIES = {"flowcache": "chunkwise (FlowCache)", "teacache": "uniform (TeaCache
 COLOURS = {"flowcache": "tab:blue", "teacache": "tab:orange", "every_k": "tab:green"}
 MARKERS = {"flowcache": "o", "teacache": "s", "every_k": "^"}
 WARMUP_STEPS = 5  # of the main curve: the paper's
+COMPARED_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9)  # of vanilla's FLOPs, at which families are compared
+_SETTING = ["family", "warmup_steps", "option"]
 PSNR_CAP_DB = 60.0  # videos closer to vanilla than this count as this: identical ones would be infinite
 
 
-def reuse_points(frame: pd.DataFrame) -> pd.DataFrame:
-    """One row a setting: family, warm-up, option, compute left, mean PSNR and half-width of its 95 % interval, n."""
+def reuse_videos(frame: pd.DataFrame) -> pd.DataFrame:
+    """The videos that the curves compare: family, warm-up, option, prompt, compute left, PSNR.
+
+    Only prompts that every setting has, so that no point is better for having easier ones.
+    """
     frame = frame[frame["method"] != "vanilla"].copy()
     frame["family"] = frame["method"].str.replace(r"_(slow|fast)$", "", regex=True)
     frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame.get("every"))
+    frame["psnr"] = pd.to_numeric(frame["psnr"]).clip(upper=PSNR_CAP_DB)
     standard = frame["reuse"].isna() & frame["refresh_clean_kv"] & frame["near_clean"] & frame["kv_budget"].isna()
-    frame = frame[standard].drop_duplicates(["family", "warmup_steps", "option", "prompt", "seed"])
+    frame = frame[standard].drop_duplicates([*_SETTING, "prompt", "seed"])
+    num_settings = len(frame.groupby(_SETTING))
+    return frame[frame.groupby(["prompt", "seed"])["psnr"].transform("size") == num_settings]
+
+
+def reuse_points(videos: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting: family, warm-up, option, compute left, mean PSNR and half-width of its 95 % interval, n."""
     rows = []
-    for (family, warmup, option), group in frame.groupby(["family", "warmup_steps", "option"]):
-        psnr = pd.to_numeric(group["psnr"]).clip(upper=PSNR_CAP_DB)
-        mean, half_width = mean_and_interval(list(psnr))
+    for (family, warmup, option), group in videos.groupby(_SETTING):
+        mean, half_width = mean_and_interval(list(group["psnr"]))
         rows.append(
             {
                 "family": family,
@@ -56,8 +67,50 @@ def reuse_points(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["family", "warmup_steps", "compute_left"], ignore_index=True)
 
 
-def markdown(points: pd.DataFrame, source: str) -> str:
-    """The curves' points as a table, with provenance."""
+def at_equal_compute(videos: pd.DataFrame, warmup_steps: int) -> pd.DataFrame:
+    """Chunkwise reuse against each other family, prompt by prompt: the mean difference in PSNR at equal compute.
+
+    Between a prompt's two nearest settings PSNR is interpolated; where a family has none on both sides it is left out.
+    """
+    videos = videos[videos["warmup_steps"] == warmup_steps]
+    psnr_at: dict[str, list[np.ndarray]] = {family: [] for family in FAMILIES}
+    for (_, family), own in videos.sort_values("flops_share").groupby(["prompt", "family"]):
+        curve = np.interp(COMPARED_SHARES, own["flops_share"], own["psnr"], left=np.nan, right=np.nan)
+        psnr_at[family].append(curve)
+    rows = []
+    for other in [family for family in FAMILIES if family != "flowcache"]:
+        if not psnr_at[other] or len(psnr_at[other]) != len(psnr_at["flowcache"]):
+            continue
+        for place, share in enumerate(COMPARED_SHARES):
+            ours, theirs = (np.array([curve[place] for curve in psnr_at[family]]) for family in ("flowcache", other))
+            both = ~np.isnan(ours) & ~np.isnan(theirs)
+            if both.sum() > 1:
+                difference, low, high = paired_difference(ours[both], theirs[both])
+                rows.append(
+                    {
+                        "against": other,
+                        "compute_left": share,
+                        "difference_db": difference,
+                        "low": low,
+                        "high": high,
+                        "won": int((ours[both] > theirs[both]).sum()),
+                        "n": int(both.sum()),
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+def markdown(points: pd.DataFrame, compared: pd.DataFrame, source: str) -> str:
+    """The curves' points and what they say at equal compute as tables, with provenance."""
+    differences = [
+        [
+            FAMILIES[row.against],
+            f"{row.compute_left:g}",
+            f"{row.difference_db:+.2f} ({row.low:+.2f} to {row.high:+.2f})",
+            f"{row.won} of {row.n}",
+        ]
+        for row in compared.itertuples()
+    ]
     rows = [
         [
             FAMILIES[point.family],
@@ -70,8 +123,15 @@ def markdown(points: pd.DataFrame, source: str) -> str:
         for point in points.itertuples()
     ]
     lines = [
-        f"**Reuse at equal compute.** Measured here ({source}). PSNR against vanilla's video of the same prompt and "
-        f"seed, mean ± half-width of the 95 % interval over prompts, a video counting at most {PSNR_CAP_DB:.0f} dB.",
+        f"**Reuse at equal compute.** Measured here ({source}). PSNR against vanilla's video of the same prompt and",
+        f"seed, a video counting at most {PSNR_CAP_DB:.0f} dB.",
+        "",
+        f"Chunkwise reuse less another, prompt by prompt, warm-up {WARMUP_STEPS}, settings interpolated to equal",
+        "compute; mean difference with its 95 % bootstrap interval.",
+        "",
+        *table_lines(["chunkwise against", "compute left", "PSNR difference dB", "prompts won"], differences),
+        "",
+        "All settings, mean ± half-width of the 95 % interval over the same prompts.",
         "",
         *table_lines(["reuse", "warm-up", "threshold or k", "compute left", "PSNR dB", "n"], rows),
     ]
@@ -87,7 +147,7 @@ def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, subject: str) -> F
             _curve(axes, mine, title, COLOURS[family], MARKERS[family], "-")
     axes.set_title(f"Reuse at equal compute, warm-up {warmup_steps} ({subject}, measured)", fontsize=11)
     axes.set_xlabel("compute left (share of vanilla's executed FLOPs)")
-    axes.set_ylabel(f"PSNR to vanilla, dB (mean and 95 % interval, n = {points['n'].min()}-{points['n'].max()})")
+    axes.set_ylabel(f"PSNR to vanilla, dB (mean and 95 % interval, n = {points['n'].max()})")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
@@ -138,17 +198,20 @@ def draw_frames(jobs: list[Job], prompt: str) -> Figure | None:
             model = job.load_model()
             first, usual = model.frames_of(1), model.chunk_frames
             middles = [first // 2, *range(first + usual // 2, len(frames), usual)]
-            rows[f"{job.method_name}\n{share:.2f} of the compute"] = np.concatenate(frames[middles], axis=1)
+            gap = np.full((frames.shape[1], 2, 3), 255, np.uint8)
+            strip = [part for middle in middles for part in (frames[middle], gap)]
+            rows[f"{job.method_name}\n{share:.2f} of the compute"] = np.concatenate(strip[:-1], axis=1)
     if not rows:
         return None
-    figure, all_axes = plt.subplots(len(rows), 1, figsize=(9, 1.15 * len(rows) + 0.3), squeeze=False)
+    size = (10, 1.1 * len(rows) + 0.3)
+    figure, all_axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
     for axes, (label, strip) in zip(all_axes[:, 0], rows.items(), strict=True):
         axes.imshow(strip)
         axes.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         axes.set_xticks([])
         axes.set_yticks([])
+        axes.set_frame_on(False)
     figure.suptitle(f"{prompt!r}: a frame of every chunk", fontsize=9)
-    figure.tight_layout()
     return figure
 
 
@@ -160,9 +223,11 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"figures: {error}", file=sys.stderr)
         return 2
-    points, subject = reuse_points(videos), f"{job.model_name}, {job.setting_name}"
-    stem = f"{job.model_name}_{job.setting_name}"
-    save_table(f"{stem}_reuse_curve", markdown(points, f"{subject}; {provenance(videos)}"), points)
+    compared = reuse_videos(videos)
+    points, stem = reuse_points(compared), f"{job.model_name}_{job.setting_name}"
+    subject = f"{job.model_name}, {job.setting_name}"
+    text = markdown(points, at_equal_compute(compared, WARMUP_STEPS), f"{subject}; {provenance(compared)}")
+    save_table(f"{stem}_reuse_curve", text, points)
     save_figure(draw_reuse_curve(points, WARMUP_STEPS, subject), f"{stem}_reuse_curve")
     save_figure(draw_warmup_sweep(points), f"{stem}_warmup_sweep")
     jobs = [make_job(compose_config([*arguments, f"method={name}"])) for name in METHODS]

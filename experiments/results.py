@@ -37,7 +37,7 @@ def save_figure(figure: Figure, stem: str) -> None:
     """As PNG in results/figures/, whole or not at all."""
     path = FIGURES / f"{stem}.png"
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130, format="png")
+        figure.savefig(temporary, dpi=130, format="png", bbox_inches="tight")
     plt.close(figure)
     print(f"written {path.relative_to(ROOT)}")
 

@@ -12,7 +12,7 @@ from eval.video_io import read_lossless
 from experiments.cli import config_files
 from experiments.collect import collect
 from experiments.errors import BadInput
-from experiments.figures import draw_frames, reuse_points
+from experiments.figures import at_equal_compute, draw_frames, reuse_points, reuse_videos
 from experiments.records import RecordStore, new_record
 from experiments.reported import read_reported
 from experiments.runner import Runner
@@ -169,9 +169,29 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
     assert "**Measured** here (somewhere)" in text
     assert "**Reported**: FlowCache (arXiv 2602.10825), Table 1: MAGI-1" in text
     assert "| flowcache_fast | 140 | 0.458 | 2.38x | 1209 |" in text
-    points = reuse_points(frame)
+    points = reuse_points(reuse_videos(frame))
     assert len(points) == 2
     assert points["compute_left"].is_monotonic_increasing
+
+
+def test_families_are_compared_prompt_by_prompt_at_equal_compute():
+    def video(method: str, prompt: str, share: float, psnr: float) -> dict[str, object]:
+        options = {"every" if method == "every_k" else "threshold": round(10 * share), "warmup_steps": 5}
+        standard = {"reuse": None, "refresh_clean_kv": True, "near_clean": True, "kv_budget": None, "seed": 1}
+        return {"method": method, "prompt": prompt, "flops_share": share, "psnr": psnr, **options, **standard}
+
+    videos = [
+        video(method, prompt, share, 40 + 10 * share + easier - loss)
+        for prompt, easier in (("a", 0), ("b", 9))
+        for method, loss in (("flowcache_fast", 0), ("every_k", 2))
+        for share in (0.4, 0.8)
+    ]
+    alone = video("flowcache_fast", "c", 0.4, 10)  # a prompt that the others lack says nothing
+    compared = at_equal_compute(reuse_videos(pd.DataFrame([*videos, alone])), 5).set_index("compute_left")
+    assert list(compared.index) == [0.4, 0.5, 0.6, 0.75]  # 0.3 and 0.9 lie beyond the settings
+    for share in compared.index:
+        assert compared.loc[share, ["difference_db", "low", "high"]].tolist() == pytest.approx([2, 2, 2])
+    assert set(compared["won"]) == set(compared["n"]) == {2}
 
 
 def test_tables_without_records_say_what_to_run(small_job):
