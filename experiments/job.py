@@ -74,6 +74,9 @@ class Job:
 
 @lru_cache(maxsize=1)  # the last one only: two models of full size do not fit a device
 def _load(loader: str, checkpoint: Path, device: str) -> Any:
+    from transformers.utils.logging import disable_progress_bar  # imported late: the dry run does without
+
+    disable_progress_bar()  # it would draw into ours
     return get_object(loader)(checkpoint, device=device)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from transformers.utils.logging import disable_progress_bar
 
 from experiments.errors import BadInput
 from experiments.job import make_job
@@ -18,7 +17,6 @@ from experiments.workers import run_jobs, start_server
 def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     """Run one composed configuration and return its records. Raises BadInput before any work."""
     console = console or Console()
-    disable_progress_bar()  # of transformers, which would draw into ours
     job = make_job(config)
     runner = Runner(job)
     plan = runner.plan()
