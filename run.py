@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from experiments.cli import check_overrides
 from experiments.errors import BadInput
+from experiments.fork_server import start_server
 
 _HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 _exit_codes = [0]
@@ -28,6 +29,9 @@ def job(config: DictConfig) -> None:
 
             dry_run(config)
         else:
+            if config.setting.embedded and config.device in ("auto", "cpu") and config.workers != 1:
+                start_server()  # it imports for the workers while this process imports for itself
+
             from experiments.main_job import run_job
 
             run_job(config)

@@ -6,22 +6,19 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.errors import BadInput
 from experiments.job import make_job
 from experiments.records import Record
 from experiments.runner import Runner
 from experiments.summary import log_to_wandb, print_summary
-from experiments.workers import run_jobs, start_server
+from experiments.workers import run_jobs
 
 
 def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
-    """Run one composed configuration and return its records. Raises BadInput before any work."""
+    """Run one composed configuration and return its records. Raises BadInput before any video is made."""
     console = console or Console()
     job = make_job(config)
     runner = Runner(job)
     plan = runner.plan()
-    if job.workers > 1 and plan.to_make:
-        start_server()
     console.print(
         f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(job.prompts)} prompts x seed "
         f"{job.seed}, {job.num_frames} frames each\n"
@@ -29,13 +26,6 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}\n"
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each"
     )
-    if plan.to_make:
-        runner.model  # noqa: B018 - missing weights must show before the progress bar
-        try:
-            # Wrong sizes, frame counts or steps are the model's to refuse; ask it before the first video.
-            runner.model.generation(job.prompts[0], job.num_frames, job.method, job.seed, **job.generation_options)
-        except ValueError as error:
-            raise BadInput(str(error)) from error
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -15,6 +15,7 @@ from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments import environment, measure
+from experiments.errors import BadInput
 from experiments.job import Job
 from experiments.records import Record, RecordStore, new_record
 from flowcache.clock import SectionClock
@@ -76,10 +77,12 @@ class Runner:
     def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
         """Make what is missing and return the records of the prompts (the job's, if not given), in order.
 
-        ``progress`` is told after each video. A video's failure is recorded and raised.
+        ``progress`` is told after each video. A video's failure is recorded and raised; bad input is raised before any.
         """
         prompts = self.job.prompts if prompts is None else prompts
         plan = self.plan(prompts)
+        if plan.to_make and not self._warm:
+            self._check(plan.to_make[0])
         for prompt in plan.to_make:
             baseline = None
             if not self.is_vanilla:
@@ -92,6 +95,14 @@ class Runner:
             self.make(self._record(prompt), self.job.method, prompt, baseline)
             progress(f"{self.job.method_name}: {prompt}")
         return self.records(prompts)
+
+    def _check(self, prompt: str) -> None:
+        """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
+        model = self.model
+        try:
+            model.generation(prompt, self.job.num_frames, self.job.method, self.job.seed, **self.job.generation_options)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
 
     def records(self, prompts: Sequence[str]) -> list[Record | None]:
         """Finished records of some prompts; None for those that are not."""

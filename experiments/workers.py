@@ -8,21 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import forkserver, get_context
+from multiprocessing import get_context
 
+from experiments.fork_server import start_server
 from experiments.job import Job
 from experiments.runner import Progress, Runner
 
-# Slow imports of every worker, made once by the server that workers are forked from.
-_SHARED_IMPORTS = ("experiments.runner", "torchmetrics.image", "transformers.models.t5.modeling_t5")
-
 _runners: list[Runner] = []  # of this worker process; they keep their model and what is warm from prompt to prompt
-
-
-def start_server() -> None:
-    """Begin the imports that workers share, beside what this process does until it needs workers."""
-    forkserver.set_forkserver_preload(list(_SHARED_IMPORTS))
-    forkserver.ensure_running()
 
 
 def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = lambda text: None) -> None:
