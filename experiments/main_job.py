@@ -36,7 +36,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("generating", total=runner.num_videos(plan))
-        run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:48].ljust(48)))
+        run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))
     records = runner.records(job.prompts)
     print_summary(job, records, runner.store, console)
     where = log_to_wandb(job, records, runner.store, OmegaConf.to_container(config.wandb, resolve=True))
