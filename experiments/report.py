@@ -51,10 +51,10 @@ MEASURED = (
     Column("threshold", "threshold", "{:.4g}"),
     Column("TFLOPs", "tflops", "{:.3f}"),
     Column("compute left", "compute_left", "{:.3f}"),
-    Column("latency, s", "latency_s", "{:.2f}"),
+    Column("latency s", "latency_s", "{:.2f}"),
     Column("speed-up", "speedup", "{:.2f}x", "{speedup_min:.2f} to {speedup_max:.2f}, {speedup_pairs:.0f} pairs"),
     Column("efficiency", "efficiency", "{:.2f}"),
-    Column("PSNR, dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
+    Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
     Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
     Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
     Column("identical", "identical_videos", "{:.0f}"),
@@ -63,11 +63,11 @@ MEASURED = (
 REPORTED = (
     Column("PFLOPs", "pflops", "{:.0f}"),
     Column("compute left", "compute_left", "{:.3f}"),
-    Column("latency, s", "latency_s", "{:.0f}"),
+    Column("latency s", "latency_s", "{:.0f}"),
     Column("speed-up", "speedup", "{:.2f}x"),
     Column("efficiency", "efficiency", "{:.2f}"),
-    Column("VBench, %", "vbench_percent", "{:.2f}"),
-    Column("PSNR, dB", "psnr_db", "{:.2f}"),
+    Column("VBench %", "vbench_percent", "{:.2f}"),
+    Column("PSNR dB", "psnr_db", "{:.2f}"),
     Column("SSIM", "ssim", "{:.4f}"),
     Column("LPIPS", "lpips", "{:.4f}"),
 )
@@ -178,7 +178,9 @@ def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
             half = row.get(f"{key}_ci95", math.nan)
             low, high = row.get(f"{key}_low", value - half), row.get(f"{key}_high", value + half)
             ends = [None if pd.isna(end) else float(end) for end in (low, high)]
-            point = {"method": name, "n": int(row["n"]), "compute_left": float(row["compute_left"])}
+            identical = row.get("identical_videos", math.nan) if key == "psnr" else math.nan  # without a PSNR
+            videos = int(row["n"] - (0 if pd.isna(identical) else identical))
+            point = {"method": name, "n": videos, "compute_left": float(row["compute_left"])}
             points.append({**point, "value": float(value), "low": ends[0], "high": ends[1]})
         if points:
             qualities.append({"key": key, "title": title, "more_is_better": more_is_better, "points": points})

@@ -105,15 +105,15 @@ function drawQuality(quality) {
   const digits = quality.key === "psnr" ? 2 : 4;
   for (const point of points) {
     const [cx, cy] = [x(point.compute_left), y(point.value)];
-    const interval = point.low === null ? "" : `, 95 % interval ${point.low.toFixed(digits)} to ${point.high.toFixed(digits)}`;
-    const text = `${point.method}: ${quality.title} ${point.value.toFixed(digits)}${interval}, compute left ${point.compute_left.toFixed(3)}, n = ${point.n}`;
+    const interval = point.low === null ? [] : [`95 % interval ${point.low.toFixed(digits)} to ${point.high.toFixed(digits)}`];
+    const lines = [point.method, `${quality.title}: ${point.value.toFixed(digits)}`, ...interval, `compute left: ${point.compute_left.toFixed(3)}`, `n = ${point.n}`];
     const bar = point.low === null ? "" : `<path stroke="${colour(point.method)}" stroke-width="1.5" fill="none" d="M${cx} ${y(point.low)}V${y(point.high)}M${cx - 5} ${y(point.low)}h10M${cx - 5} ${y(point.high)}h10"/>`;
-    parts.push(`<g class="point" tabindex="0" role="img" aria-label="${text}">${bar}${mark(point.method, cx, cy, 6)}</g>`);
+    parts.push(`<g class="point" tabindex="0" role="img" aria-label="${lines.join("; ")}">${bar}${mark(point.method, cx, cy, 6)}</g>`);
   }
   by("pareto").innerHTML = `<svg viewBox="0 0 ${width} ${height}" role="group" aria-label="${quality.title} against compute left">${parts.join("")}</svg>`;
   by("legend").innerHTML = points.map((p) => `<span>${chip(p.method)}${p.method}</span>`).join("");
   for (const point of by("pareto").querySelectorAll(".point")) {
-    const text = point.getAttribute("aria-label").replace(": ", "\n").replaceAll(", ", "\n");
+    const text = point.getAttribute("aria-label").replaceAll("; ", "\n");
     const box = () => point.lastElementChild.getBoundingClientRect();
     for (const event of ["pointerenter", "focus"]) point.addEventListener(event, () => showTip(text, box().right, box().top));
     for (const event of ["pointerleave", "blur"]) point.addEventListener(event, hideTip);

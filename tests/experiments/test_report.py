@@ -103,6 +103,15 @@ def test_the_plot_has_means_and_interval_ends_of_the_main_table(folder, measured
         assert (point["low"], point["high"]) == (row["ssim"] - row["ssim_ci95"], row["ssim"] + row["ssim_ci95"])
 
 
+def test_a_psnr_says_over_how_many_videos_it_is():
+    row = {"method": "every_k", "n": 8, "compute_left": 0.5, "psnr": 40.0, "psnr_ci95": 2.0, "identical_videos": 3.0}
+    row |= {"ssim": 0.9, "caption_right": 0.75, "caption_right_low": 0.4, "caption_right_high": 0.9}
+    psnr, ssim, captions = report.quality_points(pd.DataFrame([row]).set_index("method"))["qualities"]
+    assert [quality["points"][0]["n"] for quality in (psnr, ssim, captions)] == [5, 8, 8]
+    ends = [(quality["points"][0]["low"], quality["points"][0]["high"]) for quality in (psnr, ssim, captions)]
+    assert ends == [(38, 42), (None, None), (0.4, 0.9)]
+
+
 def test_reuse_maps_say_what_the_traces_say(folder, job):
     store = RecordStore(job.output_dir)
     for clip in data_of(folder)["clips"]:
@@ -220,6 +229,8 @@ def test_all_videos_follow_the_slider_in_chromium(page, job):
         page.locator("#frame").fill(str(frame))
         assert times() == pytest.approx([(frame + 0.5) / job.fps] * len(METHODS), abs=1e-3)
     assert page.evaluate("document.getElementById('canvas').width") == 14 * 64  # drawn on, enlarged in whole steps
+    page.locator("#canvas").click(position={"x": 4, "y": 4})
+    assert float(page.locator("#wipe").input_value()) < 5
     page.locator("#play").click()
     page.wait_for_function("document.getElementById('frame').value > 8")
     page.locator("#play").click()
