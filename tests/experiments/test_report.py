@@ -178,17 +178,23 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says, tmp_path, capsys
 
 
 @pytest.fixture(scope="module")
-def page(folder):
-    """The report in headless Chromium, off the disk; every request is written down."""
+def chromium() -> str:
+    """The executable of an installed one."""
     executable = next(filter(None, map(shutil.which, BROWSERS)), None)
     if executable is None:
         pytest.skip("no Chromium is installed; install one (Debian: apt-get install chromium)")
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("playwright, which drives Chromium, is not installed; pip install playwright")
+    return executable
+
+
+@pytest.fixture(scope="module")
+def page(chromium, folder):  # in this order: without a browser nothing is generated for it
+    """The report in headless Chromium, off the disk; every request is written down."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"], timeout=180_000)
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=180_000)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(180_000)
         page.requested, page.problems = [], []
