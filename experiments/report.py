@@ -1,0 +1,280 @@
+"""One folder to look at the results in, with no server and no network:
+
+``python -m experiments.report [model=magi] [setting=embedded] [output_dir=outputs] [destination=folder] [clips=n]``.
+
+From finished records alone: the main table, measured apart from reported, quality against compute, the videos of every
+method side by side, and where each of them reused. ``destination`` is output_dir/report/<model>_<setting> if not given;
+``clips`` limits how many prompts' videos are copied into it. The page is report_template/.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from experiments.cli import check_overrides, compose_config
+from experiments.collect import canonical, collect
+from experiments.errors import BadInput
+from experiments.job import Job, inside_root, make_job, make_method
+from experiments.records import Record, RecordStore, new_record
+from experiments.reported import read_reported
+from experiments.results import provenance
+from experiments.tables import main_table
+
+TEMPLATE = Path(__file__).with_name("report_template")
+MARK = '<meta name="generator" content="experiments.report">'  # only a folder whose page has it is ever replaced
+_LETTERS = {"compute": "c", "reuse": "r", "held": "h"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table: its heading, its key, the form of its number, and of what stands below it."""
+
+    heading: str
+    key: str
+    form: str
+    spread: str = ""
+
+
+MEASURED = (
+    Column("n", "n", "{:.0f}"),
+    Column("threshold", "threshold", "{:.4g}"),
+    Column("TFLOPs", "tflops", "{:.3f}"),
+    Column("compute left", "compute_left", "{:.3f}"),
+    Column("latency s", "latency_s", "{:.2f}"),
+    Column("speed-up", "speedup", "{:.2f}x", "{speedup_low:.2f} to {speedup_high:.2f}, {speedup_pairs:.0f} pairs"),
+    Column("efficiency", "efficiency", "{:.2f}"),
+    Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
+    Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
+    Column("identical", "identical_videos", "{:.0f}"),
+    Column("caption right", "caption_right", "{:.0%}", "{caption_right_low:.0%} to {caption_right_high:.0%}"),
+)
+REPORTED = (
+    Column("PFLOPs", "pflops", "{:.0f}"),
+    Column("compute left", "compute_left", "{:.3f}"),
+    Column("latency s", "latency_s", "{:.0f}"),
+    Column("speed-up", "speedup", "{:.2f}x"),
+    Column("efficiency", "efficiency", "{:.2f}"),
+    Column("VBench %", "vbench_percent", "{:.2f}"),
+    Column("PSNR dB", "psnr_db", "{:.2f}"),
+    Column("SSIM", "ssim", "{:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}"),
+)
+# What the quality plot can show: key, axis title, whether more is better.
+QUALITIES = (
+    ("psnr", "PSNR to vanilla, dB", True),
+    ("ssim", "SSIM to vanilla", True),
+    ("lpips", "LPIPS to vanilla (lower is nearer)", False),
+    ("caption_right", "share of captions right", True),
+)
+
+
+def build(job: Job, destination: Path, clips: int | None = None) -> Path:
+    """Write the report of a job's model and setting and return its page. A rerun gives the same bytes.
+
+    Args:
+        job: names model, setting, weights and output_dir; every method with records at its default options is shown.
+        destination: the folder; an older report there is replaced whole.
+        clips: at most so many prompts with videos, spread evenly; all by default.
+
+    Raises BadInput if there are no records, or if ``destination`` holds something else.
+    """
+    _check_replaceable(destination)
+    frame = collect(job)
+    measured = main_table(frame, job.model_name, job.setting_name)
+    reported, reported_source = read_reported(job.model_name)
+    share = reported["pflops"] / reported.loc["vanilla", "pflops"]
+    reported = reported.assign(compute_left=share, efficiency=reported["speedup"] * share)
+    store = RecordStore(job.output_dir)
+    takes = find_takes(job, frame, list(measured.index))
+    shown = sorted(takes)
+    if clips is not None and clips < len(shown):
+        shown = [shown[i * len(shown) // clips] for i in range(clips)]
+    data = {
+        "fps": job.fps,
+        "frames": job.num_frames,
+        "methods": list(measured.index),
+        "plot": quality_points(measured),
+        "clips": [
+            {
+                "prompt": prompt,
+                "seed": seed,
+                "takes": {name: _describe_take(store, record) for name, record in takes[prompt, seed].items()},
+            }
+            for prompt, seed in shown
+        ],
+    }
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("index.html").render(
+        mark=MARK,
+        style=(TEMPLATE / "report.css").read_text(),
+        script=(TEMPLATE / "report.js").read_text(),
+        model=job.model_name,
+        setting=job.setting_name,
+        size=[job.generation_options["width"], job.generation_options["height"]],
+        num_prompts=frame["prompt"].nunique(),
+        num_clips=len(takes),
+        source=provenance(frame),
+        reported_source=reported_source,
+        tables={"measured": table_cells(measured, MEASURED), "reported": table_cells(reported, REPORTED)},
+        data=data,
+    )
+    with _atomic_folder(destination) as folder:
+        (folder / "videos").mkdir()
+        for clip in data["clips"]:
+            for name in clip["takes"]:
+                preview = store.preview_path(takes[clip["prompt"], clip["seed"]][name].key)
+                if preview.is_file():
+                    shutil.copyfile(preview, folder / "videos" / preview.name)
+        (folder / "index.html").write_text(page, encoding="utf-8")
+    return destination / "index.html"
+
+
+def table_cells(table: pd.DataFrame, columns: tuple[Column, ...]) -> dict[str, Any]:
+    """Headings and rows for the page; a cell is its number in full, its text, and its spread. Empty columns are left
+    out."""
+    columns = tuple(c for c in columns if c.key in table and table[c.key].notna().any())
+    rows = []
+    for name, row in table.iterrows():
+        cells = []
+        for column in columns:
+            value = row[column.key]
+            if pd.isna(value):
+                cells.append({"value": None, "text": "-", "spread": ""})
+                continue
+            spread = column.spread.format_map(row)
+            cell = {"value": repr(float(value)), "text": column.form.format(value)}
+            cells.append({**cell, "spread": "" if "nan" in spread else spread})
+        rows.append({"method": name, "cells": cells})
+    return {"headings": [c.heading for c in columns], "rows": rows}
+
+
+def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
+    """For the plot: by quality, every method's compute left, mean, and ends of its 95 % interval (None without one)."""
+    qualities = []
+    for key, title, more_is_better in QUALITIES:
+        points = []
+        for name, row in measured.iterrows():
+            value = row.get(key, math.nan)
+            if pd.isna(value):
+                continue
+            half = row.get(f"{key}_ci95", math.nan)
+            low, high = row.get(f"{key}_low", value - half), row.get(f"{key}_high", value + half)
+            ends = [None if pd.isna(end) else float(end) for end in (low, high)]
+            identical = row.get("identical_videos", math.nan) if key == "psnr" else math.nan  # without a PSNR
+            videos = int(row["n"] - (0 if pd.isna(identical) else identical))
+            point = {"method": name, "n": videos, "compute_left": float(row["compute_left"])}
+            points.append({**point, "value": float(value), "low": ends[0], "high": ends[1]})
+        if points:
+            qualities.append({"key": key, "title": title, "more_is_better": more_is_better, "points": points})
+    return {"qualities": qualities}
+
+
+def find_takes(job: Job, frame: pd.DataFrame, methods: list[str]) -> dict[tuple[str, int], dict[str, Record]]:
+    """By prompt and seed, the record of every method that has one at its default options."""
+    store, takes = RecordStore(job.output_dir), {}
+    for name in methods:
+        config = compose_config([f"model={job.model_name}", f"setting={job.setting_name}", f"method={name}"])
+        method = make_method(config.method)
+        mine = frame[(frame["method"] == name) & (frame["options"] == canonical(asdict(method)))]
+        for prompt, seed in zip(mine["prompt"], mine["seed"], strict=True):
+            record = store.find(new_record(replace(job, seed=int(seed)), name, method, prompt).key)
+            if record is not None:
+                takes.setdefault((prompt, int(seed)), {})[name] = record
+    return takes
+
+
+def reuse_map(trace: pd.DataFrame) -> list[dict[str, Any]]:
+    """By chunk, its first row and a letter for every row from there on: c computed, r reused, h held, . not active."""
+    chunks = []
+    for _, entries in trace.groupby("chunk"):
+        first = int(entries["row"].min())
+        letters = ["."] * (int(entries["row"].max()) - first + 1)
+        for row, action in zip(entries["row"], entries["action"], strict=True):
+            letters[row - first] = _LETTERS[action]
+        chunks.append({"first": first, "letters": "".join(letters)})
+    return chunks
+
+
+def _describe_take(store: RecordStore, record: Record) -> dict[str, Any]:
+    """What the page shows of one video."""
+    preview, trace = store.preview_path(record.key), store.trace_path(record.key)
+    columns = ["row", "chunk", "action"]
+    return {
+        "video": f"videos/{preview.name}" if preview.is_file() else None,
+        "computed": record.computed_fraction,
+        "share": record.flops / record.baseline_flops if record.baseline_flops else None,
+        "psnr": record.metrics.get("psnr"),
+        "ssim": record.metrics.get("ssim"),
+        "map": reuse_map(pd.read_parquet(trace, columns=columns)) if trace.is_file() else None,
+    }
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    page = folder / "index.html"
+    if not page.is_file() or MARK not in page.read_text(encoding="utf-8", errors="replace"):
+        raise BadInput(f"{folder} is there and is no report, so it is left alone; give another destination=<folder>")
+
+
+@contextmanager
+def _atomic_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that takes its place once the block ends without an error."""
+    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            os.replace(folder, old)  # a folder cannot be renamed over one that has files
+        os.replace(partial, folder)
+    finally:
+        if old.exists() and not folder.exists():
+            os.replace(old, folder)
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _own_options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The job's arguments, and those of the report alone."""
+    own = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in ("destination", "clips")}
+    return [a for a in arguments if a.partition("=")[0] not in own], own
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        arguments, own = _own_options(arguments)
+        check_overrides(arguments)
+        job = make_job(compose_config(arguments))
+        clips = own.get("clips")
+        if clips is not None and not (clips.isdecimal() and int(clips) >= 1):
+            raise BadInput(f"clips={clips} must be a whole number of at least 1: how many prompts' videos to copy")
+        default = job.output_dir / "report" / f"{job.model_name}_{job.setting_name}"
+        destination = inside_root(own["destination"]) if own.get("destination") else default
+        page = build(job, destination, None if clips is None else int(clips))
+    except BadInput as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    print(f"written {page}; open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

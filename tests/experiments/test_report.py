@@ -1,0 +1,253 @@
+"""The HTML report of a tiny set of records: what it says, what it refuses, and how it behaves in Chromium."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from experiments import report
+from experiments.cli import compose_config
+from experiments.collect import collect
+from experiments.job import Job, make_job
+from experiments.records import RecordStore
+from experiments.reported import read_reported
+from experiments.results import provenance
+from experiments.runner import Runner
+from experiments.tables import main_table
+
+# 32 steps: with fewer, FlowCache's default threshold never reuses.
+SMALL = ["setting.num_frames=48", "setting.num_steps=32", "num_prompts=2", "metrics=[psnr,ssim]", "latency_pairs=1"]
+METHODS = ("vanilla", "flowcache_fast")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory) -> Job:
+    """With finished records of vanilla and a method that reuses."""
+    common = [*SMALL, "workers=1", "threads=1", f"output_dir={tmp_path_factory.mktemp('outputs')}"]
+    for method in METHODS:
+        made = make_job(compose_config([*common, f"method={method}"]))
+        Runner(made).run()
+    return make_job(compose_config(common))
+
+
+@pytest.fixture(scope="module")
+def folder(job: Job) -> Path:
+    """Made by the command, at its default place."""
+    assert report.main([*SMALL, f"output_dir={job.output_dir}"]) == 0
+    return job.output_dir / "report" / "magi_embedded"
+
+
+@pytest.fixture(scope="module")
+def measured(job: Job) -> pd.DataFrame:
+    return main_table(collect(job), job.model_name, job.setting_name)
+
+
+def table_of(folder: Path, name: str) -> dict[str, dict[str, str]]:
+    """By method, heading -> full value, as the page holds them."""
+    table = re.search(rf'<table id="{name}".*?</table>', (folder / "index.html").read_text(), re.S).group()
+    headings = re.findall(r'<button type="button">(.*?)</button>', table)
+    rows = [re.findall(r'data-value="(.*?)"', row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]]
+    return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
+
+
+def data_of(folder: Path) -> dict:
+    page = (folder / "index.html").read_text()
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
+
+
+def test_the_folder_is_self_contained(folder):
+    page = (folder / "index.html").read_text()
+    assert not re.search(r"https?:|//[a-z]+\.[a-z]|@import|fetch\(", page)
+    assert re.findall(r'(?:src|href)="(?!#|data:)', page) == []
+    videos = {take["video"] for clip in data_of(folder)["clips"] for take in clip["takes"].values()}
+    assert len(videos) == 2 * len(METHODS)
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*.*")} == {"index.html", *videos}
+
+
+def test_measured_values_are_those_of_the_main_table(folder, job, measured):
+    shown = table_of(folder, "measured")
+    assert list(shown) == list(measured.index) == list(METHODS)
+    for column in report.MEASURED:
+        values = measured[column.key] if column.key in measured else pd.Series(dtype=float)
+        for method in measured.index if values.notna().any() else ():
+            text = shown[method][column.heading]
+            assert (text == "") == pd.isna(values[method])
+            assert text == "" or float(text) == values[method]  # every digit, not only those shown
+    assert all(row["source"] == "measured" for row in shown.values())
+    assert "LPIPS" not in shown["vanilla"]  # not measured here: no empty column
+    assert provenance(collect(job)) in (folder / "index.html").read_text()
+
+
+def test_reported_values_stand_apart_and_say_so(folder):
+    shown, (reported, source) = table_of(folder, "reported"), read_reported("magi")
+    assert {name: float(row["PFLOPs"]) for name, row in shown.items()} == dict(reported["pflops"])
+    assert shown["vanilla"]["SSIM"] == ""
+    assert float(shown["teacache_slow"]["compute left"]) == 294 / 306
+    assert all(row["source"] == "reported" for row in shown.values())
+    assert source in (folder / "index.html").read_text()
+
+
+def test_the_plot_has_means_and_interval_ends_of_the_main_table(folder, measured):
+    by_key = {q["key"]: q for q in data_of(folder)["plot"]["qualities"]}
+    assert set(by_key) == {"psnr", "ssim"}
+    for point in by_key["ssim"]["points"]:
+        row = measured.loc[point["method"]]
+        assert (point["value"], point["compute_left"]) == (row["ssim"], row["compute_left"])
+        assert (point["low"], point["high"]) == (row["ssim"] - row["ssim_ci95"], row["ssim"] + row["ssim_ci95"])
+
+
+def test_a_psnr_says_over_how_many_videos_it_is():
+    row = {"method": "every_k", "n": 8, "compute_left": 0.5, "psnr": 40.0, "psnr_ci95": 2.0, "identical_videos": 3.0}
+    row |= {"ssim": 0.9, "caption_right": 0.75, "caption_right_low": 0.4, "caption_right_high": 0.9}
+    psnr, ssim, captions = report.quality_points(pd.DataFrame([row]).set_index("method"))["qualities"]
+    assert [quality["points"][0]["n"] for quality in (psnr, ssim, captions)] == [5, 8, 8]
+    ends = [(quality["points"][0]["low"], quality["points"][0]["high"]) for quality in (psnr, ssim, captions)]
+    assert ends == [(38, 42), (None, None), (0.4, 0.9)]
+
+
+def test_reuse_maps_say_what_the_traces_say(folder, job):
+    store = RecordStore(job.output_dir)
+    for clip in data_of(folder)["clips"]:
+        for name, take in clip["takes"].items():
+            trace = pd.read_parquet(store.trace_path(Path(take["video"]).stem))
+            cells = {(t.row, t.chunk): t.action[0] for t in trace.itertuples()}
+            shown = {
+                (chunk["first"] + offset, index): letter
+                for index, chunk in enumerate(take["map"])
+                for offset, letter in enumerate(chunk["letters"])
+            }
+            assert shown == cells
+            assert ("r" in cells.values()) == (take["computed"] < 1) == (name != "vanilla")
+
+
+def test_a_rerun_gives_the_same_bytes_and_leaves_nothing_behind(folder, job):
+    def contents() -> dict[Path, bytes]:
+        return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    before = contents()
+    (folder / "videos" / "stale.mp4").write_bytes(b"of an older report")
+    assert report.build(job, folder) == folder / "index.html"
+    assert contents() == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_failure_leaves_the_older_report_whole(folder, job, monkeypatch):
+    before = (folder / "index.html").read_bytes()
+
+    def full_disk(*paths):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(report.shutil, "copyfile", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        report.build(job, folder)
+    assert (folder / "index.html").read_bytes() == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_clips_limits_the_videos_that_are_copied(job, tmp_path):
+    folder = tmp_path / "one"
+    assert report.main([*SMALL, f"output_dir={job.output_dir}", f"destination={folder}", "clips=1"]) == 0
+    assert len(list((folder / "videos").iterdir())) == len(METHODS)
+    assert "Videos of 1 of 2 prompts" in (folder / "index.html").read_text()
+    assert [row["n"] for row in table_of(folder, "measured").values()] == ["2.0"] * len(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["output_dir=OUT"], "make them first, for example python run.py"),
+        (["output_dir=OUT", "clips=0"], "clips=0 must be a whole number of at least 1"),
+        (["output_dir=OUT", "destination=OUT"], "is no report, so it is left alone"),
+        (["model=magy"], "did you mean magi"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(arguments, says, tmp_path, capsys):
+    (tmp_path / "thesis.txt").write_text("do not delete")
+    assert report.main([a.replace("OUT", str(tmp_path)) for a in arguments]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert (tmp_path / "thesis.txt").read_text() == "do not delete"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    """The executable of an installed one."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no Chromium is installed; install one (Debian: apt-get install chromium)")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright, which drives Chromium, is not installed; pip install playwright")
+    return executable
+
+
+@pytest.fixture(scope="module")
+def page(chromium, folder):  # in this order: without a browser nothing is generated for it
+    """The report in headless Chromium, off the disk; every request is written down."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=180_000)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(180_000)
+        page.requested, page.problems = [], []
+        page.on("request", lambda request: page.requested.append(request.url))
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto((folder / "index.html").as_uri())
+        yield page
+        browser.close()
+
+
+def test_headings_sort_in_chromium(page, measured):
+    def methods() -> list[str]:
+        return page.eval_on_selector_all("#measured tbody th", "cells => cells.map(cell => cell.dataset.value)")
+
+    rising = list(measured.sort_values("compute_left").index)
+    heading = page.locator("#measured thead th", has_text="compute left")
+    for order, direction in ((rising, "ascending"), (rising[::-1], "descending")):
+        heading.locator("button").click()
+        assert methods() == order
+        assert heading.get_attribute("aria-sort") == direction
+    page.locator("#measured thead button", has_text="SSIM").click()
+    assert methods()[-1] == "vanilla"  # which has none, and stays last either way
+    page.locator("#measured thead button", has_text="SSIM").click()
+    assert methods()[-1] == "vanilla"
+    assert heading.get_attribute("aria-sort") is None
+
+
+def test_all_videos_follow_the_slider_in_chromium(page, job):
+    if not page.evaluate("document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64000a\"')"):
+        pytest.skip("this Chromium plays no H.264; install a build that does (Debian: apt-get install chromium)")
+    settled = "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && !v.seeking && v.paused)"
+
+    def times() -> list[float]:
+        page.wait_for_function(settled)
+        return page.eval_on_selector_all("video", "videos => videos.map(v => v.currentTime)")
+
+    for frame in (31, 5):
+        page.locator("#frame").fill(str(frame))
+        assert times() == pytest.approx([(frame + 0.5) / job.fps] * len(METHODS), abs=1e-3)
+    assert page.evaluate("document.getElementById('canvas').width") == 14 * 64  # drawn on, enlarged in whole steps
+    page.locator("#canvas").click(position={"x": 4, "y": 4})
+    assert float(page.locator("#wipe").input_value()) < 5
+    page.locator("#play").click()
+    page.wait_for_function("document.getElementById('frame').value > 8")
+    page.locator("#play").click()
+    shown = int(page.locator("#frame").input_value())
+    assert times() == pytest.approx([(shown + 0.5) / job.fps] * len(METHODS), abs=1e-3)
+    page.locator("#clip").select_option("1")
+    assert times() == pytest.approx([(shown + 0.5) / job.fps] * len(METHODS), abs=1e-3)
+
+
+def test_nothing_is_fetched_and_nothing_fails_in_chromium(page):
+    assert page.requested
+    assert [url for url in page.requested if not url.startswith(("file:", "data:"))] == []
+    assert page.problems == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
