@@ -247,7 +247,7 @@ def test_an_environment_counts_once_every_step_was_done(nothing_here, monkeypatc
     environment.install()
     assert environment.is_installed()
     assert steps[0][1:4] == ["-m", "venv", "--clear"]  # nothing of the broken one stays
-    assert steps[1][-1] == "torch==2.13.0"
+    assert "torch==2.13.0" in steps[1]
     assert steps[2][-1] == str(environment.REQUIREMENTS)
     assert steps[3][-1] == str(environment.INSIDE)
     environment.install()
