@@ -12,7 +12,7 @@ from pathlib import Path
 from eval.atomic import atomic_path
 from eval.errors import MetricUnavailable
 from eval.vbench import environment
-from eval.vbench.scoring import score
+from eval.vbench.scoring import Scores, score
 from eval.vbench.suite import SUITE
 from eval.vbench.totals import totals
 
@@ -75,10 +75,18 @@ def _score(options: argparse.Namespace) -> int:
         with atomic_path(options.output) as temporary:
             temporary.write_text(json.dumps(asdict(scores), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.standard:
-        combined = totals(scores.means, missing_scores=scores.missing_scores, partial=options.partial)
-        for name, value in zip(("Quality", "Semantic", combined.name), astuple(combined), strict=False):
-            print(f"{name}: {'n/a' if value is None else f'{value:.4f}'}")
+        print(total_lines(scores, options.partial))
     return 1 if not scores.results or (names and scores.not_run) else 0
+
+
+def total_lines(scores: Scores, partial: bool) -> str:
+    """Quality, Semantic and Total, or why there are none."""
+    try:
+        combined = totals(scores.means, missing_scores=scores.missing_scores, partial=partial)
+    except ValueError as refusal:
+        return f"no total: {refusal} (--partial)"
+    values = zip(("Quality", "Semantic", combined.name), astuple(combined), strict=False)
+    return "\n".join(f"{name}: {'n/a' if value is None else f'{value:.4f}'}" for name, value in values)
 
 
 if __name__ == "__main__":

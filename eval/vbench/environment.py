@@ -50,7 +50,7 @@ def is_installed() -> bool:
 def require() -> Path:
     """The environment's interpreter. Raises MetricUnavailable if it is not installed."""
     if not is_installed():
-        raise MetricUnavailable(f"VBench has no environment at {folder()}; run `{INSTALL_COMMAND}` (2.2 GB)")
+        raise MetricUnavailable(f"VBench has no environment at {folder()}; run `{INSTALL_COMMAND}` (2 GB)")
     return python()
 
 
