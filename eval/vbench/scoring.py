@@ -92,9 +92,10 @@ def score(
     shares = {d.name: _videos_of(d, files, mode, partial) for d in allowed}
     scores = Scores()
     for dimension in asked:
-        report(f"{dimension.name} ...")
         try:
-            scores.results[dimension.name] = _score_one(dimension, shares.get(dimension.name), files, mode, device)
+            scores.results[dimension.name] = _score_one(
+                dimension, shares.get(dimension.name), files, mode, device, report
+            )
             result = scores.results[dimension.name]
             report(f"{dimension.name}: {result.mean:.4f} ({len(result.per_video)} videos)")
         except MetricUnavailable as unavailable:
@@ -146,7 +147,12 @@ def _videos_of(dimension: Dimension, files: dict[str, Path], mode: Mode, partial
 
 
 def _score_one(
-    dimension: Dimension, share: tuple[list[str], int] | None, files: dict[str, Path], mode: Mode, device: str
+    dimension: Dimension,
+    share: tuple[list[str], int] | None,
+    files: dict[str, Path],
+    mode: Mode,
+    device: str,
+    report: environment.Report,
 ) -> DimensionScore:
     if share is None:
         raise MetricUnavailable("it is scored on the benchmark's own prompts only")
@@ -156,6 +162,7 @@ def _score_one(
     missing = dimension.missing()
     if missing:
         raise MetricUnavailable("missing " + "; ".join(map(str, missing)))
+    report(f"{dimension.name}: scoring {len(names)} videos")
     with tempfile.TemporaryDirectory(prefix="vbench_") as temporary:
         # The package reads all of a folder; this one holds the dimension's videos and nothing else.
         for name in names:
