@@ -1,0 +1,215 @@
+"""The full VBench protocol: ``python -m experiments.vbench_full [model=magi] [setting=paper ...] [key=value ...]``.
+
+Makes the videos of conf/experiment/vbench_full.yaml, every prompt of the official package with every seed, then scores
+each method in the dimensions whose weights are here (``python -m eval.vbench list``). Finished videos and scores are
+kept, so a killed run continues, and a run after more weights have come scores what is new. Scores go to
+<output_dir>/vbench/, one JSON a method, the table to results/tables/. ``num_prompts=<n>`` takes the first n prompts;
+the scores are then named partial.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf.errors import OmegaConfBaseException
+
+from eval.atomic import atomic_path
+from eval.errors import MetricUnavailable
+from eval.vbench import environment
+from eval.vbench.scoring import VIDEOS_PER_PROMPT, DimensionScore, Scores, score
+from eval.vbench.suite import NAMES
+from eval.vbench.totals import totals
+from experiments.ablations import finished
+from experiments.collect import video_frame
+from experiments.errors import BadInput
+from experiments.job import Job
+from experiments.records import Record, RecordStore
+from experiments.results import provenance, save_table, table_lines
+from experiments.runner import Runner
+from experiments.summary import mean_and_interval
+from experiments.sweep import jobs_of
+from experiments.workers import run_jobs
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One method under the protocol: a job for each seed, in their order."""
+
+    jobs: tuple[Job, ...]
+
+    @property
+    def name(self) -> str:
+        return self.jobs[0].method_name
+
+    def records(self) -> dict[str, Record]:
+        """Finished records by the name that VBench asks for their video under."""
+        return {
+            f"{record.prompt}-{index}.mp4": record for index, job in enumerate(self.jobs) for record in finished(job)
+        }
+
+    def scores_path(self) -> Path:
+        """Named by its videos: other videos, other scores."""
+        keys = " ".join(record.key for record in self.records().values())
+        return self.jobs[0].output_dir / "vbench" / f"{hashlib.sha256(keys.encode()).hexdigest()[:20]}.json"
+
+
+def entrants(arguments: list[str]) -> tuple[list[Entrant], dict[str, Any]]:
+    """Every method of the experiment file on the package's prompts, vanilla first, and what the file says.
+
+    Raises BadInput where the package is not installed or the arguments are wrong.
+    """
+    if any(argument.startswith("prompts=") for argument in arguments):
+        raise BadInput("the prompts are VBench's own; num_prompts=<n> takes the first n of them")
+    try:
+        prompts = dict.fromkeys(entry["prompt_en"] for entry in environment.full_info())
+    except MetricUnavailable as unavailable:
+        raise BadInput(str(unavailable)) from unavailable
+    listed = environment.folder() / "prompts.txt"
+    with atomic_path(listed) as temporary:
+        temporary.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+    jobs, experiment = jobs_of("vbench_full", [f"prompts='{listed}'", *arguments])
+    seeds = experiment["seeds"]
+    if not isinstance(seeds, int) or not 1 <= seeds <= VIDEOS_PER_PROMPT:
+        raise BadInput(f"seeds={seeds!r} must be a whole number from 1 to {VIDEOS_PER_PROMPT}")
+    return [Entrant(tuple(replace(job, seed=job.seed + i) for i in range(seeds))) for job in jobs], experiment
+
+
+def make_videos(entered: list[Entrant]) -> None:
+    """Generate what is missing, all methods of a seed before the next seed; says first how many videos there are."""
+    jobs = [job for of_seed in zip(*(entrant.jobs for entrant in entered), strict=True) for job in of_seed]
+    prompts = jobs[0].prompts
+    missing = sum(len(Runner(job).plan().to_make) for job in jobs)
+    each = len(prompts) * len(entered[0].jobs)
+    print(
+        f"{len(entered)} methods x {len(prompts)} prompts x {len(entered[0].jobs)} seeds = {len(entered) * each} "
+        f"videos ({each} a method), {missing} to make",
+        flush=True,
+    )
+    videos = itertools.count(1)
+    run_jobs(jobs, prompts, lambda text: print(f"{next(videos)} of {missing}  {text}", flush=True))
+
+
+def score_entrant(entrant: Entrant) -> Scores:
+    """Score a method's videos in what was not scored yet, saving after every dimension."""
+    job, records, path = entrant.jobs[0], entrant.records(), entrant.scores_path()
+    store = RecordStore(job.output_dir)
+    videos = {name: store.preview_path(record.key) for name, record in records.items()}
+    scores = Scores(results={} if job.force else _saved(path))
+    for name in [name for name in NAMES if name not in scores.results]:
+        one = score(
+            videos,
+            [name],
+            mode="vbench_standard",
+            device=torch.device(job.device).type,
+            partial=True,
+            report=lambda text: print(f"{entrant.name}: {text}", flush=True),
+        )
+        scores.results |= one.results
+        scores.not_run |= one.not_run
+        _save(path, entrant, scores)
+    return scores
+
+
+def _saved(path: Path) -> dict[str, DimensionScore]:
+    try:
+        dimensions = json.loads(path.read_text(encoding="utf-8"))["dimensions"]
+        return {name: DimensionScore(**result) for name, result in dimensions.items()}
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        return {}
+
+
+def _save(path: Path, entrant: Entrant, scores: Scores) -> None:
+    job = entrant.jobs[0]
+    content = {
+        "package": environment.package(),
+        "model": job.model_name,
+        "setting": job.setting_name,
+        "method": entrant.name,
+        "method_config": asdict(job.method),
+        "seeds": [job.seed for job in entrant.jobs],
+        "videos": {name: record.key for name, record in entrant.records().items()},
+        "dimensions": {name: asdict(result) for name, result in scores.results.items()},
+        "not_run": scores.not_run,
+    }
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def score_frame(scored: dict[str, Scores]) -> pd.DataFrame:
+    """One row a method and dimension: mean, half-width of the 95 % interval over prompts, videos, and those wanted."""
+    rows = []
+    for method, scores in scored.items():
+        for name, result in scores.results.items():
+            by_prompt = defaultdict(list)
+            for video, value in result.per_video.items():
+                by_prompt[video.rpartition("-")[0]].append(value)
+            _, half_width = mean_and_interval([float(np.mean(values)) for values in by_prompt.values()])
+            rows.append((method, name, result.mean, half_width, len(result.per_video), result.num_expected))
+    return pd.DataFrame(rows, columns=["method", "dimension", "mean", "ci95", "n", "n_wanted"])
+
+
+def markdown(scored: dict[str, Scores], title: str, source: str) -> str:
+    """Dimensions down, methods across; then Quality, Semantic and Total, and why dimensions have no score."""
+    frame = score_frame(scored).set_index(["dimension", "method"])
+    rows = []
+    for name in NAMES:
+        cells = [name]
+        for method in scored:
+            row = frame.loc[(name, method)] if (name, method) in frame.index else None
+            interval = "" if row is None or pd.isna(row["ci95"]) else f" ± {row['ci95']:.4f}"
+            cells.append("n/a" if row is None else f"{row['mean']:.4f}{interval} ({row['n']:.0f})")
+        rows.append(cells)
+    combined = [totals(s.means, missing_scores=s.missing_scores, partial=True) for s in scored.values()]
+    for label, values in zip(("Quality", "Semantic", "Total"), zip(*map(_triple, combined), strict=True), strict=True):
+        rows.append([label, *values])
+    names = dict(zip(scored, (total.name for total in combined), strict=True))
+    partial = [f"{method}: {name}" for method, name in names.items() if name != "Total"]
+    reasons = dict.fromkeys(f"{name}: {why}" for scores in scored.values() for name, why in scores.not_run.items())
+    lines = [
+        f"**{title}** Measured here ({source}; {environment.package()}, videos as mp4, crf 18). Raw means of the "
+        "package ± half-width of the 95 % interval over prompts (videos); Quality, Semantic and Total normalised as on "
+        "the leaderboard. temporal_flickering is without the protocol's filter for videos that stand still.",
+        *(["", "Not comparable with published totals: " + "; ".join(partial) + "."] if partial else []),
+        "",
+        *table_lines(["", *scored], rows),
+        *(["", *(f"- {reason}" for reason in reasons)] if reasons else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _triple(combined: Any) -> Iterable[str]:
+    return ["n/a" if value is None else f"{value:.4f}" for value in astuple(combined)[:3]]
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        entered, experiment = entrants(arguments)
+        make_videos(entered)
+        scored = {entrant.name: score_entrant(entrant) for entrant in entered}
+    except (BadInput, OmegaConfBaseException) as error:
+        print(f"vbench_full: {error}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        print(f"vbench_full: it failed: {type(error).__name__}: {error}; run it again to go on", file=sys.stderr)
+        return 1
+    job = entered[0].jobs[0]
+    source = provenance(video_frame(record for entrant in entered for record in entrant.records().values()))
+    stem = f"{job.model_name}_{job.setting_name}_vbench"
+    save_table(stem, markdown(scored, experiment["title"], source), score_frame(scored))
+    print(f"scores of every video are in {job.output_dir / 'vbench'}")
+    return 0 if any(scores.results for scores in scored.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

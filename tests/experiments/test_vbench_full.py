@@ -1,0 +1,99 @@
+"""The VBench protocol on the embedded model, small, with a stand-in for the package."""
+
+import json
+
+import pytest
+
+from experiments import vbench_full
+from experiments.errors import BadInput
+from experiments.sweep import jobs_of
+from tests.experiments.conftest import SMALL
+from tests.vbench_stand_in import empty_caches, provide, stand_in_environment
+
+CIRCLE, SQUARE = "a red circle moving right on a dark background", "a blue square moving left on a dark background"
+FULL_INFO = [
+    {"prompt_en": CIRCLE, "dimension": ["temporal_flickering", "scene"]},
+    {"prompt_en": CIRCLE, "dimension": ["imaging_quality"]},
+    {"prompt_en": SQUARE, "dimension": ["motion_smoothness"]},
+]
+
+
+@pytest.fixture
+def protocol(monkeypatch, tmp_path):
+    """Two methods and two seeds of the experiment; returns the command's arguments."""
+    empty_caches(monkeypatch, tmp_path)
+    stand_in_environment(FULL_INFO)
+
+    def two_methods(name, extra):
+        jobs, experiment = jobs_of(name, extra)
+        return [jobs[0], jobs[-1]], experiment | {"seeds": 2}
+
+    monkeypatch.setattr(vbench_full, "jobs_of", two_methods)
+    monkeypatch.setattr("experiments.results.TABLES", tmp_path / "tables")
+    monkeypatch.setattr("experiments.results.ROOT", tmp_path)
+    small = [argument for argument in SMALL if not argument.startswith(("num_prompts", "metrics"))]
+    return [*small, f"output_dir={tmp_path}", "metrics=[psnr]"]
+
+
+def test_all_methods_prompts_and_seeds_of_the_package(protocol):
+    entered, _ = vbench_full.entrants(protocol)
+    assert [entrant.name for entrant in entered] == ["vanilla", "flowcache_fast"]
+    for entrant in entered:
+        assert [job.seed for job in entrant.jobs] == [3, 4]
+        assert all(job.prompts == (CIRCLE, SQUARE) for job in entrant.jobs)  # twice in the file, made once
+
+
+def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
+    provide("imaging_quality")
+    arguments = [*protocol, "num_prompts=1"]
+    assert vbench_full.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "2 methods x 1 prompts x 2 seeds = 4 videos (2 a method), 4 to make" in said
+    assert len(list((tmp_path / "videos").glob("*.mp4"))) == 4
+    saved = sorted((tmp_path / "vbench").glob("*.json"))
+    assert len(saved) == 2
+    content = json.loads(saved[0].read_text())
+    assert set(content["videos"]) == {f"{CIRCLE}-0.mp4", f"{CIRCLE}-1.mp4"}
+    assert set(content["dimensions"]) == {"temporal_flickering", "imaging_quality"}
+    assert content["dimensions"]["imaging_quality"]["num_expected"] == 5
+    assert "amt-s.pth" not in content["not_run"]["motion_smoothness"]  # its prompt has no video: that is why
+    assert "tag2text_swin_14m.pth" in content["not_run"]["scene"]
+    (table,) = (tmp_path / "tables").glob("*.md")
+    assert "| temporal_flickering | 0.1500 (2) | 0.1500 (2) |" in table.read_text()
+    assert "vanilla: Total (partial: 2 of 16 dimensions, 6 video scores missing)" in table.read_text()
+
+    provide("scene")
+    assert vbench_full.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert ", 0 to make" in said
+    assert "vanilla: scene: 0.1500 (2 videos)" in said
+    assert "vanilla: imaging_quality" not in said  # scored before
+    assert "scene" in json.loads(saved[0].read_text())["dimensions"]
+
+
+def test_other_videos_have_other_scores(protocol, tmp_path):
+    (one, _), _ = vbench_full.entrants([*protocol, "num_prompts=1"])
+    vbench_full.make_videos([one])
+    first = one.scores_path()
+    (two, _), _ = vbench_full.entrants(protocol)
+    vbench_full.make_videos([two])
+    assert two.scores_path() != first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prompts=mine.txt"], "the prompts are VBench's own"),
+        (["num_prompts=3"], "choose 1 to 2"),
+        (["sead=1"], "did you mean seed"),
+    ],
+)
+def test_bad_arguments(protocol, arguments, message, capsys):
+    assert vbench_full.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_the_package(monkeypatch, tmp_path):
+    empty_caches(monkeypatch, tmp_path)
+    with pytest.raises(BadInput, match=r"python -m eval\.vbench install"):
+        vbench_full.entrants([])
