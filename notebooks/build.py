@@ -41,16 +41,18 @@ def read_source(name: str) -> NotebookNode:
     return notebook
 
 
-def execute(notebook: NotebookNode, timeout_s: float = 600) -> NotebookNode:
+def execute(notebook: NotebookNode, timeout_s: float | None = None) -> NotebookNode:
     """Run all cells in a fresh kernel of this Python, in the notebooks' folder, and keep their outputs.
 
-    Raises nbclient's CellExecutionError for a cell that fails, and CellTimeoutError for one beyond ``timeout_s``.
+    Raises nbclient's CellExecutionError for a cell that fails, and CellTimeoutError for one beyond ``timeout_s``
+    (None: it takes what it takes).
     """
     client = NotebookClient(
         notebook, timeout=timeout_s, kernel_name="python3", resources={"metadata": {"path": str(FOLDER)}}
     )
-    # transformers' progress bar of a checkpoint's loading is nothing to keep.
-    client.execute(env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"})
+    # Progress bars of loading a checkpoint, and the lack of a nicer one, are nothing to keep.
+    quiet = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+    client.execute(env={**os.environ, **quiet})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the clock's times: a rerun would change every cell
     return notebook

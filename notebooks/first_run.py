@@ -69,14 +69,16 @@ OPTIONS = [
 # %%
 OUTPUT_DIR.mkdir(parents=True, exist_ok=True)
 command = [sys.executable, "run.py", "model=magi", *OPTIONS, "wandb.mode=disabled"]
-done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "110"})
+plain = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}  # Jupyter's; a pipe has no colours
+done = subprocess.run(command, capture_output=True, text=True, env={**plain, "COLUMNS": "110"})
 assert done.returncode == 0, done.stderr
 print(done.stdout)
 
 # %% [markdown]
 # **Compute left** is the share of vanilla's executed FLOPs, the speed-up is vanilla's time over the method's on the
 # same prompt, back to back. PSNR and SSIM compare with vanilla's own video of the prompt and seed. Two short videos are
-# a demonstration, no measurement: `results/` has 64 prompts.
+# a demonstration, no measurement (`results/` has 64 prompts), and times count only on a machine with nothing else to
+# do.
 #
 # ## One record
 #
@@ -98,8 +100,8 @@ assert record.flops < vanilla.flops == record.baseline_flops
 #
 # The trace tells row by row what happened to each chunk. A *row* is one pass of the sampler; MAGI-1 denoises up to 4
 # chunks at once, each a quarter of the schedule behind the one before. FlowCache lets every chunk decide by its own
-# accumulated distance: the first steps always compute (warm-up), in the middle neighbouring steps resemble each other
-# and the last update is reused, towards the end the distance per step grows and reuse ends.
+# accumulated distance: its first steps always compute (warm-up); then, while the steps are short, neighbouring ones
+# resemble each other and the last velocity is reused; as the steps grow longer reuse becomes rarer and ends.
 
 # %%
 trace = pd.read_parquet(runner.store.trace_path(record.key))
@@ -122,22 +124,22 @@ assert set(trace.loc[trace["step"] < job.method.warmup_steps, "action"]) == {"co
 # %% [markdown]
 # ## The frames
 #
-# Vanilla above, FlowCache in the middle, their difference (ten times enlarged) below: one frame of every chunk.
+# Vanilla above, FlowCache in the middle, their difference below, enlarged until its largest value is white.
 
 # %%
 frames = read_lossless(runner.store.video_path(record.key))
 reference = read_lossless(runner.store.video_path(vanilla.key))
 assert frames.shape == reference.shape == (NUM_FRAMES, 64, 64, 3)
 assert round(psnr(frames, reference), 6) == round(record.metrics["psnr"], 6)
-difference = np.clip(10 * abs(frames.astype(int) - reference), 0, 255).astype(np.uint8)
-middles = range(12, NUM_FRAMES, 24)
-figure, panels = plt.subplots(3, 1, figsize=(6.4, 4.6), layout="constrained")
-for axes, (label, video) in zip(
-    panels, {"vanilla": reference, record.method: frames, "difference x 10": difference}.items(), strict=True
-):
-    axes.imshow(np.concatenate([video[i] for i in middles], axis=1))
+difference = abs(frames.astype(int) - reference)
+factor = 255 // max(1, difference.max())
+rows = {"vanilla": reference, record.method: frames, f"difference x {factor}": factor * difference}
+shown = range(6, NUM_FRAMES, 12)  # two frames of every chunk
+figure, panels = plt.subplots(3, 1, figsize=(7, 4.2), layout="constrained")
+for axes, (label, video) in zip(panels, rows.items(), strict=True):
+    axes.imshow(np.concatenate([video[i] for i in shown], axis=1))
     axes.set_ylabel(label)
-    axes.set(xticks=[32 + 64 * i for i in range(len(middles))], xticklabels=[f"frame {i}" for i in middles], yticks=[])
+    axes.set(xticks=[32 + 64 * i for i in range(len(shown))], xticklabels=[f"frame {i}" for i in shown], yticks=[])
 figure.suptitle(f"{record.prompt!r}: PSNR {record.metrics['psnr']:.1f} dB", fontsize=10)
 plt.show()
 

@@ -169,23 +169,18 @@ assert paired_difference(list(a), list(b)) == (difference.mean(), interval.low, 
 assert interval.low <= difference.mean() <= interval.high
 
 # %%
-figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-for x, values in enumerate((a, b)):
-    axes.plot([x] * len(values), values, "o", color="0.4", markersize=4)
-for one, other in zip(a, b, strict=True):
-    axes.plot([0, 1], [one, other], color="0.7", linewidth=1)
-axes.errorbar(
-    2,
-    difference.mean(),
-    yerr=[[difference.mean() - interval.low], [interval.high - difference.mean()]],
-    fmt="D",
-    color="#D55E00",
-    capsize=4,
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), width_ratios=[2, 1], layout="constrained")
+left.plot([0, 1], [a, b], "o-", color="0.4", markersize=4, linewidth=0.8)
+labels = [f"flowcache\nthreshold {closest[0]:g}", f"every_k\nevery {closest[1]:g}"]
+left.set(xticks=[0, 1], xticklabels=labels, xlim=(-0.3, 1.3), ylabel="PSNR to vanilla, dB", title="A line a prompt")
+right.plot(np.zeros(len(difference)), difference, "o", color="0.4", markersize=4)
+ends = [[difference.mean() - interval.low], [interval.high - difference.mean()]]
+right.errorbar(0.4, difference.mean(), yerr=ends, fmt="D", color="#D55E00", capsize=4)
+right.axhline(0, color="0.3", linewidth=0.8)
+right.set(
+    xticks=[0, 0.4], xticklabels=["a prompt", "mean and\n95 % interval"], xlim=(-0.3, 0.7), ylabel="difference, dB"
 )
-axes.axhline(0, color="0.3", linewidth=0.8)
-labels = [f"flowcache\nthreshold {closest[0]:g}", f"every_k\nevery {closest[1]:g}", "difference\n(95 % interval)"]
-axes.set(xticks=[0, 1, 2], xticklabels=labels, xlim=(-0.4, 2.4), ylabel="PSNR to vanilla, dB")
-axes.set_title("The same prompts under both methods")
+right.set_title("Prompt by prompt")
 plt.show()
 
 # %% [markdown]
