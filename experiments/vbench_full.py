@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from eval.atomic import atomic_path
 from eval.errors import MetricUnavailable
+from eval.statistics import mean_and_interval
 from eval.vbench import environment
 from eval.vbench.scoring import VIDEOS_PER_PROMPT, DimensionScore, Scores, score
 from eval.vbench.suite import NAMES
@@ -37,7 +38,6 @@ from experiments.job import Job
 from experiments.records import Record, RecordStore
 from experiments.results import provenance, save_table, table_lines
 from experiments.runner import Runner
-from experiments.summary import mean_and_interval
 from experiments.sweep import jobs_of
 from experiments.workers import run_jobs
 
