@@ -49,13 +49,20 @@ def load_autoencoder(make: Callable[[], Autoencoder], checkpoint: Path) -> Autoe
 
 
 def train_vae(make: Callable[[], Autoencoder], num_frames: int, recipe: dict, directory: Path) -> None:
-    """Train on random clips of ``num_frames`` and leave ``vae.pt`` in ``directory``. Runs in every worker."""
+    """Train on random clips of ``num_frames`` and leave ``vae.pt`` in ``directory``. Runs in every worker.
+
+    The first ``image_steps``, if the recipe has them, are on ``images_per_process`` single frames: for the work of a
+    few clips they show many scenes, without which small convolutions take long to learn even the colours.
+    """
     torch.manual_seed(recipe["seed"])
     vae = make()
     session = TrainingSession(directory, "vae", vae, vae.matrices_in, recipe)
     scenes = training_scenes()
     while not session.finished:
-        video = draw_clips(session, scenes, num_frames, recipe["batch_per_process"])
+        if session.optimiser.step_count < recipe.get("image_steps", 0):
+            video = draw_clips(session, scenes, 1, recipe["images_per_process"])
+        else:
+            video = draw_clips(session, scenes, num_frames, recipe["batch_per_process"])
         mean, log_variance = vae.moments(video)
         noise = torch.randn(mean.shape, generator=session.generator)
         reconstruction = vae.decode(mean + torch.exp(0.5 * log_variance) * noise)

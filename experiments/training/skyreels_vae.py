@@ -29,7 +29,7 @@ class WanAutoencoder(nn.Module):
         self.vae = AutoencoderKLWan(**config)
         quicken(self.vae)
         with torch.no_grad():  # little noise at first: means grown large to drown it are slow to shrink
-            self.vae.quant_conv.bias[self.vae.config.z_dim :] -= 4.0
+            self.vae.quant_conv.bias[self.vae.config.z_dim :] -= 8.0
 
     @property
     def encoder(self) -> nn.Module:
