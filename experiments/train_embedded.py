@@ -55,7 +55,7 @@ def train_magi(recipe: dict) -> None:
     transformer = partial(train_dit, vae, DitConfig(**recipe["dit"]["config"]), recipe["dit"]["t5"])
     if recipe["initial"] is not None:
         start_from(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
-    train(recipe, partial(MagiAutoencoder, vae), vae.video_length, transformer, export_magi, recipe["initial"] is None)
+    train(recipe, partial(MagiAutoencoder, vae), transformer, export_magi, recipe["initial"] is None)
 
 
 def train_skyreels(recipe: dict) -> None:
@@ -65,31 +65,30 @@ def train_skyreels(recipe: dict) -> None:
     from experiments.training.skyreels_vae import WanAutoencoder
     from flowcache.models.skyreels.config import Sampling
 
-    vae, dit = recipe["vae"], recipe["dit"]
+    vae, dit = recipe["vae"]["config"], recipe["dit"]
     sampling = Sampling(**recipe["sampling"])
-    transformer = partial(train_transformer, vae["config"], dit["transformer"], dit["text"], sampling)
-    train(recipe, partial(WanAutoencoder, **vae["config"]), vae["num_frames"], transformer, export_skyreels)
+    transformer = partial(train_transformer, vae, dit["transformer"], dit["text"], sampling)
+    train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels)
 
 
 def train(
     recipe: dict,
     autoencoder: Callable[[], Any],
-    clip_frames: int,
     train_transformer: Callable[[dict, Path], None],
     export: Callable[[dict, Path, Path], None],
     trains_autoencoder: bool = True,
 ) -> None:
-    """Autoencoder on clips of ``clip_frames``, transformer, the decoder once more, and the checkpoint."""
+    """Autoencoder, transformer, the decoder once more, and the checkpoint."""
     from eval.scenes import held_out_scenes
     from experiments.training.autoencoder import load_autoencoder, polish_decoder, round_trip_psnr, train_vae
     from experiments.training.session import run_workers
 
     directory, destination, workers = ROOT / recipe["directory"], ROOT / recipe["destination"], recipe["num_processes"]
     if trains_autoencoder:
-        run_workers(train_vae, workers, autoencoder, clip_frames, recipe["vae"]["recipe"], directory)
+        run_workers(train_vae, workers, autoencoder, recipe["vae"]["recipe"], directory)
     run_workers(train_transformer, workers, recipe["dit"]["recipe"], directory)
     if trains_autoencoder:
-        run_workers(polish_decoder, workers, autoencoder, clip_frames, recipe["decoder"]["recipe"], directory)
+        run_workers(polish_decoder, workers, autoencoder, recipe["decoder"]["recipe"], directory)
     export(recipe, directory, destination)
     vae, num_frames = load_autoencoder(autoencoder, directory / "decoder.pt"), recipe["vae"]["check_frames"]
     psnr = round_trip_psnr(vae, held_out_scenes()[:NUM_ROUND_TRIPS], num_frames)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
 
@@ -48,21 +50,23 @@ def load_autoencoder(make: Callable[[], Autoencoder], checkpoint: Path) -> Autoe
     return vae.eval()
 
 
-def train_vae(make: Callable[[], Autoencoder], num_frames: int, recipe: dict, directory: Path) -> None:
-    """Train on random clips of ``num_frames`` and leave ``vae.pt`` in ``directory``. Runs in every worker.
+def train_vae(make: Callable[[], Autoencoder], recipe: dict, directory: Path) -> None:
+    """Train on random clips and leave ``vae.pt`` in ``directory``. Runs in every worker.
 
-    The first ``image_steps``, if the recipe has them, are on ``images_per_process`` single frames: for the work of a
-    few clips they show many scenes, without which small convolutions take long to learn even the colours.
+    ``recipe["phases"]`` follow one another under one learning rate schedule, each of ``num_steps`` on
+    ``clips_per_process`` clips of ``num_frames``: single frames show many scenes for the work of a few clips, and only
+    clips as long as the memory of a causal network keep its colours from drifting in videos longer than they are.
     """
     torch.manual_seed(recipe["seed"])
     vae = make()
-    session = TrainingSession(directory, "vae", vae, vae.matrices_in, recipe)
+    phases = recipe["phases"]
+    num_steps = sum(phase["num_steps"] for phase in phases)
+    session = TrainingSession(directory, "vae", vae, vae.matrices_in, {**recipe, "num_steps": num_steps})
     scenes = training_scenes()
+    ends = list(accumulate(phase["num_steps"] for phase in phases))
     while not session.finished:
-        if session.optimiser.step_count < recipe.get("image_steps", 0):
-            video = draw_clips(session, scenes, 1, recipe["images_per_process"])
-        else:
-            video = draw_clips(session, scenes, num_frames, recipe["batch_per_process"])
+        phase = phases[bisect_right(ends, session.optimiser.step_count)]
+        video = draw_clips(session, scenes, phase["num_frames"], phase["clips_per_process"])
         mean, log_variance = vae.moments(video)
         noise = torch.randn(mean.shape, generator=session.generator)
         reconstruction = vae.decode(mean + torch.exp(0.5 * log_variance) * noise)
@@ -73,7 +77,7 @@ def train_vae(make: Callable[[], Autoencoder], num_frames: int, recipe: dict, di
         session.after_step(50, psnr=psnr, kl=kl.item(), latent_std=mean.detach().std().item())
 
 
-def polish_decoder(make: Callable[[], Autoencoder], num_frames: int, recipe: dict, directory: Path) -> None:
+def polish_decoder(make: Callable[[], Autoencoder], recipe: dict, directory: Path) -> None:
     """Train the decoder further on the encoder's means, with the encoder frozen so that latents stay.
 
     Leaves ``decoder.pt`` (the whole autoencoder) in ``directory``. A little latent noise stands for the transformer's
@@ -85,7 +89,7 @@ def polish_decoder(make: Callable[[], Autoencoder], num_frames: int, recipe: dic
     session = TrainingSession(directory, "decoder", vae, vae.matrices_in, recipe)
     scenes = training_scenes()
     while not session.finished:
-        video = draw_clips(session, scenes, num_frames, recipe["batch_per_process"])
+        video = draw_clips(session, scenes, recipe["num_frames"], recipe["clips_per_process"])
         with torch.no_grad():
             latent = vae.encode(video)
             latent = latent + recipe["latent_noise"] * torch.randn(latent.shape, generator=session.generator)

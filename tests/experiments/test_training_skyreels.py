@@ -139,10 +139,10 @@ def test_captions_reach_training_as_they_reach_generation():
 
 
 TINY = """
-num_processes=1 vae.num_frames=5 vae.recipe.num_steps=2 vae.recipe.image_steps=1 vae.recipe.images_per_process=2
-vae.recipe.batch_per_process=1 vae.config.base_dim=2
+num_processes=1 vae.config.base_dim=2 vae.check_frames=49
+vae.recipe.phases=[{num_steps:1,num_frames:1,clips_per_process:2},{num_steps:1,num_frames:5,clips_per_process:1}]
 dit.recipe.num_steps=2 dit.recipe.num_clips=2 dit.transformer.num_layers=1 dit.transformer.num_attention_heads=2
-dit.transformer.ffn_dim=64 decoder.recipe.num_steps=1 decoder.recipe.batch_per_process=1
+dit.transformer.ffn_dim=64 decoder.recipe.num_steps=1 decoder.recipe.num_frames=13
 sampling.base_num_frames=37 sampling.num_steps=2 sampling.ar_step=1
 """
 
