@@ -1,7 +1,7 @@
 """Run an experiment file: ``python -m experiments.sweep experiment=main_table [key=value ...]``.
 
-An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. Finished
-records are kept, so a killed sweep continues.
+An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. What it
+says under ``models`` takes the place of the rest for one model. Finished records are kept, so a killed sweep continues.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
     if name not in files:
         raise BadInput(f"unknown experiment {name!r}; {nearest(name, list(files))}")
     experiment = OmegaConf.to_container(OmegaConf.load(files[name]))
+    model = [argument for argument in extra if argument.startswith("model=")]
+    check_overrides(model)
+    experiment |= experiment.pop("models", {}).get(compose_config(model).model.name, {})
     common = [
         f"num_prompts={experiment['num_prompts']}",
         f"metrics=[{','.join(experiment['metrics'])}]",

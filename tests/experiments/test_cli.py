@@ -14,6 +14,8 @@ from experiments.sweep import expand, jobs_of
 from flowcache.kv_score import CompressionConfig
 from flowcache.method import MethodConfig
 
+MODELS = ("magi", "skyreels")
+
 
 @pytest.mark.parametrize("path", config_files("method"), ids=lambda p: p.stem)
 def test_every_method_composes_to_its_dataclass(path):
@@ -25,15 +27,26 @@ def test_every_method_composes_to_its_dataclass(path):
     assert set(config.method.keys()) == {"name", "_target_", *method.__dataclass_fields__}
 
 
+@pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("path", config_files("experiment"), ids=lambda p: p.stem)
-def test_every_experiment_expands_to_jobs_with_vanilla_first(path):
-    jobs, experiment = jobs_of(path.stem, [])
+def test_every_experiment_expands_to_jobs_with_vanilla_first(path, model):
+    jobs, experiment = jobs_of(path.stem, [f"model={model}"])
+    assert {job.model_name for job in jobs} == {model}
     assert jobs[0].method_name == "vanilla"
     assert len(jobs) >= 3
     assert len({repr(job.method) for job in jobs}) == len(jobs)
     if "figure" in experiment:
         known = {"method", "flops_share", *_options(jobs)}
         assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
+
+
+def test_what_an_experiment_says_of_a_model_is_for_that_model():
+    methods = {model: {job.method_name for job in jobs_of("main_table", [f"model={model}"])[0]} for model in MODELS}
+    assert methods["skyreels"] - methods["magi"] == {"vanilla_causal", "vanilla_kv"}
+    lengths = [{job.num_frames for job in jobs_of("long_video", [f"model={model}"])[0]} for model in MODELS]
+    assert lengths == [{1920}, {1777}]
+    with pytest.raises(BadInput, match="did you mean skyreels"):
+        jobs_of("main_table", ["model=skyreel"])
 
 
 def _options(jobs):
