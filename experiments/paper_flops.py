@@ -34,27 +34,28 @@ _PARTS = {"gemm_flops": "GEMM", "self_attention_flops": "self-attention", "cross
 Decisions = list[tuple[int, ...]]
 
 
-def paper_table() -> pd.DataFrame:
-    """One row a model and method; FLOPs in PFLOPs, shares of vanilla's."""
-    return pd.DataFrame([row for model in MODELS for row in _rows(model)])
+def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
+    """One row a method, told of as it is made; FLOPs in PFLOPs, shares of vanilla's.
 
-
-def _rows(model: str) -> Iterator[dict[str, object]]:
+    Args:
+        setting: overrides of the paper's setting.
+    """
     published = read_reported(model)[0]["pflops"]
-    vanilla = _count_all(model, VanillaConfig())
+    common = (f"model={model}", "setting=paper", "device=meta", *setting)
+    vanilla = _count_all(common, VanillaConfig())
     for name, overrides in _methods():
-        config = compose_config([f"model={model}", "setting=paper", f"method={name}", "device=meta", *overrides])
+        config = compose_config([*common, f"method={name}", *overrides])
         method, decisions = make_method(config.method), "its own"
         if method.policy().distance is None:
-            counted = _count_all(model, method) if isinstance(method, VanillaConfig) else count(config, method)
+            counted = _count_all(common, method) if isinstance(method, VanillaConfig) else count(config, method)
         elif name in published:
             decisions = "given schedule"
             wanted = published[name] / published["vanilla"] * vanilla.paper_flops
-            everything = _count_all(model, _vanilla_like(method))
+            everything = _count_all(common, vanilla_like(method))
             counted = count(config, method, evenly(everything, method, wanted / everything.paper_flops))
         else:
             decisions = "all computed, at most"
-            counted = _count_all(model, _vanilla_like(method))
+            counted = _count_all(common, vanilla_like(method))
         trace = counted.trace
         yield {
             "model": model,
@@ -84,22 +85,23 @@ def _methods() -> Iterator[tuple[str, tuple[str, ...]]]:
             yield name, (f"method.kv_budget={KV_BUDGET}",)
 
 
-def _vanilla_like(method: MethodConfig) -> VanillaConfig:
+def vanilla_like(method: MethodConfig) -> VanillaConfig:
     """Vanilla with a method's shared options, and a whole KV cache."""
     shared = {option.name: getattr(method, option.name) for option in fields(MethodConfig)}
     return VanillaConfig(**shared | {"kv_budget": None})
 
 
 @cache
-def _count_all(model: str, method: VanillaConfig) -> Count:
-    return count(compose_config([f"model={model}", "setting=paper", "device=meta"]), method)
+def _count_all(overrides: tuple[str, ...], method: VanillaConfig) -> Count:
+    return count(compose_config(list(overrides)), method)
 
 
 def evenly(everything: Count, method: MethodConfig, share: float) -> Decisions:
     """Decisions that leave a share of a generation's compute, spread evenly.
 
-    A chunk computes its warm-up, its last step, and steps evenly between; as many in every chunk. Where a method decides
-    for all chunks together (TeaCache) that holds for the rows of a window, and a chunk that enters the cache computes.
+    A chunk computes its warm-up, its last step, and steps evenly between; as many in every chunk. Where a method
+    decides for all chunks together (TeaCache) that holds for the rows of a window, and a chunk that enters the cache
+    computes.
 
     Args:
         everything: the generation with every chunk step computed.
@@ -155,25 +157,25 @@ def _spread(share: float, length: int, warmup: int) -> set[int]:
 
 # As Markdown.
 
-_NOTES = """**Compute at the paper's setting**, PFLOPs a video, counted from shapes (multiply-add = 2, matrix products of \
-the transformer): nothing here was run or timed. MAGI-1: 4.5B, 720x720, 240 frames, 64 steps, guidance 1, 100 prompt \
-tokens. SkyReels-V2: DF-1.3B, 544x960, 177 frames, 50 steps, guidance 6. Code {code}.
-
-- *Executed*: all that this program computes, the refreshes of finished chunks, captions and scoring of keys included.
-- *Paper's accounting*: what reproduces the paper's vanilla. MAGI-1: denoising forwards and near-clean copies. \
-SkyReels-V2: block-causal attention whatever ran; a forward without cache is charged its whole window.
-- *Published*: the paper's Table 1. Shares are of vanilla's compute in the same column.
-- *Given schedule*: TeaCache and FlowCache decide by distances, which need weights. They follow a schedule of the \
-published compute, not the paper's own decisions: {spread}. So the share in the paper's accounting is the published one \
-by construction (to the nearest step), and what the table shows is how that compute is made up, and how much of it is \
-executed. With weights, `replay=<trace>` counts a run's own decisions.
-- *KV budget*: finished chunks keep {budget} (FlowCache's rows of Table 1 compress); the same schedule.
-"""
-_SPREAD = (
-    "each chunk computes its warm-up, its last step and steps spread evenly between (TeaCache: the same of rows, for "
-    "all chunks together), as many as leave the published share of vanilla's compute in the paper's accounting"
-)
 _TITLES = {"magi": "MAGI-1", "skyreels": "SkyReels-V2"}
+_INTRODUCTION = (
+    "**Compute at the paper's setting**, PFLOPs a video, counted from shapes: matrix products of the transformer, "
+    "multiply-add = 2. Nothing here was run or timed. MAGI-1: 4.5B, 720x720, 240 frames, 64 steps, guidance 1, prompts "
+    "of 100 tokens. SkyReels-V2: DF-1.3B, 544x960, 177 frames, 50 steps, guidance 6."
+)
+_NOTES = (
+    "*Executed*: all that this program computes, refreshes of finished chunks, captions and scoring of keys included.",
+    "*Paper's accounting*: what reproduces the paper's vanilla. MAGI-1: denoising forwards and near-clean copies. "
+    "SkyReels-V2: block-causal attention whatever ran; a forward without cache is charged its whole window.",
+    "*Published*: Table 1 of the paper. Shares are of vanilla's compute in the column before.",
+    "*Given schedule*: TeaCache and FlowCache decide by distances, which need weights. Here they follow a schedule of "
+    "the published compute, **not the paper's own decisions**: each chunk computes its warm-up, its last step and "
+    "steps spread evenly between (TeaCache: rows, for all chunks together), as many as leave the published share of "
+    "vanilla's compute in the paper's accounting. That share is therefore the published one by construction, to the "
+    "nearest step; what the table shows is how much is executed for it, and what that is made up of. With weights, "
+    "`python run.py device=meta replay=<trace>` counts a run's own decisions.",
+    f"*KV budget*: finished chunks keep {KV_BUDGET}, as in FlowCache's rows of Table 1; the schedule is the same.",
+)
 _SHARE = "{:.3f}".format
 _FLOPS = "{:.4g}".format
 _MAIN: Sequence[tuple[str, str, Callable[[object], str]]] = (
@@ -193,21 +195,18 @@ _MAIN: Sequence[tuple[str, str, Callable[[object], str]]] = (
 
 def markdown(table: pd.DataFrame) -> str:
     """Two tables a model: the compute beside the published one, and what it is made up of."""
-    lines = [_NOTES.format(code=code_hash(), spread=_SPREAD, budget=KV_BUDGET)]
+    lines = [f"{_INTRODUCTION} Code {code_hash()}.", "", *(f"- {note}" for note in _NOTES), ""]
     for model in MODELS:
         mine = table[table["model"] == model]
         made_of = [*_PARTS.values(), *(kind for kind in KINDS if mine[kind].any())]
         split = [*_MAIN[:2], *((name, name.replace("_", "-"), _FLOPS) for name in made_of)]
-        for title, columns in (
-            (_TITLES[model], _MAIN),
-            (f"{_TITLES[model]}, executed, by operation and by kind", split),
-        ):
+        for title, columns in (("", _MAIN), (", executed: by operation, and by kind", split)):
             rows = [
                 ["-" if pd.isna(row[name]) else form(row[name]) for name, _, form in columns]
                 for _, row in mine.iterrows()
             ]
-            lines += [f"**{title}**", "", *table_lines([heading for _, heading, _ in columns], rows), ""]
-    lines += ["Kinds: " + "; ".join(f"{kind.replace('_', '-')}, {meaning}" for kind, meaning in KINDS.items()) + "."]
+            lines += [f"**{_TITLES[model]}{title}**", "", *table_lines([title for _, title, _ in columns], rows), ""]
+    lines.append("; ".join(f"*{kind.replace('_', '-')}*: {meaning}" for kind, meaning in KINDS.items()) + ".")
     return "\n".join(lines) + "\n"
 
 
@@ -219,7 +218,7 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    table = paper_table()
+    table = pd.DataFrame([row for model in MODELS for row in rows_of(model)])
     save_table(STEM, markdown(table), table)
     return 0
 

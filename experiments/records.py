@@ -31,6 +31,7 @@ class Record:
         baseline_latency_s: vanilla's, timed right before this one on the same prompt in the same process.
         sections_s: latency by part: text, transformer, policy, scheduler, compression, vae.
         chunk_latency_s: from the prompt to the decoded frames of the first, second ... chunk.
+        peak_memory_gib: most of the GPU's memory in use at once, weights included; None on a CPU.
         flops, flops_by_kind, flops_by_part: executed by the transformer.
         baseline_flops: vanilla's.
         computed_fraction: chunk steps computed over all chunk steps.
@@ -56,6 +57,7 @@ class Record:
     baseline_latency_s: float | None = None
     sections_s: dict[str, float] = field(default_factory=dict)
     chunk_latency_s: list[float] = field(default_factory=list)
+    peak_memory_gib: float | None = None
     flops: int = 0
     baseline_flops: int = 0
     flops_by_kind: dict[str, int] = field(default_factory=dict)

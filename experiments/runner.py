@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
+from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments import environment, measure
 from experiments.errors import BadInput
 from experiments.job import Job
 from experiments.records import Record, RecordStore, new_record
-from flowcache.clock import SectionClock
 from flowcache.method import MethodConfig
-from flowcache.sampler import generate
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Take:
-    """One generation: frames uint8 [F, H, W, 3], wall seconds from prompt to the frames of each chunk, where they went,
-    what happened."""
-
-    frames: np.ndarray
-    chunk_latency_s: list[float]
-    sections_s: dict[str, float]
-    trace: Trace
-
-    @property
-    def latency_s(self) -> float:
-        return self.chunk_latency_s[-1]
 
 
 @dataclass(frozen=True)
@@ -82,7 +63,7 @@ class Runner:
         prompts = self.job.prompts if prompts is None else prompts
         plan = self.plan(prompts)
         if plan.to_make and not self._warm:
-            self._check(plan.to_make[0])
+            self.check(plan.to_make[0])
         for prompt in plan.to_make:
             baseline = None
             if not self.is_vanilla:
@@ -96,7 +77,7 @@ class Runner:
             progress(f"{self.job.method_name}: {prompt}")
         return self.records(prompts)
 
-    def _check(self, prompt: str) -> None:
+    def check(self, prompt: str) -> None:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
         model = self.model
         try:
@@ -132,7 +113,7 @@ class Runner:
             self.store.save(record)
             raise
         record.latency_s, record.sections_s = take.latency_s, take.sections_s
-        record.chunk_latency_s = take.chunk_latency_s
+        record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
         record.baseline_latency_s = baseline_latency_s
         _describe_work(record, take.trace)
         if method == VanillaConfig():
@@ -158,24 +139,12 @@ class Runner:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
-            self._generate(method, prompt, self.model.frames_of(1))
-        return self._generate(method, prompt, self.job.num_frames)
+            self._take(method, prompt, self.model.frames_of(1))
+        return self._take(method, prompt, self.job.num_frames)
 
-    def _generate(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
-        trace, clock = Trace(), SectionClock(self.job.device)
-        self._synchronise()
-        started = time.perf_counter()
-        options = self.job.generation_options
-        chunks, chunk_latency_s = [], []
-        for frames in generate(self.model, prompt, num_frames, method, self.job.seed, trace, clock, **options):
-            self._synchronise()
-            chunks.append(frames)
-            chunk_latency_s.append(time.perf_counter() - started)
-        return Take(torch.cat(chunks).cpu().numpy(), chunk_latency_s, clock.seconds(), trace)
-
-    def _synchronise(self) -> None:
-        if torch.device(self.job.device).type == "cuda":
-            torch.cuda.synchronize()
+    def _take(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
+        job = self.job
+        return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
 
     def _record(self, prompt: str) -> Record:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)
