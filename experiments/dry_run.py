@@ -26,6 +26,7 @@ from experiments.reported import read_reported
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.sampler import sample
+from flowcache.schedule import Schedule
 from flowcache.trace import Trace, TraceEntry
 
 PFLOP = 1e15
@@ -44,8 +45,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Count:
-    """What one generation would do: its trace, and its FLOPs in the paper's accounting."""
+    """What one generation would do: its schedule, its trace, and its FLOPs in the paper's accounting."""
 
+    schedule: Schedule
     trace: Trace
     paper_flops: int
 
@@ -98,7 +100,7 @@ def count(config: DictConfig, method: MethodConfig, decisions: Sequence[Sequence
             pass
     except (CheckpointError, FileNotFoundError, ValueError) as error:
         raise BadInput(str(error)) from error
-    return Count(trace, generation.paper_flops(trace))
+    return Count(generation.schedule, trace, generation.paper_flops(trace))
 
 
 def _model(on_meta: DictConfig, checkpoint: Path | None) -> Any:

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
+from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments import environment, measure
 from experiments.errors import BadInput
 from experiments.job import Job
-from experiments.records import Record, RecordStore, new_record
-from flowcache.clock import SectionClock
+from experiments.records import Record, maker, new_record, store_of
 from flowcache.method import MethodConfig
-from flowcache.sampler import generate
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Take:
-    """One generation: frames uint8 [F, H, W, 3], wall seconds from prompt to the frames of each chunk, where they went,
-    what happened."""
-
-    frames: np.ndarray
-    chunk_latency_s: list[float]
-    sections_s: dict[str, float]
-    trace: Trace
-
-    @property
-    def latency_s(self) -> float:
-        return self.chunk_latency_s[-1]
 
 
 @dataclass(frozen=True)
@@ -50,12 +31,41 @@ class Plan:
     finished: int
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be made."""
+
+    method_name: str
+    prompt: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of going through some prompts: what failed, and the prompts whose videos others were making."""
+
+    failures: tuple[Failure, ...]
+    busy: tuple[str, ...]
+
+
+class RunFailed(Exception):
+    """Some videos could not be made; the others were. Its cause is the first failure's error."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        first = failures[0]
+        super().__init__(
+            f"{len(failures)} of the videos could not be made, the first {first.method_name}: {first.prompt!r} "
+            f"({type(first.error).__name__}: {first.error}); the same command tries them again"
+        )
+        self.__cause__ = first.error
+
+
 class Runner:
     """Runs a job in this process."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.store = RecordStore(job.output_dir)
+        self.store = store_of(job)
         self._warm: set[str] = set()
         environment.prepare(job.threads)
 
@@ -67,6 +77,11 @@ class Runner:
     def is_vanilla(self) -> bool:
         return self.job.method == VanillaConfig()
 
+    def queue(self, prompts: Sequence[str]) -> None:
+        """Note in the store what is still to be made, for others to see."""
+        for prompt in self.plan(prompts).to_make:
+            self.store.queue(self._record(prompt))
+
     def plan(self, prompts: Sequence[str] | None = None) -> Plan:
         """``prompts`` are those of the job, if not given."""
         prompts = self.job.prompts if prompts is None else prompts
@@ -77,26 +92,61 @@ class Runner:
     def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
         """Make what is missing and return the records of the prompts (the job's, if not given), in order.
 
-        ``progress`` is told after each video. A video's failure is recorded and raised; bad input is raised before any.
+        ``progress`` is told after each video. Raises BadInput before any is made, and RunFailed once all that can be
+        made are.
         """
         prompts = self.job.prompts if prompts is None else prompts
-        plan = self.plan(prompts)
-        if plan.to_make and not self._warm:
-            self._check(plan.to_make[0])
-        for prompt in plan.to_make:
-            baseline = None
-            if not self.is_vanilla:
-                if prompt in plan.references_to_make:
-                    baseline = self.make(self._reference(prompt), VanillaConfig(), prompt).latency_s
-                    progress(f"vanilla: {prompt}")
-                elif prompt in self._timed_prompts:
-                    baseline = self.take(VanillaConfig(), prompt).latency_s
-                    progress(f"vanilla, for timing: {prompt}")
-            self.make(self._record(prompt), self.job.method, prompt, baseline)
-            progress(f"{self.job.method_name}: {prompt}")
+        outcome = self.drain(prompts, progress)
+        failures = outcome.failures + self.drain(outcome.busy, progress, wait=True).failures
+        if failures:
+            raise RunFailed(failures)
         return self.records(prompts)
 
-    def _check(self, prompt: str) -> None:
+    def drain(self, prompts: Sequence[str], progress: Progress = lambda text: None, wait: bool = False) -> Outcome:
+        """Make what is missing and nobody else is making, or with ``wait`` no longer is.
+
+        A video's failure is recorded and the next one made; OSError is raised, for what ails the disk ails all.
+        """
+        failures, busy = [], []
+        to_make = self.plan(prompts).to_make
+        if to_make and not self._warm:
+            self.check(to_make[0])
+        for prompt in to_make:
+            try:
+                if not self._make_unclaimed(prompt, progress, wait):
+                    busy.append(prompt)
+            except OSError:
+                raise
+            except Exception as error:
+                failures.append(Failure(self.job.method_name, prompt, error))
+                progress(f"{self.job.method_name}: {prompt}: failed, {type(error).__name__}: {error}")
+        return Outcome(tuple(failures), tuple(busy))
+
+    def _make_unclaimed(self, prompt: str, progress: Progress, wait: bool) -> bool:
+        """Whether the video is there now; not, if another is making it."""
+        record = self._record(prompt)
+        with self.store.claim(record.key, wait) as mine:
+            if mine and (self.job.force or self.store.find(record.key) is None):
+                baseline = None if self.is_vanilla else self._time_vanilla(prompt, progress)
+                self.make(record, self.job.method, prompt, baseline)
+                progress(f"{self.job.method_name}: {prompt}")
+            return mine
+
+    def _time_vanilla(self, prompt: str, progress: Progress) -> float | None:
+        """Seconds that vanilla takes, just now, on timed prompts and where its video is missing, which is then made."""
+        reference = self._reference(prompt)
+        with self.store.claim(reference.key, wait=True):
+            if self.store.find(reference.key) is None:
+                made = self.make(reference, VanillaConfig(), prompt)
+                progress(f"vanilla: {prompt}")
+                return made.latency_s
+        if prompt in self._timed_prompts:
+            taken = self.take(VanillaConfig(), prompt)
+            progress(f"vanilla, for timing: {prompt}")
+            return taken.latency_s
+        return None
+
+    def check(self, prompt: str) -> None:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
         model = self.model
         try:
@@ -125,6 +175,8 @@ class Runner:
     ) -> Record:
         """Generate one video, measure it, and save video, trace and record, the record last."""
         record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
+        record.status, record.maker = "running", maker()
+        self.store.save(record)
         try:
             take = self.take(method, prompt)
         except Exception as error:
@@ -132,7 +184,7 @@ class Runner:
             self.store.save(record)
             raise
         record.latency_s, record.sections_s = take.latency_s, take.sections_s
-        record.chunk_latency_s = take.chunk_latency_s
+        record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
         record.baseline_latency_s = baseline_latency_s
         _describe_work(record, take.trace)
         if method == VanillaConfig():
@@ -151,6 +203,7 @@ class Runner:
         write_mp4(self.store.preview_path(record.key), take.frames, self.job.fps)
         with atomic_path(self.store.trace_path(record.key)) as temporary:
             pd.DataFrame(take.trace.records()).to_parquet(temporary)
+        record.status = "finished"
         self.store.save(record)
         return record
 
@@ -158,24 +211,12 @@ class Runner:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
-            self._generate(method, prompt, self.model.frames_of(1))
-        return self._generate(method, prompt, self.job.num_frames)
+            self._take(method, prompt, self.model.frames_of(1))
+        return self._take(method, prompt, self.job.num_frames)
 
-    def _generate(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
-        trace, clock = Trace(), SectionClock(self.job.device)
-        self._synchronise()
-        started = time.perf_counter()
-        options = self.job.generation_options
-        chunks, chunk_latency_s = [], []
-        for frames in generate(self.model, prompt, num_frames, method, self.job.seed, trace, clock, **options):
-            self._synchronise()
-            chunks.append(frames)
-            chunk_latency_s.append(time.perf_counter() - started)
-        return Take(torch.cat(chunks).cpu().numpy(), chunk_latency_s, clock.seconds(), trace)
-
-    def _synchronise(self) -> None:
-        if torch.device(self.job.device).type == "cuda":
-            torch.cuda.synchronize()
+    def _take(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
+        job = self.job
+        return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
 
     def _record(self, prompt: str) -> Record:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
+from eval.latency import speedup
+from eval.statistics import mean_and_interval, share_and_interval
 from experiments.job import Job
 from experiments.records import Record, RecordStore
 
@@ -44,11 +45,10 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
         summary["latency_s"] = statistics.median(latencies)
     paired = [r for r in records if r.baseline_latency_s and r.latency_s]
     if paired:
-        ratios = [r.baseline_latency_s / r.latency_s for r in paired]
-        efficiencies = [ratio * r.flops / r.baseline_flops for ratio, r in zip(ratios, paired, strict=True)]
-        summary |= _with_ends("speedup", median_and_interval(ratios))
-        summary["speedup_pairs"] = len(ratios)
-        summary["efficiency"] = statistics.median(efficiencies)
+        times = ([r.latency_s for r in paired], [r.baseline_latency_s for r in paired])
+        gain = speedup(*times, [r.flops / r.baseline_flops for r in paired])
+        summary |= _with_ends("speedup", (gain.median, gain.low, gain.high))
+        summary |= {"speedup_pairs": gain.pairs, "efficiency": gain.efficiency}
     for section in ("policy", "compression"):
         shares = [r.sections_s[section] / r.latency_s for r in records if r.latency_s and section in r.sections_s]
         if shares:

@@ -30,7 +30,16 @@ SCHEMA_VERSION = 2
 CODE_FOLDERS = ("flowcache", "baselines")
 LOCK_POLL_S = 1.0
 # What differs between two runs of one video on one machine; the rest of a record does not.
-TIMED = ("latency_s", "baseline_latency_s", "sections_s", "chunk_latency_s", "environment", "changed", "maker")
+TIMED = (
+    "latency_s",
+    "baseline_latency_s",
+    "sections_s",
+    "chunk_latency_s",
+    "peak_memory_gib",
+    "environment",
+    "changed",
+    "maker",
+)
 Status = Literal["queued", "running", "finished", "failed"]
 
 
@@ -50,6 +59,7 @@ class Record:
         baseline_latency_s: vanilla's, timed right before this one on the same prompt in the same process.
         sections_s: latency by part: text, transformer, policy, scheduler, compression, vae.
         chunk_latency_s: from the prompt to the decoded frames of the first, second ... chunk.
+        peak_memory_gib: most that the GPU's allocator gave out at once; None on a CPU.
         flops, flops_by_kind, flops_by_part: executed by the transformer.
         baseline_flops: vanilla's.
         computed_fraction: chunk steps computed over all chunk steps.
@@ -78,6 +88,7 @@ class Record:
     baseline_latency_s: float | None = None
     sections_s: dict[str, float] = field(default_factory=dict)
     chunk_latency_s: list[float] = field(default_factory=list)
+    peak_memory_gib: float | None = None
     flops: int = 0
     baseline_flops: int = 0
     flops_by_kind: dict[str, int] = field(default_factory=dict)

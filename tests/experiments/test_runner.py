@@ -117,7 +117,7 @@ def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
 
 def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, monkeypatch):
     job = small_job("method=vanilla", "num_prompts=1")
-    monkeypatch.setattr("experiments.runner.generate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken")))
+    monkeypatch.setattr("eval.latency.generate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken")))
     with pytest.raises(RuntimeError, match="broken"):
         Runner(job).run()
     (record,) = RecordStore(job.output_dir).all()
