@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.collect import video_frame
 from experiments.errors import BadInput
 from experiments.job import Job
-from experiments.records import Record, RecordStore, new_record
+from experiments.records import Record, new_record, store_of
 from experiments.results import provenance, save_figure, save_table, table_lines
 from experiments.summary import summarise
 from experiments.sweep import experiment_of, jobs_of
@@ -68,7 +68,7 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
 
 def finished(job: Job) -> list[Record]:
     """The finished records of a job's prompts."""
-    store = RecordStore(job.output_dir)
+    store = store_of(job)
     found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
     return [record for record in found if record is not None]
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.errors import BadInput
 from experiments.job import Job
-from experiments.records import Record, RecordStore, code_hash, weights_hash
+from experiments.records import Record, store_of, todays_key, weights_hash
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
 
@@ -24,14 +24,12 @@ def collect(job: Job) -> pd.DataFrame:
     """One row a finished video: method, its options, prompt, metrics, compute, latency.
 
     Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
-    program. Raises BadInput if there are none.
+    program. With ``any_code`` other code's count too, where today's has none. Raises BadInput if there are none.
     """
-    wanted = (job.settings, weights_hash(job.checkpoint), code_hash())
-    records = [
-        record
-        for record in RecordStore(job.output_dir).all()
-        if record.status == "done" and (record.settings, record.weights, record.code) == wanted
-    ]
+    store, wanted = store_of(job), (job.settings, weights_hash(job.checkpoint))
+    agreeing = (record for record in store.all() if (record.settings, record.weights) == wanted)
+    keys = dict.fromkeys(todays_key(record.key) for record in agreeing)
+    records = [record for record in map(store.find, keys) if record is not None]
     if not records:
         raise BadInput(
             f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "

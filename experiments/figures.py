@@ -19,7 +19,7 @@ from experiments.cli import check_overrides, compose_config
 from experiments.collect import collect
 from experiments.errors import BadInput
 from experiments.job import Job, make_job
-from experiments.records import RecordStore, new_record
+from experiments.records import new_record, store_of
 from experiments.results import provenance, save_figure, save_table, table_lines
 from experiments.tables import METHODS
 
@@ -191,9 +191,9 @@ def draw_frames(jobs: list[Job], prompt: str) -> Figure | None:
     there is no figure if all are."""
     rows = {}
     for job in jobs:
-        record = RecordStore(job.output_dir).find(new_record(job, job.method_name, job.method, prompt).key)
+        record = store_of(job).find(new_record(job, job.method_name, job.method, prompt).key)
         if record is not None:
-            frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
+            frames = read_lossless(store_of(job).video_path(record.key))
             share = record.flops / record.baseline_flops
             model = job.load_model()
             first, usual = model.frames_of(1), model.chunk_frames

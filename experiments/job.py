@@ -49,6 +49,7 @@ class Job:
     threads: int
     output_dir: Path
     force: bool
+    any_code: bool
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -112,6 +113,7 @@ def make_job(config: DictConfig) -> Job:
         threads=threads,
         output_dir=inside_root(config.output_dir),
         force=bool(config.force),
+        any_code=bool(config.any_code),
     )
 
 

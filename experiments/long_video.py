@@ -24,7 +24,7 @@ from experiments.collect import video_frame
 from experiments.errors import BadInput
 from experiments.figures import PSNR_CAP_DB
 from experiments.job import Job
-from experiments.records import Record, RecordStore
+from experiments.records import Record, store_of
 from experiments.results import provenance, save_figure, save_table, table_lines
 from experiments.sweep import jobs_of
 
@@ -56,7 +56,7 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
 
 
 def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
-    store, model = RecordStore(job.output_dir), job.load_model()
+    store, model = store_of(job), job.load_model()
     budget = asdict(job.method)["kv_budget"]
     name = job.method_name + (f", {budget}" if budget else "")
     video, original = (read_lossless(store.video_path(r.key)) for r in (record, reference))

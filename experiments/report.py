@@ -26,7 +26,7 @@ from experiments.cli import check_overrides, compose_config
 from experiments.collect import canonical, collect
 from experiments.errors import BadInput
 from experiments.job import Job, inside_root, make_job, make_method
-from experiments.records import Record, RecordStore, new_record
+from experiments.records import Record, RecordStore, new_record, store_of
 from experiments.reported import read_reported
 from experiments.results import provenance
 from experiments.tables import main_table
@@ -96,7 +96,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     reported, reported_source = read_reported(job.model_name)
     share = reported["pflops"] / reported.loc["vanilla", "pflops"]
     reported = reported.assign(compute_left=share, efficiency=reported["speedup"] * share)
-    store = RecordStore(job.output_dir)
+    store = store_of(job)
     takes = find_takes(job, frame, list(measured.index))
     shown = sorted(takes)
     if clips is not None and clips < len(shown):
@@ -189,7 +189,7 @@ def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
 
 def find_takes(job: Job, frame: pd.DataFrame, methods: list[str]) -> dict[tuple[str, int], dict[str, Record]]:
     """By prompt and seed, the record of every method that has one at its default options."""
-    store, takes = RecordStore(job.output_dir), {}
+    store, takes = store_of(job), {}
     for name in methods:
         config = compose_config([f"model={job.model_name}", f"setting={job.setting_name}", f"method={name}"])
         method = make_method(config.method)

@@ -35,7 +35,7 @@ from experiments.ablations import finished
 from experiments.collect import video_frame
 from experiments.errors import BadInput
 from experiments.job import Job
-from experiments.records import Record, RecordStore
+from experiments.records import Record, store_of
 from experiments.results import provenance, save_table, table_lines
 from experiments.runner import Runner
 from experiments.sweep import jobs_of
@@ -103,7 +103,7 @@ def make_videos(entered: list[Entrant]) -> None:
 def score_entrant(entrant: Entrant) -> Scores:
     """Score a method's videos in what was not scored yet, saving after every dimension."""
     job, records, path = entrant.jobs[0], entrant.records(), entrant.scores_path()
-    store = RecordStore(job.output_dir)
+    store = store_of(job)
     videos = {name: store.preview_path(record.key) for name, record in records.items()}
     scores = Scores(results={} if job.force else _saved(path))
     for name in [name for name in NAMES if name not in scores.results]:

@@ -136,7 +136,7 @@ class RecordStore:
         """
         found = self._finished(key)
         if found is None and self.any_code:
-            others = (self._finished(path.name) for path in self.run_path("").glob(f"{key.partition('-')[0]}-*"))
+            others = (self._finished(path.name) for path in self.run_path("").glob(f"{_video(key)}-*"))
             found = max(filter(None, others), key=lambda record: record.changed or "", default=None)
         return found
 
@@ -206,6 +206,16 @@ def store_of(job: Job) -> RecordStore:
     return RecordStore(job.output_dir, job.any_code)
 
 
+def todays_key(key: str) -> str:
+    """The key that today's code would give the same video."""
+    return f"{_video(key)}-{code_hash()}"
+
+
+def _video(key: str) -> str:
+    """The part of a key that says which video it is, whatever code made it."""
+    return key.partition("-")[0]
+
+
 def maker() -> str:
     """This host and process."""
     return f"{platform.node()}:{os.getpid()}"
@@ -233,7 +243,7 @@ def new_record(job: Job, method_name: str, method: Any, prompt: str) -> Record:
     }
     key = hashlib.sha256(json.dumps(_plain(identity), sort_keys=True).encode()).hexdigest()[:16]
     return Record(
-        key=f"{key}-{code_hash()}",
+        key=todays_key(key),
         model=job.model_name,
         setting=job.setting_name,
         method=method_name,

@@ -24,7 +24,7 @@ from experiments.tables import main_table, markdown
 def test_every_method_runs_end_to_end(name, small_job):
     job = small_job(f"method={name}", "num_prompts=1")
     (record,) = Runner(job).run()
-    assert record.status == "done"
+    assert record.status == "finished"
     assert record.latency_s > 0
     assert record.flops > 0
     frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
@@ -100,7 +100,7 @@ def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, 
     monkeypatch.undo()
     assert len(list(store.all())) == 1
     records = Runner(job).run()
-    assert [record.status for record in records] == ["done", "done"]
+    assert [record.status for record in records] == ["finished", "finished"]
 
 
 def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
@@ -124,7 +124,7 @@ def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, monkey
     assert (record.status, record.error) == ("failed", "RuntimeError: broken")
     monkeypatch.undo()
     (record,) = Runner(job).run()
-    assert record.status == "done"
+    assert record.status == "finished"
 
 
 def test_a_damaged_record_counts_as_none(small_job):
