@@ -6,7 +6,7 @@ Three parts, each on the same small sweep of the embedded MAGI-1 (5 methods x 4 
 - crowd: several processes run the same command on one store at once;
 - full disk: files may not grow beyond a limit, as on a disk that is full in the middle of a write; then they may.
 
-After each the records and the table made from them must equal the undisturbed sweep's to the byte, but for what is timed
+After each the records and the table made from them must equal the undisturbed sweep's, but for what is timed
 (``experiments.records.TIMED``): none lost, none doubled, every file as its checksum says. Exit code 1 if not.
 """
 

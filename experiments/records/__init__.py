@@ -14,7 +14,7 @@ import math
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from functools import cache
@@ -24,11 +24,13 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from eval.atomic import atomic_path
+from eval.cache import cache_folder
 from experiments.job import ROOT, Job
 
 SCHEMA_VERSION = 2
 CODE_FOLDERS = ("flowcache", "baselines")
 LOCK_POLL_S = 1.0
+LARGE_BYTES = 64 * 2**20  # files of weights from which on a hash is worth remembering
 # What differs between two runs of one video on one machine; the rest of a record does not.
 TIMED = (
     "latency_s",
@@ -268,14 +270,27 @@ def code_hash() -> str:
 
 @cache
 def weights_hash(checkpoint: Path) -> str:
-    """Of a checkpoint's small files, and of the names and sizes of its large ones (hashing 9 GB takes a minute)."""
+    """Of a checkpoint's files, names and contents."""
     digest = hashlib.sha256()
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.suffix != ".md"):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(checkpoint).as_posix()} {size}\0".encode())
-        if size < 64 * 2**20:
-            digest.update(path.read_bytes())
+        digest.update(path.read_bytes() if size < LARGE_BYTES else _kept_sha256(path).encode())
     return digest.hexdigest()[:16]
+
+
+def _kept_sha256(path: Path) -> str:
+    """Of a large file, remembered as long as its size and time of change stay: hashing 9 GB takes most of a minute."""
+    status = path.stat()
+    told_by = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
+    kept = cache_folder() / "sha256" / hashlib.sha256(told_by.encode()).hexdigest()
+    try:
+        return kept.read_text()
+    except OSError:
+        found = sha256(path)
+    with suppress(OSError), atomic_path(kept) as temporary:  # a cache that cannot be written costs time, no more
+        temporary.write_text(found)
+    return found
 
 
 def _plain(value: Any) -> Any:

@@ -192,3 +192,18 @@ def test_prune_leaves_what_is_whole_or_being_made(finished, capsys, monkeypatch)
 def test_no_records_is_one_clear_line(tmp_path, capsys):
     assert run("list", tmp_path / "nothing") == 2
     assert "there are no records under" in capsys.readouterr().err
+
+
+def test_weights_are_told_apart_by_content_and_large_ones_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(records, "LARGE_BYTES", 100)
+    hashes = []
+    for index, content in enumerate((b"a" * 200, b"b" * 200, b"a" * 200)):
+        checkpoint = tmp_path / str(index)
+        checkpoint.mkdir()
+        (checkpoint / "model.safetensors").write_bytes(content)
+        hashes.append(records.weights_hash(checkpoint))
+    assert hashes[0] == hashes[2] != hashes[1]
+    monkeypatch.setattr(records, "sha256", lambda path: pytest.fail("hashed again"))
+    records.weights_hash.cache_clear()
+    assert records.weights_hash(tmp_path / "0") == hashes[0]
