@@ -96,7 +96,7 @@ def test_what_a_schedule_leaves_is_what_the_paper_would_charge(attention):
     whole = count(config, vanilla_like(method))
     decisions = evenly(whole, method, 0.6)
     charged = count(config, method, decisions).paper_flops / whole.paper_flops
-    assert charged == pytest.approx(compute_left(whole, decisions), rel=1e-12)
+    assert charged == pytest.approx(compute_left(whole, decisions), rel=1e-6)  # the head, of active chunks alone
     assert charged == pytest.approx(0.6, abs=0.09)
 
 
