@@ -1,7 +1,8 @@
-"""Every method's compute at the paper's setting, counted from shapes: ``python -m experiments.paper_flops``.
+"""Every method's compute at the paper's setting: ``python -m experiments.paper_flops [model=magi|skyreels]``.
 
-Both models, no weights, a few minutes on one core. A method that decides by distances cannot decide without weights: it
-follows a *given* schedule, one that leaves the compute that the paper reports, and not the paper's own decisions.
+Counted from shapes: no weights, a few minutes on one core for both models. A method that decides by distances cannot
+decide without weights: it follows a *given* schedule, one that leaves the compute that the paper reports, and not the
+paper's own decisions.
 """
 
 from __future__ import annotations
@@ -58,7 +59,6 @@ def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
             counted = _count_all(common, vanilla_like(method))
         trace = counted.trace
         yield {
-            "model": model,
             "method": name,
             "kv_budget": method.kv_budget or "",
             "decisions": decisions,
@@ -157,11 +157,9 @@ def _spread(share: float, length: int, warmup: int) -> set[int]:
 
 # As Markdown.
 
-_TITLES = {"magi": "MAGI-1", "skyreels": "SkyReels-V2"}
 _INTRODUCTION = (
     "**Compute at the paper's setting**, PFLOPs a video, counted from shapes: matrix products of the transformer, "
-    "multiply-add = 2. Nothing here was run or timed. MAGI-1: 4.5B, 720x720, 240 frames, 64 steps, guidance 1, prompts "
-    "of 100 tokens. SkyReels-V2: DF-1.3B, 544x960, 177 frames, 50 steps, guidance 6."
+    "multiply-add = 2. Nothing here was run or timed."
 )
 _NOTES = (
     "*Executed*: all that this program computes, refreshes of finished chunks, captions and scoring of keys included.",
@@ -193,33 +191,41 @@ _MAIN: Sequence[tuple[str, str, Callable[[object], str]]] = (
 )
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Two tables a model: the compute beside the published one, and what it is made up of."""
-    lines = [f"{_INTRODUCTION} Code {code_hash()}.", "", *(f"- {note}" for note in _NOTES), ""]
-    for model in MODELS:
-        mine = table[table["model"] == model]
-        made_of = [*_PARTS.values(), *(kind for kind in KINDS if mine[kind].any())]
-        split = [*_MAIN[:2], *((name, name.replace("_", "-"), _FLOPS) for name in made_of)]
-        for title, columns in (("", _MAIN), (", executed: by operation, and by kind", split)):
-            rows = [
-                ["-" if pd.isna(row[name]) else form(row[name]) for name, _, form in columns]
-                for _, row in mine.iterrows()
-            ]
-            lines += [f"**{_TITLES[model]}{title}**", "", *table_lines([title for _, title, _ in columns], rows), ""]
-    lines.append("; ".join(f"*{kind.replace('_', '-')}*: {meaning}" for kind, meaning in KINDS.items()) + ".")
+def markdown(model: str, table: pd.DataFrame) -> str:
+    """A model's compute beside the published one, and what it is made up of."""
+    made_of = [*_PARTS.values(), *(kind for kind in KINDS if table[kind].any())]
+    split = [*_MAIN[:2], *((name, name.replace("_", "-"), _FLOPS) for name in made_of)]
+    lines = [f"{_INTRODUCTION} {_setting(model)}; code {code_hash()}.", ""]
+    for columns in (_MAIN, split):
+        rows = [
+            ["-" if pd.isna(row[name]) else form(row[name]) for name, _, form in columns] for _, row in table.iterrows()
+        ]
+        lines += [*table_lines([title for _, title, _ in columns], rows), ""]
+    lines += [f"- {note}" for note in _NOTES]
+    lines.append("- " + "; ".join(f"*{kind.replace('_', '-')}*: {meaning}" for kind, meaning in KINDS.items()) + ".")
     return "\n".join(lines) + "\n"
 
 
+def _setting(model: str) -> str:
+    config = compose_config([f"model={model}", "setting=paper"])
+    network = ", ".join(f"{key} {value}" for key, value in config.model.on_meta.items() if key != "_target_")
+    size = f"{config.setting.height}x{config.setting.width} pixels, {config.setting.num_frames} frames"
+    return f"Model {model} ({network}), {size}, {config.setting.num_steps} steps"
+
+
 def main(arguments: list[str]) -> int:
-    if arguments:
+    models = [argument.removeprefix("model=") for argument in arguments] or list(MODELS)
+    unknown = [argument for argument in arguments if argument.removeprefix("model=") not in MODELS]
+    if unknown:
         print(
-            f"paper_flops: takes no arguments, got {arguments[0]!r}; "
-            "python run.py setting=paper device=meta counts any other setting",
+            f"paper_flops: {unknown[0]!r} is not understood; give model={' or model='.join(MODELS)}, or nothing for "
+            "both (python run.py setting=paper device=meta counts any other setting)",
             file=sys.stderr,
         )
         return 2
-    table = pd.DataFrame([row for model in MODELS for row in rows_of(model)])
-    save_table(STEM, markdown(table), table)
+    for model in models:
+        table = pd.DataFrame(rows_of(model))
+        save_table(f"{model}_{STEM}", markdown(model, table), table)
     return 0
 
 

@@ -10,7 +10,7 @@ import pytest
 from baselines.teacache import TeaCacheConfig
 from experiments.cli import compose_config, config_files
 from experiments.dry_run import KINDS, Count, count
-from experiments.paper_flops import MODELS, STEM, compute_left, evenly, main, markdown, rows_of, vanilla_like
+from experiments.paper_flops import STEM, compute_left, evenly, main, markdown, rows_of, vanilla_like
 from experiments.results import TABLES
 from flowcache.method import FlowCacheConfig, MethodConfig
 from flowcache.schedule import Row, Schedule, Window, staged_schedule, staggered_rows, timesteps
@@ -96,7 +96,7 @@ def test_what_a_schedule_leaves_is_what_the_paper_would_charge(attention):
     whole = count(config, vanilla_like(method))
     decisions = evenly(whole, method, 0.6)
     charged = count(config, method, decisions).paper_flops / whole.paper_flops
-    assert charged == pytest.approx(compute_left(whole, decisions), rel=1e-12)
+    assert charged == pytest.approx(compute_left(whole, decisions), rel=1e-6)  # the head, of active chunks alone
     assert charged == pytest.approx(0.6, abs=0.09)
 
 
@@ -123,19 +123,22 @@ def test_one_row_a_method_whose_figures_add_up():
     assert fast["compression"] == 0 < compressed["compression"]
     assert compressed["self-attention"] < fast["self-attention"]
     assert rows.loc[("every_k", ""), "decisions"] == "its own"
-    text = markdown(pd.concat([rows.reset_index(), rows.reset_index().assign(model="skyreels")]))
+    text = markdown("magi", rows.reset_index())
     assert "| flowcache_fast | 1 chunk | given schedule |" in text
     assert "not the paper's own decisions" in text
     assert "nan" not in text
 
 
-def test_the_table_in_results_is_the_papers_vanilla():
-    table = pd.read_csv(TABLES / f"{STEM}.csv").set_index(["model", "method"])
-    assert set(table.index.get_level_values("model")) == set(MODELS)
-    assert table.loc[("magi", "vanilla"), "paper_accounting"] == pytest.approx(306, rel=0.01)
-    assert table.loc[("skyreels", "vanilla"), "paper_accounting"] == pytest.approx(113.6, rel=5e-3)
+@pytest.mark.parametrize(("model", "pflops", "tolerance"), [("magi", 306, 0.01), ("skyreels", 113.6, 5e-3)])
+def test_the_tables_in_results_have_the_papers_vanilla(model, pflops, tolerance):
+    table = pd.read_csv(TABLES / f"{model}_{STEM}.csv").set_index("method")
+    assert table.loc["vanilla", "paper_accounting"] == pytest.approx(pflops, rel=tolerance)
+    given = table[table["decisions"] == "given schedule"]
+    shares = [given[f"{name}_share"].to_numpy() for name in ("paper_accounting", "published")]
+    whole = given["kv_budget"].isna().to_numpy()
+    assert shares[0][whole] == pytest.approx(shares[1][whole], abs=0.01)
 
 
-def test_it_takes_no_arguments(capsys):
-    assert main(["model=magi"]) == 2
-    assert "takes no arguments, got 'model=magi'" in capsys.readouterr().err
+def test_other_arguments_are_refused(capsys):
+    assert main(["model=wan"]) == 2
+    assert "'model=wan' is not understood; give model=magi or model=skyreels" in capsys.readouterr().err
