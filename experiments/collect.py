@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
+from experiments.cli import compose_config
 from experiments.errors import BadInput
-from experiments.job import Job
+from experiments.job import Job, make_method
 from experiments.records import Record, RecordStore, code_hash, weights_hash
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
@@ -41,6 +43,13 @@ def collect(job: Job) -> pd.DataFrame:
     return video_frame(records)
 
 
+def at_defaults(frame: pd.DataFrame, job: Job, method: str) -> pd.DataFrame:
+    """A method's videos with the options that its YAML and tuned values give it, of a frame of ``collect``."""
+    config = compose_config([f"model={job.model_name}", f"setting={job.setting_name}", f"method={method}"])
+    options = canonical(asdict(make_method(config.method)))
+    return frame[(frame["method"] == method) & (frame["options"] == options)]
+
+
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a record: as ``collect``, of any records."""
     rows = []
@@ -49,6 +58,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
         rows.append(
             {
+                "key": record.key,
                 "method": record.method,
                 "prompt": record.prompt,
                 "seed": record.seed,

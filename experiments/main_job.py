@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.job import make_job
 from experiments.records import Record
 from experiments.runner import Runner
-from experiments.summary import log_to_wandb, print_summary
+from experiments.summary import print_summary
+from experiments.tracking import track
 from experiments.workers import run_jobs
 
 
@@ -39,7 +40,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))
     records = runner.records(job.prompts)
     print_summary(job, records, runner.store, console)
-    where = log_to_wandb(job, records, runner.store, OmegaConf.to_container(config.wandb, resolve=True))
+    where = track(job, records, say=console.print)
     if where:
-        console.print(f"W&B ({config.wandb.mode})  {where}")
+        console.print(f"W&B ({job.wandb['mode']})  {where}")
     return records

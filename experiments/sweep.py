@@ -1,7 +1,7 @@
 """Run an experiment file: ``python -m experiments.sweep experiment=main_table [key=value ...]``.
 
 An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. Finished
-records are kept, so a killed sweep continues.
+records are kept, so a killed sweep continues. Each set is then a W&B run in a group named after the experiment.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from experiments.cli import check_overrides, compose_config, config_files
 from experiments.errors import BadInput
 from experiments.job import Job, make_job, nearest
 from experiments.runner import Runner
+from experiments.tracking import track
 from experiments.workers import run_jobs
 
 
@@ -56,7 +57,8 @@ def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
 
 def main(arguments: list[str]) -> int:
     try:
-        jobs, _ = jobs_of(*experiment_of(arguments))
+        name, extra = experiment_of(arguments)
+        jobs, _ = jobs_of(name, extra)
         prompts = jobs[0].prompts
         # A set, since a value that one override set sweeps may be another's default: one video for both.
         total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
@@ -69,6 +71,8 @@ def main(arguments: list[str]) -> int:
     except Exception as error:
         print(f"sweep: the run failed: {type(error).__name__}: {error}; run it again to go on", file=sys.stderr)
         return 1
+    for job in jobs:
+        track(job, [record for record in Runner(job).records(prompts) if record is not None], group=name)
     print(f"records are in {jobs[0].output_dir / 'records'}")
     return 0
 

@@ -12,12 +12,11 @@ from eval.video_io import read_lossless
 from experiments.cli import config_files
 from experiments.collect import collect
 from experiments.errors import BadInput
-from experiments.figures import at_equal_compute, draw_frames, reuse_points, reuse_videos
 from experiments.records import RecordStore, new_record
-from experiments.reported import read_reported
+from experiments.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.runner import Runner
 from experiments.summary import summarise
-from experiments.tables import main_table, markdown
+from experiments.tables import main_table
 
 
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
@@ -162,13 +161,9 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
     )
 
     frame = collect(job)
-    table = main_table(frame, "magi", "embedded")
+    table = main_table(frame, job)
     assert list(table.index) == ["vanilla", "flowcache_fast"]
     assert list(table["n"]) == [2, 2]  # the row at threshold 0.5 is not the method's own
-    text = markdown(table, *read_reported("magi"), "somewhere")
-    assert "**Measured** here (somewhere)" in text
-    assert "**Reported**: FlowCache (arXiv 2602.10825), Table 1: MAGI-1" in text
-    assert "| flowcache_fast | 140 | 0.458 | 2.38x | 1209 |" in text
     points = reuse_points(reuse_videos(frame))
     assert len(points) == 2
     assert points["compute_left"].is_monotonic_increasing
@@ -203,13 +198,3 @@ def test_records_of_other_settings_do_not_enter_a_table(small_job):
     Runner(small_job("method=vanilla", "num_prompts=1")).run()
     with pytest.raises(BadInput, match="no finished records"):
         collect(small_job("setting.num_steps=12"))
-
-
-def test_frames_are_drawn_for_the_methods_that_have_a_video(small_job):
-    jobs = [small_job(f"method={name}", "num_prompts=1") for name in ("vanilla", "flowcache_fast", "every_k")]
-    for job in jobs[:2]:
-        Runner(job).run()
-    prompt = jobs[0].prompts[0]
-    labels = [axes.get_ylabel().split("\n")[0] for axes in draw_frames(jobs, prompt).axes]
-    assert labels == ["vanilla", "flowcache_fast"]
-    assert draw_frames(jobs[2:], prompt) is None
