@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
@@ -193,6 +194,7 @@ def draw_steps(data: pd.DataFrame, subject: str) -> Figure:
                 curve = part[part["chunk"] == chunk].groupby("step")[quantity].median()
                 axes.plot(curve.index, curve, color=colour, linewidth=0.8, label=f"{chunk}")
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{quantity}, shift {shift:g}")
         axes_row[0].set_ylabel("L1_rel")
     for axes in grid[-1]:

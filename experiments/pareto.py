@@ -48,7 +48,13 @@ def draw_pareto(points: pd.DataFrame, vanilla_flops: float, subject: str) -> Fig
     for axes, (quality, label) in zip(panels, QUALITIES.items(), strict=True):
         front = points[points[f"{quality}_front"]]
         axes.step(
-            front["flops"] / scale, front[quality], where="post", color=BLACK, linewidth=0.7, label="front (filled)", zorder=1
+            front["flops"] / scale,
+            front[quality],
+            where="post",
+            color=BLACK,
+            linewidth=0.7,
+            label="front (filled)",
+            zorder=1,
         )
         for name, title in FAMILIES.items():
             mine = points[points["family"] == name]

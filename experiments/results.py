@@ -22,6 +22,8 @@ FIGURES = ROOT / "results" / "figures"
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$"}
 _LATEX |= {"±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+_MOST_IN_A_COLUMN = 6  # columns of a table
+_NARROW = "\\footnotesize\\setlength{\\tabcolsep}{2pt}\n"
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,15 @@ def latex(stem: str, tables: Iterable[Table]) -> str:
         ]
         headings = [_escape(column.heading) for column in table.shown]
         caption = " ".join([table.title, table.text, *(f"{note}." for note in table.notes)])
-        parts.append(
-            pd.DataFrame(rows, columns=headings).to_latex(
-                index=False,
-                column_format="l" + "r" * (len(headings) - 1),
-                caption=(_escape(caption), _escape(table.title)),
-                label=f"tab:{stem}{table.suffix or ''}",
-            )
+        text = pd.DataFrame(rows, columns=headings).to_latex(
+            index=False,
+            column_format="l" + "r" * (len(headings) - 1),
+            caption=(_escape(caption), _escape(table.title)),
+            label=f"tab:{stem}{table.suffix or ''}",
         )
+        if len(headings) > _MOST_IN_A_COLUMN:  # both columns of a page
+            text = text.replace("{table}", "{table*}")
+        parts.append(text.replace(r"\begin{tabular}", _NARROW + r"\begin{tabular}"))
     return "\n".join(parts)
 
 
@@ -142,7 +145,8 @@ def _escape(text: str) -> str:
 
 
 def _stacked(value: str, spread: str) -> str:
-    return rf"\shortstack[r]{{{_escape(value)}\\{{\tiny {_escape(spread)}}}}}"
+    parts = [rf"{{\tiny {_escape(part)}}}" for part in spread.replace("; ", ";\n").splitlines()]
+    return r"\shortstack[r]{" + r"\\".join([_escape(value), *parts]) + "}"
 
 
 def save_figure(figure: Figure, stem: str) -> None:

@@ -80,13 +80,14 @@ def _resampled(results: dict[str, DimensionScore]) -> np.ndarray:
     prompts = sorted({prompt for values in by_prompt.values() for prompt in values})
     means = np.array([[np.mean(by_prompt[name].get(prompt, np.nan)) for prompt in prompts] for name in results])
     scored = ~np.isnan(means)  # [dimensions, prompts]
+    # The Total is linear in the scores: its value without any, and what each adds.
+    none = totals(dict.fromkeys(results, 0.0)).total
+    added = np.array([totals(dict.fromkeys(results, 0.0) | {name: 1.0}).total - none for name in results])
     rng = np.random.default_rng(SEED)
-    drawn = []
+    drawn: list[float] = []
     while len(drawn) < NUM_RESAMPLES:
         counts = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), _BATCH)
-        with np.errstate(invalid="ignore"):  # a dimension of which no prompt was drawn
+        with np.errstate(invalid="ignore"):  # a dimension of which no prompt was drawn: drawn anew
             raw = (counts @ np.nan_to_num(means).T) / (counts @ scored.T)
-        drawn += [
-            totals(dict(zip(results, row, strict=True))).total for row in raw[~np.isnan(raw).any(axis=1)].tolist()
-        ]
+        drawn += list(none + raw[~np.isnan(raw).any(axis=1)] @ added)
     return np.array(drawn[:NUM_RESAMPLES])

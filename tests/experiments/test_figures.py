@@ -17,7 +17,7 @@ from experiments.pareto import draw_pareto, on_front, pareto_points
 from experiments.records import RecordStore
 from experiments.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points, reuse_videos
 from experiments.reuse_map import action_map, draw_reuse_map
-from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS
+from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, STYLE
 from tests.experiments.made_records import VANILLA_FLOPS, job_of, made, trace
 
 PROMPTS = ("a", "b")
@@ -116,13 +116,16 @@ def test_differences_are_brightened_alike_and_never_wrap():
     assert common_gain({"same": original}, original) == 64
     figure = draw_frames(original, {"near\n50% of compute": near, "far": far}, 2, "a prompt")
     labels = [axes.get_ylabel() for axes in figure.axes]
-    rows = ["near\n50% of compute", "difference x 4\n(near)", "far", "difference x 4\n(far)"]
+    rows = ["near\n50% of compute", "difference x 8\n(near)", "far", "difference x 8\n(far)"]
     assert labels == ["vanilla", *rows]
-    assert figure.axes[2].images[0].get_array()[0, 0].tolist() == [12, 12, 12]
+    assert figure.axes[2].images[0].get_array()[0, 0].tolist() == [24, 24, 24]
 
 
 @pytest.fixture
 def made_in(monkeypatch, tmp_path):
+    """Where the commands write to, at few dots an inch."""
+    for key in ("figure.dpi", "savefig.dpi"):
+        monkeypatch.setitem(STYLE, key, 40)
     for name in ("TABLES", "FIGURES"):
         monkeypatch.setattr(results, name, tmp_path / name.lower())
     monkeypatch.setattr(results, "ROOT", tmp_path)

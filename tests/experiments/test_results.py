@@ -73,7 +73,11 @@ def test_latex_is_booktabs_with_the_same_cells_and_nothing_unescaped():
     rows = re.findall(r"^(.*?) \\\\$", body, re.M)
     assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [4, 4, 4]
     assert rows[1].startswith(r"a\_b & \shortstack[r]{40.0\\{\tiny $\pm$ 1.5 (n 7)}}")
+    assert r"\shortstack[r]{1.50x\\{\tiny (1.20 to 1.80;}\\{\tiny n 8)}}" in rows[1]
     assert rows[2].startswith(r"c \& d & - & ")
+    assert r"\begin{table}" in text
+    wide = Table("Wide", "", tuple(Column(f"{place}", "method") for place in range(7)), DATA)
+    assert r"\begin{table*}" in latex("wide", [wide])
     assert body.count("{") == body.count("}")
     assert not re.search(r"(?<!\\)[%#_]", body)
 
