@@ -29,8 +29,8 @@ def difference(video: np.ndarray, other: np.ndarray, gain: int) -> np.ndarray:
 
 
 def common_gain(videos: Mapping[str, np.ndarray], original: np.ndarray) -> int:
-    """The largest power of two, up to 64, that cuts off no more than a thousandth of the median method's difference."""
-    differences = [np.quantile(np.abs(video.astype(np.int16) - original), 0.999) for video in videos.values()]
+    """The largest power of two, up to 64, that cuts off no more than a hundredth of the median method's difference."""
+    differences = [np.quantile(np.abs(video.astype(np.int16) - original), 0.99) for video in videos.values()]
     typical, gain = float(np.median(differences)), 1
     while gain < _HIGHEST_GAIN and 2 * gain * typical <= 255:
         gain *= 2

@@ -40,7 +40,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))
     records = runner.records(job.prompts)
     print_summary(job, records, runner.store, console)
-    where = track(job, records, say=console.print)
+    where = track(job, records, say=lambda text: console.print(text, markup=False))
     if where:
         console.print(f"W&B ({job.wandb['mode']})  {where}")
     return records

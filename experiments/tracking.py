@@ -109,6 +109,8 @@ def row_metrics(traces: Sequence[pd.DataFrame]) -> list[dict[str, float]]:
     chunks' mean distance and accumulated distance where they were measured, and the KV tokens that the cache holds."""
     entries = pd.concat(traces, keys=range(len(traces)), names=["video"]).reset_index("video")
     entries["computed"] = entries["action"] == "compute"
+    measured = ["distance", "accumulated"]  # None all through where a method measures nothing
+    entries[measured] = entries[measured].astype(float)
     by_video = entries.groupby(["row", "video"]).agg(
         active_chunks=("chunk", "size"),
         computed_chunks=("computed", "sum"),
