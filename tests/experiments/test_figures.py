@@ -136,7 +136,7 @@ def test_the_command_makes_what_it_can_says_what_is_missing_and_repeats_itself(j
     made(job_of(job.output_dir, "method=flowcache_fast"), "a", 0.7, metrics={"psnr": 45.0, "ssim": 0.9})
     made(job_of(job.output_dir, "method=flowcache_fast"), "b", 0.7, metrics={"psnr": 45.0, "ssim": 0.9})
     add_files(job)
-    arguments = ["prompts=[a,b]", f"output_dir={job.output_dir}"]
+    arguments = ["prompts=[a,b,c,d]", f"output_dir={job.output_dir}"]
     assert figures.main(arguments) == 0
     first = {path.name: path.read_bytes() for path in (made_in / "figures").iterdir()}
     made_figures = {"reuse_curve", "warmup_sweep", "pareto", "reuse_map", "frames"}
@@ -152,7 +152,7 @@ def test_without_videos_or_sweeps_it_says_how_to_make_them(tmp_path, made_in, ca
     assert figures.main([f"output_dir={tmp_path}"]) == 2
     assert "no finished records" in capsys.readouterr().err
     made(job_of(tmp_path, "method=vanilla"), "a")
-    assert figures.main(["prompts=[a]", f"output_dir={tmp_path}"]) == 0
+    assert figures.main(["prompts=[a,b,c,d]", f"output_dir={tmp_path}"]) == 0
     said = capsys.readouterr().err
     assert "no reuse_curve: no finished videos of flowcache, teacache, every_k; make them with" in said
     assert "no frames: no videos of 'a' by vanilla and a method with its defaults" in said
