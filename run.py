@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.cli import check_overrides
-from experiments.errors import BadInput
+from experiments.errors import BadInput, RunFailed
 from experiments.fork_server import start_server
 
 _HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
@@ -40,7 +40,8 @@ def job(config: DictConfig) -> None:
     except Exception as error:
         if config.debug:
             raise
-        _fail(1, f"the run failed: {type(error).__name__}: {error} (debug=true shows where)")
+        text = str(error) if isinstance(error, RunFailed) else f"the run failed: {type(error).__name__}: {error}"
+        _fail(1, f"{text} (debug=true shows where)")
 
 
 def _fail(code: int, message: str) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import pandas as pd
 
+from experiments.cli import compose_config
 from experiments.errors import BadInput
-from experiments.job import Job
+from experiments.job import Job, make_method
 from experiments.records import Record, store_of, todays_key, weights_hash
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
@@ -39,6 +42,18 @@ def collect(job: Job) -> pd.DataFrame:
     return video_frame(records)
 
 
+def at_defaults(frame: pd.DataFrame, job: Job, method: str) -> pd.DataFrame:
+    """A method's videos with the options that its YAML and tuned values give it, of a frame of ``collect``."""
+    options = _defaults(job.model_name, job.setting_name, method)
+    return frame[(frame["method"] == method) & (frame["options"] == options)]
+
+
+@cache  # composing takes a tenth of a second
+def _defaults(model: str, setting: str, method: str) -> str:
+    config = compose_config([f"model={model}", f"setting={setting}", f"method={method}"])
+    return canonical(asdict(make_method(config.method)))
+
+
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a record: as ``collect``, of any records."""
     rows = []
@@ -47,6 +62,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
         rows.append(
             {
+                "key": record.key,
                 "method": record.method,
                 "prompt": record.prompt,
                 "seed": record.seed,

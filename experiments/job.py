@@ -21,6 +21,7 @@ from flowcache.models.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
+WANDB_MODES = ("offline", "online", "disabled")
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
 
 
@@ -50,6 +51,7 @@ class Job:
     output_dir: Path
     force: bool
     any_code: bool
+    wandb: dict[str, Any]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -114,6 +116,7 @@ def make_job(config: DictConfig) -> Job:
         output_dir=inside_root(config.output_dir),
         force=bool(config.force),
         any_code=bool(config.any_code),
+        wandb=_wandb(config),
     )
 
 
@@ -165,6 +168,15 @@ def read_prompts(config: DictConfig) -> tuple[str, ...]:
     if wanted is not None and not 1 <= wanted <= len(prompts):
         raise BadInput(f"num_prompts={wanted} but there are {len(prompts)} prompts; choose 1 to {len(prompts)}")
     return tuple(prompts[:wanted])
+
+
+def _wandb(config: DictConfig) -> dict[str, Any]:
+    settings = OmegaConf.to_container(config.wandb, resolve=True)
+    if settings["mode"] not in WANDB_MODES:
+        raise BadInput(f"wandb.mode={settings['mode']} is unknown; {nearest(str(settings['mode']), WANDB_MODES)}")
+    if not isinstance(settings["tags"], list):
+        raise BadInput(f"wandb.tags={settings['tags']} must be a list: wandb.tags=[one,two]")
+    return settings
 
 
 def find_checkpoint(config: DictConfig) -> Path | None:

@@ -13,7 +13,7 @@ from eval.atomic import atomic_path
 from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments import environment, measure
-from experiments.errors import BadInput
+from experiments.errors import BadInput, Failure, RunFailed
 from experiments.job import Job
 from experiments.records import Record, maker, new_record, store_of
 from flowcache.method import MethodConfig
@@ -32,32 +32,11 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A video that could not be made."""
-
-    method_name: str
-    prompt: str
-    error: Exception
-
-
-@dataclass(frozen=True)
 class Outcome:
     """Of going through some prompts: what failed, and the prompts whose videos others were making."""
 
     failures: tuple[Failure, ...]
     busy: tuple[str, ...]
-
-
-class RunFailed(Exception):
-    """Some videos could not be made; the others were. Its cause is the first failure's error."""
-
-    def __init__(self, failures: Sequence[Failure]) -> None:
-        first = failures[0]
-        super().__init__(
-            f"{len(failures)} of the videos could not be made, the first {first.method_name}: {first.prompt!r} "
-            f"({type(first.error).__name__}: {first.error}); the same command tries them again"
-        )
-        self.__cause__ = first.error
 
 
 class Runner:

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
+from experiments.errors import Failure, RunFailed
 from experiments.fork_server import start_server
 from experiments.job import Job
-from experiments.runner import Failure, Progress, RunFailed, Runner
+from experiments.runner import Progress, Runner
 
 _runners: list[Runner] = []  # of this worker process; they keep their model and what is warm from prompt to prompt
 
