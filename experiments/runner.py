@@ -94,7 +94,7 @@ class Runner:
             try:
                 if not self._make_unclaimed(prompt, progress, wait):
                     busy.append(prompt)
-            except OSError:
+            except (OSError, BadInput):
                 raise
             except Exception as error:
                 failures.append(Failure(self.job.method_name, prompt, error))
