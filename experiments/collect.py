@@ -46,7 +46,8 @@ def collect(job: Job) -> pd.DataFrame:
 
 def at_defaults(frame: pd.DataFrame, job: Job, method: str) -> pd.DataFrame:
     """A method's videos with the options that its YAML and tuned values give it, of a frame of ``collect``."""
-    return frame[(frame["method"] == method) & (frame["options"] == _defaults(job.model_name, job.setting_name, method))]
+    options = _defaults(job.model_name, job.setting_name, method)
+    return frame[(frame["method"] == method) & (frame["options"] == options)]
 
 
 @cache  # composing takes a tenth of a second
