@@ -10,7 +10,7 @@ import pandas as pd
 
 from experiments.errors import BadInput
 from experiments.job import Job
-from experiments.records import Record, RecordStore, code_hash, weights_hash
+from experiments.records import Record, RecordStore, code_hash, weights_id
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
 
@@ -26,7 +26,7 @@ def collect(job: Job) -> pd.DataFrame:
     Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
     program. Raises BadInput if there are none.
     """
-    wanted = (job.settings, weights_hash(job.checkpoint), code_hash())
+    wanted = (job.settings, weights_id(job), code_hash())
     records = [
         record
         for record in RecordStore(job.output_dir).all()

@@ -20,7 +20,7 @@ from baselines.vanilla import VanillaConfig
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
-from experiments.job import Job, make_job
+from experiments.job import Job, make_job, refuse_random_weights
 from experiments.records import code_hash, weights_hash
 from experiments.results import save_figure, save_table, table_lines
 from flowcache.policy import Decision
@@ -138,6 +138,7 @@ def main(arguments: list[str]) -> int:
     try:
         check_overrides(arguments)
         job = make_job(compose_config(["method=vanilla", *arguments]))
+        refuse_random_weights(job, "distances say")
     except BadInput as error:
         print(f"l1_rel: {error}", file=sys.stderr)
         return 2

@@ -23,7 +23,7 @@ from experiments.ablations import finished
 from experiments.collect import video_frame
 from experiments.errors import BadInput
 from experiments.figures import PSNR_CAP_DB
-from experiments.job import Job
+from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, RecordStore
 from experiments.results import provenance, save_figure, save_table, table_lines
 from experiments.sweep import jobs_of
@@ -42,6 +42,7 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
 
     Raises BadInput where there is none, or none of vanilla's to compare with.
     """
+    refuse_random_weights(jobs[0], "quality says")
     references = {record.prompt: record for record in finished(jobs[0])}
     rows = []
     for job in jobs:

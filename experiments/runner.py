@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from experiments.errors import BadInput
 from experiments.job import Job
 from experiments.records import Record, RecordStore, new_record
 from flowcache.clock import SectionClock
-from flowcache.method import MethodConfig
+from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.sampler import generate
 from flowcache.trace import Trace
 
@@ -82,13 +82,13 @@ class Runner:
         prompts = self.job.prompts if prompts is None else prompts
         plan = self.plan(prompts)
         if plan.to_make and not self._warm:
-            self._check(plan.to_make[0])
+            self.check(plan.to_make[0])
         for prompt in plan.to_make:
             baseline = None
             if not self.is_vanilla:
                 if prompt in plan.references_to_make:
                     baseline = self.make(self._reference(prompt), VanillaConfig(), prompt).latency_s
-                    progress(f"vanilla: {prompt}")
+                    progress(f"{self.job.vanilla_name}: {prompt}")
                 elif prompt in self._timed_prompts:
                     baseline = self.take(VanillaConfig(), prompt).latency_s
                     progress(f"vanilla, for timing: {prompt}")
@@ -96,11 +96,15 @@ class Runner:
             progress(f"{self.job.method_name}: {prompt}")
         return self.records(prompts)
 
-    def _check(self, prompt: str) -> None:
+    def check(self, prompt: str) -> None:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
-        model = self.model
+        model, job = self.model, self.job
         try:
-            model.generation(prompt, self.job.num_frames, self.job.method, self.job.seed, **self.job.generation_options)
+            generation = model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
+            if isinstance(job.method, ReplayConfig):
+                policy = job.method.policy()
+                for row in generation.schedule.rows:
+                    policy.decide(row, {}, generation.schedule)
         except ValueError as error:
             raise BadInput(str(error)) from error
 
@@ -140,9 +144,12 @@ class Runner:
         else:
             reference = self.store.find(self._reference(prompt).key)
             record.baseline_flops = reference.flops
-            frames = read_lossless(self.store.video_path(reference.key))
-            record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
-        if "caption" in self.job.metrics:
+            if self.job.random_weights is None:
+                frames = read_lossless(self.store.video_path(reference.key))
+                record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
+        if self.job.random_weights is not None:
+            record.metrics, record.notes = measure.refused(self.job.metrics)
+        elif "caption" in self.job.metrics:
             chunks = (self.model.chunk_frames, self.model.frames_of(1))
             record.caption, reason = measure.caption(take.frames, prompt, *chunks)
             if reason:
@@ -158,7 +165,7 @@ class Runner:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
-            self._generate(method, prompt, self.model.frames_of(1))
+            self._generate(_without_decisions(method), prompt, self.model.frames_of(1))
         return self._generate(method, prompt, self.job.num_frames)
 
     def _generate(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
@@ -181,7 +188,14 @@ class Runner:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)
 
     def _reference(self, prompt: str) -> Record:
-        return new_record(self.job, "vanilla", VanillaConfig(), prompt)
+        return new_record(self.job, self.job.vanilla_name, VanillaConfig(), prompt)
+
+
+def _without_decisions(method: MethodConfig) -> MethodConfig:
+    """For a video of another length: a recording is of one length, and nothing else of it is left but its options."""
+    if not isinstance(method, ReplayConfig):
+        return method
+    return VanillaConfig(**{option.name: getattr(method, option.name) for option in fields(MethodConfig)})
 
 
 def _describe_work(record: Record, trace: Trace) -> None:
