@@ -55,18 +55,19 @@ class Probe:
 
     Attributes:
         text_s: until the first row: text encoder, noise, caches.
-        row_s, flops: of the probed rows together.
+        rows_s, num_rows, flops: of the probed rows together.
         decode_s: of one chunk.
     """
 
     text_s: float
-    row_s: float
+    rows_s: float
+    num_rows: int
     flops: int
     decode_s: float
 
     def video_s(self, flops: int, num_chunks: int) -> float:
         """Seconds of a video at the rows' rate."""
-        return self.text_s + flops * self.row_s / self.flops + num_chunks * self.decode_s
+        return self.text_s + flops * self.rows_s / self.flops + num_chunks * self.decode_s
 
 
 def count_work(job: Job, config: DictConfig) -> Work:
@@ -118,16 +119,16 @@ def probe(job: Job, model: Any) -> Probe:
     generation = model.generation(job.prompts[0], job.num_frames, job.method, job.seed, **job.generation_options)
     text_s = _now(job) - started
     start, decisions = probed_rows(generation.schedule)
-    trace, times = Trace(), []
-    _run_rows(generation, job, decisions, trace, lambda row, decision: times.append(_now(job)))
-    first = start - 1 if start else 0  # without rows before, the first one warms up
-    probed = range(first + 1, len(times))
-    flops = sum(work.flops for row, work in trace.work if row in probed)
+    trace, times = Trace(), [_now(job)]
+    finished = _run_rows(generation, job, decisions, trace, lambda row, decision: times.append(_now(job)))
+    first = max(start, min(1, len(times) - 2))  # without rows before, the first one warms up
+    flops = sum(work.flops for row, work in trace.work if row >= first)
+    chunk = generation.schedule.prefix_chunks
     with torch.inference_mode():
-        latent = generation.finish(generation.schedule.prefix_chunks)
+        latent = finished[chunk] if chunk in finished else generation.finish(chunk)
         started = _now(job)
-        generation.decode(generation.schedule.prefix_chunks, latent)
-    return Probe(text_s, times[-1] - times[first], flops, _now(job) - started)
+        generation.decode(chunk, latent)
+    return Probe(text_s, times[-1] - times[first], len(times) - 1 - first, flops, _now(job) - started)
 
 
 def probed_rows(schedule: Schedule) -> tuple[int, tuple[tuple[int, ...], ...]]:
@@ -154,7 +155,7 @@ class FusedAttention(TorchFunctionMode):
 def print_plan(
     job: Job, config: DictConfig, model: Any, num_videos: int, num_references: int, console: Console
 ) -> None:
-    """Count, print, probe, print: what does not fit a device is known before it is tried."""
+    """Count, print, probe, print: whether memory suffices can be read before a row is tried."""
     work, machine = count_work(job, config), environment.describe(job.device)
     weights = model.weights_bytes
     held = ", ".join(f"{name} {size / GIB:.3g}" for name, size in weights.items())
@@ -170,8 +171,8 @@ def print_plan(
     video_s, reference_s = (probed.video_s(flops, work.num_chunks) for flops in (work.flops, work.vanilla_flops))
     total = num_videos * video_s + num_references * reference_s
     console.print(
-        f"      probe of {PROBED_ROWS} rows: {probed.row_s / PROBED_ROWS:.3g} s a row, "
-        f"{probed.flops / probed.row_s / TERA:.3g} TFLOP/s; decoding {probed.decode_s:.3g} s a chunk\n"
+        f"      probe of {probed.num_rows} rows: {probed.rows_s / probed.num_rows:.3g} s a row, "
+        f"{probed.flops / probed.rows_s / TERA:.3g} TFLOP/s; decoding {probed.decode_s:.3g} s a chunk\n"
         f"      estimated {at_most}{video_s:,.0f} s a video, {reference_s:,.0f} s a reference, "
         f"{at_most}{_hours(total)} in all"
     )
@@ -180,8 +181,7 @@ def print_plan(
 def _run_rows(generation: Any, job: Job, decisions: tuple, trace: Trace, observe: Callable | None = None) -> None:
     """The sampler up to the last probed row."""
     generation.schedule = replace(generation.schedule, rows=generation.schedule.rows[: len(decisions)])
-    for _ in sample(generation, ReplayConfig.like(job.method, decisions), trace, observe=observe):
-        pass
+    return dict(sample(generation, ReplayConfig.like(job.method, decisions), trace, observe=observe))
 
 
 def _now(job: Job) -> float:

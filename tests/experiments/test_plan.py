@@ -82,11 +82,12 @@ def test_the_probe_times_what_it_counts(small_job):
     counter = FlopCounter(model.config.dit, tokens)
     rows = 3 * sum(counter.chunk("denoise", chunk, (chunk + 1) * tokens, caption).flops for chunk in (0, 1))
     assert rows <= probed.flops < 1.5 * rows  # near-clean copies come on top
-    assert min(probed.text_s, probed.row_s, probed.decode_s) > 0
+    assert min(probed.text_s, probed.rows_s, probed.decode_s) > 0
+    assert probed.num_rows == 3
 
 
 def test_an_estimate_scales_rows_and_adds_text_and_decoding():
-    assert Probe(text_s=2.0, row_s=3.0, flops=100, decode_s=0.5).video_s(1000, 4) == 2 + 30 + 2
+    assert Probe(text_s=2.0, rows_s=3.0, num_rows=3, flops=100, decode_s=0.5).video_s(1000, 4) == 2 + 30 + 2
 
 
 def test_skyreels_plans_in_both_attentions(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from flowcache.models.checkpoint import CheckpointError, Stored, find_weights, read_headers
+from flowcache.models.checkpoint import CheckpointError, Stored, read_headers
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.magi.config import NETWORKS, MagiConfig, Runtime
 from flowcache.models.magi.network import MagiDit
@@ -75,8 +75,6 @@ def locate(directory: Path) -> MagiFiles:
     (also t5_pretrained) up to two folders above, t5 with or without its own folder t5-v1_1-xxl. Raises CheckpointError,
     FileNotFoundError or ValueError for a configuration that is missing or wrong.
     """
-    if not directory.is_dir():
-        raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
     config = _config(directory)
     names = WEIGHTS_FOLDERS[config.dit.distill]
     weights = next((directory / name for name in names if (directory / name).is_dir()), directory / names[0])
@@ -168,10 +166,8 @@ def _config(directory: Path) -> MagiConfig:
     path = directory / "config.json"
     if not path.is_file():
         for distill in (True, False):
-            try:
-                weights = directory / WEIGHTS_FOLDERS[distill][0]
-                find_weights(weights)
-                return RELEASES[network_of(read_headers(weights)), distill]
-            except (CheckpointError, KeyError):
-                continue
+            weights = directory / WEIGHTS_FOLDERS[distill][0]
+            found = network_of(read_headers(weights)) if weights.is_dir() else None
+            if found is not None:
+                return RELEASES[found, distill]
     return MagiConfig.from_json(path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowcache.method import MethodConfig
-from flowcache.models.checkpoint import check_weights, load_weights, weights_bytes
+from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.checkpoint import locate, read_vae_config
 from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig
@@ -75,6 +75,8 @@ class Magi:
             text_device: where the text encoder runs; by default ``device``.
             offload: keep text encoder and VAE in host memory while they are not used. By default on CUDA.
         """
+        if not Path(directory).is_dir():
+            raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
         files = locate(Path(directory))
         config, vae_config = files.config, read_vae_config(files.vae)
         tokens = load_special_tokens(files.special_tokens)
