@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> int:
     problems = inventory.all_problems()
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
-    print(f"{len(problems)} problems" if problems else "nothing is missing or wrong")
+    print(f"{len(problems)} problem(s)" if problems else "nothing is missing or wrong")
     return 1 if problems else 0
 
 

@@ -106,7 +106,7 @@ def check_part(
     except CheckpointError as error:
         part.problems.append(problem or str(error))
         return part
-    part.tensors = {key: tensor for key, tensor in stored.items() if not key.startswith(ignored or ("\0",))}
+    part.tensors = {key: tensor for key, tensor in stored.items() if not key.startswith(ignored)}
     shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
     wrong = problem or mismatch(shapes, part.tensors, optional)
     if wrong:

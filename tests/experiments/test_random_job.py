@@ -94,12 +94,10 @@ def test_random_weights_have_no_decisions_and_no_quality(small_job, capsys):
     assert "a threshold means nothing" in capsys.readouterr().err
 
 
-def test_random_weights_are_identified_by_their_network(tmp_path):
-    full = ["setting=paper", "weights=random", "method=vanilla"]
-    ids = [
-        weights_id(make_job(compose_config([*full, *more])))
-        for more in (["model=magi"], ["model=magi", "model.on_meta.size=24B"], ["model=skyreels"], ["setting=embedded"])
-    ]
+def test_random_weights_are_identified_by_their_network():
+    paper = ["setting=paper", "model=magi"]
+    choices = (paper, [*paper, "model.on_meta.size=24B"], ["setting=paper", "model=skyreels"], ["setting=embedded"])
+    ids = [weights_id(make_job(compose_config(["weights=random", "method=vanilla", *more]))) for more in choices]
     assert ids[0] == "random, size 4.5B, caption_tokens 100"
     assert len(set(ids)) == len(ids)
     assert all(found.startswith("random, size") for found in ids)
