@@ -108,7 +108,9 @@ def read_headers(directory: Path, rename: Callable[[str], str] | None = None) ->
     stored: dict[str, Stored] = {}
     for path, keys in find_weights(directory).items():
         try:
-            with safe_open(path, framework="pt") as file:  # it compares the header with the file's length
+            # It compares the header with the file's length. Unlike torch, numpy has no part in it before a tensor is
+            # read: torch maps the file as if to write, which the kernel refuses for more than there is memory.
+            with safe_open(path, framework="numpy") as file:
                 held = file.keys()
                 absent = sorted(set(keys or ()) - set(held))
                 if absent:
@@ -177,9 +179,9 @@ def load_weights(
     for path, names in files.items():
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                for key, name in names.items():
-                    tensor = file.get_tensor(name)
-                    found[key] = tensor.to(own[key].dtype) if keep_dtype else tensor
+                for key, name in names.items():  # no name for the file's tensor: it would keep its pages
+                    dtype = own[key].dtype if keep_dtype else stored[key].dtype
+                    found[key] = file.get_tensor(name).to(dtype)
         except (SafetensorError, OSError) as error:
             raise damaged(path, error) from error
     module.load_state_dict(found, strict=True, assign=True)
