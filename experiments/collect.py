@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.cli import compose_config
 from experiments.errors import BadInput
 from experiments.job import Job, make_method
-from experiments.records import Record, store_of, todays_key, weights_hash
+from experiments.records import Record, store_of, todays_key, weights_id
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
 
@@ -29,7 +29,7 @@ def collect(job: Job) -> pd.DataFrame:
     Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
     program. With ``any_code`` other code's count too, where today's has none. Raises BadInput if there are none.
     """
-    store, wanted = store_of(job), (job.settings, weights_hash(job.checkpoint))
+    store, wanted = store_of(job), (job.settings, weights_id(job))
     agreeing = (record for record in store.all() if (record.settings, record.weights) == wanted)
     keys = dict.fromkeys(todays_key(record.key) for record in agreeing)
     records = [record for record in map(store.find, keys) if record is not None]

@@ -16,12 +16,13 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.errors import BadInput
-from flowcache.method import MethodConfig
+from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 WANDB_MODES = ("offline", "online", "disabled")
+RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
 
 
@@ -30,6 +31,8 @@ class Job:
     """One model, one setting, one method, some prompts.
 
     ``generation_options`` are what the model's ``generation`` takes beyond prompt, frames, method and seed.
+    ``random_weights`` is None where the weights are the checkpoint's; otherwise what the loader of random ones takes
+    beside a checkpoint, whose configuration then counts, if there is one.
     """
 
     model_name: str
@@ -41,8 +44,9 @@ class Job:
     num_frames: int
     fps: int
     generation_options: dict[str, Any]
-    checkpoint: Path
+    checkpoint: Path | None
     loader: str
+    random_weights: dict[str, Any] | None
     device: str
     metrics: tuple[str, ...]
     latency_pairs: int
@@ -62,24 +66,33 @@ class Job:
             "num_frames": self.num_frames,
             "device": torch.device(self.device).type,
             **self.generation_options,
+            **({} if self.random_weights is None else {"weights": "random", **self.random_weights}),
         }
+
+    @property
+    def vanilla_name(self) -> str:
+        """Of the method that videos are compared with."""
+        return "vanilla" if self.random_weights is None else "vanilla" + RANDOM_MARK
 
     def load_model(self) -> Any:
         """The model on the job's device, the same for all jobs of one checkpoint that follow each other.
 
         Raises BadInput for weights that are missing or wrong.
         """
+        options = None if self.random_weights is None else tuple(self.random_weights.items())
         try:
-            return _load(self.loader, self.checkpoint, self.device)
+            return _load(self.loader, self.checkpoint, self.device, options)
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             raise BadInput(str(error)) from error
 
 
 @lru_cache(maxsize=1)  # the last one only: two models of full size do not fit a device
-def _load(loader: str, checkpoint: Path, device: str) -> Any:
+def _load(loader: str, checkpoint: Path | None, device: str, random: tuple[tuple[str, Any], ...] | None) -> Any:
     from transformers.utils.logging import disable_progress_bar  # imported late: the dry run does without
 
     disable_progress_bar()  # it would draw into ours
+    if random is not None:
+        return get_object(loader)(**dict(random), checkpoint=checkpoint, device=device)
     return get_object(loader)(checkpoint, device=device)
 
 
@@ -91,23 +104,36 @@ def make_job(config: DictConfig) -> Job:
     _whole_numbers({"workers": workers}, smallest=1)
     threads = max(1, min(MOST_THREADS, _num_cores() // workers)) if config.threads is None else config.threads
     _whole_numbers({"threads": threads}, smallest=1)
+    method, method_name = make_method(config.method), config.method.name
     if config.replay is not None:
-        raise BadInput("replay=<trace> is for the dry run, which computes nothing; add device=meta, or leave it out")
+        from experiments.replay import read_decisions  # imported late: few jobs need pandas
+
+        method = ReplayConfig.like(method, read_decisions(inside_root(config.replay)))
+        method_name += ", replayed"
+    random_weights = _random_weights(config)
+    if random_weights is not None:
+        if method.policy().distance is not None:
+            raise BadInput(
+                f"method {config.method.name} decides by {method.policy().distance} distances, which random weights "
+                "make meaningless; give the decisions of a real run, replay=<its trace>"
+            )
+        method_name += RANDOM_MARK
     unknown = [name for name in config.metrics if name not in METRICS]
     if unknown:
         raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
     return Job(
         model_name=model.name,
         setting_name=setting.name,
-        method_name=config.method.name,
-        method=make_method(config.method),
+        method_name=method_name,
+        method=method,
         prompts=prompts,
         seed=config.seed,
         num_frames=setting.num_frames,
         fps=setting.fps,
         generation_options=options,
-        checkpoint=_checkpoint(config),
-        loader=model.loader,
+        checkpoint=_checkpoint(config) if random_weights is None else find_checkpoint(config),
+        loader=model.loader if random_weights is None else model.random_loader,
+        random_weights=random_weights,
         device=device,
         metrics=tuple(config.metrics),
         latency_pairs=config.latency_pairs,
@@ -128,7 +154,8 @@ def generation_options(config: DictConfig) -> dict[str, Any]:
     setting = config.setting
     options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
     _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
-    return options | {key: value for key, value in config.model.options.items() if value is not None}
+    own = OmegaConf.to_container(config.model.options)
+    return options | {key: value for key, value in own.items() if value is not None}
 
 
 def make_method(config: DictConfig) -> MethodConfig:
@@ -186,12 +213,28 @@ def find_checkpoint(config: DictConfig) -> Path | None:
     return ROOT / config.model.embedded_checkpoint if config.setting.embedded else None
 
 
+def refuse_random_weights(job: Job, what: str) -> None:
+    """Raise BadInput for a job of random weights: ``what`` (with its verb) means nothing of them."""
+    if job.random_weights is not None:
+        raise BadInput(f"weights=random: {what} nothing of random weights; give checkpoint=<directory>")
+
+
+def _random_weights(config: DictConfig) -> dict[str, Any] | None:
+    if config.weights not in ("checkpoint", "random"):
+        raise BadInput(f"weights={config.weights} is unknown; {nearest(str(config.weights), ('checkpoint', 'random'))}")
+    if config.weights == "checkpoint":
+        return None
+    sizes = {key: value for key, value in config.model.on_meta.items() if key != "_target_"}
+    return sizes if find_checkpoint(config) is None else {}
+
+
 def _checkpoint(config: DictConfig) -> Path:
     checkpoint = find_checkpoint(config)
     if checkpoint is None:
         raise BadInput(
             f"setting={config.setting.name} needs the official weights: download them and give checkpoint=<directory>, "
-            "or run setting=embedded, whose weights are in this repository, or device=meta, which needs none"
+            "or run setting=embedded, whose weights are in this repository; device=meta (a dry run) and weights=random "
+            "(for speed alone) need none"
         )
     return checkpoint
 

@@ -26,7 +26,7 @@ from eval.statistics import mean_and_interval
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
-from experiments.job import Job, make_job
+from experiments.job import Job, make_job, refuse_random_weights
 from experiments.records import code_hash, new_record, weights_hash
 from experiments.results import Column, Table, save_figure, save_table
 from experiments.style import COLUMN_WIDTH_IN, styled
@@ -213,6 +213,7 @@ def main(arguments: list[str]) -> int:
     try:
         check_overrides(arguments)
         job = make_job(compose_config(["method=vanilla", *arguments]))
+        refuse_random_weights(job, "distances say")
         data = measured(replace(job, metrics=()))
     except BadInput as error:
         print(f"l1_rel: {error}", file=sys.stderr)

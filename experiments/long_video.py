@@ -24,7 +24,7 @@ from eval.video_io import read_lossless
 from experiments.ablations import finished
 from experiments.collect import video_frame
 from experiments.errors import BadInput
-from experiments.job import Job
+from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.results import Column, Table, provenance, save_figure, save_table
 from experiments.reuse_curve import PSNR_CAP_DB
@@ -56,6 +56,7 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
 
     Raises BadInput where there is none, or none of vanilla's to compare with.
     """
+    refuse_random_weights(jobs[0], "quality says")
     references = {record.prompt: record for record in finished(jobs[0])}
     rows = []
     for job in jobs:

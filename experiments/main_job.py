@@ -31,6 +31,11 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}\n"
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each"
     )
+    if plan.to_make and (not config.setting.embedded if config.plan is None else config.plan):
+        from experiments.plan import print_plan  # imported late: a small job does without
+
+        runner.check(plan.to_make[0])
+        print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

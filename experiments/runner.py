@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
@@ -16,7 +16,7 @@ from experiments import environment, measure
 from experiments.errors import BadInput, Failure, RunFailed
 from experiments.job import Job
 from experiments.records import Record, maker, new_record, store_of
-from flowcache.method import MethodConfig
+from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
@@ -117,7 +117,7 @@ class Runner:
         with self.store.claim(reference.key, wait=True):
             if self.store.find(reference.key) is None:
                 made = self.make(reference, VanillaConfig(), prompt)
-                progress(f"vanilla: {prompt}")
+                progress(f"{self.job.vanilla_name}: {prompt}")
                 return made.latency_s
         if prompt in self._timed_prompts:
             taken = self.take(VanillaConfig(), prompt)
@@ -127,9 +127,13 @@ class Runner:
 
     def check(self, prompt: str) -> None:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
-        model = self.model
+        model, job = self.model, self.job
         try:
-            model.generation(prompt, self.job.num_frames, self.job.method, self.job.seed, **self.job.generation_options)
+            generation = model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
+            if isinstance(job.method, ReplayConfig):
+                policy = job.method.policy()
+                for row in generation.schedule.rows:
+                    policy.decide(row, {}, generation.schedule)
         except ValueError as error:
             raise BadInput(str(error)) from error
 
@@ -171,9 +175,12 @@ class Runner:
         else:
             reference = self.store.find(self._reference(prompt).key)
             record.baseline_flops = reference.flops
-            frames = read_lossless(self.store.video_path(reference.key))
-            record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
-        if "caption" in self.job.metrics:
+            if self.job.random_weights is None:
+                frames = read_lossless(self.store.video_path(reference.key))
+                record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
+        if self.job.random_weights is not None:
+            record.metrics, record.notes = measure.refused(self.job.metrics)
+        elif "caption" in self.job.metrics:
             chunks = (self.model.chunk_frames, self.model.frames_of(1))
             record.caption, reason = measure.caption(take.frames, prompt, *chunks)
             if reason:
@@ -190,7 +197,7 @@ class Runner:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
-            self._take(method, prompt, self.model.frames_of(1))
+            self._take(_without_decisions(method), prompt, self.model.frames_of(1))
         return self._take(method, prompt, self.job.num_frames)
 
     def _take(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
@@ -201,7 +208,14 @@ class Runner:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)
 
     def _reference(self, prompt: str) -> Record:
-        return new_record(self.job, "vanilla", VanillaConfig(), prompt)
+        return new_record(self.job, self.job.vanilla_name, VanillaConfig(), prompt)
+
+
+def _without_decisions(method: MethodConfig) -> MethodConfig:
+    """For a video of another length: a recording is of one length, and nothing else of it is left but its options."""
+    if not isinstance(method, ReplayConfig):
+        return method
+    return VanillaConfig(**{option.name: getattr(method, option.name) for option in fields(MethodConfig)})
 
 
 def _describe_work(record: Record, trace: Trace) -> None:

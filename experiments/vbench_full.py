@@ -32,7 +32,7 @@ from eval.vbench.totals import totals
 from experiments.ablations import finished
 from experiments.collect import video_frame
 from experiments.errors import BadInput
-from experiments.job import Job
+from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.results import Column, Table, provenance, save_table
 from experiments.runner import Runner
@@ -79,6 +79,7 @@ def entrants(arguments: list[str]) -> tuple[list[Entrant], dict[str, Any]]:
     with atomic_path(listed) as temporary:
         temporary.write_text("\n".join(prompts) + "\n", encoding="utf-8")
     jobs, experiment = jobs_of("vbench_full", [f"prompts='{listed}'", *arguments])
+    refuse_random_weights(jobs[0], "VBench says")
     seeds = experiment["seeds"]
     if not isinstance(seeds, int) or not 1 <= seeds <= VIDEOS_PER_PROMPT:
         raise BadInput(f"seeds={seeds!r} must be a whole number from 1 to {VIDEOS_PER_PROMPT}")

@@ -241,7 +241,7 @@ def new_record(job: Job, method_name: str, method: Any, prompt: str) -> Record:
         "method_config": asdict(method),
         "prompt": prompt,
         "seed": job.seed,
-        "weights": weights_hash(job.checkpoint),
+        "weights": weights_id(job),
     }
     key = hashlib.sha256(json.dumps(_plain(identity), sort_keys=True).encode()).hexdigest()[:16]
     return Record(
@@ -266,6 +266,15 @@ def code_hash() -> str:
         for path in sorted((ROOT / folder).rglob("*.py")):
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def weights_id(job: Job) -> str:
+    """Which weights a job's videos are of: a hash, or that they are random and of which network."""
+    if job.random_weights is None:
+        return weights_hash(job.checkpoint)
+    if job.checkpoint is not None:
+        return f"random, sizes as {weights_hash(job.checkpoint)}"
+    return "random, " + ", ".join(f"{name} {value}" for name, value in job.random_weights.items())
 
 
 @cache

@@ -7,12 +7,16 @@ Source: SandAI-org/MAGI-1 inference/pipeline/prompt_process.py, video_generate.p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from flowcache.models.checkpoint import CheckpointError
+from flowcache.models.offload import Visits
 
 NULL_CAPTION_TOKENS = 50  # how many positions of the null caption count
 MAX_DURATION = 8
@@ -32,17 +36,24 @@ DEFAULT_SPECIAL_TOKENS = ("HQ_TOKEN", DURATION)  # the flags that the published 
 
 
 def load_special_tokens(path: Path) -> dict[str, Tensor]:
-    """Special-token vectors by name, each float32 [1, K]; from the official ``.npz`` or a safetensors file."""
+    """Special-token vectors by name, each float32 [1, K]; from the official ``.npz`` or a safetensors file.
+
+    Raises FileNotFoundError where there is none, CheckpointError for another file.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"no special tokens at {path}; the official ones are example/assets/special_tokens.npz of the MAGI-1 "
             "repository: put that file there"
         )
-    if path.suffix == ".safetensors":
-        return {name: token.float() for name, token in load_file(path).items()}
-    archive = np.load(path)
-    tokens = {"CAPTION_TOKEN": archive["caption_token"], "LOGO_TOKEN": archive["logo_token"]}
-    tokens |= {name: archive["other_tokens"][i : i + 1] for name, i in _OFFICIAL_INDEX.items()}
+    try:
+        if path.suffix == ".safetensors":
+            return {name: token.float() for name, token in load_file(path).items()}
+        archive = np.load(path)
+        tokens = {"CAPTION_TOKEN": archive["caption_token"], "LOGO_TOKEN": archive["logo_token"]}
+        tokens |= {name: archive["other_tokens"][i : i + 1] for name, i in _OFFICIAL_INDEX.items()}
+    except Exception as error:  # of zipfile, numpy and safetensors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} does not hold special tokens ({reason}); download it again") from error
     # Upstream stores them in half precision before use, so the values are those of float16.
     return {name: torch.from_numpy(token.astype(np.float16)).float() for name, token in tokens.items()}
 
@@ -85,7 +96,8 @@ def null_mask(length: int) -> Tensor:
 
 
 class BlankText:
-    """Stands in for the text encoder on device "meta": captions have a length and channels, and no content.
+    """Stands in for the text encoder where there are no weights: captions have a length and channels; their content is
+    nothing on device "meta", and on others noise that no prompt changes.
 
     Args:
         num_tokens: that any prompt is taken to have.
@@ -93,10 +105,14 @@ class BlankText:
         channels: K.
     """
 
-    def __init__(self, num_tokens: int, max_length: int, channels: int) -> None:
+    def __init__(self, num_tokens: int, max_length: int, channels: int, device: torch.device | str = "meta") -> None:
         if not isinstance(num_tokens, int) or num_tokens < 1:
             raise ValueError(f"caption_tokens={num_tokens!r} must be a whole number of at least 1: no prompt is empty")
-        self._features = torch.empty(max_length, channels, device="meta")
+        shape = (max_length, channels)
+        if torch.device(device).type == "meta":
+            self._features = torch.empty(shape, device="meta")
+        else:
+            self._features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         self._mask = (torch.arange(max_length) < num_tokens).long()
         numbered = [f"{DURATION}_{n}" for n in range(1, MAX_DURATION + 1)]
         self.special_tokens = dict.fromkeys((*DEFAULT_SPECIAL_TOKENS, *numbered), self._features[:1])
@@ -113,12 +129,19 @@ class TextEncoder:
         directory: a transformers checkpoint of a T5 encoder with its tokenizer (upstream: DeepFloyd/t5-v1_1-xxl).
         max_length: tokens a prompt is padded or cut to (L).
         device, dtype: where and in what type the encoder runs.
+        offload: keep it in host memory but for its calls.
     """
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: object, max_length: int, device: torch.device | str = "cpu"
+        self,
+        encoder: nn.Module,
+        tokenizer: object,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
     ) -> None:
-        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.presence = Visits(encoder, device) if offload else nullcontext(encoder.to(device))
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.device = device
@@ -130,7 +153,9 @@ class TextEncoder:
         max_length: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        offload: bool = False,
     ) -> TextEncoder:
+        """Raises FileNotFoundError where there is none, CheckpointError where it is damaged."""
         from transformers import AutoTokenizer, T5EncoderModel
 
         if not (directory / "config.json").is_file():
@@ -138,9 +163,15 @@ class TextEncoder:
                 f"no T5 encoder at {directory}: expected a transformers checkpoint (config.json, weights, tokenizer) "
                 "such as DeepFloyd/t5-v1_1-xxl; download it and give its directory"
             )
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        encoder = T5EncoderModel.from_pretrained(directory, dtype=dtype, local_files_only=True)
-        return cls(encoder, tokenizer, max_length, device)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            encoder = T5EncoderModel.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        except Exception as error:  # transformers raises what its parts raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"{directory} is not a T5 encoder with its tokenizer ({reason}); download it again"
+            ) from error
+        return cls(encoder, tokenizer, max_length, device, offload)
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
@@ -149,4 +180,5 @@ class TextEncoder:
             prompt, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
         )
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
-        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0].float(), mask[0]
+        with self.presence:
+            return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0].float(), mask[0]
