@@ -20,7 +20,8 @@ def read_decisions(path: Path) -> list[list[int]]:
         entries = [TraceEntry(**entry) for entry in pd.read_parquet(path).to_dict("records")]
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(
-            f"replay={path} is not a trace of a run ({error}); give a file that a run wrote to <output_dir>/runs/<key>/trace.parquet"
+            f"replay={path} is not a trace of a run ({error}); give the trace.parquet of a run, in "
+            "<output_dir>/runs/<key>"
         ) from error
     if any(entry.action == "held" for entry in entries):
         raise BadInput(f"replay={path} holds chunks back (published TeaCache), which cannot be replayed")
