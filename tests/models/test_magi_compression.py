@@ -15,6 +15,7 @@ from torch import Tensor
 from baselines.every_k import EveryKConfig
 from baselines.teacache import TeaCacheConfig
 from baselines.vanilla import VanillaConfig
+from eval.flops import check
 from flowcache.kv_score import CompressionConfig
 from flowcache.method import FlowCacheConfig, MethodConfig
 from flowcache.models.magi.generation import MagiGeneration
@@ -312,9 +313,9 @@ COUNTED = {
 def test_the_count_of_a_compressed_run_is_what_pytorch_counts(case):
     runtime, options = COUNTED[case]
     method = EveryKConfig(every=2, warmup_steps=1, kv_budget="30 tokens", **options)
-    total, _, trace = counted_run(method, two_layers(), num_chunks=7, **runtime)
+    executed, trace = counted_run(method, two_layers(), num_chunks=7, **runtime)
+    check(executed, trace)
     assert trace.flops_by_kind()["compression"] > 0
-    assert trace.flops == total
 
 
 def test_what_is_compressed_out_of_reach_does_not_matter():
