@@ -157,10 +157,10 @@ class RecordStore:
         return record if record.schema_version == SCHEMA_VERSION else None
 
     def save(self, record: Record) -> Path:
-        """Write the record; a finished one gets the checksums of its files."""
+        """Write the record; a finished one gets the checksums of the files that it has."""
         if record.status == "finished":
             files = (self.video_path(record.key), self.preview_path(record.key), self.trace_path(record.key))
-            record.artifacts = {path.name: sha256(path) for path in files}
+            record.artifacts = {path.name: sha256(path) for path in files if path.is_file()}
         record.changed = datetime.now(UTC).isoformat(timespec="seconds")
         path = self.record_path(record.key)
         with atomic_path(path) as temporary:

@@ -17,6 +17,7 @@ VANILLA_FLOPS = 10**12
 def made(job: Job, prompt: str, share: float = 1.0, **values: Any) -> Record:
     """Save and return a finished record of a job's prompt that left ``share`` of vanilla's FLOPs."""
     record = new_record(job, job.method_name, job.method, prompt)
+    record.status = "finished"
     record.environment, record.computed_fraction = ENVIRONMENT, share
     record.flops, record.baseline_flops = int(share * VANILLA_FLOPS), VANILLA_FLOPS
     for name, value in values.items():

@@ -71,7 +71,7 @@ def test_random_weights_follow_a_recording_and_are_marked_everywhere(small_job, 
     assert len(frame) == 2
     assert frame["method"].str.contains("random weights").all()
     with pytest.raises(BadInput, match="none of vanilla"):
-        main_table(frame, "magi", "embedded")
+        main_table(frame, job)
 
 
 def _entries(store, key):
