@@ -1,5 +1,40 @@
 """Failures a user can act on; the command line prints their message alone."""
 
+from __future__ import annotations
+
+import errno
+from concurrent.futures.process import BrokenProcessPool
+
 
 class BadInput(ValueError):
     """The request is wrong: nothing was started. Exit code 2."""
+
+
+class RunFailed(RuntimeError):
+    """The run ended early, and the message says it all. Exit code 1."""
+
+
+_LESS_MEMORY = (
+    "ask for less: fewer setting.num_frames, a smaller setting.height and setting.width, method.kv_budget='2 chunks', "
+    "or workers=1"
+)
+_GO_ON = "finished videos are kept, and the same command goes on from them"
+
+
+def explain(error: BaseException) -> str:
+    """One line: what went wrong, and which knob to turn."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, RunFailed):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch for it
+        return f"the GPU is out of memory ({text}); {_LESS_MEMORY}; or take another device=; {_GO_ON}"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return f"memory ran out ({text}); {_LESS_MEMORY}; {_GO_ON}"
+    if isinstance(error, BrokenProcessPool):
+        return f"a worker was killed, most likely because memory ran out ({text}); {_LESS_MEMORY}; {_GO_ON}"
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({text}); free some space, or give output_dir=<folder elsewhere>; {_GO_ON}"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no access ({text}); change the permissions, or give output_dir=<folder that you can write>; {_GO_ON}"
+    return f"the run failed: {text} (debug=true shows where)"

@@ -6,6 +6,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from experiments.errors import RunFailed
 from experiments.job import make_job
 from experiments.records import Record
 from experiments.runner import Runner
@@ -24,10 +25,11 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"{job.seed}, {job.num_frames} frames each\n"
         f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
         f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}\n"
-        f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each"
+        f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
+        markup=False,
     )
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # prompts may hold brackets
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -39,7 +41,15 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))
     records = runner.records(job.prompts)
     print_summary(job, records, runner.store, console)
-    where = log_to_wandb(job, records, runner.store, OmegaConf.to_container(config.wandb, resolve=True))
+    try:
+        where = log_to_wandb(job, records, runner.store, OmegaConf.to_container(config.wandb, resolve=True))
+    except Exception as error:  # whatever W&B's client raises: its server is down, the key is wrong, its folder full
+        if config.debug:
+            raise
+        raise RunFailed(
+            f"W&B failed ({type(error).__name__}: {error}), but every video and record is finished and kept; log in "
+            "with `wandb login`, or give wandb.mode=offline or disabled, and run the same command again"
+        ) from error
     if where:
-        console.print(f"W&B ({config.wandb.mode})  {where}")
+        console.print(f"W&B ({config.wandb.mode})  {where}", markup=False)
     return records

@@ -92,9 +92,9 @@ class RecordStore:
         """A finished record whose video is there, or None. A damaged record counts as none."""
         try:
             record = Record(**json.loads(self.record_path(key).read_text()))
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        except (FileNotFoundError, ValueError, TypeError, RecursionError):
             return None
-        usable = record.status == "done" and record.schema_version == SCHEMA_VERSION
+        usable = record.status == "done" and record.schema_version == SCHEMA_VERSION and record.key == key
         return record if usable and self.video_path(key).is_file() else None
 
     def save(self, record: Record) -> Path:
@@ -108,9 +108,9 @@ class RecordStore:
         for path in sorted((self.directory / "records").glob("*.json")):
             try:
                 record = Record(**json.loads(path.read_text()))
-            except (json.JSONDecodeError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
-            if record.schema_version == SCHEMA_VERSION:
+            if record.schema_version == SCHEMA_VERSION and record.key == path.stem:  # a key becomes file names
                 yield record
 
 

@@ -107,10 +107,10 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
             table.add_row(title, form.format(summary[key]), spread)
     console.print(table)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
-        console.print(f"{name}: n/a ({reason})")
+        console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]
-    console.print(f"first video  {store.preview_path(first.key)}")
-    console.print(f"all videos, traces, records  {store.directory}/{{videos,traces,records}}")
+    console.print(f"first video  {store.preview_path(first.key)}", markup=False)
+    console.print(f"all videos, traces, records  {store.directory}/{{videos,traces,records}}", markup=False)
 
 
 def log_to_wandb(job: Job, records: Sequence[Record], store: RecordStore, settings: dict[str, Any]) -> str | None:
@@ -120,7 +120,7 @@ def log_to_wandb(job: Job, records: Sequence[Record], store: RecordStore, settin
     import wandb
 
     job.output_dir.mkdir(parents=True, exist_ok=True)
-    run = wandb.init(
+    started = wandb.init(
         project=settings["project"],
         mode=settings["mode"],
         dir=str(job.output_dir),
@@ -136,7 +136,6 @@ def log_to_wandb(job: Job, records: Sequence[Record], store: RecordStore, settin
     rows = [[str(v) if v == "inf" else v for v in row] for row in rows]
     summary = {k: v for k, v in summarise(records).items() if v == v}
     video = wandb.Video(str(store.preview_path(records[0].key)), caption=records[0].prompt, format="mp4")
-    run.log({**summary, "videos": wandb.Table(columns=columns, data=rows), "first_video": video})
-    directory = run.dir
-    run.finish()
-    return directory
+    with started as run:  # also a run that fails is finished, as failed
+        run.log({**summary, "videos": wandb.Table(columns=columns, data=rows), "first_video": video})
+        return run.dir

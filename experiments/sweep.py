@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli import check_overrides, compose_config, config_files
-from experiments.errors import BadInput
-from experiments.job import Job, make_job, nearest
+from experiments.errors import BadInput, explain
+from experiments.job import Job, check_writable, make_job, nearest
 from experiments.runner import Runner
 from experiments.workers import run_jobs
 
@@ -61,6 +61,7 @@ def main(arguments: list[str]) -> int:
     try:
         jobs, _ = jobs_of(*experiment_of(arguments))
         prompts = jobs[0].prompts
+        check_writable(jobs[0].output_dir)
         # A set, since a value that one override set sweeps may be another's default: one video for both.
         total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
         print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
@@ -70,7 +71,7 @@ def main(arguments: list[str]) -> int:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
     except Exception as error:
-        print(f"sweep: the run failed: {type(error).__name__}: {error}; run it again to go on", file=sys.stderr)
+        print(f"sweep: {explain(error)}; run it again to go on", file=sys.stderr)
         return 1
     print(f"records are in {jobs[0].output_dir / 'records'}")
     return 0

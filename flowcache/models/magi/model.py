@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor
 
 from flowcache.method import MethodConfig
-from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights
+from flowcache.models.base import check_request
+from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights, read_json
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig
 from flowcache.models.magi.generation import MagiGeneration
@@ -73,12 +73,20 @@ class Magi:
         vae_config, tokens = _read_vae_config(directory / "vae"), _find_special_tokens(directory)
         for part in (weights, directory / "vae"):  # everything is there before minutes of loading begin
             find_weights(part)
-        text = TextEncoder.from_pretrained(directory / "t5", config.dit.caption_max_length, text_device)
+        if vae_config.z_chans != config.dit.latent_channels:
+            raise CheckpointError(
+                f"the transformer in {directory} makes latents of {config.dit.latent_channels} channels and the VAE "
+                f"decodes {vae_config.z_chans}: they belong to different checkpoints; download both of one"
+            )
+        text = TextEncoder.from_pretrained(
+            directory / "t5", config.dit.caption_max_length, text_device, channels=config.dit.caption_channels
+        )
+        special_tokens = load_special_tokens(tokens, config.dit.caption_channels)
         with torch.device("meta"):
             dit, vae = MagiDit(config.dit), MagiVae(vae_config)
         load_weights(dit, weights, device)
         load_weights(vae, directory / "vae", device)
-        return cls(config, dit, vae, text, load_special_tokens(tokens), device=device)
+        return cls(config, dit, vae, text, special_tokens, device=device)
 
     @classmethod
     def on_meta(cls, size: str = "4.5B", caption_tokens: int = 100, checkpoint: str | Path | None = None) -> Magi:
@@ -129,20 +137,19 @@ class Magi:
         """A fresh generation.
 
         Args:
-            prompt: the caption; must not be empty.
+            prompt: the caption; must not be empty. What the text encoder's length does not hold is cut off.
             num_frames: frames to generate. Together with a prefix video's they must fill whole chunks of 24; with an
                 image they include the four frames that show it.
             method: caching method.
-            seed: of the noise, which is drawn on the CPU so that it is the same on every device.
+            seed: 0 to 2^63 - 1, of the noise, which is drawn on the CPU so that it is the same on every device.
             num_steps, height, width, cfg_number, shift: instead of the configuration's.
             image: uint8 [H, W, 3], first frame (image-to-video).
             prefix_video: uint8 [F, H, W, 3], frames to continue; F a multiple of 4.
         """
         given = {"num_steps": num_steps, "video_size_h": height, "video_size_w": width}
         given |= {"cfg_number": cfg_number, "shift": shift}
+        check_request(prompt, seed)
         runtime = replace(self.config.runtime, **{k: v for k, v in given.items() if v is not None})
-        if not prompt.strip():
-            raise ValueError("the prompt is empty; say what the video shows")
         if image is not None and prefix_video is not None:
             raise ValueError("give an image or a prefix video, not both")
         size = self._latent_size(runtime.video_size_h, runtime.video_size_w)
@@ -210,10 +217,10 @@ class Magi:
 def _read_vae_config(directory: Path) -> VaeConfig:
     path = directory / "config.json"
     try:
-        return VaeConfig(**json.loads(path.read_text())["ddconfig"])
+        return VaeConfig(**read_json(path, "a MAGI-1 VAE configuration")["ddconfig"])
     except FileNotFoundError:
         raise CheckpointError(f"no VAE configuration at {path}; download the checkpoint's vae folder there") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a MAGI-1 VAE configuration ({error}); download it again") from error
 
 

@@ -6,7 +6,6 @@ checkpoint (config.json and safetensors side by side) as diffusers lays it out.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 
-from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights
+from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights, read_json
 
 # Original names and diffusers', part by part (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py). The
 # norms before the cross-attention and before the feed-forward exchange their numbers.
@@ -110,7 +109,7 @@ def empty_transformer(directory: Path) -> tuple[SkyReelsV2Transformer3DModel, bo
             config = diffusers_config(config)
         with torch.device("meta"):
             return SkyReelsV2Transformer3DModel.from_config(config), is_original
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{directory / 'config.json'} is not of a SkyReels-V2 transformer ({error})") from error
 
 
@@ -122,10 +121,13 @@ def load_vae(directory: Path, device: torch.device | str = "cpu") -> Autoencoder
 
 
 def empty_vae(directory: Path) -> AutoencoderKLWan:
-    """The VAE that a directory's config.json describes, on device "meta"."""
+    """The VAE that a directory's config.json describes, on device "meta". Raises CheckpointError."""
     config = _read_config(directory)
-    with torch.device("meta"):
-        return AutoencoderKLWan.from_config(config)
+    try:
+        with torch.device("meta"):
+            return AutoencoderKLWan.from_config(config)
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{directory / 'config.json'} is not of a Wan 2.1 VAE ({error})") from error
 
 
 def convert(original: Path, destination: Path) -> None:
@@ -143,15 +145,12 @@ def convert(original: Path, destination: Path) -> None:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text())
+        return read_json(path, "JSON of a configuration")
     except FileNotFoundError:
         raise CheckpointError(
             f"no configuration at {path}; give the directory of a downloaded checkpoint in diffusers' layout, such as "
             "SkyReels-V2-DF-1.3B-540P-Diffusers"
         ) from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
-    return config
 
 
 def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) -> None:

@@ -10,6 +10,7 @@ from diffusers import SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from flowcache.method import MethodConfig
+from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, find_weights
 from flowcache.models.skyreels.checkpoint import (
     empty_transformer,
@@ -81,9 +82,24 @@ class SkyReels:
             find_weights(directory / part)
         sampling = _read_sampling(directory)
         network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
-        vae = SkyReelsVae(load_vae(directory / "vae", device))
+        loaded = load_vae(directory / "vae", device)
+        try:
+            vae = SkyReelsVae(loaded)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{directory / 'vae'} is not SkyReels-V2's VAE ({error}); download it again"
+            ) from error
+        if loaded.config.z_dim != network.config.in_channels:
+            raise CheckpointError(
+                f"the transformer in {directory} makes latents of {network.config.in_channels} channels and the VAE "
+                f"decodes {loaded.config.z_dim}: they belong to different checkpoints; download both of one"
+            )
         text = TextEncoder.from_pretrained(
-            directory / "text_encoder", directory / "tokenizer", device=text_device, dtype=_type_on(text_device)
+            directory / "text_encoder",
+            directory / "tokenizer",
+            device=text_device,
+            dtype=_type_on(text_device),
+            channels=network.config.text_dim,
         )
         return cls(network, vae, text, sampling, device)
 
@@ -131,20 +147,19 @@ class SkyReels:
         """A fresh generation.
 
         Args:
-            prompt: the caption; must not be empty.
+            prompt: the caption; must not be empty. What the text encoder's length does not hold is cut off.
             num_frames: frames to generate. They must fill whole chunks; with an image they include it, after a prefix
                 video they do not count its frames.
             method: caching method.
-            seed: of the noise, which is drawn on the CPU so that it is the same on every device.
+            seed: 0 to 2^63 - 1, of the noise, which is drawn on the CPU so that it is the same on every device.
             negative_prompt: what guidance leads away from.
             image: uint8 [H, W, 3], first frame (image-to-video). Upstream drops it where chunks are longer than one
                 latent frame; here the first chunk is denoised around it.
             prefix_video: uint8 [F, H, W, 3], frames to continue, of which the last ``overlap_history`` are looked at.
             settings: instead of the model's own, under the names of Sampling.
         """
+        check_request(prompt, seed)
         sampling = self.sampling.replaced(settings)
-        if not prompt.strip():
-            raise ValueError("the prompt is empty; say what the video shows")
         if image is not None and prefix_video is not None:
             raise ValueError("give an image or a prefix video, not both")
         rows, columns = self._latent_size(sampling)
