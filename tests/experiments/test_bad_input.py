@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import run
 from eval.video_io import read_lossless
+from experiments import sweep, tune
 from experiments.job import MOST_PROMPT_CHARACTERS, ROOT
 from experiments.records import Record, RecordStore
 from flowcache.models.base import MOST_SEED
@@ -346,6 +347,23 @@ def test_a_long_or_bracketed_prompt_is_text_like_any_other(command, tmp_path):
     made = finished(tmp_path / "results")
     assert sorted(record.prompt for record in made) == sorted(prompt.strip() for prompt in prompts)
     assert all(re.fullmatch("[0-9a-f]+", record.key) for record in made)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (sweep.main, ["experiment=main_tabel"], "unknown experiment 'main_tabel'; did you mean main_table"),
+        (sweep.main, ["seed=one"], "seed='one' must be a whole number"),
+        (sweep.main, ["output_dir=/dev/null"], "is a file; give output_dir=<folder>"),
+        (tune.main, ["method=teacache_fast", "share=most"], "give share=<wanted share of vanilla's compute>"),
+        (tune.main, ["method=vanilla", "share=0.5"], "method vanilla has no threshold to tune"),
+    ],
+)
+def test_other_commands_say_it_as_well(main, arguments, message, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert len(said.splitlines()) == 1
 
 
 def test_debug_shows_where(command, monkeypatch):
