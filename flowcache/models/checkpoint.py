@@ -172,7 +172,8 @@ def load_text_encoder(
 
     if not any((tokenizer / file).is_file() for file in TOKENIZER_FILES):  # transformers would make up an empty one
         raise CheckpointError(
-            f"no tokenizer in {tokenizer}: expected {' or '.join(TOKENIZER_FILES)}; download it there"
+            f"{encoder} and {tokenizer} are not {name} and its tokenizer (no {' or '.join(TOKENIZER_FILES)} in the "
+            "latter); download them again"
         )
     options = {"weights_only": True, "output_loading_info": True}
     try:

@@ -178,7 +178,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         "not a T5 encoder and its tokenizer",
     ),
     "tokenizer is noise": (written(f"{T5}/tokenizer.json", b"\0\1\2"), "not a T5 encoder and its tokenizer"),
-    "no tokenizer": (removed(f"{T5}/tokenizer.json"), "no tokenizer in .*tokenizer.json or spiece.model"),
+    "no tokenizer": (removed(f"{T5}/tokenizer.json"), r"its tokenizer \(no tokenizer\.json or spiece\.model in"),
     "captions of another width": (
         edited("config.json", "model_config", caption_channels=32),
         "gives captions 64 channels, and the transformer takes 32",
