@@ -220,7 +220,7 @@ def _read_vae_config(directory: Path) -> VaeConfig:
         return VaeConfig(**read_json(path, "a MAGI-1 VAE configuration")["ddconfig"])
     except FileNotFoundError:
         raise CheckpointError(f"no VAE configuration at {path}; download the checkpoint's vae folder there") from None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a MAGI-1 VAE configuration ({error}); download it again") from error
 
 
