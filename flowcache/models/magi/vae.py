@@ -16,10 +16,7 @@ from torch.nn import functional as F
 
 from flowcache.models.magi.config import check_sizes
 
-_SIZES = (
-    *("video_size", "video_length", "patch_size", "patch_length"),
-    *("in_chans", "z_chans", "embed_dim", "depth", "num_heads"),
-)
+_SIZES = "video_size video_length patch_size patch_length in_chans z_chans embed_dim depth num_heads".split()
 
 
 @dataclass(frozen=True)
