@@ -16,7 +16,17 @@ from torch.nn import functional as F
 
 from flowcache.models.magi.config import check_sizes
 
-_SIZES = "video_size video_length patch_size patch_length in_chans z_chans embed_dim depth num_heads".split()
+_SIZES = [
+    "video_size",
+    "video_length",
+    "patch_size",
+    "patch_length",
+    "in_chans",
+    "z_chans",
+    "embed_dim",
+    "depth",
+    "num_heads",
+]
 
 
 @dataclass(frozen=True)
