@@ -2,7 +2,7 @@
 
 From finished records alone, one row a setting of conf/experiment/<name>.yaml, in its order: the options that tell the
 settings of one method apart, then their figures. ``python -m experiments.sweep`` with the same arguments makes the
-records. Writes Markdown and CSV to results/tables/, PNG to results/figures/.
+records. Writes to results/tables/ and results/figures/.
 """
 
 from __future__ import annotations
@@ -20,22 +20,27 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments.collect import video_frame
 from experiments.errors import BadInput
 from experiments.job import Job
-from experiments.records import Record, RecordStore, new_record
-from experiments.results import provenance, save_figure, save_table, table_lines
+from experiments.records import Record, new_record, store_of
+from experiments.results import Column, Table, provenance, save_figure, save_table
+from experiments.style import COLUMN_WIDTH_IN, LINE_STYLES, PALETTE, styled
 from experiments.summary import summarise
 from experiments.sweep import experiment_of, jobs_of
 
-# Column, its title and form, and, where it is a mean over prompts, the column of its interval's half-width.
-_FIGURES = (
-    ("n", "n", "{:.0f}", None),
-    ("flops_share", "compute left", "{:.3f}", None),
-    ("psnr", "PSNR dB", "{:.2f}", "psnr_ci95"),
-    ("identical_videos", "identical", "{:.0f}", None),
-    ("ssim", "SSIM", "{:.4f}", "ssim_ci95"),
-    ("lpips", "LPIPS", "{:.4f}", "lpips_ci95"),
-    ("caption_right", "caption right", "{:.0%}", None),
-    ("kv_mib", "KV MiB", "{:.2f}", None),
-    ("compression_share", "time compressing", "{:.1%}", None),
+_COLUMNS = (
+    Column("n", "n", "{:.0f}"),
+    Column("compute left", "flops_share", "{:.3f}", "± {flops_share_ci95:.3f}"),
+    Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
+    Column("identical", "identical_videos", "{:.0f}"),
+    Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
+    Column("caption right", "caption_right", "{:.0%}", "{caption_right_low:.0%} to {caption_right_high:.0%}"),
+    Column("KV MiB", "kv_mib", "{:.2f}", "± {kv_mib_ci95:.2f}"),
+    Column(
+        "time compressing",
+        "compression_share",
+        "{:.1%}",
+        "{compression_share_low:.1%} to {compression_share_high:.1%}",
+    ),
 )
 _AXES = {
     "psnr": "PSNR to vanilla, dB",
@@ -68,40 +73,33 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
 
 def finished(job: Job) -> list[Record]:
     """The finished records of a job's prompts."""
-    store = RecordStore(job.output_dir)
+    store = store_of(job)
     found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
     return [record for record in found if record is not None]
 
 
-def markdown(frame: pd.DataFrame, told_by: list[str], title: str, source: str) -> str:
-    """The table with what it shows and where it comes from."""
-    figures = [column for column in _FIGURES if column[0] in frame]
-    rows = []
-    for _, row in frame.iterrows():
-        cells = [_option(row[name]) for name in told_by]
-        for name, _, form, interval in figures:
-            cell = "-" if pd.isna(row[name]) else form.format(row[name])
-            if interval is not None and pd.notna(row.get(interval)):
-                cell += f" ± {form.format(row[interval])}"
-            cells.append(cell)
-        rows.append(cells)
-    lines = [
-        f"**{title}** Measured here ({source}). Means over prompts ± half-width of the 95 % interval; PSNR, SSIM and "
-        "LPIPS are against vanilla's video of the same prompt and seed, identical videos left out and counted.",
-        "",
-        *table_lines([*told_by, *(heading for _, heading, _, _ in figures)], rows),
-    ]
-    return "\n".join(lines) + "\n"
+def table(frame: pd.DataFrame, told_by: list[str], title: str, source: str) -> Table:
+    """What tells the settings apart, then their figures."""
+    options = frame[told_by].map(_option)
+    return Table(
+        f"{title}.",
+        f"Measured here ({source}). Means over n prompts ± half-width of the 95 % interval, captions with their Wilson "
+        "interval, time compressing as a median with its bootstrap interval; PSNR, SSIM and LPIPS are against "
+        "vanilla's video of the same prompt and seed, PSNR without the identical ones, which are counted.",
+        (*(Column(name, name) for name in told_by), *_COLUMNS),
+        frame.assign(**options),
+    )
 
 
+@styled()
 def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str) -> Figure:
     """PSNR and SSIM against one column, a line for every combination of others; both with 95 % intervals."""
     frame = frame[frame["psnr"].notna()]
     numeric = pd.to_numeric(frame[x], errors="coerce").notna().all()
     places = {value: place for place, value in enumerate(dict.fromkeys(map(_option, frame[x])))}
-    figure, panels = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    figure, panels = plt.subplots(2, 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, metric in zip(panels, ("psnr", "ssim"), strict=True):
-        for names, group in frame.groupby(lines, sort=False, dropna=False):
+        for place, (names, group) in enumerate(frame.groupby(lines, sort=False, dropna=False)):
             at = pd.to_numeric(group[x]) if numeric else group[x].map(lambda value: places[_option(value)])
             order = at.sort_values().index
             axes.errorbar(
@@ -109,18 +107,17 @@ def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str) -> Figure:
                 group.loc[order, metric],
                 yerr=group.loc[order, f"{metric}_ci95"],
                 label=", ".join(map(_option, names)),
-                marker="o",
-                markersize=4,
-                linewidth=1.2,
-                capsize=2,
+                marker="os^Dv<>P"[place % 8],
+                linestyle=LINE_STYLES[place // len(PALETTE) % len(LINE_STYLES)],
+                elinewidth=0.6,
             )
         if not numeric:
             axes.set_xticks(range(len(places)), list(places))
-        axes.set_xlabel(_AXES.get(x, x))
-        axes.set_ylabel(f"{_AXES[metric]} (mean and 95 % interval, n = {frame['n'].max():.0f})")
-        axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=11)
+        axes.set_ylabel(_AXES[metric])
+    panels[-1].set_xlabel(_AXES.get(x, x))
+    panels[0].set_title(f"{title} (mean and 95 % interval, n = {frame['n'].max():.0f})")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=", ".join(lines))
     return figure
 
 
@@ -152,7 +149,7 @@ def main(arguments: list[str]) -> int:
     videos = video_frame(record for each in jobs for record in finished(each))
     stem = f"{job.model_name}_{job.setting_name}_{name}"
     source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
-    save_table(stem, markdown(frame, told_by, title, source), frame)
+    save_table(stem, table(frame, told_by, title, source))
     save_figure(draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title), stem)
     return 0
 

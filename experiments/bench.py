@@ -1,18 +1,20 @@
 """Benchmarks: ``python -m experiments.bench <name> [key=value ...]``, with a job's overrides and the benchmark's own.
 
-row: where a row's time goes. kv: choosing what a full KV cache keeps, against the whole-matrix form.
+latency: a method against vanilla, in turn. flops: counted while running, against the count from shapes. row: where a
+row's time goes. kv: choosing what a full KV cache keeps, against the whole-matrix form.
 """
 
 from __future__ import annotations
 
 import sys
 
-from experiments.benchmarks import kv, row
+from eval.flops import FlopsDisagree
+from experiments.benchmarks import flops, kv, latency, row
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
 from experiments.job import make_job, nearest
 
-BENCHMARKS = {"row": row, "kv": kv}
+BENCHMARKS = {"latency": latency, "flops": flops, "row": row, "kv": kv}
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +31,9 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
+    except FlopsDisagree as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

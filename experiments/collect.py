@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
 from typing import Any
 
 import pandas as pd
 
+from experiments.cli import compose_config
 from experiments.errors import BadInput
-from experiments.job import Job
-from experiments.records import Record, RecordStore, code_hash, weights_hash
+from experiments.job import Job, make_method
+from experiments.records import Record, store_of, todays_key, weights_id
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
 
@@ -24,14 +27,12 @@ def collect(job: Job) -> pd.DataFrame:
     """One row a finished video: method, its options, prompt, metrics, compute, latency.
 
     Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
-    program. Raises BadInput if there are none.
+    program. With ``any_code`` other code's count too, where today's has none. Raises BadInput if there are none.
     """
-    wanted = (job.settings, weights_hash(job.checkpoint), code_hash())
-    records = [
-        record
-        for record in RecordStore(job.output_dir).all()
-        if record.status == "done" and (record.settings, record.weights, record.code) == wanted
-    ]
+    store, wanted = store_of(job), (job.settings, weights_id(job))
+    agreeing = (record for record in store.all() if (record.settings, record.weights) == wanted)
+    keys = dict.fromkeys(todays_key(record.key) for record in agreeing)
+    records = [record for record in map(store.find, keys) if record is not None]
     if not records:
         raise BadInput(
             f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "
@@ -39,6 +40,18 @@ def collect(job: Job) -> pd.DataFrame:
             f"python run.py -m model={job.model_name} method=vanilla,flowcache_fast"
         )
     return video_frame(records)
+
+
+def at_defaults(frame: pd.DataFrame, job: Job, method: str) -> pd.DataFrame:
+    """A method's videos with the options that its YAML and tuned values give it, of a frame of ``collect``."""
+    options = _defaults(job.model_name, job.setting_name, method)
+    return frame[(frame["method"] == method) & (frame["options"] == options)]
+
+
+@cache  # composing takes a tenth of a second
+def _defaults(model: str, setting: str, method: str) -> str:
+    config = compose_config([f"model={model}", f"setting={setting}", f"method={method}"])
+    return canonical(asdict(make_method(config.method)))
 
 
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -49,6 +62,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
         rows.append(
             {
+                "key": record.key,
                 "method": record.method,
                 "prompt": record.prompt,
                 "seed": record.seed,

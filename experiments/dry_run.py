@@ -13,7 +13,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
@@ -22,11 +21,13 @@ from rich.table import Table
 from baselines.vanilla import VanillaConfig
 from experiments.errors import BadInput
 from experiments.job import find_checkpoint, generation_options, inside_root, make_method
+from experiments.replay import read_decisions
 from experiments.reported import read_reported
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.sampler import sample
-from flowcache.trace import Trace, TraceEntry
+from flowcache.schedule import Schedule
+from flowcache.trace import Trace
 
 PFLOP = 1e15
 KINDS = {
@@ -44,8 +45,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Count:
-    """What one generation would do: its trace, and its FLOPs in the paper's accounting."""
+    """What one generation would do: its schedule, its trace, and its FLOPs in the paper's accounting."""
 
+    schedule: Schedule
     trace: Trace
     paper_flops: int
 
@@ -98,7 +100,7 @@ def count(config: DictConfig, method: MethodConfig, decisions: Sequence[Sequence
             pass
     except (CheckpointError, FileNotFoundError, ValueError) as error:
         raise BadInput(str(error)) from error
-    return Count(trace, generation.paper_flops(trace))
+    return Count(generation.schedule, trace, generation.paper_flops(trace))
 
 
 def _model(on_meta: DictConfig, checkpoint: Path | None) -> Any:
@@ -109,25 +111,6 @@ def _model(on_meta: DictConfig, checkpoint: Path | None) -> Any:
 @lru_cache(maxsize=1)
 def _build(target: str, options: tuple[tuple[str, Any], ...], checkpoint: Path | None) -> Any:
     return get_object(target)(**dict(options), checkpoint=checkpoint)
-
-
-def read_decisions(path: Path) -> list[list[int]]:
-    """The chunks that a recorded run computed in each row.
-
-    Raises BadInput for a file that is no trace, and for decisions that say more than what to compute (the published
-    forms of TeaCache).
-    """
-    try:
-        entries = [TraceEntry(**entry) for entry in pd.read_parquet(path).to_dict("records")]
-    except (OSError, ValueError, TypeError) as error:
-        raise BadInput(
-            f"replay={path} is not a trace of a run ({error}); give a file that a run wrote to <output_dir>/traces"
-        ) from error
-    if any(entry.action == "held" for entry in entries):
-        raise BadInput(f"replay={path} holds chunks back (published TeaCache), which cannot be replayed")
-    if any(entry.action == "reuse" and entry.flops for entry in entries):
-        raise BadInput(f"replay={path} has guidance branches that decide apart, which cannot be replayed")
-    return Trace(entries).computed_rows()
 
 
 def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: Console) -> None:

@@ -3,15 +3,34 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 
 
 class BadInput(ValueError):
     """The request is wrong: nothing was started. Exit code 2."""
 
 
-class RunFailed(RuntimeError):
-    """The run ended early, and the message says it all. Exit code 1."""
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be made."""
+
+    method_name: str
+    prompt: str
+    error: Exception
+
+
+class RunFailed(Exception):
+    """Some videos could not be made; the others were. Its cause is the first failure's error. Exit code 1."""
+
+    def __init__(self, failures: Sequence[Failure]) -> None:
+        first = failures[0]
+        super().__init__(
+            f"{len(failures)} of the videos could not be made, the first {first.method_name}: {first.prompt!r}: "
+            f"{explain(first.error)}; the same command tries them again"
+        )
+        self.__cause__ = first.error
 
 
 _LESS_MEMORY = (

@@ -17,7 +17,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.errors import BadInput
-from flowcache.method import MethodConfig
+from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
 
@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 WANDB_MODES = ("offline", "online", "disabled")
 MOST_PROMPT_CHARACTERS = 10_000  # no text encoder here reads more than 800 tokens of them
+RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
 
 
@@ -33,6 +34,8 @@ class Job:
     """One model, one setting, one method, some prompts.
 
     ``generation_options`` are what the model's ``generation`` takes beyond prompt, frames, method and seed.
+    ``random_weights`` is None where the weights are the checkpoint's; otherwise what the loader of random ones takes
+    beside a checkpoint, whose configuration then counts, if there is one.
     """
 
     model_name: str
@@ -44,8 +47,9 @@ class Job:
     num_frames: int
     fps: int
     generation_options: dict[str, Any]
-    checkpoint: Path
+    checkpoint: Path | None
     loader: str
+    random_weights: dict[str, Any] | None
     device: str
     metrics: tuple[str, ...]
     latency_pairs: int
@@ -53,6 +57,8 @@ class Job:
     threads: int
     output_dir: Path
     force: bool
+    any_code: bool
+    wandb: dict[str, Any]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -63,24 +69,33 @@ class Job:
             "num_frames": self.num_frames,
             "device": torch.device(self.device).type,
             **self.generation_options,
+            **({} if self.random_weights is None else {"weights": "random", **self.random_weights}),
         }
+
+    @property
+    def vanilla_name(self) -> str:
+        """Of the method that videos are compared with."""
+        return "vanilla" if self.random_weights is None else "vanilla" + RANDOM_MARK
 
     def load_model(self) -> Any:
         """The model on the job's device, the same for all jobs of one checkpoint that follow each other.
 
         Raises BadInput for weights that are missing or wrong.
         """
+        options = None if self.random_weights is None else tuple(self.random_weights.items())
         try:
-            return _load(self.loader, self.checkpoint, self.device)
+            return _load(self.loader, self.checkpoint, self.device, options)
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             raise BadInput(str(error)) from error
 
 
 @lru_cache(maxsize=1)  # the last one only: two models of full size do not fit a device
-def _load(loader: str, checkpoint: Path, device: str) -> Any:
+def _load(loader: str, checkpoint: Path | None, device: str, random: tuple[tuple[str, Any], ...] | None) -> Any:
     from transformers.utils.logging import disable_progress_bar  # imported late: the dry run does without
 
     disable_progress_bar()  # it would draw into ours
+    if random is not None:
+        return get_object(loader)(**dict(random), checkpoint=checkpoint, device=device)
     return get_object(loader)(checkpoint, device=device)
 
 
@@ -96,8 +111,20 @@ def make_job(config: DictConfig) -> Job:
     _whole_numbers({"threads": threads}, smallest=1)
     if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
         raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
+    method, method_name = make_method(config.method), config.method.name
     if config.replay is not None:
-        raise BadInput("replay=<trace> is for the dry run, which computes nothing; add device=meta, or leave it out")
+        from experiments.replay import read_decisions  # imported late: few jobs need pandas
+
+        method = ReplayConfig.like(method, read_decisions(inside_root(config.replay)))
+        method_name += ", replayed"
+    random_weights = _random_weights(config)
+    if random_weights is not None:
+        if method.policy().distance is not None:
+            raise BadInput(
+                f"method {config.method.name} decides by {method.policy().distance} distances, which random weights "
+                "make meaningless; give the decisions of a real run, replay=<its trace>"
+            )
+        method_name += RANDOM_MARK
     if not isinstance(config.metrics, ListConfig):
         raise BadInput(f"metrics={config.metrics} must be a list, such as metrics=[psnr,ssim]")
     unknown = [str(name) for name in config.metrics if name not in METRICS]
@@ -106,15 +133,16 @@ def make_job(config: DictConfig) -> Job:
     return Job(
         model_name=model.name,
         setting_name=setting.name,
-        method_name=config.method.name,
-        method=make_method(config.method),
+        method_name=method_name,
+        method=method,
         prompts=prompts,
         seed=config.seed,
         num_frames=setting.num_frames,
         fps=setting.fps,
         generation_options=options,
-        checkpoint=_checkpoint(config),
-        loader=model.loader,
+        checkpoint=_checkpoint(config) if random_weights is None else find_checkpoint(config),
+        loader=model.loader if random_weights is None else model.random_loader,
+        random_weights=random_weights,
         device=device,
         metrics=tuple(config.metrics),
         latency_pairs=config.latency_pairs,
@@ -122,6 +150,8 @@ def make_job(config: DictConfig) -> Job:
         threads=threads,
         output_dir=inside_root(config.output_dir),
         force=bool(config.force),
+        any_code=bool(config.any_code),
+        wandb=_wandb(config),
     )
 
 
@@ -129,6 +159,7 @@ def check_config(config: DictConfig) -> None:
     """Refuse a job that could not even begin, before anything is written. Raises BadInput."""
     if config.device == "meta":
         _check_types(config)
+        _wandb(config)
         make_method(config.method)
         generation_options(config)
     else:
@@ -147,7 +178,7 @@ def check_writable(directory: Path) -> None:
 
 
 def _check_types(config: DictConfig) -> None:
-    for key in ("force", "debug"):
+    for key in ("force", "any_code", "debug"):
         if not isinstance(config[key], bool):
             raise BadInput(f"{key}={config[key]} must be true or false")
     for key in ("device", "output_dir"):
@@ -156,8 +187,8 @@ def _check_types(config: DictConfig) -> None:
     for key in ("checkpoint", "replay"):
         if config[key] is not None and (not isinstance(config[key], str) or not config[key].strip("\0 ")):
             raise BadInput(f"{key}={config[key]!r} must be a path, or null")
-    if config.wandb.mode not in WANDB_MODES:
-        raise BadInput(f"unknown wandb.mode {str(config.wandb.mode)!r}; {nearest(str(config.wandb.mode), WANDB_MODES)}")
+    if config.plan is not None and not isinstance(config.plan, bool):
+        raise BadInput(f"plan={config.plan} must be true, false or null")
 
 
 def generation_options(config: DictConfig) -> dict[str, Any]:
@@ -170,7 +201,8 @@ def generation_options(config: DictConfig) -> dict[str, Any]:
     _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
     if config.seed > MOST_SEED:
         raise BadInput(f"seed={config.seed} is too large; choose 0 to {MOST_SEED}")
-    return options | {key: value for key, value in config.model.options.items() if value is not None}
+    own = OmegaConf.to_container(config.model.options)
+    return options | {key: value for key, value in own.items() if value is not None}
 
 
 def make_method(config: DictConfig) -> MethodConfig:
@@ -246,6 +278,15 @@ def _check_prompt(prompt: str, number: int) -> None:
             )
 
 
+def _wandb(config: DictConfig) -> dict[str, Any]:
+    settings = OmegaConf.to_container(config.wandb, resolve=True)
+    if settings["mode"] not in WANDB_MODES:
+        raise BadInput(f"unknown wandb.mode {str(settings['mode'])!r}; {nearest(str(settings['mode']), WANDB_MODES)}")
+    if not isinstance(settings["tags"], list):
+        raise BadInput(f"wandb.tags={settings['tags']} must be a list: wandb.tags=[one,two]")
+    return settings
+
+
 def find_checkpoint(config: DictConfig) -> Path | None:
     """The directory of the weights, given or the setting's own; None where it has none."""
     if config.checkpoint is not None:
@@ -253,12 +294,28 @@ def find_checkpoint(config: DictConfig) -> Path | None:
     return ROOT / config.model.embedded_checkpoint if config.setting.embedded else None
 
 
+def refuse_random_weights(job: Job, what: str) -> None:
+    """Raise BadInput for a job of random weights: ``what`` (with its verb) means nothing of them."""
+    if job.random_weights is not None:
+        raise BadInput(f"weights=random: {what} nothing of random weights; give checkpoint=<directory>")
+
+
+def _random_weights(config: DictConfig) -> dict[str, Any] | None:
+    if config.weights not in ("checkpoint", "random"):
+        raise BadInput(f"weights={config.weights} is unknown; {nearest(str(config.weights), ('checkpoint', 'random'))}")
+    if config.weights == "checkpoint":
+        return None
+    sizes = {key: value for key, value in config.model.on_meta.items() if key != "_target_"}
+    return sizes if find_checkpoint(config) is None else {}
+
+
 def _checkpoint(config: DictConfig) -> Path:
     checkpoint = find_checkpoint(config)
     if checkpoint is None:
         raise BadInput(
             f"setting={config.setting.name} needs the official weights: download them and give checkpoint=<directory>, "
-            "or run setting=embedded, whose weights are in this repository, or device=meta, which needs none"
+            "or run setting=embedded, whose weights are in this repository; device=meta (a dry run) and weights=random "
+            "(for speed alone) need none"
         )
     return checkpoint
 

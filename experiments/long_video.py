@@ -8,33 +8,47 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from statistics import median
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf.errors import OmegaConfBaseException
 
 from eval.caption_score import per_chunk
 from eval.psnr import psnr
+from eval.statistics import mean_and_interval
 from eval.video_io import read_lossless
 from experiments.ablations import finished
 from experiments.collect import video_frame
 from experiments.errors import BadInput
-from experiments.figures import PSNR_CAP_DB
-from experiments.job import Job
-from experiments.records import Record, RecordStore
-from experiments.results import provenance, save_figure, save_table, table_lines
+from experiments.job import Job, refuse_random_weights
+from experiments.records import Record, store_of
+from experiments.results import Column, Table, provenance, save_figure, save_table
+from experiments.reuse_curve import PSNR_CAP_DB
+from experiments.style import COLUMN_WIDTH_IN, LINE_STYLES, styled
 from experiments.sweep import jobs_of
 
 NUM_COMPARED = 8  # chunks at either end of the video that the table compares
-_PANELS = (
-    ("kv_mib", "KV cache in use, MiB"),
-    ("seconds", "seconds a chunk (median of prompts)"),
-    ("psnr", "PSNR to vanilla, dB (mean of prompts)"),
-    ("caption_right", "chunks that show their caption (share)"),
+# Column, its heading and form in the table, its axis in the figure.
+_FIGURES = (
+    ("kv_mib", "KV MiB", ".2f", "KV in use, MiB"),
+    ("seconds", "seconds a chunk", ".2f", "s a chunk"),
+    ("psnr", "PSNR dB", ".1f", "PSNR to vanilla, dB"),
+    ("caption_right", "caption shown", ".0%", "caption shown, share"),
 )
+_LONG_FRAMES = {"skyreels": 1777}  # where the file's own number is none that the model makes
+_NO_VIDEOS = "no finished long videos; make them first with python -m experiments.sweep experiment=long_video"
+
+
+def long_jobs(arguments: list[str]) -> tuple[list[Job], dict[str, Any]]:
+    """The jobs of conf/experiment/long_video.yaml, and what it says; SkyReels-V2's have a length of their own."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    frames = _LONG_FRAMES.get(given.get("model", ""))
+    own = [f"setting.num_frames={frames}"] if frames and "setting.num_frames" not in given else []
+    return jobs_of("long_video", [*arguments, *own])
 
 
 def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
@@ -42,6 +56,7 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
 
     Raises BadInput where there is none, or none of vanilla's to compare with.
     """
+    refuse_random_weights(jobs[0], "quality says")
     references = {record.prompt: record for record in finished(jobs[0])}
     rows = []
     for job in jobs:
@@ -49,34 +64,43 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
             if record.prompt in references:
                 rows += _chunks(job, record, references[record.prompt])
     if not rows:
-        raise BadInput(
-            "no finished long videos; make them first with python -m experiments.sweep experiment=long_video"
-        )
+        raise BadInput(_NO_VIDEOS)
     return pd.DataFrame(rows)
 
 
-def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
-    store, model = RecordStore(job.output_dir), job.load_model()
+def _setting(job: Job) -> str:
     budget = asdict(job.method)["kv_budget"]
-    name = job.method_name + (f", {budget}" if budget else "")
+    return job.method_name + (f", {budget}" if budget else "")
+
+
+def _trace(job: Job, record: Record) -> pd.DataFrame:
+    return pd.read_parquet(store_of(job).trace_path(record.key))
+
+
+def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:
+    """By chunk, what the caches hold as it finishes."""
+    tokens = trace.sort_values("row").groupby("chunk")["kv_tokens"].last()
+    return tokens * (record.kv_bytes_used_peak / max(1, trace["kv_tokens"].max()) / 2**20)
+
+
+def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
+    store, model = store_of(job), job.load_model()
     video, original = (read_lossless(store.video_path(r.key)) for r in (record, reference))
     first, usual = model.frames_of(1), model.chunk_frames
     starts = [0, *range(first, len(video), usual)]
     scores = per_chunk(video, record.prompt, usual, first)
-    trace = pd.read_parquet(store.trace_path(record.key))
-    tokens = trace.sort_values("row").groupby("chunk")["kv_tokens"].last()
-    mib_per_token = record.kv_bytes_used_peak / max(1, tokens.max()) / 2**20
+    kv_mib = _kv_mib(record, _trace(job, record))
     rows = []
     for chunk, (start, score) in enumerate(zip(starts, scores, strict=True)):
         part = slice(start, starts[chunk + 1] if chunk + 1 < len(starts) else None)
         since = record.chunk_latency_s[chunk - 1] if chunk else np.nan  # the first chunk waits for its whole window
         rows.append(
             {
-                "setting": name,
+                "setting": _setting(job),
                 "prompt": record.prompt,
                 "chunk": chunk,
                 "seconds": record.chunk_latency_s[chunk] - since,
-                "kv_mib": tokens[chunk] * mib_per_token,
+                "kv_mib": kv_mib[chunk],
                 "psnr": min(PSNR_CAP_DB, psnr(video[part], original[part])),
                 "caption_right": score.right,
             }
@@ -84,64 +108,109 @@ def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
     return rows
 
 
-def markdown(chunks: pd.DataFrame, title: str, source: str) -> str:
-    """The first and the last chunks of every setting, side by side."""
+def kv_frame(jobs: list[Job]) -> pd.DataFrame:
+    """One row a chunk of every finished video: setting, prompt, chunk, kv_mib; traces alone, no video is read.
+
+    Raises BadInput where there is none.
+    """
+    rows = []
+    for job in jobs:
+        for record in finished(job):
+            by_chunk = _kv_mib(record, _trace(job, record))
+            rows += [
+                {"setting": _setting(job), "prompt": record.prompt, "chunk": chunk, "kv_mib": mib}
+                for chunk, mib in by_chunk.items()
+            ]
+    if not rows:
+        raise BadInput(_NO_VIDEOS)
+    return pd.DataFrame(rows)
+
+
+def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting: each figure over the first and over the last chunks, its mean over prompts and the half-width
+    of that mean's 95 % interval."""
     last = chunks["chunk"].max()
-    early = chunks[chunks["chunk"].between(1, NUM_COMPARED)]
-    late = chunks[chunks["chunk"] > last - NUM_COMPARED]
+    ends = {
+        "early": chunks[chunks["chunk"].between(1, NUM_COMPARED)],
+        "late": chunks[chunks["chunk"] > last - NUM_COMPARED],
+    }
     rows = []
     for setting in chunks["setting"].unique():
-        ends = [part[part["setting"] == setting] for part in (early, late)]
-        cells = [setting]
-        for column, form in (
-            ("kv_mib", "{:.2f}"),
-            ("seconds", "{:.2f}"),
-            ("psnr", "{:.1f}"),
-            ("caption_right", "{:.0%}"),
-        ):
-            average = median if column == "seconds" else np.mean
-            cells.append(" → ".join(form.format(average(end[column])) for end in ends))
-        rows.append(cells)
-    headings = ["setting", "KV MiB", "seconds a chunk", "PSNR dB", "chunks that show their caption"]
-    lines = [
-        f"**{title}** Measured here ({source}): {last + 1} chunks, {chunks['prompt'].nunique()} prompts. "
-        f"Each cell: chunks 1 to {NUM_COMPARED}, then the last {NUM_COMPARED} (median seconds, mean of the others). "
-        f"PSNR is against vanilla's long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
-        "",
-        *table_lines(headings, rows),
+        row = {"setting": setting}
+        for end, part in ends.items():
+            by_prompt = part[part["setting"] == setting].groupby("prompt")
+            row["n"] = len(by_prompt)
+            for column, *_ in _FIGURES:
+                values = by_prompt[column].median() if column == "seconds" else by_prompt[column].mean()
+                key = f"{column}_{end}"
+                row[key], row[f"{key}_ci95"] = mean_and_interval(list(values.dropna()))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def table(chunks: pd.DataFrame, title: str, source: str) -> Table:
+    """The first and the last chunks of every setting, side by side."""
+    columns = [
+        Column(f"{heading}, {name}", f"{key}_{end}", f"{{:{form}}}", f"± {{{key}_{end}_ci95:{form}}}")
+        for key, heading, form, _ in _FIGURES
+        for end, name in (("early", f"chunks 1 to {NUM_COMPARED}"), ("late", f"last {NUM_COMPARED}"))
     ]
-    return "\n".join(lines) + "\n"
+    return Table(
+        f"{title}.",
+        f"Measured here ({source}): {chunks['chunk'].max() + 1} chunks, n prompts; seconds are the median of a "
+        "prompt's chunks, the others their mean, then means over prompts ± half-width of the 95 % interval. PSNR is "
+        f"against vanilla's long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
+        (Column("setting", "setting"), Column("n", "n"), *columns),
+        ends_frame(chunks),
+    )
 
 
+@styled()
 def draw(chunks: pd.DataFrame, title: str) -> Figure:
-    """Four panels over the chunks, a line a setting."""
-    figure, panels = plt.subplots(2, 2, figsize=(11, 7), sharex=True, layout="constrained")
-    for axes, (column, label) in zip(panels.flat, _PANELS, strict=True):
-        for setting, group in chunks.groupby("setting", sort=False):
-            by_chunk = group.groupby("chunk")[column]
-            line = by_chunk.median() if column == "seconds" else by_chunk.mean()
-            axes.plot(line.index, line, label=setting, linewidth=1.2)
-        axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-    for axes in panels[-1]:
-        axes.set_xlabel("chunk")
-    panels[0, 0].legend(fontsize=8)
-    figure.suptitle(title, fontsize=11)
+    """A panel a figure over the chunks, a line a setting."""
+    figure, panels = plt.subplots(len(_FIGURES), 1, figsize=(COLUMN_WIDTH_IN, 5.6), sharex=True)
+    for axes, (column, *_, label) in zip(panels, _FIGURES, strict=True):
+        _lines(axes, chunks, column, label)
+    panels[-1].set_xlabel("chunk")
+    panels[0].set_title(title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
+
+
+@styled()
+def draw_memory(chunks: pd.DataFrame, subject: str) -> Figure:
+    """The KV cache in use over a long video (``kv_frame``), a line a setting."""
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.2))
+    _lines(axes, chunks, "kv_mib", "KV cache in use, MiB")
+    axes.set_xlabel("length generated, chunks")
+    axes.set_title(f"KV memory (mean of n = {chunks['prompt'].nunique()} prompts; {subject})")
+    axes.legend(loc="upper left")
+    return figure
+
+
+def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
+    for place, (setting, group) in enumerate(chunks.groupby("setting", sort=False)):
+        by_chunk = group.groupby("chunk")[column]
+        line = by_chunk.median() if column == "seconds" else by_chunk.mean()
+        axes.plot(line.index + 1, line, label=setting, linestyle=LINE_STYLES[place % len(LINE_STYLES)])
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
 
 
 def main(arguments: list[str]) -> int:
     try:
-        jobs, experiment = jobs_of("long_video", arguments)
+        jobs, experiment = long_jobs(arguments)
         chunks = chunk_frame(jobs)
     except (BadInput, OmegaConfBaseException) as error:
         print(f"long_video: {error}", file=sys.stderr)
         return 2
-    stem = f"{jobs[0].model_name}_{jobs[0].setting_name}_long_video"
+    stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
     source = provenance(video_frame(record for job in jobs for record in finished(job)))
-    save_table(stem, markdown(chunks, experiment["title"], source), chunks)
-    save_figure(draw(chunks, experiment["title"]), stem)
+    subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"
+    save_table(f"{stem}_long_video", table(chunks, experiment["title"], f"{subject}; {source}"))
+    save_figure(draw(chunks, f"{experiment['title']} ({subject})"), f"{stem}_long_video")
+    save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory")
     return 0
 
 

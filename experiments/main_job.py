@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -10,12 +10,16 @@ from experiments.errors import RunFailed
 from experiments.job import make_job
 from experiments.records import Record
 from experiments.runner import Runner
-from experiments.summary import log_to_wandb, print_summary
+from experiments.summary import print_summary
+from experiments.tracking import track
 from experiments.workers import run_jobs
 
 
 def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
-    """Run one composed configuration and return its records. Raises BadInput before any video is made."""
+    """Run one composed configuration and return its finished records.
+
+    Raises BadInput before any video is made, and RunFailed after all that can be made are shown.
+    """
     console = console or Console()
     job = make_job(config)
     runner = Runner(job)
@@ -28,6 +32,11 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
         markup=False,
     )
+    if plan.to_make and (not config.setting.embedded if config.plan is None else config.plan):
+        from experiments.plan import print_plan  # imported late: a small job does without
+
+        runner.check(plan.to_make[0])
+        print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
     columns = (
         TextColumn("{task.description}", markup=False),  # prompts may hold brackets
         BarColumn(),
@@ -36,20 +45,19 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
+    failed = None
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("generating", total=runner.num_videos(plan))
-        run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))
-    records = runner.records(job.prompts)
-    print_summary(job, records, runner.store, console)
-    try:
-        where = log_to_wandb(job, records, runner.store, OmegaConf.to_container(config.wandb, resolve=True))
-    except Exception as error:  # whatever W&B's client raises: its server is down, the key is wrong, its folder full
-        if config.debug:
-            raise
-        raise RunFailed(
-            f"W&B failed ({type(error).__name__}: {error}), but every video and record is finished and kept; log in "
-            "with `wandb login`, or give wandb.mode=offline or disabled, and run the same command again"
-        ) from error
+        try:
+            run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))
+        except RunFailed as error:
+            failed = error
+    records = [record for record in runner.records(job.prompts) if record is not None]
+    if records:
+        print_summary(job, records, runner.store, console)
+    where = track(job, records, say=lambda text: console.print(text, markup=False))
     if where:
-        console.print(f"W&B ({config.wandb.mode})  {where}", markup=False)
+        console.print(f"W&B ({job.wandb['mode']})  {where}", markup=False)
+    if failed is not None:
+        raise failed
     return records

@@ -38,6 +38,14 @@ def quality(
     return values, notes
 
 
+RANDOM_WEIGHTS = "the weights are random, so that no video means anything"
+
+
+def refused(names: tuple[str, ...]) -> tuple[dict[str, None], dict[str, str]]:
+    """Metrics of a video of random weights: none can be had, and why."""
+    return {name: None for name in names if name in QUALITY}, dict.fromkeys(names, RANDOM_WEIGHTS)
+
+
 def caption(
     frames: ndarray, prompt: str, chunk_frames: int, first_chunk_frames: int
 ) -> tuple[dict[str, Any] | None, str | None]:

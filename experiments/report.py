@@ -15,7 +15,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,54 +22,19 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.cli import check_overrides, compose_config
-from experiments.collect import canonical, collect
+from experiments.collect import at_defaults, collect
 from experiments.errors import BadInput
-from experiments.job import Job, inside_root, make_job, make_method
-from experiments.records import Record, RecordStore, new_record
+from experiments.job import Job, inside_root, make_job
+from experiments.records import Record, RecordStore, store_of
 from experiments.reported import read_reported
-from experiments.results import provenance
-from experiments.tables import main_table
+from experiments.results import Column, provenance, shown_columns
+from experiments.tables import MEASURED, REPORTED, main_table, with_shares
 
 TEMPLATE = Path(__file__).with_name("report_template")
 MARK = '<meta name="generator" content="experiments.report">'  # only a folder whose page has it is ever replaced
 _LETTERS = {"compute": "c", "reuse": "r", "held": "h"}
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: its heading, its key, the form of its number, and of what stands below it."""
-
-    heading: str
-    key: str
-    form: str
-    spread: str = ""
-
-
-MEASURED = (
-    Column("n", "n", "{:.0f}"),
-    Column("threshold", "threshold", "{:.4g}"),
-    Column("TFLOPs", "tflops", "{:.3f}"),
-    Column("compute left", "compute_left", "{:.3f}"),
-    Column("latency s", "latency_s", "{:.2f}"),
-    Column("speed-up", "speedup", "{:.2f}x", "{speedup_low:.2f} to {speedup_high:.2f}, {speedup_pairs:.0f} pairs"),
-    Column("efficiency", "efficiency", "{:.2f}"),
-    Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
-    Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
-    Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
-    Column("identical", "identical_videos", "{:.0f}"),
-    Column("caption right", "caption_right", "{:.0%}", "{caption_right_low:.0%} to {caption_right_high:.0%}"),
-)
-REPORTED = (
-    Column("PFLOPs", "pflops", "{:.0f}"),
-    Column("compute left", "compute_left", "{:.3f}"),
-    Column("latency s", "latency_s", "{:.0f}"),
-    Column("speed-up", "speedup", "{:.2f}x"),
-    Column("efficiency", "efficiency", "{:.2f}"),
-    Column("VBench %", "vbench_percent", "{:.2f}"),
-    Column("PSNR dB", "psnr_db", "{:.2f}"),
-    Column("SSIM", "ssim", "{:.4f}"),
-    Column("LPIPS", "lpips", "{:.4f}"),
-)
 # What the quality plot can show: key, axis title, whether more is better.
 QUALITIES = (
     ("psnr", "PSNR to vanilla, dB", True),
@@ -92,11 +56,10 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     """
     _check_replaceable(destination)
     frame = collect(job)
-    measured = main_table(frame, job.model_name, job.setting_name)
+    measured = main_table(frame, job)
     reported, reported_source = read_reported(job.model_name)
-    share = reported["pflops"] / reported.loc["vanilla", "pflops"]
-    reported = reported.assign(compute_left=share, efficiency=reported["speedup"] * share)
-    store = RecordStore(job.output_dir)
+    reported = with_shares(reported)
+    store = store_of(job)
     takes = find_takes(job, frame, list(measured.index))
     shown = sorted(takes)
     if clips is not None and clips < len(shown):
@@ -148,20 +111,13 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
 
 
 def table_cells(table: pd.DataFrame, columns: tuple[Column, ...]) -> dict[str, Any]:
-    """Headings and rows for the page; a cell is its number in full, its text, and its spread. Empty columns are left
-    out."""
-    columns = tuple(c for c in columns if c.key in table and table[c.key].notna().any())
+    """Headings and rows for the page; a cell is its number in full, its text, and its spread."""
+    columns = shown_columns(columns, table)
     rows = []
     for name, row in table.iterrows():
-        cells = []
-        for column in columns:
-            value = row[column.key]
-            if pd.isna(value):
-                cells.append({"value": None, "text": "-", "spread": ""})
-                continue
-            spread = column.spread.format_map(row)
-            cell = {"value": repr(float(value)), "text": column.form.format(value)}
-            cells.append({**cell, "spread": "" if "nan" in spread else spread})
+        texts = [column.cell(row) for column in columns]
+        values = [None if pd.isna(row[column.key]) else repr(float(row[column.key])) for column in columns]
+        cells = [{"value": v, "text": text, "spread": spread} for v, (text, spread) in zip(values, texts, strict=True)]
         rows.append({"method": name, "cells": cells})
     return {"headings": [c.heading for c in columns], "rows": rows}
 
@@ -189,15 +145,12 @@ def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
 
 def find_takes(job: Job, frame: pd.DataFrame, methods: list[str]) -> dict[tuple[str, int], dict[str, Record]]:
     """By prompt and seed, the record of every method that has one at its default options."""
-    store, takes = RecordStore(job.output_dir), {}
+    store, takes = store_of(job), {}
     for name in methods:
-        config = compose_config([f"model={job.model_name}", f"setting={job.setting_name}", f"method={name}"])
-        method = make_method(config.method)
-        mine = frame[(frame["method"] == name) & (frame["options"] == canonical(asdict(method)))]
-        for prompt, seed in zip(mine["prompt"], mine["seed"], strict=True):
-            record = store.find(new_record(replace(job, seed=int(seed)), name, method, prompt).key)
+        for video in at_defaults(frame, job, name).itertuples():
+            record = store.find(video.key)
             if record is not None:
-                takes.setdefault((prompt, int(seed)), {})[name] = record
+                takes.setdefault((video.prompt, video.seed), {})[name] = record
     return takes
 
 

@@ -2,43 +2,24 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 
 from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
+from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments import environment, measure
-from experiments.errors import BadInput
+from experiments.errors import BadInput, Failure, RunFailed
 from experiments.job import Job
-from experiments.records import Record, RecordStore, new_record
-from flowcache.clock import SectionClock
-from flowcache.method import MethodConfig
-from flowcache.sampler import generate
+from experiments.records import Record, maker, new_record, store_of
+from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Take:
-    """One generation: frames uint8 [F, H, W, 3], wall seconds from prompt to the frames of each chunk, where they went,
-    what happened."""
-
-    frames: np.ndarray
-    chunk_latency_s: list[float]
-    sections_s: dict[str, float]
-    trace: Trace
-
-    @property
-    def latency_s(self) -> float:
-        return self.chunk_latency_s[-1]
 
 
 @dataclass(frozen=True)
@@ -50,12 +31,20 @@ class Plan:
     finished: int
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Of going through some prompts: what failed, and the prompts whose videos others were making."""
+
+    failures: tuple[Failure, ...]
+    busy: tuple[str, ...]
+
+
 class Runner:
     """Runs a job in this process."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.store = RecordStore(job.output_dir)
+        self.store = store_of(job)
         self._warm: set[str] = set()
         environment.prepare(job.threads)
 
@@ -67,6 +56,11 @@ class Runner:
     def is_vanilla(self) -> bool:
         return self.job.method == VanillaConfig()
 
+    def queue(self, prompts: Sequence[str]) -> None:
+        """Note in the store what is still to be made, for others to see."""
+        for prompt in self.plan(prompts).to_make:
+            self.store.queue(self._record(prompt))
+
     def plan(self, prompts: Sequence[str] | None = None) -> Plan:
         """``prompts`` are those of the job, if not given."""
         prompts = self.job.prompts if prompts is None else prompts
@@ -77,30 +71,69 @@ class Runner:
     def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
         """Make what is missing and return the records of the prompts (the job's, if not given), in order.
 
-        ``progress`` is told after each video. A video's failure is recorded and raised; bad input is raised before any.
+        ``progress`` is told after each video. Raises BadInput before any is made, and RunFailed once all that can be
+        made are.
         """
         prompts = self.job.prompts if prompts is None else prompts
-        plan = self.plan(prompts)
-        if plan.to_make and not self._warm:
-            self._check(plan.to_make[0])
-        for prompt in plan.to_make:
-            baseline = None
-            if not self.is_vanilla:
-                if prompt in plan.references_to_make:
-                    baseline = self.make(self._reference(prompt), VanillaConfig(), prompt).latency_s
-                    progress(f"vanilla: {prompt}")
-                elif prompt in self._timed_prompts:
-                    baseline = self.take(VanillaConfig(), prompt).latency_s
-                    progress(f"vanilla, for timing: {prompt}")
-            self.make(self._record(prompt), self.job.method, prompt, baseline)
-            progress(f"{self.job.method_name}: {prompt}")
+        outcome = self.drain(prompts, progress)
+        failures = outcome.failures + self.drain(outcome.busy, progress, wait=True).failures
+        if failures:
+            raise RunFailed(failures)
         return self.records(prompts)
 
-    def _check(self, prompt: str) -> None:
+    def drain(self, prompts: Sequence[str], progress: Progress = lambda text: None, wait: bool = False) -> Outcome:
+        """Make what is missing and nobody else is making, or with ``wait`` no longer is.
+
+        A video's failure is recorded and the next one made; OSError is raised, for what ails the disk ails all.
+        """
+        failures, busy = [], []
+        to_make = self.plan(prompts).to_make
+        if to_make and not self._warm:
+            self.check(to_make[0])
+        for prompt in to_make:
+            try:
+                if not self._make_unclaimed(prompt, progress, wait):
+                    busy.append(prompt)
+            except (OSError, BadInput):
+                raise
+            except Exception as error:
+                failures.append(Failure(self.job.method_name, prompt, error))
+                progress(f"{self.job.method_name}: {prompt}: failed, {type(error).__name__}: {error}")
+        return Outcome(tuple(failures), tuple(busy))
+
+    def _make_unclaimed(self, prompt: str, progress: Progress, wait: bool) -> bool:
+        """Whether the video is there now; not, if another is making it."""
+        record = self._record(prompt)
+        with self.store.claim(record.key, wait) as mine:
+            if mine and (self.job.force or self.store.find(record.key) is None):
+                baseline = None if self.is_vanilla else self._time_vanilla(prompt, progress)
+                self.make(record, self.job.method, prompt, baseline)
+                progress(f"{self.job.method_name}: {prompt}")
+            return mine
+
+    def _time_vanilla(self, prompt: str, progress: Progress) -> float | None:
+        """Seconds that vanilla takes, just now, on timed prompts and where its video is missing, which is then made."""
+        reference = self._reference(prompt)
+        with self.store.claim(reference.key, wait=True):
+            if self.store.find(reference.key) is None:
+                made = self.make(reference, VanillaConfig(), prompt)
+                progress(f"{self.job.vanilla_name}: {prompt}")
+                return made.latency_s
+        if prompt in self._timed_prompts:
+            taken = self.take(VanillaConfig(), prompt)
+            progress(f"vanilla, for timing: {prompt}")
+            return taken.latency_s
+        return None
+
+    def check(self, prompt: str) -> None:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
-        model = self.model
+        model, job = self.model, self.job
         try:
-            model.generation(prompt, self.job.num_frames, self.job.method, self.job.seed, **self.job.generation_options)
+            generation = model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
+            if isinstance(job.method, ReplayConfig):
+                policy = job.method.policy()
+                for row in generation.schedule.rows:
+                    policy.decide(row, {}, generation.schedule)
         except ValueError as error:
             raise BadInput(str(error)) from error
 
@@ -125,6 +158,8 @@ class Runner:
     ) -> Record:
         """Generate one video, measure it, and save video, trace and record, the record last."""
         record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
+        record.status, record.maker = "running", maker()
+        self.store.save(record)
         try:
             take = self.take(method, prompt)
         except Exception as error:
@@ -132,7 +167,7 @@ class Runner:
             self.store.save(record)
             raise
         record.latency_s, record.sections_s = take.latency_s, take.sections_s
-        record.chunk_latency_s = take.chunk_latency_s
+        record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
         record.baseline_latency_s = baseline_latency_s
         _describe_work(record, take.trace)
         if method == VanillaConfig():
@@ -140,9 +175,12 @@ class Runner:
         else:
             reference = self.store.find(self._reference(prompt).key)
             record.baseline_flops = reference.flops
-            frames = read_lossless(self.store.video_path(reference.key))
-            record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
-        if "caption" in self.job.metrics:
+            if self.job.random_weights is None:
+                frames = read_lossless(self.store.video_path(reference.key))
+                record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
+        if self.job.random_weights is not None:
+            record.metrics, record.notes = measure.refused(self.job.metrics)
+        elif "caption" in self.job.metrics:
             chunks = (self.model.chunk_frames, self.model.frames_of(1))
             record.caption, reason = measure.caption(take.frames, prompt, *chunks)
             if reason:
@@ -151,6 +189,7 @@ class Runner:
         write_mp4(self.store.preview_path(record.key), take.frames, self.job.fps)
         with atomic_path(self.store.trace_path(record.key)) as temporary:
             pd.DataFrame(take.trace.records()).to_parquet(temporary)
+        record.status = "finished"
         self.store.save(record)
         return record
 
@@ -158,30 +197,25 @@ class Runner:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
-            self._generate(method, prompt, self.model.frames_of(1))
-        return self._generate(method, prompt, self.job.num_frames)
+            self._take(_without_decisions(method), prompt, self.model.frames_of(1))
+        return self._take(method, prompt, self.job.num_frames)
 
-    def _generate(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
-        trace, clock = Trace(), SectionClock(self.job.device)
-        self._synchronise()
-        started = time.perf_counter()
-        options = self.job.generation_options
-        chunks, chunk_latency_s = [], []
-        for frames in generate(self.model, prompt, num_frames, method, self.job.seed, trace, clock, **options):
-            self._synchronise()
-            chunks.append(frames)
-            chunk_latency_s.append(time.perf_counter() - started)
-        return Take(torch.cat(chunks).cpu().numpy(), chunk_latency_s, clock.seconds(), trace)
-
-    def _synchronise(self) -> None:
-        if torch.device(self.job.device).type == "cuda":
-            torch.cuda.synchronize()
+    def _take(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
+        job = self.job
+        return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
 
     def _record(self, prompt: str) -> Record:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)
 
     def _reference(self, prompt: str) -> Record:
-        return new_record(self.job, "vanilla", VanillaConfig(), prompt)
+        return new_record(self.job, self.job.vanilla_name, VanillaConfig(), prompt)
+
+
+def _without_decisions(method: MethodConfig) -> MethodConfig:
+    """For a video of another length: a recording is of one length, and nothing else of it is left but its options."""
+    if not isinstance(method, ReplayConfig):
+        return method
+    return VanillaConfig(**{option.name: getattr(method, option.name) for option in fields(MethodConfig)})
 
 
 def _describe_work(record: Record, trace: Trace) -> None:

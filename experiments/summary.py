@@ -1,15 +1,15 @@
-"""What a finished job prints and logs."""
+"""What a finished job prints."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from eval.latency import speedup
 from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job import Job
 from experiments.records import Record, RecordStore
@@ -25,7 +25,7 @@ def finite(records: Sequence[Record], metric: str) -> list[float]:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, float]:
-    """A job's figures in one flat dictionary: the table's and W&B's."""
+    """A job's figures in one flat dictionary: the tables' and W&B's."""
     summary: dict[str, float] = {"n": len(records)}
     for metric in sorted({name for r in records for name in r.metrics}):
         values = finite(records, metric)
@@ -37,27 +37,26 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     summary["pflops"] = statistics.mean(r.flops for r in records) / PFLOP
     shares = [r.flops / r.baseline_flops for r in records if r.baseline_flops]
     if shares:
-        summary["flops_share"] = statistics.mean(shares)
+        summary["flops_share"], summary["flops_share_ci95"] = mean_and_interval(shares)
     summary["computed_fraction"] = statistics.mean(r.computed_fraction for r in records)
     latencies = [r.latency_s for r in records if r.latency_s]
     if latencies:
         summary["latency_s"] = statistics.median(latencies)
     paired = [r for r in records if r.baseline_latency_s and r.latency_s]
     if paired:
-        ratios = [r.baseline_latency_s / r.latency_s for r in paired]
-        efficiencies = [ratio * r.flops / r.baseline_flops for ratio, r in zip(ratios, paired, strict=True)]
-        summary |= _with_ends("speedup", median_and_interval(ratios))
-        summary["speedup_pairs"] = len(ratios)
-        summary["efficiency"] = statistics.median(efficiencies)
+        times = ([r.latency_s for r in paired], [r.baseline_latency_s for r in paired])
+        gain = speedup(*times, [r.flops / r.baseline_flops for r in paired])
+        summary |= _with_ends("speedup", (gain.median, gain.low, gain.high))
+        summary |= {"speedup_pairs": gain.pairs, "efficiency": gain.efficiency}
     for section in ("policy", "compression"):
         shares = [r.sections_s[section] / r.latency_s for r in records if r.latency_s and section in r.sections_s]
         if shares:
-            summary[f"{section}_share"] = statistics.median(shares)
+            summary |= _with_ends(f"{section}_share", median_and_interval(shares))
     for flag in CAPTION_FLAGS:
         seen = [bool(r.caption[flag]) for r in records if r.caption]
         if seen:
             summary |= _with_ends(f"caption_{flag}", share_and_interval(seen))
-    summary["kv_mib"] = max(r.kv_bytes_used_peak for r in records) / 2**20
+    summary["kv_mib"], summary["kv_mib_ci95"] = mean_and_interval([r.kv_bytes_used_peak / 2**20 for r in records])
     return summary
 
 
@@ -110,32 +109,4 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]
     console.print(f"first video  {store.preview_path(first.key)}", markup=False)
-    console.print(f"all videos, traces, records  {store.directory}/{{videos,traces,records}}", markup=False)
-
-
-def log_to_wandb(job: Job, records: Sequence[Record], store: RecordStore, settings: dict[str, Any]) -> str | None:
-    """One W&B run with summary, a table of all videos and the first video. Returns where it is; None if disabled."""
-    if settings["mode"] == "disabled":
-        return None
-    import wandb
-
-    job.output_dir.mkdir(parents=True, exist_ok=True)
-    started = wandb.init(
-        project=settings["project"],
-        mode=settings["mode"],
-        dir=str(job.output_dir),
-        name=f"{job.model_name}-{job.setting_name}-{job.method_name}",
-        config={**job.settings, "method": job.method_name, "method_config": records[0].method_config, "seed": job.seed},
-        settings=wandb.Settings(silent=True, console="off"),
-    )
-    columns = ["key", "prompt", "latency_s", "flops", "computed_fraction", *sorted(records[0].metrics)]
-    rows = [
-        [r.key, r.prompt, r.latency_s, r.flops, r.computed_fraction, *(r.metrics.get(m) for m in columns[5:])]
-        for r in records
-    ]
-    rows = [[str(v) if v == "inf" else v for v in row] for row in rows]
-    summary = {k: v for k, v in summarise(records).items() if v == v}
-    video = wandb.Video(str(store.preview_path(records[0].key)), caption=records[0].prompt, format="mp4")
-    with started as run:  # also a run that fails is finished, as failed
-        run.log({**summary, "videos": wandb.Table(columns=columns, data=rows), "first_video": video})
-        return run.dir
+    console.print(f"all videos, traces, records  {store.directory}/runs", markup=False)

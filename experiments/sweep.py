@@ -2,21 +2,24 @@
 
 An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. What it
 says under ``models`` takes the place of the rest for one model. Finished records are kept, so a killed sweep continues.
+Each set is then a W&B run in a group named after the experiment.
 """
 
 from __future__ import annotations
 
 import itertools
 import sys
+import time
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli import check_overrides, compose_config, config_files
-from experiments.errors import BadInput, explain
+from experiments.errors import BadInput, RunFailed, explain
 from experiments.job import Job, check_writable, make_job, nearest
 from experiments.runner import Runner
+from experiments.tracking import track
 from experiments.workers import run_jobs
 
 
@@ -57,24 +60,43 @@ def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
     return sorted(jobs, key=lambda job: job.method_name != "vanilla"), experiment
 
 
+class Countdown:
+    """Prints every video as it is made, with how many of how many it is and about how long the rest will take."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.started = total, 0, time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        self.done += 1
+        left_s = (time.monotonic() - self.started) / self.done * max(0, self.total - self.done)
+        left = f"{left_s:.0f} s" if left_s < 100 else f"{left_s / 60:.0f} min"
+        print(f"{self.done} of {self.total}, {left} left  {text}", flush=True)
+
+
 def main(arguments: list[str]) -> int:
+    code = 0
     try:
-        jobs, _ = jobs_of(*experiment_of(arguments))
+        name, extra = experiment_of(arguments)
+        jobs, _ = jobs_of(name, extra)
         prompts = jobs[0].prompts
         check_writable(jobs[0].output_dir)
         # A set, since a value that one override set sweeps may be another's default: one video for both.
         total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
         print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
-        videos = itertools.count(1)
-        run_jobs(jobs, prompts, lambda text: print(f"{next(videos)} of {total}  {text}", flush=True))
+        run_jobs(jobs, prompts, Countdown(total))
     except (BadInput, OmegaConfBaseException) as error:
         print(f"sweep: {error}", file=sys.stderr)
         return 2
+    except RunFailed as error:
+        print(f"sweep: {error}", file=sys.stderr)
+        code = 1
     except Exception as error:
         print(f"sweep: {explain(error)}; run it again to go on", file=sys.stderr)
         return 1
-    print(f"records are in {jobs[0].output_dir / 'records'}")
-    return 0
+    for job in jobs:
+        track(job, [record for record in Runner(job).records(prompts) if record is not None], group=name)
+    print(f"records are in {jobs[0].output_dir / 'runs'}")
+    return code
 
 
 if __name__ == "__main__":

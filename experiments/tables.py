@@ -1,184 +1,242 @@
 """The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
-Measured figures of this repository's runs beside the figures the paper reports, each marked as what it is. Writes
-Markdown and CSV to results/tables/.
+Measured figures of this repository's runs, their paired differences, and the figures the paper reports, each a table of
+its own. Writes Markdown, LaTeX and CSV to results/tables/.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import sys
-from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
 
 from eval.statistics import mean_and_interval, median_and_interval, paired_difference, share_and_interval
 from experiments.cli import check_overrides, compose_config
-from experiments.collect import canonical, collect
+from experiments.collect import at_defaults, collect
 from experiments.errors import BadInput
-from experiments.job import make_job, make_method
-from experiments.reported import read_reported
-from experiments.results import provenance, save_table, table_lines
-from experiments.summary import CAPTION_FLAGS
+from experiments.job import Job, make_job
+from experiments.reported import method_deviation, read_reported, setting_deviation
+from experiments.results import Column, Table, provenance, save_table
+from experiments.summary import CAPTION_FLAGS, PFLOP
+from experiments.vbench_totals import VBenchTotal, read_total
 
 METHODS = (
     "vanilla",
     "vanilla_causal",
     "vanilla_kv",
+    "every_k",
     "teacache_slow",
     "teacache_fast",
     "flowcache_slow",
     "flowcache_fast",
 )
-_TERA = 1e12
-_CAPTIONS = ["caption_right", "caption_right_vanilla"]
-_MEASURED = [
-    "method",
-    "n",
-    "threshold",
-    "TFLOPs",
-    "compute left",
-    "latency s",
-    "speed-up (95 %, pairs)",
-    "efficiency",
-    "PSNR dB",
-    "SSIM",
-    "LPIPS",
-    "identical",
-    "caption right",
-    "against vanilla",
-]
-_REPORTED = [
-    "method",
-    "PFLOPs",
-    "compute left",
-    "speed-up",
-    "latency s",
-    "efficiency",
-    "VBench %",
-    "PSNR dB",
-    "SSIM",
-    "LPIPS",
-]
 
 
-def main_table(frame: pd.DataFrame, model: str, setting: str, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
-    """One row a method, at its default options: n, means with half-widths of 95 % intervals, medians of pairs."""
+def _ends(key: str, form: str) -> str:
+    return f"{{{key}_low:{form}}} to {{{key}_high:{form}}}"
+
+
+MEASURED = (
+    Column("n", "n", "{:.0f}"),
+    Column("threshold", "threshold", "{:.4g}"),
+    Column("PFLOPs", "pflops", "{:.3g}", "± {pflops_ci95:.2g}"),
+    Column("compute left", "compute_left", "{:.3f}", "± {compute_left_ci95:.3f}"),
+    Column("latency s", "latency_s", "{:.2f}", _ends("latency_s", ".2f"), "n {latency_n:.0f}"),
+    Column("speed-up", "speedup", "{:.2f}x", _ends("speedup", ".2f"), "n {speedup_pairs:.0f}"),
+    Column("efficiency", "efficiency", "{:.2f}", _ends("efficiency", ".2f"), "n {speedup_pairs:.0f}"),
+    Column("VBench %", "vbench", "{:.2f}", _ends("vbench", ".2f"), "n {vbench_n:.0f}", missing="n/a"),
+    Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
+    Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
+    Column("identical", "identical_videos", "{:.0f}"),
+    Column("caption right", "caption_right", "{:.0%}", _ends("caption_right", ".0%")),
+)
+_DIFFERENCES = (
+    ("compute left", "compute_left", "+.3f"),
+    ("time left", "time_left", "+.3f"),
+    ("VBench points", "vbench", "+.2f"),
+    ("PSNR dB", "psnr", "+.2f"),
+    ("SSIM", "ssim", "+.4f"),
+    ("LPIPS", "lpips", "+.4f"),
+    ("caption right", "caption_right", "+.1%"),
+)
+PAIRED = tuple(
+    Column(heading, key, f"{{:{form}}}", _ends(key, form), f"n {{{key}_n:.0f}}", "n/a" if key == "vbench" else "")
+    for heading, key, form in _DIFFERENCES
+)
+REPORTED = (
+    Column("PFLOPs", "pflops", "{:.0f}"),
+    Column("compute left", "compute_left", "{:.3f}"),
+    Column("latency s", "latency_s", "{:.0f}"),
+    Column("speed-up", "speedup", "{:.2f}x"),
+    Column("efficiency", "efficiency", "{:.2f}"),
+    Column("VBench %", "vbench_percent", "{:.2f}"),
+    Column("PSNR dB", "psnr_db", "{:.2f}"),
+    Column("SSIM", "ssim", "{:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}"),
+)
+_MEASURED_TEXT = (
+    "here ({source}). n videos a method; a cell over another number says so. Means ± half-width of the 95 % interval "
+    "over prompts (Student's t), medians with their bootstrap interval, captions with their Wilson interval. PSNR, "
+    "SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without the identical ones. Captions "
+    "are checked by tracking the shape. Latency is the median of the timed pairs on a machine with nothing else to do, "
+    "speed-up the median of their ratios; efficiency is speed-up times compute left: 1 means that every FLOP saved "
+    "became time saved."
+)
+_PAIRED_TEXT = (
+    "prompt by prompt, the first method's less the second's: mean difference with its 95 % bootstrap interval and the "
+    "number of prompts. Compute and time left are shares of vanilla's; to vanilla itself PSNR, SSIM and LPIPS have no "
+    "difference, for it is what they compare with. Methods that leave different compute are compared at equal compute "
+    "by experiments.figures (reuse_curve)."
+)
+
+
+def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
+    """One row a method, at its default options: figures, their intervals, and the counts that differ from n.
+
+    A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends. Raises
+    BadInput where no method has records.
+    """
     rows = []
-    originals = frame[frame["method"] == "vanilla"]
     for name in methods:
-        options = _options(name, model, setting)
-        mine = frame[(frame["method"] == name) & (frame["options"] == canonical(options))]
+        mine = at_defaults(frame, job, name)
         if mine.empty:
             continue
-        row: dict[str, float | int | str] = {"method": name, "n": len(mine)}
-        row["threshold"] = options.get("threshold", float("nan"))
-        row["tflops"] = mine["flops"].mean() / _TERA
-        row["compute_left"] = mine["flops_share"].mean()
+        options = json.loads(mine["options"].iloc[0])
+        row: dict[str, float | int | str | None] = {"method": name, "n": len(mine)}
+        row["threshold"] = options.get("threshold", np.nan)
+        _add_mean(row, "pflops", mine["flops"] / PFLOP)
+        _add_mean(row, "compute_left", mine["flops_share"])
         row["chunk_steps_computed"] = mine["computed_fraction"].mean()
         pairs = (mine["baseline_latency_s"] / mine["latency_s"]).dropna()
         if name == "vanilla":
-            row["latency_s"] = frame["baseline_latency_s"].median()
+            _add_median(row, "latency_s", frame["baseline_latency_s"].dropna())
+            row["latency_n"] = frame["baseline_latency_s"].notna().sum()
         elif len(pairs):
-            row["latency_s"] = mine.loc[pairs.index, "latency_s"].median()
-            row["speedup"], row["speedup_low"], row["speedup_high"] = median_and_interval(list(pairs))
-            row["speedup_pairs"] = len(pairs)
-            row["efficiency"] = (pairs * mine.loc[pairs.index, "flops_share"]).median()
-        for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine]:
+            _add_median(row, "latency_s", mine.loc[pairs.index, "latency_s"])
+            _add_median(row, "speedup", pairs)
+            _add_median(row, "efficiency", pairs * mine.loc[pairs.index, "flops_share"])
+            row["latency_n"] = row["speedup_pairs"] = len(pairs)
+        total = read_total(job.output_dir, mine["key"])
+        row["vbench"], row["vbench_reason"] = np.nan if total.percent is None else total.percent, total.reason
+        if total.percent is not None:
+            row["vbench_low"], row["vbench_high"] = total.interval()
+            row["vbench_n"] = total.num_videos
+        for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine and name != "vanilla"]:
             values = pd.to_numeric(mine[metric], errors="coerce")
             if metric == "psnr" and np.isinf(values).any():
                 row["identical_videos"] = int(np.isinf(values).sum())
-            values = values.replace(np.inf, np.nan).dropna()
-            if name != "vanilla" and len(values):
-                row[metric], row[f"{metric}_ci95"] = mean_and_interval(list(values))
+            _add_mean(row, metric, values.replace(np.inf, np.nan).dropna())
         for flag in CAPTION_FLAGS:
             seen = mine[f"caption_{flag}"].dropna() if f"caption_{flag}" in mine else []
             if len(seen):
                 share = f"caption_{flag}"
                 row[share], row[f"{share}_low"], row[f"{share}_high"] = share_and_interval(list(seen))
-        if name != "vanilla" and "caption_right" in mine:
-            both = mine.merge(originals, on=["prompt", "seed"], suffixes=("", "_vanilla")).dropna(subset=_CAPTIONS)
-            if len(both):
-                difference = paired_difference(*(list(both[column].astype(float)) for column in _CAPTIONS))
-                for end, value in zip(("", "_low", "_high"), difference, strict=True):
-                    row[f"caption_right_difference{end}"] = value
+        row["deviations"] = method_deviation(job.model_name, name, options)
         rows.append(row)
     if not rows:
         raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
     return pd.DataFrame(rows).set_index("method")
 
 
-def markdown(measured: pd.DataFrame, reported: pd.DataFrame, reported_source: str, source: str) -> str:
-    """Both tables, one above the other, with provenance."""
-    ours = []
-    for name, row in measured.iterrows():
-        speed = "-"
-        if pd.notna(row.get("speedup")):
-            ends = f"{row['speedup_low']:.2f}-{row['speedup_high']:.2f}"
-            speed = f"{row['speedup']:.2f}x ({ends}, {row['speedup_pairs']:.0f})"
-        cells = [
-            name,
-            f"{row['n']:.0f}",
-            _cell(row.get("threshold"), "{:.4g}"),
-            f"{row['tflops']:.3f}",
-            f"{row['compute_left']:.3f}",
-            _cell(row.get("latency_s"), "{:.2f}"),
-            speed,
-            _cell(row.get("efficiency"), "{:.2f}"),
-            *(
-                _with_interval(row, metric, form)
-                for metric, form in (("psnr", "{:.2f}"), ("ssim", "{:.4f}"), ("lpips", "{:.4f}"))
-            ),
-            _cell(row.get("identical_videos"), "{:.0f}"),
-            _share(row, "caption_right", "{:.0%}"),
-            _share(row, "caption_right_difference", "{:+.1%}"),
-        ]
-        ours.append(cells)
-    papers = []
-    for name, row in reported.iterrows():
-        share = row["pflops"] / reported.loc["vanilla", "pflops"]
-        cells = [name, f"{row['pflops']:.0f}", f"{share:.3f}", f"{row['speedup']:.2f}x", f"{row['latency_s']:.0f}"]
-        cells += [f"{row['speedup'] * share:.2f}", f"{row['vbench_percent']:.2f}"]
-        cells += [_cell(row[k], "{:.4g}") for k in ("psnr_db", "ssim", "lpips")]
-        papers.append(cells)
-    lines = [
-        f"**Measured** here ({source}); means ± half-width of the 95 % interval over prompts.",
-        "PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without identical ones.",
-        "Captions are checked by tracking the shape: share right with its Wilson interval, and the paired difference",
-        "to vanilla with its bootstrap interval. Latency is the median of the timed pairs on a machine with nothing",
-        "else to do, speed-up the median of their ratios with its bootstrap interval; efficiency is speed-up times",
-        "compute left: 1 means that every FLOP saved became time saved.",
-        "",
-        *table_lines(_MEASURED, ours),
-        "",
-        f"**Reported**: {reported_source}. Another model and setting: the columns do not compare by value.",
-        "",
-        *table_lines(_REPORTED, papers),
+def _add_mean(row: dict, key: str, values: pd.Series) -> None:
+    if len(values):
+        row[key], row[f"{key}_ci95"] = mean_and_interval(list(values))
+
+
+def _add_median(row: dict, key: str, values: pd.Series) -> None:
+    if len(values):
+        row[key], row[f"{key}_low"], row[f"{key}_high"] = median_and_interval(list(values))
+
+
+def paired_table(frame: pd.DataFrame, job: Job, methods: list[str]) -> pd.DataFrame:
+    """One row for every two methods: mean differences over the prompts and seeds that both have, ends of their 95 %
+    intervals (``_low``, ``_high``), and how many pairs there are (``_n``)."""
+    at = {name: at_defaults(frame, job, name) for name in methods}
+    videos = {name: _comparable(mine, name) for name, mine in at.items()}
+    totals = {name: read_total(job.output_dir, mine["key"]) for name, mine in at.items()}
+    rows = []
+    for other, name in itertools.combinations(methods, 2):
+        both = videos[name].merge(videos[other], on=["prompt", "seed"], suffixes=("", "_other"))
+        row: dict[str, float | int | str] = {"method": name, "against": other}
+        for _, key, _ in _DIFFERENCES:
+            if key == "vbench":
+                _add_vbench(row, totals[name], totals[other])
+                continue
+            pairs = both[[key, f"{key}_other"]].dropna()
+            if len(pairs) > 1:
+                difference = paired_difference(list(pairs[key]), list(pairs[f"{key}_other"]))
+                row |= dict(zip((key, f"{key}_low", f"{key}_high"), difference, strict=True))
+                row[f"{key}_n"] = len(pairs)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _comparable(videos: pd.DataFrame, method: str) -> pd.DataFrame:
+    """What is compared, a column each, and what tells videos apart; vanilla takes all of its own time."""
+    nothing = pd.Series(np.nan, index=videos.index)
+    columns = {key: videos.get(key, nothing) for key in ("caption_right", "psnr", "ssim", "lpips")}
+    columns["compute_left"] = videos["flops_share"]
+    columns["time_left"] = 1.0 if method == "vanilla" else videos["latency_s"] / videos["baseline_latency_s"]
+    numbers = pd.DataFrame(columns).apply(pd.to_numeric, errors="coerce").astype(float).replace(np.inf, np.nan)
+    return numbers.assign(prompt=videos["prompt"], seed=videos["seed"])
+
+
+def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
+    row["vbench"] = np.nan
+    if total.percent is not None and other.percent is not None:
+        row["vbench"], row["vbench_low"], row["vbench_high"] = total.less(other)
+        row["vbench_n"] = min(total.num_videos, other.num_videos)
+
+
+def describe(measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str) -> list[Table]:
+    """The three tables of a model and setting: measured, paired differences, reported."""
+    reported, reported_source = read_reported(job.model_name)
+    letters, notes = marks(measured["deviations"])
+    setting = setting_deviation(job.model_name, job.settings)
+    reasons = measured.loc[measured["vbench"].isna(), "vbench_reason"]
+    vbench = [f"VBench n/a: {reason} ({', '.join(reasons.index[reasons == reason])})" for reason in reasons.unique()]
+    ours = measured.assign(deviates=letters).reset_index()
+    papers = with_shares(reported).reset_index()
+    return [
+        Table(
+            "Measured",
+            _MEASURED_TEXT.format(source=source),
+            (Column("method", "method"), *MEASURED, Column("deviates", "deviates")),
+            ours,
+            (*([f"Deviates, {setting}"] if setting else []), *notes, *vbench),
+        ),
+        Table(
+            "Paired differences",
+            _PAIRED_TEXT,
+            (Column("method", "method"), Column("against", "against"), *PAIRED),
+            paired,
+            suffix="_paired",
+        ),
+        Table(
+            "Reported:",
+            f"{reported_source}. Another model and setting: the columns do not compare by value.",
+            (Column("method", "method"), *REPORTED),
+            papers,
+            suffix=None,
+        ),
     ]
-    return "\n".join(lines) + "\n"
 
 
-def _options(name: str, model: str, setting: str) -> dict[str, object]:
-    """The method's options as its YAML and tuned values give them."""
-    config = compose_config([f"model={model}", f"setting={setting}", f"method={name}"])
-    return asdict(make_method(config.method))
+def with_shares(reported: pd.DataFrame) -> pd.DataFrame:
+    """The paper's figures and what follows from them: compute left, efficiency."""
+    share = reported["pflops"] / reported.loc["vanilla", "pflops"]
+    return reported.assign(compute_left=share, efficiency=reported["speedup"] * share)
 
 
-def _cell(value: object, form: str) -> str:
-    return "-" if value is None or pd.isna(value) else form.format(value)
-
-
-def _share(row: pd.Series, column: str, form: str) -> str:
-    if pd.isna(row.get(column)):
-        return "-"
-    ends = (form.format(row[f"{column}_{end}"]) for end in ("low", "high"))
-    return f"{form.format(row[column])} ({' to '.join(ends)})"
-
-
-def _with_interval(row: pd.Series, metric: str, form: str) -> str:
-    if metric not in row or pd.isna(row[metric]):
-        return "-"
-    return f"{form.format(row[metric])} ± {form.format(row[f'{metric}_ci95'])}"
+def marks(deviations: pd.Series) -> tuple[pd.Series, list[str]]:
+    """A letter for every different deviation, by method, and what the letters say."""
+    different = list(dict.fromkeys(deviations.dropna()))
+    letter = dict(zip(different, "abcdefghijklmnopqrstuvwxyz", strict=False))
+    return deviations.map(letter), [f"Deviates, {letter[text]}: {text}" for text in different]
 
 
 def main(arguments: list[str]) -> int:
@@ -186,13 +244,13 @@ def main(arguments: list[str]) -> int:
         check_overrides(arguments)
         job = make_job(compose_config(arguments))
         frame = collect(job)
-        measured = main_table(frame, job.model_name, job.setting_name)
+        measured = main_table(frame, job)
     except BadInput as error:
         print(f"tables: {error}", file=sys.stderr)
         return 2
+    paired = paired_table(frame, job, list(measured.index))
     source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
-    text = markdown(measured, *read_reported(job.model_name), source)
-    save_table(f"{job.model_name}_{job.setting_name}_main", text, measured, index=True)
+    save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source))
     return 0
 
 

@@ -2,8 +2,8 @@
 
 Stages: autoencoder, transformer with its text encoder, decoder polish, export, and a check of the autoencoder. Each
 saves as it goes; the same command after a kill continues where it stopped. Options override the recipe in
-conf/training/<model>.yaml, for example ``dit.recipe.num_steps=100``; ``initial=<checkpoint directory>`` (magi) keeps
-that checkpoint's autoencoder and trains its transformer on.
+conf/training/<model>.yaml, for example ``dit.recipe.num_steps=100``; ``initial=<checkpoint directory>`` keeps that
+checkpoint's autoencoder and trains its transformer on.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
 def train_magi(recipe: dict) -> None:
     """All stages of the embedded MAGI-1."""
     from experiments.training.export import export_magi
-    from experiments.training.initial import start_from
+    from experiments.training.initial import start_from_magi
     from experiments.training.magi_dit import train_dit
     from experiments.training.magi_vae import MagiAutoencoder
     from flowcache.models.magi.config import DitConfig
@@ -54,13 +54,14 @@ def train_magi(recipe: dict) -> None:
     vae = VaeConfig(**recipe["vae"]["config"])
     transformer = partial(train_dit, vae, DitConfig(**recipe["dit"]["config"]), recipe["dit"]["t5"])
     if recipe["initial"] is not None:
-        start_from(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
+        start_from_magi(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
     train(recipe, partial(MagiAutoencoder, vae), transformer, export_magi, recipe["initial"] is None)
 
 
 def train_skyreels(recipe: dict) -> None:
     """All stages of the embedded SkyReels-V2."""
     from experiments.training.export import export_skyreels
+    from experiments.training.initial import start_from_skyreels
     from experiments.training.skyreels_dit import train_transformer
     from experiments.training.skyreels_vae import WanAutoencoder
     from flowcache.models.skyreels.config import Sampling
@@ -68,7 +69,9 @@ def train_skyreels(recipe: dict) -> None:
     vae, dit = recipe["vae"]["config"], recipe["dit"]
     sampling = Sampling(**recipe["sampling"])
     transformer = partial(train_transformer, vae, dit["transformer"], dit["text"], sampling)
-    train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels)
+    if recipe["initial"] is not None:
+        start_from_skyreels(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
+    train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels, recipe["initial"] is None)
 
 
 def train(

@@ -15,7 +15,7 @@ from baselines.vanilla import VanillaConfig
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput, explain
-from experiments.job import Job, make_job
+from experiments.job import Job, make_job, refuse_random_weights
 from flowcache.method import MethodConfig
 from flowcache.sampler import sample
 from flowcache.trace import Trace
@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> int:
         overrides = [a for a in arguments if not a.startswith("share=")]
         check_overrides(overrides)
         job = make_job(compose_config(overrides))
+        refuse_random_weights(job, "a threshold means")
         if not hasattr(job.method, "threshold"):
             raise BadInput(f"method {job.method_name} has no threshold to tune")
         threshold, left = tune(job, float(shares[0]))

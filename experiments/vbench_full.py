@@ -10,11 +10,9 @@ the scores are then named partial.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,12 +32,14 @@ from eval.vbench.totals import totals
 from experiments.ablations import finished
 from experiments.collect import video_frame
 from experiments.errors import BadInput
-from experiments.job import Job
-from experiments.records import Record, RecordStore
-from experiments.results import provenance, save_table, table_lines
+from experiments.job import Job, refuse_random_weights
+from experiments.records import Record, store_of
+from experiments.results import Column, Table, provenance, save_table
 from experiments.runner import Runner
-from experiments.sweep import jobs_of
+from experiments.sweep import Countdown, jobs_of
 from experiments.workers import run_jobs
+
+_ENDS = ("", "_ci95", "_n", "_wanted")  # of the columns of a method
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def entrants(arguments: list[str]) -> tuple[list[Entrant], dict[str, Any]]:
     with atomic_path(listed) as temporary:
         temporary.write_text("\n".join(prompts) + "\n", encoding="utf-8")
     jobs, experiment = jobs_of("vbench_full", [f"prompts='{listed}'", *arguments])
+    refuse_random_weights(jobs[0], "VBench says")
     seeds = experiment["seeds"]
     if not isinstance(seeds, int) or not 1 <= seeds <= VIDEOS_PER_PROMPT:
         raise BadInput(f"seeds={seeds!r} must be a whole number from 1 to {VIDEOS_PER_PROMPT}")
@@ -96,14 +97,13 @@ def make_videos(entered: list[Entrant]) -> None:
         f"videos ({each} a method), {missing} to make",
         flush=True,
     )
-    videos = itertools.count(1)
-    run_jobs(jobs, prompts, lambda text: print(f"{next(videos)} of {missing}  {text}", flush=True))
+    run_jobs(jobs, prompts, Countdown(missing))
 
 
 def score_entrant(entrant: Entrant) -> Scores:
     """Score a method's videos in what was not scored yet, saving after every dimension."""
     job, records, path = entrant.jobs[0], entrant.records(), entrant.scores_path()
-    store = RecordStore(job.output_dir)
+    store = store_of(job)
     videos = {name: store.preview_path(record.key) for name, record in records.items()}
     scores = Scores(results={} if job.force else _saved(path))
     for name in [name for name in NAMES if name not in scores.results]:
@@ -147,49 +147,42 @@ def _save(path: Path, entrant: Entrant, scores: Scores) -> None:
 
 
 def score_frame(scored: dict[str, Scores]) -> pd.DataFrame:
-    """One row a method and dimension: mean, half-width of the 95 % interval over prompts, videos, and those wanted."""
-    rows = []
+    """One row a dimension, then Quality, Semantic and Total; by method the score, the half-width of its 95 % interval
+    over prompts, its videos, and those wanted."""
+    rows = [{"score": name} for name in (*NAMES, "Quality", "Semantic", "Total")]
+    by_name = {row["score"]: row for row in rows}
     for method, scores in scored.items():
         for name, result in scores.results.items():
             by_prompt = defaultdict(list)
             for video, value in result.per_video.items():
                 by_prompt[video.rpartition("-")[0]].append(value)
             _, half_width = mean_and_interval([float(np.mean(values)) for values in by_prompt.values()])
-            rows.append((method, name, result.mean, half_width, len(result.per_video), result.num_expected))
-    return pd.DataFrame(rows, columns=["method", "dimension", "mean", "ci95", "n", "n_wanted"])
+            values = (result.mean, half_width, len(result.per_video), result.num_expected)
+            by_name[name] |= dict(zip((f"{method}{end}" for end in _ENDS), values, strict=True))
+        combined = totals(scores.means, missing_scores=scores.missing_scores, partial=True)
+        for name, value in zip(("Quality", "Semantic", "Total"), astuple(combined)[:3], strict=True):
+            by_name[name][method] = value
+    return pd.DataFrame(rows)
 
 
-def markdown(scored: dict[str, Scores], title: str, source: str) -> str:
-    """Dimensions down, methods across; then Quality, Semantic and Total, and why dimensions have no score."""
-    frame = score_frame(scored).set_index(["dimension", "method"])
-    rows = []
-    for name in NAMES:
-        cells = [name]
-        for method in scored:
-            row = frame.loc[(name, method)] if (name, method) in frame.index else None
-            interval = "" if row is None or pd.isna(row["ci95"]) else f" ± {row['ci95']:.4f}"
-            cells.append("n/a" if row is None else f"{row['mean']:.4f}{interval} ({row['n']:.0f})")
-        rows.append(cells)
-    combined = [totals(s.means, missing_scores=s.missing_scores, partial=True) for s in scored.values()]
-    for label, values in zip(("Quality", "Semantic", "Total"), zip(*map(_triple, combined), strict=True), strict=True):
-        rows.append([label, *values])
-    names = dict(zip(scored, (total.name for total in combined), strict=True))
-    partial = [f"{method}: {name}" for method, name in names.items() if name != "Total"]
+def table(scored: dict[str, Scores], title: str, source: str) -> Table:
+    """Dimensions down, methods across; what is partial, and why dimensions have no score."""
+    named = {
+        method: totals(scores.means, missing_scores=scores.missing_scores, partial=True).name
+        for method, scores in scored.items()
+    }
+    partial = "; ".join(f"{method}: {name}" for method, name in named.items() if name != "Total")
     reasons = dict.fromkeys(f"{name}: {why}" for scores in scored.values() for name, why in scores.not_run.items())
-    lines = [
-        f"**{title}** Measured here ({source}; {environment.package()}, videos as mp4, crf 18). Raw means of the "
-        "package ± half-width of the 95 % interval over prompts (videos); Quality, Semantic and Total normalised as on "
-        "the leaderboard. temporal_flickering is without the protocol's filter for videos that stand still.",
-        *(["", "Not comparable with published totals: " + "; ".join(partial) + "."] if partial else []),
-        "",
-        *table_lines(["", *scored], rows),
-        *(["", *(f"- {reason}" for reason in reasons)] if reasons else []),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _triple(combined: Any) -> Iterable[str]:
-    return ["n/a" if value is None else f"{value:.4f}" for value in astuple(combined)[:3]]
+    columns = [Column(m, m, "{:.4f}", f"± {{{m}_ci95:.4f}}", f"n {{{m}_n:.0f}}", missing="n/a") for m in scored]
+    return Table(
+        f"{title}.",
+        f"Measured here ({source}; {environment.package()}, videos as mp4, crf 18). Raw means of the package ± "
+        "half-width of the 95 % interval over prompts, and how many videos; Quality, Semantic and Total normalised as "
+        "on the leaderboard. temporal_flickering is without the protocol's filter for videos that stand still.",
+        (Column("score", "score"), *columns),
+        score_frame(scored).astype(dict.fromkeys(scored, float)),
+        (*([f"Not comparable with published totals: {partial}"] if partial else []), *reasons),
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -206,7 +199,7 @@ def main(arguments: list[str]) -> int:
     job = entered[0].jobs[0]
     source = provenance(video_frame(record for entrant in entered for record in entrant.records().values()))
     stem = f"{job.model_name}_{job.setting_name}_vbench"
-    save_table(stem, markdown(scored, experiment["title"], source), score_frame(scored))
+    save_table(stem, table(scored, experiment["title"], source))
     print(f"scores of every video are in {job.output_dir / 'vbench'}")
     return 0 if any(scores.results for scores in scored.values()) else 1
 

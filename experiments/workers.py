@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
+from experiments.errors import Failure, RunFailed
 from experiments.fork_server import start_server
 from experiments.job import Job
 from experiments.runner import Progress, Runner
@@ -20,34 +21,60 @@ _runners: list[Runner] = []  # of this worker process; they keep their model and
 def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = lambda text: None) -> None:
     """Make what is missing of every job on every prompt, all jobs of a prompt by the same worker, in their order.
 
-    ``progress`` is told of each video, by workers when their prompt is done. The first failure is raised, prompts not
-    begun are then left alone; finished records stay. The jobs must agree in ``workers`` and ``threads``.
+    The same call in other processes, on this machine or others that share its file system, shares the work: what one is
+    making the others leave alone, and wait for only when nothing else is left. ``progress`` is told of each video, by
+    workers when their prompt is done. The jobs must agree in ``workers`` and ``threads``.
+
+    Raises BadInput before any video is made, RunFailed when all that can be made are, and OSError at once.
     """
+    runners = [Runner(job) for job in jobs]
+    for runner in runners:
+        runner.queue(prompts)
+    failures: list[Failure] = []
     workers = min(jobs[0].workers, len(prompts))
     if workers <= 1:
-        runners = [Runner(job) for job in jobs]
-        for prompt in prompts:
-            for runner in runners:
-                runner.run([prompt], progress)
-        return
-    start_server()
-    with ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_start, initargs=(jobs,)) as pool:
-        shares = [pool.submit(_run_prompt, prompt) for prompt in prompts]
-        try:
-            for share in as_completed(shares):
-                for text in share.result():
-                    progress(text)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        busy = [prompt for prompt in prompts if _run_prompt(prompt, False, runners, progress, failures)]
+        for prompt in busy:
+            _run_prompt(prompt, True, runners, progress, failures)
+    else:
+        start_server()
+        with ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_start, initargs=(jobs,)) as pool:
+            busy = list(prompts)
+            for wait in (False, True):
+                shares = {pool.submit(_run_prompt_here, prompt, wait): prompt for prompt in busy}
+                busy = []
+                try:
+                    for share in as_completed(shares):
+                        is_busy, told, failed = share.result()
+                        failures += failed
+                        for text in told:
+                            progress(text)
+                        if is_busy:
+                            busy.append(shares[share])
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+    if failures:
+        raise RunFailed(failures)
+
+
+def _run_prompt(
+    prompt: str, wait: bool, runners: Sequence[Runner], progress: Progress, failures: list[Failure]
+) -> bool:
+    """Whether another process was making one of the prompt's videos."""
+    busy = False
+    for runner in runners:
+        outcome = runner.drain([prompt], progress, wait)
+        failures += outcome.failures
+        busy = busy or bool(outcome.busy)
+    return busy
 
 
 def _start(jobs: Sequence[Job]) -> None:
     _runners.extend(Runner(job) for job in jobs)
 
 
-def _run_prompt(prompt: str) -> list[str]:
+def _run_prompt_here(prompt: str, wait: bool) -> tuple[bool, list[str], list[Failure]]:
     told: list[str] = []
-    for runner in _runners:
-        runner.run([prompt], told.append)
-    return told
+    failures: list[Failure] = []
+    return _run_prompt(prompt, wait, _runners, told.append, failures), told, failures

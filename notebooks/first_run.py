@@ -92,7 +92,7 @@ vanilla = Runner(make_job(compose_config([*OPTIONS, "method=vanilla"]))).records
 document = json.loads(runner.store.record_path(record.key).read_text())
 wanted = ("prompt", "method", "seed", "status", "computed_fraction", "flops", "baseline_flops", "metrics", "caption")
 print(json.dumps({key: document[key] for key in wanted}, indent=1))
-assert document["status"] == "done"
+assert document["status"] == "finished"
 assert record.flops < vanilla.flops == record.baseline_flops
 
 # %% [markdown]

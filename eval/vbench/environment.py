@@ -5,7 +5,6 @@ installed and imported. Without the stamp, or with another one, it counts as not
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 from filelock import FileLock
 
 from eval.atomic import atomic_path
+from eval.cache import cache_folder
 from eval.errors import MetricUnavailable
 
 INSTALL_COMMAND = "python -m eval.vbench install"
@@ -29,7 +29,7 @@ Report = Callable[[str], None]
 
 def folder() -> Path:
     """$FLOWCACHE_CACHE/vbench, by default ~/.cache/flowcache/vbench."""
-    return Path(os.environ.get("FLOWCACHE_CACHE") or "~/.cache/flowcache").expanduser() / "vbench"
+    return cache_folder() / "vbench"
 
 
 def python() -> Path:

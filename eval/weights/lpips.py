@@ -10,7 +10,6 @@ import hashlib
 import http.client
 import importlib.util
 import io
-import os
 import pickle
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from eval.atomic import atomic_path
+from eval.cache import cache_folder
 from eval.errors import MetricUnavailable
 
 Net = Literal["alex", "vgg"]
@@ -81,8 +81,7 @@ def weights_path(net: Net) -> Path:
     """Where a net's file lies: alex beside this module, vgg in $FLOWCACHE_CACHE or ~/.cache/flowcache."""
     if net == "alex":
         return Path(__file__).with_name("lpips_alex.safetensors")
-    cache = os.environ.get("FLOWCACHE_CACHE") or "~/.cache/flowcache"
-    return Path(cache).expanduser() / f"lpips_{net}.safetensors"
+    return cache_folder() / f"lpips_{net}.safetensors"
 
 
 def load_weights(net: Net) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from experiments import environment
 from experiments.benchmarks.memory import PeakBytes
+from experiments.benchmarks.options import whole_number
 from experiments.errors import BadInput
 from experiments.job import Job
 from flowcache.kv_score import CompressionConfig, Unit, select_keys
@@ -55,7 +56,7 @@ class Sizes:
 def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame,chunk", runs: str = "3") -> None:
     """Print a line for every length and query granularity."""
     cases = [(Sizes(length), granularity) for length in _lengths(lengths) for granularity in _granularities(queries)]
-    num_runs = _whole_number("runs", runs)
+    num_runs = whole_number("runs", runs)
     environment.prepare(job.threads)
     place = torch.cuda.get_device_name() if job.device.startswith("cuda") else f"{job.threads} CPU thread(s)"
     print(
@@ -140,7 +141,7 @@ def _free_bytes(device: str) -> int:
 
 
 def _lengths(text: str) -> list[int]:
-    lengths = [_whole_number("lengths", part) for part in text.split(",")]
+    lengths = [whole_number("lengths", part) for part in text.split(",")]
     frames = CHUNKS * FRAMES_PER_CHUNK
     for length in lengths:
         if length % frames:
@@ -153,9 +154,3 @@ def _granularities(text: str) -> list[str]:
         if name not in get_args(Unit):
             raise BadInput(f"queries={text}: {name!r} is unknown; choose among {', '.join(get_args(Unit))}")
     return text.split(",")
-
-
-def _whole_number(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise BadInput(f"{name}={text} must be a whole number of at least 1")
-    return int(text)

@@ -11,36 +11,29 @@ from collections import defaultdict
 
 from torch.profiler import ProfilerActivity, profile
 
-from experiments import environment
+from eval.latency import Spread, sections
 from experiments.job import Job
-from flowcache.clock import SectionClock
+from experiments.runner import Runner
 from flowcache.method import ReplayConfig
 from flowcache.policy import Decision
-from flowcache.sampler import generate, sample
+from flowcache.sampler import sample
 from flowcache.schedule import Row
-from flowcache.trace import Trace
 
 OPTIONS = ()
+RUNS = 3
 
 
 def run(job: Job) -> None:
     """Sections of whole generations, seconds a row by chunks computed, and the operators that take the time."""
-    environment.prepare(job.threads)
-    model = job.load_model()
-    inputs = (model, job.prompts[0], job.num_frames, job.method, job.seed)
-    list(generate(*inputs, **job.generation_options))
-    sections = defaultdict(list)
-    for _ in range(3):
-        clock, trace, started = SectionClock(job.device), Trace(), time.perf_counter()
-        list(generate(*inputs, trace, clock, **job.generation_options))
-        sections["whole"].append(time.perf_counter() - started)
-        for name, seconds in clock.seconds().items():
-            sections[name].append(seconds)
-    print(f"{job.method_name} on {job.device}, {job.threads} thread(s), {trace.flops / 1e12:.3f} TFLOPs a video")
-    whole = statistics.median(sections["whole"])
-    for name, seconds in sorted(sections.items(), key=lambda item: -statistics.median(item[1])):
-        middle = statistics.median(seconds)
-        print(f"  {name:12s} {middle:8.3f} s  {middle / whole:6.1%}   ({min(seconds):.3f}-{max(seconds):.3f}, 3 runs)")
+    runner, prompt = Runner(job), job.prompts[0]
+    runner.check(prompt)
+    model, takes = runner.model, [runner.take(job.method, prompt) for _ in range(RUNS)]
+    tflops = takes[0].trace.flops / 1e12
+    print(f"{job.method_name} on {job.device}, {job.threads} thread(s), {tflops:.3f} TFLOPs a video")
+    whole = Spread.of([take.latency_s for take in takes])
+    for name, spread in {"whole": whole, **sections(takes)}.items():
+        share, ends = spread.median / whole.median, f"{spread.low:.3f}-{spread.high:.3f}"
+        print(f"  {name:12s} {spread.median:8.3f} s  {share:6.1%}   ({ends}, {RUNS} runs)")
     print("seconds a row by chunks computed (vanilla rows, the newest chunks computed):")
     for count, seconds in _row_seconds(job, model).items():
         low, middle, high = (1e3 * q for q in statistics.quantiles(seconds, n=4))

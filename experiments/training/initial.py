@@ -7,17 +7,19 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5Config
 
 from eval.atomic import atomic_path
 from experiments.training.captions import build_tokenizer
 from experiments.training.magi_dit import TextAndDit
+from experiments.training.skyreels_dit import TextAndTransformer
+from experiments.training.skyreels_vae import WanAutoencoder
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 
 
-def start_from(checkpoint: Path, recipe: dict, directory: Path) -> None:
+def start_from_magi(checkpoint: Path, recipe: dict, directory: Path) -> None:
     """Put the weights of a checkpoint that ``export_magi`` wrote into ``directory``, where the stages look for theirs.
 
     Does nothing where a transformer is being trained already. Raises FileNotFoundError for a file that is not there and
@@ -25,7 +27,6 @@ def start_from(checkpoint: Path, recipe: dict, directory: Path) -> None:
     """
     if (directory / "dit.pt").exists():
         return
-    directory.mkdir(parents=True, exist_ok=True)
     vae = MagiVae(VaeConfig(**recipe["vae"]["config"]))
     vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
     model = TextAndDit(
@@ -44,7 +45,27 @@ def start_from(checkpoint: Path, recipe: dict, directory: Path) -> None:
     missing, unexpected = model.t5.load_state_dict(text | {"shared.weight": table}, strict=False)
     if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
         raise RuntimeError(f"{checkpoint / 't5'} does not fit the recipe's T5: {[*missing, *unexpected]}")
-    for name, weights in (("vae", vae), ("decoder", vae), ("dit", model), ("teacher", model)):
+    _put(directory, vae=vae, decoder=vae, dit=model, teacher=model)
+
+
+def start_from_skyreels(checkpoint: Path, recipe: dict, directory: Path) -> None:
+    """The same of a checkpoint that ``export_skyreels`` wrote."""
+    if (directory / "dit.pt").exists():
+        return
+    vae = WanAutoencoder(**recipe["vae"]["config"])
+    vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
+    model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
+    model.transformer.load_state_dict(_floats(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"))
+    text = _floats(checkpoint / "text_encoder" / "model.safetensors")
+    missing, unexpected = model.text_encoder.load_state_dict(text, strict=False)
+    if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
+        raise RuntimeError(f"{checkpoint / 'text_encoder'} does not fit the recipe's: {[*missing, *unexpected]}")
+    _put(directory, vae=vae, decoder=vae, dit=model)
+
+
+def _put(directory: Path, **stages: nn.Module) -> None:
+    """Weights alone, as the start of stages."""
+    for name, weights in stages.items():
         with atomic_path(directory / f"{name}.pt") as temporary:
             torch.save({"model": weights.state_dict()}, temporary)
 

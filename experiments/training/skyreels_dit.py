@@ -73,15 +73,19 @@ def standardised(latents: Tensor, directory: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class States:
-    """Of some states of a window, each float32 [states, chunks]: noise levels, timesteps, and 1 where denoised."""
+    """Of some states of a window, each float32 [states, chunks]: noise levels, timesteps, and 1 where denoised.
+
+    The first ``num_opening`` are those in which a video's first chunk is denoised, which decides what is to be seen.
+    """
 
     levels: Tensor
     times: Tensor
     denoised: Tensor
+    num_opening: int
 
 
 def visited_states(sampling: Sampling) -> States:
-    """Every row of a first window and of one that begins with the end of the one before."""
+    """Every row of a first window, and of one that begins with the end of the one before."""
     levels, times = noise_levels(sampling.num_steps, sampling.shift)
     level_of = torch.cat([levels, torch.ones(1)])  # of the steps, then of clean chunks, and last of waiting ones
     time_of = torch.tensor([*times, CLEAN, WAITING], dtype=torch.float32)
@@ -93,7 +97,7 @@ def visited_states(sampling: Sampling) -> States:
         level, time = level_of[step], time_of[step]
         level[:, :given], time[:, :given] = sampling.addnoise_condition / 1000, sampling.addnoise_condition
         parts.append((level, time, ((step >= 0) & (step < sampling.num_steps)).float()))
-    return States(*(torch.cat(same) for same in zip(*parts, strict=True)))
+    return States(*(torch.cat(same) for same in zip(*parts, strict=True)), num_opening=sampling.num_steps)
 
 
 class Windows:
@@ -113,12 +117,13 @@ class Windows:
         self.states = visited_states(sampling)
         self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer(recipe["caption_length"])
+        self.weights = [recipe["motion_weights"].get(scene.motion, 1.0) for scene in scenes]
 
     def losses(self) -> dict[bool, Tensor]:
         """Mean squared error of the velocity over the chunks that are being denoised, by whether the states are visited
         ones; each the mean over its windows."""
         kinds = list(product((False, True), (False, True))) * self.recipe["windows_of_each_kind"]
-        picks = [self.choice.randrange(len(self.scenes)) for _ in kinds]
+        picks = self.choice.choices(range(len(self.scenes)), self.weights, k=len(kinds))
         features = self.text_features([self.scenes[pick].caption for pick in picks])
         losses: dict[bool, list[Tensor]] = {False: [], True: []}
         for (visited, causal), pick, text in zip(kinds, picks, features.split(1), strict=True):
@@ -128,7 +133,8 @@ class Windows:
 
     def visited(self) -> tuple[Tensor, Tensor, Tensor]:
         """Noise levels, timesteps and what is denoised, each [chunks], in a state that the sampler visits."""
-        row = self.choice.randrange(len(self.states.levels))
+        opening = self.choice.random() < self.recipe["opening_share"]
+        row = self.choice.randrange(self.states.num_opening if opening else len(self.states.levels))
         return self.states.levels[row], self.states.times[row], self.states.denoised[row]
 
     def independent(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -103,3 +103,8 @@ class VideoModel(Protocol):
     def frames_of(self, num_chunks: int) -> int:
         """Pixel frames of a video of so many chunks, nothing given."""
         ...
+
+    @property
+    def weights_bytes(self) -> dict[str, int]:
+        """What its networks' weights take, by name."""
+        ...

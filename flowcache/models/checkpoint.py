@@ -1,11 +1,13 @@
-"""Safetensors checkpoints, whole or in shards; every mismatch is reported by name."""
+"""Safetensors checkpoints, whole or in shards; what is wrong with them is known from their headers, before loading."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,46 @@ from torch import Tensor, nn
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 FILE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
-PICKLED = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 _SHOWN_KEYS = 5
+# Names of types in headers; what is not here (such as the official fp8) this library does not run.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint is missing, damaged or of another model; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a checkpoint, as a file's header has it.
+
+    Attributes:
+        path, name: the file, and the tensor's name in it.
+    """
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
 
 
 def find_weights(directory: Path) -> dict[Path, list[str] | None]:
@@ -38,9 +73,10 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
                 shards.setdefault(directory / shard, []).append(key)
             missing = [path.name for path in shards if not path.is_file()]
             if missing:
+                packed = all((directory / f"{shard}.zst").is_file() for shard in missing)
                 raise CheckpointError(
-                    f"{directory} lacks {len(missing)} of {len(shards)} shards ({', '.join(missing[:_SHOWN_KEYS])}); "
-                    "finish the download"
+                    f"{directory} lacks {len(missing)} of {len(shards)} shards ({_shortened(missing)}); "
+                    + ("unpack them with `zstd -d *.zst`" if packed else "finish the download")
                 )
             return dict(shards)
     for name in FILE_NAMES:
@@ -53,11 +89,11 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
         if len(shards) != total:
             raise CheckpointError(f"{directory} holds {len(shards)} of {total} shards; finish the download")
         return shards
-    pickled = sorted(path.name for path in directory.glob("*") if path.suffix in PICKLED)
+    pickled = sorted(path.name for path in directory.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickled:
         raise CheckpointError(
-            f"{directory} holds pickled weights ({', '.join(pickled[:_SHOWN_KEYS])}), which can run code as they are "
-            "read and are refused; download the checkpoint's safetensors files, or convert these where you trust them"
+            f"{directory} holds pickled weights ({_shortened(pickled)}), which can run code when they are opened and "
+            "are refused; download the checkpoint's safetensors files, or convert these where you trust them"
         )
     raise CheckpointError(
         f"no weights in {directory}: expected {FILE_NAMES[0]}, {FILE_NAMES[1]} or a sharded index beside them; "
@@ -93,6 +129,67 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
+def read_headers(directory: Path, rename: Callable[[str], str] | None = None) -> dict[str, Stored]:
+    """Every tensor of a checkpoint directory by its key, ``rename``d; no weights are read.
+
+    Raises CheckpointError for files that are missing, damaged or cut short, and for tensors that an index names and
+    its shards lack.
+    """
+    stored: dict[str, Stored] = {}
+    for path, keys in find_weights(directory).items():
+        try:
+            # It compares the header with the file's length. Unlike torch, numpy has no part in it before a tensor is
+            # read: torch maps the file as if to write, which the kernel refuses for more than there is memory.
+            with safe_open(path, framework="numpy") as file:
+                held = file.keys()
+                absent = sorted(set(keys or ()) - set(held))
+                if absent:
+                    raise CheckpointError(
+                        f"{path} lacks {len(absent)} tensors that its index names ({_shortened(absent)}); "
+                        "index and shards are of different checkpoints: download both again"
+                    )
+                for name in held if keys is None else keys:
+                    header = file.get_slice(name)
+                    if header.get_dtype() not in _DTYPES:
+                        raise CheckpointError(
+                            f"{path} holds {name} as {header.get_dtype()}, which this library does not run; use the "
+                            "release in bfloat16"
+                        )
+                    tensor = Stored(path, name, tuple(header.get_shape()), _DTYPES[header.get_dtype()])
+                    stored[name if rename is None else rename(name)] = tensor
+        except (SafetensorError, OSError) as error:
+            raise damaged(path, error) from error
+    return stored
+
+
+def damaged(path: Path, error: Exception) -> CheckpointError:
+    """What is wrong with a file that is no safetensors file."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return CheckpointError(f"{path} cannot be read ({error}); change its permissions, or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        return CheckpointError(f"{path} is a Git LFS pointer and not the weights; fetch them with `git lfs pull`")
+    if start.startswith((b"PK", b"\x80")):
+        return CheckpointError(
+            f"{path} is a pickle by the name of safetensors, which is not opened; download the real file again"
+        )
+    return CheckpointError(f"{path} is damaged or cut short ({error}); download it again")
+
+
+def check_weights(module: nn.Module, directory: Path, rename: Callable[[str], str] | None = None) -> dict[str, Stored]:
+    """The headers of a checkpoint directory, which fit ``module``; CheckpointError where they do not."""
+    stored = read_headers(directory, rename)
+    problem = mismatch({key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}, stored)
+    if problem:
+        raise CheckpointError(
+            f"the weights in {directory} do not fit the configuration: {problem}. "
+            "Use the config.json that belongs to these weights"
+        )
+    return stored
+
+
 def load_weights(
     module: nn.Module,
     directory: Path,
@@ -102,43 +199,61 @@ def load_weights(
 ) -> None:
     """Load a checkpoint directory into ``module`` and move it to ``device``.
 
-    Keys and shapes must match exactly. Each tensor takes the type of the module's own parameter (the network keeps some
-    parts in float32 whatever the rest) unless ``keep_dtype`` is False, which keeps the file's. ``rename`` turns the
-    file's names into the module's. The module may be on the meta device: tensors are assigned, not copied.
+    Keys and shapes must match exactly; that is known before a weight is read. Each tensor goes to the device by itself
+    and takes the type of the module's own parameter there (the network keeps some parts in float32 whatever the rest)
+    unless ``keep_dtype`` is False, which keeps the file's: host memory holds one file's pages at most. ``rename`` turns
+    the file's names into the module's. The module may be on the meta device: tensors are assigned, not copied.
     """
-    own = module.state_dict()
+    own, stored = module.state_dict(), check_weights(module, directory, rename)
+    files: dict[Path, dict[str, str]] = {}
+    for key, tensor in stored.items():
+        files.setdefault(tensor.path, {})[key] = tensor.name
     found: dict[str, Tensor] = {}
-    for path, keys in find_weights(directory).items():
+    for path, names in files.items():
         try:
             with safe_open(path, framework="pt", device=str(device)) as file:
-                for stored in file.keys() if keys is None else keys:
-                    tensor, key = file.get_tensor(stored), stored if rename is None else rename(stored)
-                    found[key] = tensor.to(own[key].dtype) if keep_dtype and key in own else tensor
+                for key, name in names.items():  # no name for the file's tensor: it would keep its pages
+                    dtype = own[key].dtype if keep_dtype else stored[key].dtype
+                    found[key] = file.get_tensor(name).to(dtype)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged or cut short ({error}); download it again") from error
-    _compare(own, found, directory)
+            raise damaged(path, error) from error
     module.load_state_dict(found, strict=True, assign=True)
     module.to(device).eval().requires_grad_(False)
 
 
-def _compare(own: dict[str, Tensor], found: dict[str, Tensor], directory: Path) -> None:
+def weights_bytes(modules: Mapping[str, nn.Module | None]) -> dict[str, int]:
+    """What modules' weights take, by name; those that are None are left out."""
+    return {
+        name: sum(parameter.nbytes for parameter in module.parameters())
+        for name, module in modules.items()
+        if module is not None
+    }
+
+
+def mismatch(
+    expected: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored], optional: Collection[str] = ()
+) -> str | None:
+    """How a checkpoint's tensors differ from the shapes expected, in one line; None if they do not.
+
+    Keys that are ``optional`` may be missing (another name of a tensor that is there).
+    """
     problems = []
-    for title, keys in (("missing", own.keys() - found.keys()), ("unexpected", found.keys() - own.keys())):
+    missing = expected.keys() - stored.keys() - set(optional)
+    for title, keys in (("missing", missing), ("unexpected", stored.keys() - expected.keys())):
         if keys:
-            shown = ", ".join(sorted(keys)[:_SHOWN_KEYS]) + (", ..." if len(keys) > _SHOWN_KEYS else "")
-            problems.append(f"{len(keys)} {title} keys ({shown})")
-    wrong = [key for key in sorted(own.keys() & found.keys()) if own[key].shape != found[key].shape]
+            problems.append(f"{len(keys)} {title} keys ({_shortened(sorted(keys))})")
+    wrong = [key for key in sorted(expected.keys() & stored.keys()) if expected[key] != stored[key].shape]
     if wrong:
         first = wrong[0]
         problems.append(
-            f"{len(wrong)} wrong shapes (first {first}: expected {list(own[first].shape)}, "
-            f"found {list(found[first].shape)})"
+            f"{len(wrong)} wrong shapes (first {first}: expected {list(expected[first])}, "
+            f"found {list(stored[first].shape)})"
         )
-    if problems:
-        raise CheckpointError(
-            f"the weights in {directory} do not fit the configuration: {'; '.join(problems)}. "
-            "Use the config.json that belongs to these weights"
-        )
+    return "; ".join(problems) or None
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN_KEYS]) + (", ..." if len(names) > _SHOWN_KEYS else "")
 
 
 @contextmanager
@@ -188,7 +303,7 @@ def load_text_encoder(
         ) from error
     wrong = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if wrong:
-        shown = ", ".join(sorted(wrong)[:_SHOWN_KEYS])
+        shown = _shortened(sorted(wrong))
         raise CheckpointError(
             f"the weights in {encoder} do not fit {name}: {len(wrong)} are missing or of another shape ({shown}); "
             "download them again, with the config.json that belongs to them"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel
 
 from experiments.job import ROOT
 
@@ -124,6 +125,15 @@ def tokenizer_with_code(directory: Path) -> None:
     written(f"{T5}/own.py", code.encode())(directory)
 
 
+def narrow_encoder(directory: Path) -> None:
+    """A T5 of its own, whole, whose captions have 16 channels."""
+    vocabulary = json.loads((directory / T5 / "config.json").read_text())["vocab_size"]
+    config = T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=vocabulary)
+    for name in ("config.json", "model.safetensors"):
+        removed(f"{T5}/{name}")(directory)
+    T5EncoderModel(config).save_pretrained(directory / T5)
+
+
 # By name: what is broken, and what the message says of it.
 BROKEN: dict[str, tuple[Break, str]] = {
     "no config": (removed("config.json"), "no MAGI-1 configuration at .*; copy the official JSON"),
@@ -154,7 +164,7 @@ BROKEN: dict[str, tuple[Break, str]] = {
         trapped("inference_weight.distill/pytorch_model.bin", DIT),
         r"pickled weights \(pytorch_model\.bin\), which can run code .*are refused; download .*safetensors",
     ),
-    "pickle named safetensors": (trapped(DIT, DIT), "damaged or cut short"),
+    "pickle named safetensors": (trapped(DIT, DIT), "a pickle by the name of safetensors, which is not opened"),
     "download is unfinished": (sharded("a.safetensors", "b.safetensors"), "lacks 2 of 2 shards .*finish the download"),
     "index leads elsewhere": (sharded("../../other.safetensors"), "shards are safetensors files beside it"),
     "index is cut": (
@@ -181,8 +191,9 @@ BROKEN: dict[str, tuple[Break, str]] = {
     "no tokenizer": (removed(f"{T5}/tokenizer.json"), r"its tokenizer \(no tokenizer\.json or spiece\.model in"),
     "captions of another width": (
         edited("config.json", "model_config", caption_channels=32),
-        "gives captions 64 channels, and the transformer takes 32",
+        "do not fit the configuration: .*wrong shapes .*Use the config.json",
     ),
+    "text encoder of another width": (narrow_encoder, "gives captions 16 channels, and the transformer takes 64"),
     "no special tokens": (removed("special_tokens.safetensors"), "no special tokens at"),
     "special tokens are cut": (cut("special_tokens.safetensors", 200), "does not hold MAGI-1's special tokens"),
     "special tokens of another width": (

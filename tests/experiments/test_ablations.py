@@ -1,10 +1,12 @@
 """Tables and figures of ablations and long videos come from records alone."""
 
+import pandas as pd
 import pytest
 
 from experiments import long_video
-from experiments.ablations import draw, main, markdown, settings_frame
+from experiments.ablations import draw, main, settings_frame, table
 from experiments.errors import BadInput
+from experiments.results import markdown
 from experiments.runner import Runner
 
 
@@ -21,7 +23,7 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     assert told_by == ["method", "threshold"]
     assert list(frame["n"]) == [2, 2, 2]
     assert frame["flops_share"].iloc[1] == 1 > frame["flops_share"].iloc[2]
-    lines = markdown(frame, told_by, "Threshold", "here").splitlines()
+    lines = markdown(table(frame, told_by, "Threshold", "here")).splitlines()
     assert lines[2].startswith("| method | threshold | n | compute left | PSNR dB | identical |")
     assert [line.split(" | ")[:3] for line in lines[4:]] == [
         ["| vanilla", "-", "2"],
@@ -29,7 +31,7 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
         ["| flowcache_fast", "0.3", "2"],
     ]
     assert " ± " in lines[6]
-    assert "| 2 | 1.000 | - | 2 |" in lines[5]
+    assert "| 2 | 1.000 ± 0.000 | - | 2 |" in lines[5]
     figure = draw(frame, "threshold", ["method"], "Threshold")
     assert [len(panel.lines[0].get_xdata()) for panel in figure.axes] == [1, 1]  # the identical one has no PSNR
 
@@ -59,6 +61,35 @@ def test_a_long_video_is_told_chunk_by_chunk(small_job):
     assert (vanilla["psnr"] == 60).all()
     assert compressed["kv_mib"].max() < vanilla["kv_mib"].max()
     assert (chunks["seconds"].dropna() > 0).all()
-    text = long_video.markdown(chunks, "A long video", "here")
-    assert text.count("\n| ") == 4
+    table = long_video.table(chunks, "A long video", "here")
+    assert list(table.data["setting"]) == ["vanilla", "flowcache_fast, 2 chunks"]
+    late = compressed[compressed["chunk"] > 7 - long_video.NUM_COMPARED]
+    assert table.data["kv_mib_late"].iloc[1] == pytest.approx(late["kv_mib"].mean())
+    assert table.data["seconds_early"].iloc[0] == pytest.approx(vanilla.loc[vanilla["chunk"] > 0, "seconds"].median())
     assert len(long_video.draw(chunks, "A long video").axes) == 4
+    memory = long_video.kv_frame(jobs)
+    assert memory["kv_mib"].tolist() == chunks["kv_mib"].tolist()
+    (axes,) = long_video.draw_memory(memory, "here").axes
+    assert [list(line.get_xdata()) for line in axes.lines] == [list(range(1, 9))] * 2
+
+
+def test_the_length_of_a_long_video_is_the_models():
+    jobs, _ = long_video.long_jobs(["model=skyreels"])
+    assert {job.num_frames for job in jobs} == {1777}
+    jobs, _ = long_video.long_jobs(["model=skyreels", "setting.num_frames=177"])
+    assert {job.num_frames for job in jobs} == {177}
+
+
+def test_intervals_of_long_videos_are_over_prompts():
+    chunks = pd.DataFrame(
+        [
+            {"setting": "vanilla", "prompt": prompt, "chunk": chunk, "kv_mib": level + chunk, "psnr": 60.0}
+            | {"seconds": 1.0, "caption_right": chunk % 2 == 0}
+            for prompt, level in (("a", 1.0), ("b", 3.0))
+            for chunk in range(20)
+        ]
+    )
+    (row,) = long_video.ends_frame(chunks).to_dict("records")
+    assert (row["n"], row["kv_mib_early"], row["kv_mib_late"]) == (2, 2 + 4.5, 2 + 15.5)
+    assert row["kv_mib_early_ci95"] == pytest.approx(12.706205)  # t at 1 degree of freedom, standard error 1
+    assert row["caption_right_early"] == 0.5

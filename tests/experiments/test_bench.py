@@ -7,16 +7,20 @@ import re
 import pytest
 import torch
 
+from baselines.vanilla import VanillaConfig
 from experiments import bench
 from experiments.benchmarks import kv
 from experiments.benchmarks.memory import PeakBytes
+from experiments.runner import Runner
 from flowcache.kv_score import CompressionConfig, select_keys
+from flowcache.models.magi.flops import FlopCounter
+from tests.experiments.conftest import SMALL
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a benchmark first; there are kv, row"),
+        ([], "name a benchmark first; there are flops, kv, latency, row"),
         (["rows"], "did you mean row"),
         (["row", "lengths=24"], "no key 'lengths'"),
         (["kv", "lengths"], "'lengths' is not of the form key=value"),
@@ -25,6 +29,10 @@ from flowcache.kv_score import CompressionConfig, select_keys
         (["kv", "runs=0"], "runs=0 must be a whole number of at least 1"),
         (["kv", "queries=layer"], "'layer' is unknown; choose among token, frame, chunk"),
         (["kv", "threads=0"], "at least 1"),
+        (["latency", "latency_repeats=0"], "latency_repeats=0 must be a whole number of at least 1"),
+        (["latency", "setting.num_steps=62"], "choose a multiple of 4"),
+        (["flops", "setting.num_frames=50"], "try num_frames=48"),
+        (["flops", "latency_repeats=2"], "no key 'latency_repeats'"),
     ],
 )
 def test_bad_requests_exit_2_with_one_line(arguments, message, capsys):
@@ -63,3 +71,49 @@ def test_kv_says_what_the_whole_matrix_would_need_where_it_does_not_fit(capsys, 
     monkeypatch.setattr(kv, "_free_bytes", lambda device: 2**20)
     assert bench.main(["kv", "lengths=240", "queries=token", "runs=1", "threads=1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1].endswith("not run: needs 0.0 GiB of 0.0 free")
+
+
+REUSING = [*SMALL, "method.threshold=0.5", "method.warmup_steps=1", "method.kv_budget=1 chunk"]
+
+
+def test_latency_compares_with_vanilla_in_turn(capsys, monkeypatch):
+    order, take = [], Runner.take
+    monkeypatch.setattr(Runner, "take", lambda self, method, prompt: order.append(method) or take(self, method, prompt))
+    assert bench.main(["latency", "latency_repeats=2", *REUSING]) == 0
+    method = order[1]
+    assert order == [VanillaConfig(), method] * 3  # the last turn is for the memory alone
+    printed = capsys.readouterr().out
+    for title in ("whole", "  text", "  transformer", "  policy", "  scheduler", "  vae", "  other"):
+        assert re.search(rf"^{title} .*\d \([\d.]+-[\d.]+\) .*%", printed, re.MULTILINE), title
+    rows = {line[:22].strip(): line[22:].split() for line in printed.splitlines()}
+    assert rows["policy"][-1] != "0.0%"
+    peaks = [float(word) for word in rows["peak of tensors, GiB"] if word != "without" and word != "weights"]
+    assert len(peaks) == 2
+    assert min(peaks) > 0
+    flops = [float(flops) for flops in rows["executed TFLOPs"]]
+    assert flops[1] < flops[0]
+    ratio = re.search(r"speed-up ([\d.]+)x \(95 % .*, 2 pairs\), FLOP ratio ([\d.]+)x, efficiency ([\d.]+)", printed)
+    gain, flop_ratio, efficiency = map(float, ratio.groups())
+    assert flop_ratio == pytest.approx(flops[0] / flops[1], rel=2e-3)
+    assert efficiency == pytest.approx(gain / flop_ratio, rel=2e-3)
+
+
+def test_latency_of_vanilla_alone_claims_no_speedup(capsys):
+    assert bench.main(["latency", "latency_repeats=1", "method=vanilla", *SMALL]) == 0
+    assert "speed-up" not in capsys.readouterr().out
+
+
+def test_flops_of_a_run_are_those_of_its_trace(capsys):
+    assert bench.main(["flops", *REUSING]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"equal to what ran in each of 10 rows", printed)
+    assert re.search(r"by kind +caption [\d.]+, denoise [\d.]+, near-clean [\d.]+, refresh", printed)
+    sections = {line.split()[0]: [float(word) for word in line.split()[1:3]] for line in printed.splitlines()[2:8]}
+    assert all(sections[name][0] > 0 for name in ("text", "transformer", "policy", "vae"))
+    assert sections["transformer"][0] > sections["transformer"][1] > 0
+
+
+def test_flops_that_differ_fail(capsys, monkeypatch):
+    monkeypatch.setattr(FlopCounter, "_condition", lambda self: 0)
+    assert bench.main(["flops", *SMALL, "method=vanilla"]) == 1
+    assert "bench: in row 0 the transformer executed" in capsys.readouterr().err

@@ -53,11 +53,16 @@ def _options(jobs):
     return set().union(*(flat({**job.settings, **asdict(job.method)}) for job in jobs))
 
 
-def test_the_paper_setting_asks_for_prompts_and_weights():
-    with pytest.raises(BadInput, match="prompts=<file"):
-        make_job(compose_config(["setting=paper"]))
+@pytest.mark.parametrize("model", ["magi", "skyreels"])
+def test_the_paper_setting_asks_for_weights_and_nothing_else(model, tmp_path):
+    overrides = [f"model={model}", "setting=paper", "method=vanilla"]
     with pytest.raises(BadInput, match="checkpoint=<directory>"):
-        make_job(compose_config(["setting=paper", "prompts=a cat"]))
+        make_job(compose_config(overrides))
+    job = make_job(compose_config([*overrides, f"checkpoint={tmp_path}"]))
+    assert (job.checkpoint, len(job.prompts)) == (tmp_path, 8)
+    if model == "magi":  # the paper's chunks see all earlier ones, whatever the checkpoint's configuration says
+        ranges = {"noise2clean_kvrange": [], "clean_chunk_kvrange": -1}
+        assert ranges.items() <= job.generation_options.items()
 
 
 def test_published_thresholds_of_flowcache():
@@ -104,7 +109,9 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
         (["device=tpu"], "choose auto, cpu, cuda, or meta"),
         (["device=xla"], "choose auto, cpu, cuda, or meta"),
         (["device=meta"], "device=meta is the dry run of run.py alone"),
-        (["replay=trace.parquet"], "replay=<trace> is for the dry run"),
+        (["replay=trace.parquet"], "replay=.*trace.parquet is not a trace of a run"),
+        (["weights=randm"], "did you mean random"),
+        (["weights=random"], "decides by embedded_latent distances, which random weights make meaningless; give the"),
         (["setting.num_frames=-3"], "whole number"),
     ],
 )

@@ -46,7 +46,7 @@ def folder(job: Job) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(job: Job) -> pd.DataFrame:
-    return main_table(collect(job), job.model_name, job.setting_name)
+    return main_table(collect(job), job)
 
 
 def table_of(folder: Path, name: str) -> dict[str, dict[str, str]]:

@@ -11,20 +11,19 @@ from baselines.vanilla import VanillaConfig
 from eval.video_io import read_lossless
 from experiments.cli import config_files
 from experiments.collect import collect
-from experiments.errors import BadInput
-from experiments.figures import at_equal_compute, draw_frames, reuse_points, reuse_videos
+from experiments.errors import BadInput, RunFailed
 from experiments.records import RecordStore, new_record
-from experiments.reported import read_reported
+from experiments.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.runner import Runner
 from experiments.summary import summarise
-from experiments.tables import main_table, markdown
+from experiments.tables import main_table
 
 
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
 def test_every_method_runs_end_to_end(name, small_job):
     job = small_job(f"method={name}", "num_prompts=1")
     (record,) = Runner(job).run()
-    assert record.status == "done"
+    assert record.status == "finished"
     assert record.latency_s > 0
     assert record.flops > 0
     frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
@@ -90,7 +89,7 @@ def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, 
 
     def die_on_the_second(self, record):
         calls.append(record)
-        if len(calls) == 2:
+        if len(calls) == 4:  # each is saved when it is begun and when it is finished
             raise KeyboardInterrupt
         return original(self, record)
 
@@ -98,9 +97,9 @@ def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, 
     with pytest.raises(KeyboardInterrupt):
         Runner(job).run()
     monkeypatch.undo()
-    assert len(list(store.all())) == 1
+    assert sorted(record.status for record in store.all()) == ["finished", "running"]
     records = Runner(job).run()
-    assert [record.status for record in records] == ["done", "done"]
+    assert [record.status for record in records] == ["finished", "finished"]
 
 
 def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
@@ -112,19 +111,35 @@ def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
     monkeypatch.setattr("experiments.runner.write_mp4", full)
     with pytest.raises(OSError, match="No space left"):
         Runner(job).run()
-    assert list(RecordStore(job.output_dir).all()) == []
+    assert {record.status for record in RecordStore(job.output_dir).all()} == {"running"}
+    assert Runner(job).records(job.prompts) == [None]
 
 
 def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, monkeypatch):
     job = small_job("method=vanilla", "num_prompts=1")
-    monkeypatch.setattr("experiments.runner.generate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken")))
-    with pytest.raises(RuntimeError, match="broken"):
+    monkeypatch.setattr("eval.latency.generate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RunFailed, match="RuntimeError: broken"):
         Runner(job).run()
     (record,) = RecordStore(job.output_dir).all()
     assert (record.status, record.error) == ("failed", "RuntimeError: broken")
     monkeypatch.undo()
     (record,) = Runner(job).run()
-    assert record.status == "done"
+    assert record.status == "finished"
+
+
+def test_one_failure_does_not_stop_the_others(small_job, monkeypatch):
+    job, make = small_job("method=vanilla"), Runner.make
+
+    def fail_on_the_first(self, record, *rest):
+        if record.prompt == job.prompts[0]:
+            raise RuntimeError("broken")
+        return make(self, record, *rest)
+
+    monkeypatch.setattr(Runner, "make", fail_on_the_first)
+    with pytest.raises(RunFailed, match="1 of the videos") as caught:
+        Runner(job).run()
+    assert str(caught.value.__cause__) == "broken"
+    assert [record is None for record in Runner(job).records(job.prompts)] == [True, False]
 
 
 def test_a_damaged_record_counts_as_none(small_job):
@@ -142,6 +157,7 @@ def test_records_are_json_with_units_and_environment(small_job):
     document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text())
     assert document["metrics"]["psnr"] == "inf"
     assert document["environment"]["threads"] == 1
+    assert document["peak_memory_gib"] is None  # of a GPU
     assert document["environment"]["packages"]["torch"].startswith("2.13.0")
     assert {"text", "transformer", "policy", "scheduler", "vae"} <= set(document["sections_s"])
 
@@ -162,13 +178,9 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
     )
 
     frame = collect(job)
-    table = main_table(frame, "magi", "embedded")
+    table = main_table(frame, job)
     assert list(table.index) == ["vanilla", "flowcache_fast"]
     assert list(table["n"]) == [2, 2]  # the row at threshold 0.5 is not the method's own
-    text = markdown(table, *read_reported("magi"), "somewhere")
-    assert "**Measured** here (somewhere)" in text
-    assert "**Reported**: FlowCache (arXiv 2602.10825), Table 1: MAGI-1" in text
-    assert "| flowcache_fast | 140 | 0.458 | 2.38x | 1209 |" in text
     points = reuse_points(reuse_videos(frame))
     assert len(points) == 2
     assert points["compute_left"].is_monotonic_increasing
@@ -203,13 +215,3 @@ def test_records_of_other_settings_do_not_enter_a_table(small_job):
     Runner(small_job("method=vanilla", "num_prompts=1")).run()
     with pytest.raises(BadInput, match="no finished records"):
         collect(small_job("setting.num_steps=12"))
-
-
-def test_frames_are_drawn_for_the_methods_that_have_a_video(small_job):
-    jobs = [small_job(f"method={name}", "num_prompts=1") for name in ("vanilla", "flowcache_fast", "every_k")]
-    for job in jobs[:2]:
-        Runner(job).run()
-    prompt = jobs[0].prompts[0]
-    labels = [axes.get_ylabel().split("\n")[0] for axes in draw_frames(jobs, prompt).axes]
-    assert labels == ["vanilla", "flowcache_fast"]
-    assert draw_frames(jobs[2:], prompt) is None

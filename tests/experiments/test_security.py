@@ -91,7 +91,7 @@ def test_prompts_name_no_files(tmp_path):
         store = RecordStore(job.output_dir)
         for prompt in job.prompts:
             key = new_record(job, job.method_name, job.method, prompt).key
-            assert re.fullmatch("[0-9a-f]+", key)
+            assert re.fullmatch("[0-9a-f]{16}-[0-9a-f]{16}", key)
             for path in (store.video_path(key), store.preview_path(key), store.trace_path(key), store.record_path(key)):
                 assert path.resolve().is_relative_to(job.output_dir.resolve())
 
@@ -111,6 +111,7 @@ def test_the_report_escapes_what_a_prompt_says(small_job, tmp_path):
 def test_foreign_records_count_as_none(small_job, damage):
     job = small_job("method=vanilla", "num_prompts=1")
     store, record = RecordStore(job.output_dir), new_record(job, job.method_name, job.method, job.prompts[0])
+    record.status = "finished"
     document = asdict(record)
     content = {
         "binary": b"\xff\xfe\0\1",
@@ -121,8 +122,8 @@ def test_foreign_records_count_as_none(small_job, damage):
     }[damage]
     path = store.record_path(record.key)
     path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(document))
+    assert store.find(record.key) == record  # nothing but what follows is wrong with it
     path.write_bytes(content)
-    store.video_path(record.key).parent.mkdir(parents=True, exist_ok=True)
-    store.video_path(record.key).touch()
     assert store.find(record.key) is None
     assert list(store.all()) == []

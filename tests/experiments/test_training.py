@@ -140,7 +140,7 @@ def test_learning_rate_warms_up_and_ends_at_zero():
 
 
 TINY = """
-num_processes=1 vae.recipe.phases=[{num_steps:2,num_frames:12,clips_per_process:1}]
+num_processes=1 vae.recipe.phases=[{"num_steps":2,"num_frames":12,"clips_per_process":1}]
 vae.config.embed_dim=64 vae.config.depth=1
 dit.recipe.num_steps=2 dit.recipe.num_clips=2 dit.recipe.batch_independent=1 dit.recipe.batch_staggered=1
 dit.config.num_layers=1 dit.config.hidden_size=64 dit.config.num_attention_heads=2 dit.config.kv_channels=32

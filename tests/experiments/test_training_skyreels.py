@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from baselines.vanilla import VanillaConfig
 from eval.scenes import held_out_scenes
@@ -27,6 +28,8 @@ RECIPE = {
     "shift_independent": 3.0,
     "history_noise": 0.0,
     "caption_dropout": 0.0,
+    "opening_share": 0.0,
+    "motion_weights": {},
 }
 
 
@@ -78,6 +81,27 @@ def test_visited_states_are_those_of_the_sampler(given):
         assert not any(level[chunk] for chunk in range(given, row.chunks[0]))
         assert all(level[chunk] == 1 for chunk in range(row.chunks[-1] + 1, 3))
         assert all(level[chunk] == pytest.approx(0.02) for chunk in range(given))
+
+
+def test_openings_are_the_states_in_which_the_first_chunk_is_denoised():
+    states = visited_states(SAMPLING)
+    first = states.denoised[:, 0] == 1
+    assert first[: states.num_opening].all()
+    assert not first[states.num_opening :].any()
+    always = windows(opening_share=1.0)
+    assert all(always.visited()[2][0] == 1 for _ in range(50))
+
+
+def test_a_motion_of_weight_nought_is_not_drawn():
+    batch = windows()
+    motions = {scene.motion for scene in batch.scenes}
+    chosen, *others = sorted(motions)
+    assert others
+    batch.weights = windows(motion_weights=dict.fromkeys(others, 0.0)).weights
+    seen = []
+    batch.text_features = lambda captions: seen.extend(captions) or windows().text_features(captions)
+    batch.losses()
+    assert set(seen) <= {scene.caption for scene in batch.scenes if scene.motion == chosen}
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -140,7 +164,7 @@ def test_captions_reach_training_as_they_reach_generation():
 
 TINY = """
 num_processes=1 vae.config.base_dim=2 vae.check_frames=49
-vae.recipe.phases=[{num_steps:1,num_frames:1,clips_per_process:2},{num_steps:1,num_frames:5,clips_per_process:1}]
+vae.recipe.phases=[{"num_steps":1,"num_frames":1,"clips_per_process":2},{"num_steps":1,"num_frames":5,"clips_per_process":1}]
 dit.recipe.num_steps=2 dit.recipe.num_clips=2 dit.transformer.num_layers=1 dit.transformer.num_attention_heads=2
 dit.transformer.ffn_dim=64 decoder.recipe.num_steps=1 decoder.recipe.num_frames=13
 sampling.base_num_frames=37 sampling.num_steps=2 sampling.ar_step=1
@@ -176,3 +200,11 @@ def test_every_stage_runs_and_the_export_loads_and_generates(tmp_path):
     before = (run / "dit.pt").read_bytes()
     assert main(arguments) == 0
     assert (run / "dit.pt").read_bytes() == before
+
+    # After no step at all, training that goes on from a checkpoint leaves the same one.
+    again = [f"directory={tmp_path / 'again'}", f"destination={tmp_path / 'same'}", f"initial={weights}"]
+    assert main(["model=skyreels", *again, *TINY.split(), "dit.recipe.num_steps=0", "dit.recipe.seed=7"]) == 0
+    for path in weights.rglob("*.safetensors"):
+        before, after = load_file(path), load_file(tmp_path / "same" / path.relative_to(weights))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[key], after[key]) for key in before)

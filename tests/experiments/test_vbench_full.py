@@ -59,7 +59,7 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     assert "amt-s.pth" not in content["not_run"]["motion_smoothness"]  # its prompt has no video: that is why
     assert "tag2text_swin_14m.pth" in content["not_run"]["scene"]
     (table,) = (tmp_path / "tables").glob("*.md")
-    assert "| temporal_flickering | 0.1500 (2) | 0.1500 (2) |" in table.read_text()
+    assert "| temporal_flickering | 0.1500 (n 2) | 0.1500 (n 2) |" in table.read_text()
     assert "vanilla: Total (partial: 2 of 16 dimensions, 6 video scores missing)" in table.read_text()
 
     provide("scene")

@@ -119,7 +119,9 @@ def small_generation(
         return torch.randn(shape, generator=random)
 
     noise = draw(1, 16, num_chunks * CHUNK_WIDTH, 4, 4)
-    captions = [dit.caption_kv(draw(1, 5 + chunk, 32)) for chunk in range(num_chunks)]
+    features, null = [draw(1, 5 + chunk, 32) for chunk in range(num_chunks)], null_caption(dit)
+    given = prefix_frames // CHUNK_WIDTH
+    captions = [null] * given + [dit.caption_kv(feature) for feature in features[given:]]
     prefix = draw(1, 16, prefix_frames, 4, 4) if prefix_frames else None
     settings = Runtime(num_steps=num_steps, **runtime)
     return MagiGeneration(
@@ -127,7 +129,7 @@ def small_generation(
         settings,
         method,
         captions,
-        null_caption(dit),
+        null,
         noise,
         prefix,
         keep_prefix_frames=keep_prefix_frames,

@@ -93,6 +93,7 @@ def small_generation(
     given_latents: int = 0,
     seed: int = 0,
     network: SkyReelsNetwork | None = None,
+    caption_tokens: int = 8,
     **settings: Any,
 ) -> SkyReelsGeneration:
     """A generation of eight tokens a chunk (by default) on the golden network."""
@@ -107,7 +108,7 @@ def small_generation(
 
     times = noise_levels(sampling.num_steps, sampling.shift)[1]
     schedule = sampling.schedule(sampling.frames_of(num_chunks), times, given_latents // block, False)
-    captions = [draw(1, 8, 32) for _ in range(2 if sampling.guidance_scale > 1 else 1)]
+    captions = [draw(1, caption_tokens, 32) for _ in range(2 if sampling.guidance_scale > 1 else 1)]
     noise = [latent(window.num_chunks * block) for window in schedule.windows]
     given = latent(given_latents)
     condition_noise = [latent(given_latents), *(latent(w.prefix_chunks * block) for w in schedule.windows[1:])]

@@ -4,48 +4,49 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from baselines.every_k import EveryKConfig
+from baselines.teacache import TeaCacheConfig
 from baselines.vanilla import VanillaConfig
+from eval.flops import ExecutedFlops, check
+from flowcache.kv_score import CompressionConfig
+from flowcache.method import FlowCacheConfig, MethodConfig
 from flowcache.models.magi import Magi
 from flowcache.models.magi.config import NETWORKS, Runtime
 from flowcache.models.magi.flops import FlopCounter
-from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
 from flowcache.sampler import sample
 from flowcache.schedule import staged_schedule, timesteps
 from flowcache.trace import Trace
-from tests.models.magi_goldens import GUIDANCE_3, dit_config, latents_of
+from tests.models.magi_goldens import GUIDANCE_3, dit_config, small_generation
 
-Shape = tuple[int, ...]
-
-
-def attention_flops(query: Shape, key: Shape, value: Shape, *_, **__) -> int:
-    return sdpa_flop_count(query, key, value)
+THRESHOLD = 0.1  # reuses some steps of random weights and not all
+TOKENS_PER_CHUNK = 24  # of the small generations; their captions have 5 to 12
 
 
-# PyTorch's own registry knows the kernels of GPUs only.
-ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention_flops}
-
-
-def counted_run(method, dit: MagiDit, num_chunks: int = 3, prefix_frames: int = 0, **runtime) -> tuple[int, int, Trace]:
-    """FLOPs of all operators and of attention as PyTorch counts them, captions included, and the run's trace."""
-    random = torch.Generator().manual_seed(0)
-    noise = torch.randn(1, 16, 6 * num_chunks, 4, 4, generator=random)
-    prefix = torch.randn(1, 16, prefix_frames, 4, 4, generator=random) if prefix_frames else None
-    features = [torch.randn(1, 5 + chunk, 32, generator=random) for chunk in range(num_chunks)]
+def counted_run(method: MethodConfig, dit: MagiDit, **settings) -> tuple[ExecutedFlops, Trace]:
+    """What a small run executed, the making of its captions as section "text", and its trace."""
     trace = Trace()
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter, torch.inference_mode():
-        null = dit.caption_kv(dit.y_embedder.null_caption_embedding[None])
-        given = prefix_frames // 6
-        captions = [null] * given + [dit.caption_kv(feature) for feature in features[given:]]
-        settings = Runtime(num_steps=4, **runtime)
-        generation = MagiGeneration(dit, settings, method, captions, null, noise, prefix)
-        latents_of(generation, method, trace)
-    by_operator = counter.get_flop_counts()["Global"]
-    attention = sum(flops for operator, flops in by_operator.items() if operator in ATTENTION)
-    return counter.get_total_flops(), attention, trace
+    with ExecutedFlops() as executed, torch.inference_mode():
+        with executed.clock("text"):
+            generation = small_generation(method, dit=dit, **{"num_steps": 4} | settings)
+        for _ in sample(generation, method, trace, executed.clock):
+            pass
+    return executed, trace
+
+
+def assert_counted(executed: ExecutedFlops, trace: Trace) -> None:
+    """The trace says what ran: row by row, captions, compression, and self- and cross-attention apart."""
+    check(executed, trace)
+    sections, kinds, parts = executed.by_section(), trace.flops_by_kind(), trace.flops_by_part()
+    assert sections["text"].flops == kinds["caption"] > 0
+    keys = sections["transformer"].attention_flops
+    own = sum(flops for length, flops in keys.items() if length % TOKENS_PER_CHUNK == 0)
+    assert own == parts["self_attention_flops"] > 0
+    assert keys.total() - own == parts["cross_attention_flops"] > 0
+    compression = sections["compression"].flops if "compression" in sections else 0
+    assert compression == kinds.get("compression", 0)
+    assert sections["text"].flops + sections["transformer"].flops + compression == trace.flops
 
 
 def two_layers(**changes) -> MagiDit:
@@ -65,18 +66,49 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_count_of_a_run_is_what_pytorch_counts(setting):
     runtime, kinds = SETTINGS[setting]
-    total, attention, trace = counted_run(VanillaConfig(), two_layers(), **runtime)
+    executed, trace = counted_run(VanillaConfig(), two_layers(), **runtime)
     assert set(trace.flops_by_kind()) == {"caption", "denoise"} | kinds
-    parts = trace.flops_by_part()
-    assert attention > 0
-    assert parts["self_attention_flops"] + parts["cross_attention_flops"] == attention
-    assert trace.flops == total
+    assert_counted(executed, trace)
 
 
-def test_the_count_of_a_run_with_reuse_is_what_pytorch_counts():
-    total, _, trace = counted_run(EveryKConfig(every=3, warmup_steps=1), two_layers())
-    assert trace.computed_fraction < 1
-    assert trace.flops == total
+COMPRESSED = {"kv_budget": "1 chunk"}
+PUBLISHED = CompressionConfig(timing="published", query_granularity="frame")
+REUSING = {
+    "every third": EveryKConfig(every=3, warmup_steps=1),
+    "uniform": TeaCacheConfig(threshold=THRESHOLD, warmup_steps=1),
+    "chunkwise": FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1),
+    "without near-clean": FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1, near_clean=False),
+    "compressed": FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1, **COMPRESSED),
+    "compressed, vanilla": VanillaConfig(**COMPRESSED),
+    "compressed, as published": FlowCacheConfig(
+        threshold=THRESHOLD, warmup_steps=1, refresh_clean_kv=False, compression=PUBLISHED, **COMPRESSED
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REUSING)
+def test_the_count_of_a_run_with_reuse_is_what_pytorch_counts(name):
+    """And deciding takes the embedding of the active chunks, which no method's count holds, and nothing else."""
+    method, dit = REUSING[name], two_layers()
+    executed, trace = counted_run(method, dit, num_chunks=6, num_steps=8)  # the published compression needs six
+    assert_counted(executed, trace)
+    assert (trace.computed_fraction < 1) == (type(method) is not VanillaConfig)
+    kinds = trace.flops_by_kind().keys()
+    assert ("compression" in kinds) == (method.kv_budget is not None)
+    assert ("near_clean" in kinds) == method.near_clean
+    assert ("refresh" in kinds) == method.refresh_clean_kv
+    embedding = 2 * TOKENS_PER_CHUNK * dit.config.hidden_size * dit.config.in_channels * dit.config.patch_size**2
+    measured = 0 if method.policy().distance is None else len(trace.entries)
+    assert executed.by_section()["policy"].flops == measured * embedding
+
+
+def test_counting_changes_nothing():
+    method, dit = FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1), two_layers()
+    generations = [small_generation(method, num_steps=4, dit=dit) for _ in range(2)]
+    list(sample(generations[0], method))
+    with ExecutedFlops():
+        list(sample(generations[1], method))
+    assert torch.equal(generations[0].latents, generations[1].latents)
 
 
 @pytest.mark.parametrize(
@@ -89,8 +121,7 @@ def test_the_count_of_a_run_with_reuse_is_what_pytorch_counts():
     ids=lambda changes: next(iter(changes)),
 )
 def test_the_count_follows_the_network(changes):
-    total, _, trace = counted_run(VanillaConfig(), two_layers(**changes), num_chunks=2)
-    assert trace.flops == total
+    assert_counted(*counted_run(VanillaConfig(), two_layers(**changes), num_chunks=2))
 
 
 # The paper's setting, by hand count: paper.md, section 5.

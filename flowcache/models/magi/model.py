@@ -11,8 +11,9 @@ from torch import Tensor
 
 from flowcache.method import MethodConfig
 from flowcache.models.base import check_request
-from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights, read_json
+from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.magi.attention import CaptionKv
+from flowcache.models.magi.checkpoint import locate, read_vae_config
 from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
@@ -25,6 +26,8 @@ from flowcache.models.magi.text import (
     null_mask,
 )
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
+from flowcache.models.offload import Visits
+from flowcache.models.random_weights import fill_random
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
@@ -55,38 +58,72 @@ class Magi:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, device: torch.device | str = "cpu", text_device: torch.device | str = "cpu"
+        cls,
+        directory: str | Path,
+        device: torch.device | str = "cpu",
+        text_device: torch.device | str | None = None,
+        offload: bool | None = None,
     ) -> Magi:
         """Load a checkpoint directory.
 
-        It holds ``config.json`` (the official JSON of the checkpoint), the transformer under
-        ``inference_weight.distill`` or ``inference_weight`` (as downloaded), ``vae``, ``t5``, and
-        ``special_tokens.npz`` (example/assets of the official repository) or ``.safetensors``. Raises CheckpointError,
-        FileNotFoundError or ValueError saying what is missing or wrong.
+        It holds the transformer under ``inference_weight.distill`` or ``inference_weight`` (as downloaded) and
+        ``config.json`` (the official JSON of the checkpoint; the released networks do without), and in it or around it
+        lie ``vae``, ``t5`` and ``special_tokens.npz`` (example/assets of the official repository), see ``locate``.
+        Everything is checked before anything is loaded. Raises CheckpointError, FileNotFoundError or ValueError saying
+        what is missing or wrong.
+
+        Args:
+            text_device: where the text encoder runs; by default ``device``.
+            offload: keep text encoder and VAE in host memory while they are not used. By default on CUDA.
         """
-        directory = Path(directory)
-        if not directory.is_dir():
+        if not Path(directory).is_dir():
             raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
-        config = MagiConfig.from_json(directory / "config.json")
-        names = ["inference_weight.distill", "inference_weight"] if config.dit.distill else ["inference_weight"]
-        weights = next((directory / name for name in names if (directory / name).is_dir()), directory / names[0])
-        vae_config, tokens = _read_vae_config(directory / "vae"), _find_special_tokens(directory)
-        for part in (weights, directory / "vae"):  # everything is there before minutes of loading begin
-            find_weights(part)
+        files = locate(Path(directory))
+        config, vae_config = files.config, read_vae_config(files.vae)
         if vae_config.z_chans != config.dit.latent_channels:
             raise CheckpointError(
                 f"the transformer in {directory} makes latents of {config.dit.latent_channels} channels and the VAE "
                 f"decodes {vae_config.z_chans}: they belong to different checkpoints; download both of one"
             )
-        text = TextEncoder.from_pretrained(
-            directory / "t5", config.dit.caption_max_length, text_device, channels=config.dit.caption_channels
-        )
-        special_tokens = load_special_tokens(tokens, config.dit.caption_channels)
         with torch.device("meta"):
             dit, vae = MagiDit(config.dit), MagiVae(vae_config)
-        load_weights(dit, weights, device)
-        load_weights(vae, directory / "vae", device)
-        return cls(config, dit, vae, text, special_tokens, device=device)
+        check_weights(dit, files.weights)
+        check_weights(vae, files.vae)
+        channels = config.dit.caption_channels
+        tokens = load_special_tokens(files.special_tokens, channels)
+        offload = torch.device(device).type == "cuda" if offload is None else offload
+        text = TextEncoder.from_pretrained(
+            files.t5, config.dit.caption_max_length, text_device or device, channels=channels, offload=offload
+        )
+        load_weights(dit, files.weights, device)
+        load_weights(vae, files.vae, "cpu" if offload else device)
+        if offload:
+            vae.presence = Visits(vae, device)
+        return cls(config, dit, vae, text, tokens, device=device)
+
+    @classmethod
+    def from_random(
+        cls,
+        size: str = "4.5B",
+        caption_tokens: int = 100,
+        checkpoint: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> Magi:
+        """A model of random weights, for measuring speed: what it generates means nothing.
+
+        Args:
+            size, caption_tokens, checkpoint: as in ``on_meta``.
+            device: where the weights are made; the text encoder is left out, and captions are random features.
+            seed: of the weights.
+        """
+        config, vae_config = _configurations(size, checkpoint)
+        with torch.device("meta"):
+            dit, vae = MagiDit(config.dit), MagiVae(vae_config or VaeConfig())
+        for module in (dit, vae):
+            fill_random(module, device, seed)
+        text = BlankText(caption_tokens, config.dit.caption_max_length, config.dit.caption_channels, device)
+        return cls(config, dit, vae, text, text.special_tokens, device=device)
 
     @classmethod
     def on_meta(cls, size: str = "4.5B", caption_tokens: int = 100, checkpoint: str | Path | None = None) -> Magi:
@@ -97,18 +134,18 @@ class Magi:
             caption_tokens: that a prompt is taken to have, since nothing encodes it; special tokens come on top.
             checkpoint: a checkpoint directory whose configuration counts instead of ``size``; no weights are read.
         """
-        if size not in NETWORKS:
-            raise ValueError(f"size={size!r} is no released MAGI-1; there are {', '.join(NETWORKS)}")
-        config = MagiConfig(NETWORKS[size])
-        vae_config = None
-        if checkpoint is not None:
-            config = MagiConfig.from_json(Path(checkpoint) / "config.json")
-            vae_config = _read_vae_config(Path(checkpoint) / "vae")
+        config, vae_config = _configurations(size, checkpoint)
         with torch.device("meta"):
             dit = MagiDit(config.dit).eval().requires_grad_(False)
             vae = None if vae_config is None else MagiVae(vae_config)
         text = BlankText(caption_tokens, config.dit.caption_max_length, config.dit.caption_channels)
         return cls(config, dit, vae, text, text.special_tokens, device="meta")
+
+    @property
+    def weights_bytes(self) -> dict[str, int]:
+        """Of every network, by its name."""
+        text = getattr(self.text_encoder, "encoder", None)
+        return weights_bytes({"transformer": self.dit, "VAE": self.vae, "text encoder": text})
 
     @property
     def chunk_frames(self) -> int:
@@ -133,6 +170,8 @@ class Magi:
         shift: float | None = None,
         image: Tensor | None = None,
         prefix_video: Tensor | None = None,
+        noise2clean_kvrange: Sequence[int] | None = None,
+        clean_chunk_kvrange: int | None = None,
     ) -> MagiGeneration:
         """A fresh generation.
 
@@ -145,9 +184,12 @@ class Magi:
             num_steps, height, width, cfg_number, shift: instead of the configuration's.
             image: uint8 [H, W, 3], first frame (image-to-video).
             prefix_video: uint8 [F, H, W, 3], frames to continue; F a multiple of 4.
+            noise2clean_kvrange, clean_chunk_kvrange: how far back chunks see, see Runtime; instead of the
+                configuration's.
         """
         given = {"num_steps": num_steps, "video_size_h": height, "video_size_w": width}
-        given |= {"cfg_number": cfg_number, "shift": shift}
+        given |= {"cfg_number": cfg_number, "shift": shift, "clean_chunk_kvrange": clean_chunk_kvrange}
+        given["noise2clean_kvrange"] = None if noise2clean_kvrange is None else tuple(noise2clean_kvrange)
         check_request(prompt, seed)
         runtime = replace(self.config.runtime, **{k: v for k, v in given.items() if v is not None})
         if image is not None and prefix_video is not None:
@@ -214,16 +256,11 @@ class Magi:
         return total // chunk
 
 
-def _read_vae_config(directory: Path) -> VaeConfig:
-    path = directory / "config.json"
-    try:
-        return VaeConfig(**read_json(path, "a MAGI-1 VAE configuration")["ddconfig"])
-    except FileNotFoundError:
-        raise CheckpointError(f"no VAE configuration at {path}; download the checkpoint's vae folder there") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a MAGI-1 VAE configuration ({error}); download it again") from error
-
-
-def _find_special_tokens(directory: Path) -> Path:
-    shipped = directory / "special_tokens.safetensors"
-    return shipped if shipped.is_file() else directory / "special_tokens.npz"
+def _configurations(size: str, checkpoint: str | Path | None) -> tuple[MagiConfig, VaeConfig | None]:
+    """Of a checkpoint directory, or a released network's, which samples as in the FlowCache paper (see Runtime)."""
+    if checkpoint is not None:
+        files = locate(Path(checkpoint))
+        return files.config, read_vae_config(files.vae)
+    if size not in NETWORKS:
+        raise ValueError(f"size={size!r} is no released MAGI-1; there are {', '.join(NETWORKS)}")
+    return MagiConfig(NETWORKS[size]), None

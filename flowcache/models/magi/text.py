@@ -7,6 +7,7 @@ Source: SandAI-org/MAGI-1 inference/pipeline/prompt_process.py, video_generate.p
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -17,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowcache.models.checkpoint import CheckpointError, load_text_encoder
+from flowcache.models.offload import Visits
 
 NULL_CAPTION_TOKENS = 50  # how many positions of the null caption count
 MAX_DURATION = 8
@@ -111,7 +113,8 @@ def null_mask(length: int) -> Tensor:
 
 
 class BlankText:
-    """Stands in for the text encoder on device "meta": captions have a length and channels, and no content.
+    """Stands in for the text encoder where there are no weights: captions have a length and channels; their content is
+    nothing on device "meta", and on others noise that no prompt changes.
 
     Args:
         num_tokens: that any prompt is taken to have.
@@ -119,10 +122,14 @@ class BlankText:
         channels: K.
     """
 
-    def __init__(self, num_tokens: int, max_length: int, channels: int) -> None:
+    def __init__(self, num_tokens: int, max_length: int, channels: int, device: torch.device | str = "meta") -> None:
         if not isinstance(num_tokens, int) or num_tokens < 1:
             raise ValueError(f"caption_tokens={num_tokens!r} must be a whole number of at least 1: no prompt is empty")
-        self._features = torch.empty(max_length, channels, device="meta")
+        shape = (max_length, channels)
+        if torch.device(device).type == "meta":
+            self._features = torch.empty(shape, device="meta")
+        else:
+            self._features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
         self._mask = (torch.arange(max_length) < num_tokens).long()
         numbered = [f"{DURATION}_{n}" for n in range(1, MAX_DURATION + 1)]
         self.special_tokens = dict.fromkeys((*DEFAULT_SPECIAL_TOKENS, *numbered), self._features[:1])
@@ -139,12 +146,19 @@ class TextEncoder:
         directory: a transformers checkpoint of a T5 encoder with its tokenizer (upstream: DeepFloyd/t5-v1_1-xxl).
         max_length: tokens a prompt is padded or cut to (L).
         device, dtype: where and in what type the encoder runs.
+        offload: keep it in host memory but for its calls.
     """
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: object, max_length: int, device: torch.device | str = "cpu"
+        self,
+        encoder: nn.Module,
+        tokenizer: object,
+        max_length: int,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
     ) -> None:
-        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.presence = Visits(encoder, device) if offload else nullcontext(encoder.to(device))
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.device = device
@@ -157,6 +171,7 @@ class TextEncoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels: int | None = None,
+        offload: bool = False,
     ) -> TextEncoder:
         """Read a directory; ``channels`` is the K that it must have. Raises FileNotFoundError or CheckpointError."""
         from transformers import T5EncoderModel
@@ -167,7 +182,7 @@ class TextEncoder:
                 "such as DeepFloyd/t5-v1_1-xxl; download it and give its directory"
             )
         encoder, tokenizer = load_text_encoder(T5EncoderModel, "a T5 encoder", directory, directory, dtype, channels)
-        return cls(encoder, tokenizer, max_length, device)
+        return cls(encoder, tokenizer, max_length, device, offload)
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
@@ -176,4 +191,5 @@ class TextEncoder:
             prompt, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
         )
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
-        return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0].float(), mask[0]
+        with self.presence:
+            return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0].float(), mask[0]

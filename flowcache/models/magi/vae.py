@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -215,10 +216,15 @@ class Tiling:
 
 
 class MagiVae(nn.Module):
-    """ViT autoencoder. ``encode`` gives the posterior mean (deterministic), ``decode`` its pixels in [-1, 1]."""
+    """ViT autoencoder. ``encode`` gives the posterior mean (deterministic), ``decode`` its pixels in [-1, 1].
+
+    Attributes:
+        presence: entered while tiles are computed; one that is kept in host memory visits its device in it.
+    """
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
+        self.presence: AbstractContextManager = nullcontext()
         self.config = config
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)
@@ -248,14 +254,17 @@ class MagiVae(nn.Module):
     def tiled_encode(self, video: Tensor, tiling: Tiling) -> Tensor:
         """``encode`` tile by tile; overlaps are blended in the latent, each tile against already blended neighbours."""
         pixel_tile = (tiling.frames, tiling.height, tiling.width)
-        return _tiled(video, self.encode, pixel_tile, self._latent_tile(tiling), tiling.spatial_overlap, in_place=True)
+        latent_tile, overlap = self._latent_tile(tiling), tiling.spatial_overlap
+        with self.presence:
+            return _tiled(video, self.encode, pixel_tile, latent_tile, overlap, in_place=True)
 
     def tiled_decode(self, latent: Tensor, tiling: Tiling) -> Tensor:
         """``decode`` tile by tile; overlaps are blended in pixels, each tile against neighbours as decoded."""
         latent_tile = self._latent_tile(tiling)
         length, size = self.config.patch_length, self.config.patch_size
         pixel_tile = (latent_tile[0] * length, latent_tile[1] * size, latent_tile[2] * size)
-        return _tiled(latent, self.decode, latent_tile, pixel_tile, tiling.spatial_overlap, in_place=False)
+        with self.presence:
+            return _tiled(latent, self.decode, latent_tile, pixel_tile, tiling.spatial_overlap, in_place=False)
 
     def _latent_tile(self, tiling: Tiling) -> tuple[int, int, int]:
         size = self.config.patch_size

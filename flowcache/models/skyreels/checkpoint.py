@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 
-from flowcache.models.checkpoint import CheckpointError, find_weights, load_weights, read_json
+from flowcache.models.checkpoint import PICKLE_SUFFIXES, CheckpointError, check_weights, load_weights, read_json
+from flowcache.models.inventory import Inventory, check_part, check_text_encoder
+from flowcache.models.skyreels.config import NETWORKS, Sampling
+from flowcache.models.skyreels.network import unusable
 
 # Original names and diffusers', part by part (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py). The
 # norms before the cross-attention and before the feed-forward exchange their numbers.
@@ -88,11 +91,10 @@ def load_transformer(
     Raises CheckpointError saying what is missing or wrong.
     """
     transformer, is_original = empty_transformer(directory)
-    find_weights(directory)
-    rope = transformer.rope
-    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)  # no part of the weights
-    set_dtypes(transformer, dtype or torch.float32)
     rename = diffusers_name if is_original else None
+    check_weights(transformer, directory, rename)
+    fill_rope(transformer)
+    set_dtypes(transformer, dtype or torch.float32)
     load_weights(transformer, directory, device, keep_dtype=dtype is not None, rename=rename)
     return transformer
 
@@ -104,6 +106,12 @@ def empty_transformer(directory: Path) -> tuple[SkyReelsV2Transformer3DModel, bo
     """
     config = _read_config(directory)
     is_original = "num_heads" in config
+    made_for = config.get("_class_name", "SkyReelsV2Transformer3DModel")
+    if not is_original and made_for != "SkyReelsV2Transformer3DModel":
+        raise CheckpointError(
+            f"{directory / 'config.json'} is of {made_for} and not of a SkyReels-V2 transformer; give a checkpoint of "
+            "the diffusion-forcing family, such as SkyReels-V2-DF-1.3B-540P-Diffusers"
+        )
     try:
         if is_original:
             config = diffusers_config(config)
@@ -127,7 +135,81 @@ def empty_vae(directory: Path) -> AutoencoderKLWan:
         with torch.device("meta"):
             return AutoencoderKLWan.from_config(config)
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{directory / 'config.json'} is not of a Wan 2.1 VAE ({error})") from error
+        raise CheckpointError(
+            f"{directory / 'config.json'} is not of a Wan 2.1 VAE ({error}); download it again"
+        ) from error
+
+
+def fill_rope(transformer: SkyReelsV2Transformer3DModel) -> None:
+    """Work out the rotary tables of a transformer made on device "meta": they are no part of the weights."""
+    rope = transformer.rope
+    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
+
+
+def is_skyreels(directory: Path) -> bool:
+    """Whether a directory looks like a SkyReels-V2 checkpoint, of diffusers or original, whole or not."""
+    if (directory / "transformer").is_dir():
+        return True
+    try:
+        return "num_heads" in read_json(directory / "config.json", "a configuration")
+    except (OSError, CheckpointError):
+        return False
+
+
+def read_sampling(directory: Path) -> Sampling:
+    """A checkpoint's own settings, where it has any. Raises CheckpointError."""
+    settings = directory / "sampling.json"
+    return Sampling.from_json(settings) if settings.is_file() else Sampling()
+
+
+def verify(directory: Path) -> Inventory:
+    """What a checkpoint holds and what is wrong with it, from headers and small files alone."""
+    whole = (directory / "transformer").is_dir()
+    folder = directory / "transformer" if whole else directory
+    inventory = Inventory("SkyReels-V2", directory)
+    width, config = 0, None
+    try:
+        transformer, is_original = empty_transformer(folder)
+        config, width = transformer.config, transformer.config.text_dim
+        inventory.name = f"SkyReels-V2 {_size_of(config)}, {'original names' if is_original else 'diffusers'}"
+        rename = diffusers_name if is_original else None
+        problem = unusable(config)
+        part = check_part("transformer", folder, transformer.state_dict(), problem and f"{folder}: {problem}", rename)
+        inventory.parts.append(part)
+    except CheckpointError as error:
+        inventory.problems.append(str(error))
+    if not whole:
+        pickled = sorted(path.name for path in directory.glob("*") if path.suffix in PICKLE_SUFFIXES)
+        inventory.notes.append(
+            "a transformer alone, as originally released: to generate, convert it with `python -m "
+            f"flowcache.models.skyreels.checkpoint {directory} <destination>` and put the folders vae, text_encoder "
+            "and tokenizer of any SkyReels-V2 checkpoint for diffusers beside it"
+            + (f" ({', '.join(pickled)} are pickles, which are not opened)" if pickled else "")
+        )
+        return inventory
+    try:
+        inventory.parts.append(check_part("vae", directory / "vae", empty_vae(directory / "vae").state_dict()))
+    except CheckpointError as error:
+        inventory.parts.append(check_part("vae", directory / "vae", {}, str(error)))
+    text = directory / "text_encoder"
+    if config is not None:
+        part = check_text_encoder("text encoder", text, directory / "tokenizer", "UMT5EncoderModel", width)
+        inventory.parts.append(part)
+    try:
+        sampling = read_sampling(directory)
+        names = ("num_steps", "height", "width", "guidance_scale", "causal_block_size", "base_num_frames", "ar_step")
+        inventory.settings = {name: getattr(sampling, name) for name in names}
+    except CheckpointError as error:
+        inventory.problems.append(str(error))
+    return inventory
+
+
+def _size_of(config: Any) -> str:
+    """The released network that a configuration is of."""
+    for size, network in NETWORKS.items():
+        if all(config[key] == network[key] for key in ("num_attention_heads", "ffn_dim", "num_layers")):
+            return size
+    return "of its own size"
 
 
 def convert(original: Path, destination: Path) -> None:

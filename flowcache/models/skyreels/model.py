@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import SkyReelsV2Transformer3DModel
+from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from flowcache.method import MethodConfig
 from flowcache.models.base import check_request
-from flowcache.models.checkpoint import CheckpointError, find_weights
+from flowcache.models.checkpoint import CheckpointError, read_headers, weights_bytes
+from flowcache.models.offload import Visits
+from flowcache.models.random_weights import fill_random
 from flowcache.models.skyreels.checkpoint import (
     empty_transformer,
     empty_vae,
+    fill_rope,
     load_transformer,
     load_vae,
+    read_sampling,
     set_dtypes,
 )
 from flowcache.models.skyreels.config import NETWORKS, TEMPORAL_FACTOR, Sampling
@@ -34,7 +38,7 @@ class SkyReels:
 
     Args:
         network, vae, text_encoder: on ``device``. Without a VAE a generation makes latents only; without a text encoder
-            (on device "meta") captions have a shape and no content.
+            captions are noise, and nothing but a shape on device "meta".
         sampling: settings that ``generation`` starts from.
     """
 
@@ -56,8 +60,9 @@ class SkyReels:
         cls,
         directory: str | Path,
         device: torch.device | str = "cpu",
-        text_device: torch.device | str = "cpu",
+        text_device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        offload: bool | None = None,
     ) -> SkyReels:
         """Load a checkpoint in diffusers' layout, such as SkyReels-V2-DF-1.3B-540P-Diffusers.
 
@@ -65,9 +70,11 @@ class SkyReels:
         that differ from the paper's (see Sampling). The transformer may be under the original names.
 
         Args:
+            text_device: where the text encoder runs; by default ``device``.
             dtype: of the transformer; by default bfloat16 on CUDA, as upstream, and float32 elsewhere.
+            offload: keep text encoder and VAE in host memory while they are not used. By default on CUDA.
 
-        Raises CheckpointError saying what is missing or wrong.
+        Everything is checked before anything is loaded. Raises CheckpointError saying what is missing or wrong.
         """
         directory = Path(directory)
         if not directory.is_dir():
@@ -79,12 +86,14 @@ class SkyReels:
                 "text_encoder and tokenizer of any SkyReels-V2 checkpoint for diffusers beside it"
             )
         for part in ("transformer", "vae", "text_encoder"):  # everything is there before minutes of loading begin
-            find_weights(directory / part)
-        sampling = _read_sampling(directory)
+            read_headers(directory / part)
+        sampling = read_sampling(directory)
+        offload = torch.device(device).type == "cuda" if offload is None else offload
+        text_device = text_device or device
         network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
-        loaded = load_vae(directory / "vae", device)
+        loaded = load_vae(directory / "vae", "cpu" if offload else device)
         try:
-            vae = SkyReelsVae(loaded)
+            vae = SkyReelsVae(loaded, Visits(loaded, device) if offload else None)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{directory / 'vae'} is not SkyReels-V2's VAE ({error}); download it again"
@@ -100,8 +109,35 @@ class SkyReels:
             device=text_device,
             dtype=_type_on(text_device),
             channels=network.config.text_dim,
+            offload=offload,
         )
         return cls(network, vae, text, sampling, device)
+
+    @classmethod
+    def from_random(
+        cls,
+        size: str = "1.3B",
+        checkpoint: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> SkyReels:
+        """A model of random weights, for measuring speed: what it generates means nothing.
+
+        Args:
+            size, checkpoint: as in ``on_meta``.
+            device: where the weights are made; the text encoder is left out, and captions are random features.
+            seed: of the weights.
+        """
+        transformer, vae, sampling = _on_meta(size, checkpoint)
+        if vae is None:
+            with torch.device("meta"):
+                vae = AutoencoderKLWan()  # its defaults are the released one's
+        set_dtypes(transformer, _type_on(device))
+        for module in (transformer, vae):
+            fill_random(module, device, seed)
+        fill_rope(transformer)
+        transformer.rope.to(device)
+        return cls(SkyReelsNetwork(transformer), SkyReelsVae(vae), None, sampling, device)
 
     @classmethod
     def on_meta(cls, size: str = "1.3B", checkpoint: str | Path | None = None) -> SkyReels:
@@ -111,17 +147,17 @@ class SkyReels:
             size: of ``flowcache.models.skyreels.config.NETWORKS``; it samples as in the FlowCache paper.
             checkpoint: a checkpoint directory whose configuration counts instead of ``size``; no weights are read.
         """
-        if size not in NETWORKS:
-            raise ValueError(f"size={size!r} is no released SkyReels-V2; there are {', '.join(NETWORKS)}")
-        vae, sampling = None, None
-        if checkpoint is None:
-            with torch.device("meta"):
-                transformer = SkyReelsV2Transformer3DModel(**NETWORKS[size])
-        else:
-            transformer, _ = empty_transformer(Path(checkpoint) / "transformer")
-            vae, sampling = SkyReelsVae(empty_vae(Path(checkpoint) / "vae")), _read_sampling(Path(checkpoint))
+        transformer, vae, sampling = _on_meta(size, checkpoint)
         set_dtypes(transformer, torch.bfloat16)
-        return cls(SkyReelsNetwork(transformer.eval().requires_grad_(False)), vae, None, sampling, "meta")
+        network = SkyReelsNetwork(transformer.eval().requires_grad_(False))
+        return cls(network, None if vae is None else SkyReelsVae(vae), None, sampling, "meta")
+
+    @property
+    def weights_bytes(self) -> dict[str, int]:
+        """Of every network, by its name."""
+        vae = None if self.vae is None else self.vae.vae
+        text = None if self.text_encoder is None else self.text_encoder.encoder
+        return weights_bytes({"transformer": self.network.transformer, "VAE": vae, "text encoder": text})
 
     @property
     def chunk_frames(self) -> int:
@@ -202,7 +238,10 @@ class SkyReels:
 
     def _encode(self, prompt: str) -> Tensor:
         if self.text_encoder is None:
-            return torch.empty(1, MAX_TOKENS, self.network.config.text_dim, device=self.device)
+            shape = (1, MAX_TOKENS, self.network.config.text_dim)
+            if self.device.type == "meta":
+                return torch.empty(shape, device="meta")
+            return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
         return self.text_encoder(prompt).to(self.device)
 
     def _given_frames(self, image: Tensor | None, prefix_video: Tensor | None, sampling: Sampling) -> Tensor | None:
@@ -238,10 +277,17 @@ class SkyReels:
         return sampling.height // factor, sampling.width // factor
 
 
-def _read_sampling(directory: Path) -> Sampling:
-    """A checkpoint's own settings, where it has any."""
-    settings = directory / "sampling.json"
-    return Sampling.from_json(settings) if settings.is_file() else Sampling()
+def _on_meta(
+    size: str, checkpoint: str | Path | None
+) -> tuple[SkyReelsV2Transformer3DModel, AutoencoderKLWan | None, Sampling | None]:
+    """Transformer and VAE without weights: a checkpoint's and its settings, or a released transformer alone."""
+    if checkpoint is not None:
+        folder = Path(checkpoint)
+        return empty_transformer(folder / "transformer")[0], empty_vae(folder / "vae"), read_sampling(folder)
+    if size not in NETWORKS:
+        raise ValueError(f"size={size!r} is no released SkyReels-V2; there are {', '.join(NETWORKS)}")
+    with torch.device("meta"):
+        return SkyReelsV2Transformer3DModel(**NETWORKS[size]), None, None
 
 
 def _type_on(device: torch.device | str) -> torch.dtype:

@@ -7,6 +7,7 @@ chunk, E channels a head, C latent channels, h x w latent rows and columns.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
@@ -20,6 +21,16 @@ from flowcache.models.skyreels.attention import (
     Pack,
     caption_kv,
 )
+
+
+def unusable(config: Any) -> str | None:
+    """Why a transformer of this configuration cannot be used; None if it can."""
+    if config.image_dim is None and config.added_kv_proj_dim is None and config.patch_size[0] == 1:
+        return None
+    return (
+        "this transformer takes image embeddings or patches of several frames; use a diffusion-forcing checkpoint, "
+        "such as SkyReels-V2-DF-1.3B-540P-Diffusers"
+    )
 
 
 @dataclass(frozen=True)
@@ -39,11 +50,9 @@ class SkyReelsNetwork:
 
     def __init__(self, transformer: SkyReelsV2Transformer3DModel) -> None:
         config = transformer.config
-        if config.image_dim is not None or config.added_kv_proj_dim is not None or config.patch_size[0] != 1:
-            raise ValueError(
-                "this transformer takes image embeddings or patches of several frames; use a diffusion-forcing "
-                "checkpoint, such as SkyReels-V2-DF-1.3B-540P-Diffusers"
-            )
+        problem = unusable(config)
+        if problem:
+            raise ValueError(problem)
         self.transformer, self.config = transformer, config
         for layer, block in enumerate(transformer.blocks):
             block.attn1.set_processor(ChunkAttention(layer))

@@ -7,12 +7,14 @@ Source: SkyworkAI/SkyReels-V2 skyreels_v2_infer/modules/t5.py, tokenizers.py.
 from __future__ import annotations
 
 import html
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flowcache.models.checkpoint import find_weights, load_text_encoder
+from flowcache.models.offload import Visits
 
 MAX_TOKENS = 512
 # What upstream's command line guides away from (SkyworkAI/SkyReels-V2: generate_video_df.py).
@@ -30,12 +32,19 @@ class TextEncoder:
         encoder, tokenizer: of transformers.
         max_length: tokens a prompt is padded or cut to (L), unless the tokenizer is made for fewer.
         device: where the encoder runs.
+        offload: keep it in host memory but for its calls.
     """
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: object, max_length: int = MAX_TOKENS, device: torch.device | str = "cpu"
+        self,
+        encoder: nn.Module,
+        tokenizer: object,
+        max_length: int = MAX_TOKENS,
+        device: torch.device | str = "cpu",
+        offload: bool = False,
     ) -> None:
-        self.encoder = encoder.eval().requires_grad_(False).to(device)
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.presence = Visits(encoder, device) if offload else nullcontext(encoder.to(device))
         self.tokenizer, self.device = tokenizer, device
         self.max_length = min(max_length, tokenizer.model_max_length)
 
@@ -48,6 +57,7 @@ class TextEncoder:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         channels: int | None = None,
+        offload: bool = False,
     ) -> TextEncoder:
         """Read ``text_encoder`` and ``tokenizer`` of a diffusers checkpoint; ``channels`` is the K that it must have.
 
@@ -57,7 +67,7 @@ class TextEncoder:
 
         find_weights(encoder)
         loaded = load_text_encoder(UMT5EncoderModel, "a UMT5 encoder", encoder, tokenizer, dtype, channels)
-        return cls(*loaded, max_length, device)
+        return cls(*loaded, max_length, device, offload)
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> Tensor:
@@ -66,7 +76,8 @@ class TextEncoder:
             _cleaned(prompt), max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
         )
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
-        features = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        with self.presence:
+            features = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return (features * mask[..., None]).float()
 
 

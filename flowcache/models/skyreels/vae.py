@@ -8,11 +8,14 @@ Shape letters: C latent channels, f x h x w latent frames, rows and columns, F x
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor
 
+from flowcache.models.offload import Visits
 from flowcache.models.skyreels.vae_cpu import quicken
 
 
@@ -20,42 +23,55 @@ class SkyReelsVae:
     """Latents are normalised by the VAE's own mean and deviation of each channel.
 
     On a CPU it takes the VAE over and exchanges slow layers (see ``vae_cpu``).
+
+    Args:
+        vae: on the device where it runs, unless
+        presence: is given: the VAE is then in host memory, and in ``presence`` it visits its device.
     """
 
-    def __init__(self, vae: AutoencoderKLWan) -> None:
+    def __init__(self, vae: AutoencoderKLWan, presence: Visits | None = None) -> None:
         if vae.config.patch_size is not None:
             raise ValueError("this VAE takes patches of pixels (Wan 2.2); SkyReels-V2 uses Wan 2.1's, without")
         self.vae = vae
         self.spatial_factor: int = vae.config.scale_factor_spatial
         shape = (1, vae.config.z_dim, 1, 1, 1)
         weight = vae.post_quant_conv.weight
-        if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        device = weight.device if presence is None else presence.device
+        self.presence = nullcontext() if presence is None else presence
+        if presence is None and device.type == "cpu" and weight.dtype == torch.float32:
             quicken(vae)
-        self._mean = torch.tensor(vae.config.latents_mean, dtype=weight.dtype, device=weight.device).view(shape)
-        self._deviation = torch.tensor(vae.config.latents_std, dtype=weight.dtype, device=weight.device).view(shape)
+        self._mean = torch.tensor(vae.config.latents_mean, dtype=weight.dtype, device=device).view(shape)
+        self._deviation = torch.tensor(vae.config.latents_std, dtype=weight.dtype, device=device).view(shape)
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
         """Frames [1, 3, 1 + 4 (f - 1), H, W] in [-1, 1] -> latent float32 [1, C, f, h, w], the posterior's mean."""
-        mean = self.vae.encode(frames.to(self._mean)).latent_dist.mode()
+        with self.presence:
+            mean = self.vae.encode(frames.to(self._mean)).latent_dist.mode()
         return ((mean - self._mean) / self._deviation).float()
 
     def decoder(self) -> WindowDecoder:
         """A decoder at the beginning of a window."""
-        return WindowDecoder(self.vae, self._mean, self._deviation)
+        return WindowDecoder(self.vae, self._mean, self._deviation, self.presence)
 
 
 class WindowDecoder:
     """Decodes one window's latents in order, any number of frames at a time."""
 
-    def __init__(self, vae: AutoencoderKLWan, mean: Tensor, deviation: Tensor) -> None:
-        self._vae, self._mean, self._deviation = vae, mean, deviation
+    def __init__(
+        self, vae: AutoencoderKLWan, mean: Tensor, deviation: Tensor, presence: AbstractContextManager
+    ) -> None:
+        self._vae, self._mean, self._deviation, self._presence = vae, mean, deviation, presence
         self._memory = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
         self._is_first = True
 
     @torch.inference_mode()
     def __call__(self, latent: Tensor) -> Tensor:
         """The next latent frames [1, C, f, h, w] -> frames float32 [1, 3, F, H, W] in [-1, 1]."""
+        with self._presence:
+            return self._decode(latent)
+
+    def _decode(self, latent: Tensor) -> Tensor:
         pieces = []
         for frame in self._vae.post_quant_conv(latent.to(self._mean) * self._deviation + self._mean).split(1, dim=2):
             pieces.append(

@@ -1,0 +1,88 @@
+"""Latency of a method against vanilla, timed in turn in one process: where the time goes, memory, speed-up.
+
+``python -m experiments.bench latency [latency_repeats=5] [model=magi] [method=flowcache_fast] [key=value ...]``
+
+On the job's first prompt. Every method first makes a short video that is not timed; then vanilla and the method take
+turns. On a CPU, memory is what tensors take at once, counted in a further run of each that is not timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from baselines.vanilla import VanillaConfig
+from eval.latency import GIB, Spread, Take, sections, speedup
+from experiments import environment
+from experiments.benchmarks.memory import PeakBytes
+from experiments.benchmarks.options import whole_number
+from experiments.job import Job
+from experiments.runner import Runner
+from flowcache.method import MethodConfig
+
+OPTIONS = ("latency_repeats",)
+_MIB = 2**20
+
+
+def run(job: Job, latency_repeats: str = "5") -> None:
+    """Print a column for vanilla and one for the method, and the ratio of both."""
+    repeats, runner, prompt = whole_number("latency_repeats", latency_repeats), Runner(job), job.prompts[0]
+    runner.check(prompt)
+    methods = {"vanilla": VanillaConfig(), job.method_name: job.method}
+    takes: dict[str, list[Take]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name, method in methods.items():
+            take = runner.take(method, prompt)
+            takes[name].append(replace(take, frames=take.frames[:0]))
+    print(
+        f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames, {prompt!r}\n"
+        f"{_machine(job)}\n"
+        f"seconds: median (fastest-slowest) of {repeats}, {' and '.join(methods)} in turn, after a warm-up each"
+    )
+    columns = [_column(job, runner, methods[name], taken) for name, taken in takes.items()]
+    print(" " * 22 + "".join(f"{name:>34}" for name in methods))
+    for title in dict.fromkeys(title for column in columns for title in column):
+        print(f"{title:22}" + "".join(f"{column.get(title, '-'):>34}" for column in columns))
+    if len(methods) == 2:
+        print(_against(takes["vanilla"], takes[job.method_name]))
+
+
+def _column(job: Job, runner: Runner, method: MethodConfig, takes: Sequence[Take]) -> dict[str, str]:
+    """What is said of one method, by title."""
+    whole, trace = Spread.of([take.latency_s for take in takes]), takes[0].trace
+    column = {"whole": _cell(whole, whole)}
+    column |= {f"  {name}": _cell(spread, whole) for name, spread in sections(takes).items()}
+    column["to the first chunk"] = _cell(Spread.of([take.chunk_latency_s[0] for take in takes]), whole)
+    if takes[0].peak_memory_gib is None:
+        with PeakBytes() as memory:
+            runner.take(method, job.prompts[0])
+        column["peak of tensors, GiB"] = f"{memory.peak / GIB:.3f} without weights"
+    else:
+        column["peak memory, GiB"] = f"{max(take.peak_memory_gib for take in takes):.3f} with weights"
+    used, allocated = trace.kv_bytes_used_peak / _MIB, trace.kv_bytes_allocated / _MIB
+    column["KV cache, MiB"] = f"{used:.2f} of {allocated:.2f} in use"
+    column["executed TFLOPs"] = f"{trace.flops / 1e12:.4g}"
+    return column
+
+
+def _cell(spread: Spread, whole: Spread) -> str:
+    ends = f"({spread.low:.3f}-{spread.high:.3f})"
+    return f"{spread.median:.3f} {ends} {spread.median / whole.median:6.1%}"
+
+
+def _against(vanilla: Sequence[Take], takes: Sequence[Take]) -> str:
+    left = [take.trace.flops / base.trace.flops for take, base in zip(takes, vanilla, strict=True)]
+    gain = speedup([take.latency_s for take in takes], [base.latency_s for base in vanilla], left)
+    return (
+        f"speed-up {gain.median:.3f}x (95 % {gain.low:.3f}-{gain.high:.3f}, {gain.pairs} pairs), FLOP ratio "
+        f"{1 / left[0]:.3f}x, efficiency {gain.efficiency:.3f} (speed-up over FLOP ratio)"
+    )
+
+
+def _machine(job: Job) -> str:
+    machine = environment.describe(job.device)
+    gpu = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; " if "gpu" in machine else ""
+    return (
+        f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread(s); Python {machine['python']}, "
+        f"torch {machine['packages']['torch']}, revision {machine['revision']}"
+    )

@@ -1,0 +1,233 @@
+"""Every method's compute at the paper's setting: ``python -m experiments.paper_flops [model=magi|skyreels]``.
+
+Counted from shapes: no weights, a few minutes on one core for both models. A method that decides by distances cannot
+decide without weights: it follows a *given* schedule, one that leaves the compute that the paper reports, and not the
+paper's own decisions.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from functools import cache
+
+import pandas as pd
+
+from baselines.teacache import TeaCacheConfig
+from baselines.vanilla import VanillaConfig
+from experiments.cli import compose_config, config_files
+from experiments.dry_run import KINDS, PFLOP, Count, count
+from experiments.job import make_method
+from experiments.records import code_hash
+from experiments.reported import read_reported
+from experiments.results import save_table, table_lines
+from flowcache.method import MethodConfig
+from flowcache.schedule import Row, Schedule
+
+MODELS = ("magi", "skyreels")
+STEM = "paper_flops"
+KV_BUDGET = "1 chunk"  # FlowCache's compressed rows: B_total of 5 chunks on MAGI-1, a budget of 1 block on SkyReels-V2
+_SHARES = 1000  # shares tried for the given schedule; a chunk has 64 steps
+_CHARGED = ("denoise", "near_clean", "context")
+_PARTS = {"gemm_flops": "GEMM", "self_attention_flops": "self-attention", "cross_attention_flops": "cross-attention"}
+
+Decisions = list[tuple[int, ...]]
+
+
+def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
+    """One row a method, told of as it is made; FLOPs in PFLOPs, shares of vanilla's.
+
+    Args:
+        setting: overrides of the paper's setting.
+    """
+    published = read_reported(model)[0]["pflops"]
+    common = (f"model={model}", "setting=paper", "device=meta", *setting)
+    vanilla = _count_all(common, VanillaConfig())
+    for name, overrides in _methods():
+        config = compose_config([*common, f"method={name}", *overrides])
+        method, decisions = make_method(config.method), "its own"
+        if method.policy().distance is None:
+            counted = _count_all(common, method) if isinstance(method, VanillaConfig) else count(config, method)
+        elif name in published:
+            decisions = "given schedule"
+            wanted = published[name] / published["vanilla"] * vanilla.paper_flops
+            everything = _count_all(common, vanilla_like(method))
+            counted = count(config, method, evenly(everything, method, wanted / everything.paper_flops))
+        else:
+            decisions = "all computed, at most"
+            counted = _count_all(common, vanilla_like(method))
+        trace = counted.trace
+        yield {
+            "method": name,
+            "kv_budget": method.kv_budget or "",
+            "decisions": decisions,
+            "chunk_steps_computed": trace.computed_fraction,
+            "executed": trace.flops / PFLOP,
+            "executed_share": trace.flops / vanilla.trace.flops,
+            "paper_accounting": counted.paper_flops / PFLOP,
+            "paper_accounting_share": counted.paper_flops / vanilla.paper_flops,
+            "published": published.get(name),
+            "published_share": published[name] / published["vanilla"] if name in published else None,
+            **{_PARTS[part]: flops / PFLOP for part, flops in trace.flops_by_part().items()},
+            **{kind: trace.flops_by_kind().get(kind, 0) / PFLOP for kind in KINDS},
+            "kv_cache_gib": trace.kv_bytes_allocated / 2**30,
+        }
+        print(f"{model}, {name} {' '.join(overrides)}".strip(), flush=True)
+
+
+def _methods() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every method of conf/method, vanilla first, FlowCache also with its KV cache compressed; and its overrides."""
+    names = sorted((path.stem for path in config_files("method")), key=lambda name: not name.startswith("vanilla"))
+    for name in names:
+        yield name, ()
+        if name.startswith("flowcache"):
+            yield name, (f"method.kv_budget={KV_BUDGET}",)
+
+
+def vanilla_like(method: MethodConfig) -> VanillaConfig:
+    """Vanilla with a method's shared options, and a whole KV cache."""
+    shared = {option.name: getattr(method, option.name) for option in fields(MethodConfig)}
+    return VanillaConfig(**shared | {"kv_budget": None})
+
+
+@cache
+def _count_all(overrides: tuple[str, ...], method: VanillaConfig) -> Count:
+    return count(compose_config(list(overrides)), method)
+
+
+def evenly(everything: Count, method: MethodConfig, share: float) -> Decisions:
+    """Decisions that leave a share of a generation's compute, spread evenly.
+
+    A chunk computes its warm-up, its last step, and steps evenly between; as many in every chunk. Where a method
+    decides for all chunks together (TeaCache) that holds for the rows of a window, and a chunk that enters the cache
+    computes.
+
+    Args:
+        everything: the generation with every chunk step computed.
+        method: whose ``warmup_steps`` count.
+        share: of the compute in the paper's accounting that is wanted; the nearest possible is taken.
+    """
+    spread = _spread_rows if isinstance(method, TeaCacheConfig) else _spread_steps
+    tried = (spread(everything.schedule, method, i / _SHARES) for i in range(1, _SHARES + 1))
+    distinct = {str(decisions): decisions for decisions in tried}.values()
+    return min(distinct, key=lambda decisions: abs(compute_left(everything, decisions) - share))
+
+
+def compute_left(everything: Count, decisions: Decisions) -> float:
+    """The share of the charged compute that decisions leave; a row that computes nothing computes nothing beside."""
+
+    def computed(row: int, kind: str, chunk: int) -> bool:
+        return bool(decisions[row]) if kind == "context" else chunk in decisions[row]
+
+    charged = [(row, work) for row, work in everything.trace.work if work.kind in _CHARGED]
+    left = sum(work.flops for row, work in charged if computed(row, work.kind, work.chunk))
+    return left / sum(work.flops for _, work in charged)
+
+
+def _spread_steps(schedule: Schedule, method: MethodConfig, share: float) -> Decisions:
+    computed = _spread(share, schedule.num_steps, method.warmup_steps)
+    return [tuple(step.chunk for step in row.steps if step.step in computed) for row in schedule.rows]
+
+
+def _spread_rows(schedule: Schedule, method: MethodConfig, share: float) -> Decisions:
+    decisions: Decisions = []
+    for window in schedule.windows:
+        computed = _spread(share, len(window.rows), method.warmup_steps)
+        rows = [schedule.rows[index] for index in window.rows]
+        decisions += [
+            row.chunks if index in computed else _entering(row, method.attention) for index, row in enumerate(rows)
+        ]
+    return decisions
+
+
+def _entering(row: Row, attention: str) -> tuple[int, ...]:
+    """The chunk that has nothing to reuse yet: through a cache, one that takes its first step."""
+    cached = attention == "cached" or row.visible is None
+    return tuple(step.chunk for step in row.steps if cached and step.step == 0)
+
+
+def _spread(share: float, length: int, warmup: int) -> set[int]:
+    """A share of so many places: the first ones, and the others evenly over the rest, its last one among them."""
+    warmup = max(1, warmup)
+    rest = length - warmup
+    others = min(rest, max(1, round(share * length) - warmup))
+    return {*range(warmup), *(warmup - 1 + (i + 1) * rest // others for i in range(others))}
+
+
+# As Markdown.
+
+_INTRODUCTION = (
+    "**Compute at the paper's setting**, PFLOPs a video, counted from shapes: matrix products of the transformer, "
+    "multiply-add = 2. Nothing here was run or timed."
+)
+_NOTES = (
+    "*Executed*: all that this program computes, refreshes of finished chunks, captions and scoring of keys included.",
+    "*Paper's accounting*: what reproduces the paper's vanilla. MAGI-1: denoising forwards and near-clean copies. "
+    "SkyReels-V2: block-causal attention whatever ran; a forward without cache is charged its whole window.",
+    "*Published*: Table 1 of the paper. Shares are of vanilla's compute in the column before.",
+    "*Given schedule*: TeaCache and FlowCache decide by distances, which need weights. Here they follow a schedule of "
+    "the published compute, **not the paper's own decisions**: each chunk computes its warm-up, its last step and "
+    "steps spread evenly between (TeaCache: rows, for all chunks together), as many as leave the published share of "
+    "vanilla's compute in the paper's accounting. That share is therefore the published one by construction, to the "
+    "nearest step; what the table shows is how much is executed for it, and what that is made up of. With weights, "
+    "`python run.py device=meta replay=<trace>` counts a run's own decisions.",
+    f"*KV budget*: finished chunks keep {KV_BUDGET}, as in FlowCache's rows of Table 1; the schedule is the same.",
+)
+_SHARE = "{:.3f}".format
+_FLOPS = "{:.4g}".format
+_MAIN: Sequence[tuple[str, str, Callable[[object], str]]] = (
+    ("method", "method", str),
+    ("kv_budget", "KV budget", lambda budget: str(budget) or "-"),
+    ("decisions", "decisions", str),
+    ("chunk_steps_computed", "chunk steps computed", _SHARE),
+    ("executed", "executed", _FLOPS),
+    ("executed_share", "share", _SHARE),
+    ("paper_accounting", "paper's accounting", _FLOPS),
+    ("paper_accounting_share", "share", _SHARE),
+    ("published", "published", "{:.0f}".format),
+    ("published_share", "share", _SHARE),
+    ("kv_cache_gib", "KV cache GiB", "{:.3g}".format),
+)
+
+
+def markdown(model: str, table: pd.DataFrame) -> str:
+    """A model's compute beside the published one, and what it is made up of."""
+    made_of = [*_PARTS.values(), *(kind for kind in KINDS if table[kind].any())]
+    split = [*_MAIN[:2], *((name, name.replace("_", "-"), _FLOPS) for name in made_of)]
+    lines = [f"{_INTRODUCTION} {_setting(model)}; code {code_hash()}.", ""]
+    for columns in (_MAIN, split):
+        rows = [
+            ["-" if pd.isna(row[name]) else form(row[name]) for name, _, form in columns] for _, row in table.iterrows()
+        ]
+        lines += [*table_lines([title for _, title, _ in columns], rows), ""]
+    lines += [f"- {note}" for note in _NOTES]
+    lines.append("- " + "; ".join(f"*{kind.replace('_', '-')}*: {meaning}" for kind, meaning in KINDS.items()) + ".")
+    return "\n".join(lines) + "\n"
+
+
+def _setting(model: str) -> str:
+    config = compose_config([f"model={model}", "setting=paper"])
+    network = ", ".join(f"{key} {value}" for key, value in config.model.on_meta.items() if key != "_target_")
+    size = f"{config.setting.height}x{config.setting.width} pixels, {config.setting.num_frames} frames"
+    return f"Model {model} ({network}), {size}, {config.setting.num_steps} steps"
+
+
+def main(arguments: list[str]) -> int:
+    models = [argument.removeprefix("model=") for argument in arguments] or list(MODELS)
+    unknown = [argument for argument in arguments if argument.removeprefix("model=") not in MODELS]
+    if unknown:
+        print(
+            f"paper_flops: {unknown[0]!r} is not understood; give model={' or model='.join(MODELS)}, or nothing for "
+            "both (python run.py setting=paper device=meta counts any other setting)",
+            file=sys.stderr,
+        )
+        return 2
+    for model in models:
+        table = pd.DataFrame(rows_of(model))
+        save_table(f"{model}_{STEM}", markdown(model, table), table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

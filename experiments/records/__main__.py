@@ -1,0 +1,176 @@
+"""Command line: ``python -m experiments.records list | show | verify | prune``.
+
+Exit codes: 0 done, 1 something is damaged, 2 bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich import print_json
+from rich.console import Console
+from rich.table import Table
+
+from experiments.errors import BadInput
+from experiments.job import inside_root
+from experiments.records import Record, RecordStore, code_hash, sha256
+
+
+@dataclass(frozen=True)
+class Run:
+    """A directory of the store: its name, its record (None if there is none that can be read), and its state, which is
+    the record's status, or "interrupted" where that says running and nobody is, or "damaged"."""
+
+    key: str
+    record: Record | None
+    state: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = _parser().parse_args(arguments)
+    store = RecordStore(inside_root(options.output_dir))
+    try:
+        if not store.run_path("").is_dir():
+            raise BadInput(f"there are no records under {store.directory}; give --output-dir, or make some with run.py")
+        return options.run(store, options)
+    except BadInput as error:
+        print(f"records: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m experiments.records", description="What was made, and what not.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, run, text: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--output-dir", default="outputs", help="of the runs (outputs)")
+        command.set_defaults(run=run)
+        return command
+
+    listing = add("list", _list, "a line a run")
+    listing.add_argument("--state", help="only queued, running, interrupted, finished, failed or damaged ones")
+    listing.add_argument("--method", help="only this method's")
+    add("show", _show, "one record, whole").add_argument("key", help="or the beginning of one")
+    add("verify", _verify, "check every finished run's files against their checksums")
+    pruning = add("prune", _prune, "remove what is failed, interrupted, queued or damaged, and what kills left behind")
+    pruning.add_argument("--other-code", action="store_true", help="and what other code than today's made")
+    pruning.add_argument("--yes", action="store_true", help="do it; otherwise it is only said")
+    return parser
+
+
+def runs(store: RecordStore) -> Iterator[Run]:
+    """Every directory of the store, by key."""
+    for path in sorted(path for path in store.run_path("").iterdir() if path.is_dir()):
+        record = store.read(path.name)
+        state = "damaged" if record is None else record.status
+        if state in ("running", "damaged") and store.is_claimed(path.name):
+            state = "running"
+        elif state == "running":
+            state = "interrupted"
+        yield Run(path.name, record, state)
+
+
+def damage(store: RecordStore, record: Record) -> list[str]:
+    """What is wrong with a finished run's files."""
+    wrong = []
+    for name, expected in record.artifacts.items():
+        path = store.run_path(record.key) / name
+        if not path.is_file():
+            wrong.append(f"{name} is missing")
+        elif sha256(path) != expected:
+            wrong.append(f"{name} is not what was written")
+    return wrong
+
+
+def _list(store: RecordStore, options: argparse.Namespace) -> int:
+    table = Table("key", "state", "model", "setting", "method", "seed", "prompt", "changed (UTC)")
+    shown = 0
+    for run in runs(store):
+        record = run.record
+        if options.state not in (None, run.state) or options.method not in (None, record and record.method):
+            continue
+        shown += 1
+        if record is None:
+            table.add_row(run.key, run.state)
+        else:
+            what = (record.model, record.setting, record.method, str(record.seed), record.prompt[:48])
+            table.add_row(run.key, run.state, *what, (record.changed or "")[:19])
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    console.print(table)
+    console.print(f"{shown} runs")
+    return 0
+
+
+def _show(store: RecordStore, options: argparse.Namespace) -> int:
+    found = [run for run in runs(store) if run.key.startswith(options.key)]
+    if len(found) != 1:
+        raise BadInput(
+            f"{len(found) or 'no'} runs have a key that begins with {options.key!r}; give more of it, as "
+            "python -m experiments.records list shows it"
+        )
+    (run,) = found
+    print(f"{run.state}: {store.run_path(run.key)}")
+    if run.record is None:
+        return 1
+    print_json(data=asdict(run.record))
+    return 0
+
+
+def _verify(store: RecordStore, options: argparse.Namespace) -> int:
+    finished, wrong = 0, 0
+    for run in runs(store):
+        if run.state == "finished":
+            finished += 1
+            problems = damage(store, run.record)
+        else:
+            problems = ["its record cannot be read"] if run.state == "damaged" else []
+        for problem in problems:
+            print(f"{run.key}: {problem}")
+        wrong += bool(problems)
+    print(
+        f"{finished} finished runs, {wrong} damaged" + ("; prune removes those, run again to remake them" * bool(wrong))
+    )
+    return 1 if wrong else 0
+
+
+def _prune(store: RecordStore, options: argparse.Namespace) -> int:
+    doomed: list[tuple[Path, str]] = []
+    for run in runs(store):
+        path, record = store.run_path(run.key), run.record
+        if run.state == "running":
+            continue
+        if run.state != "finished":
+            doomed.append((path, run.state))
+        elif damage(store, record):
+            doomed.append((path, "damaged"))
+        elif options.other_code and record.code != code_hash():
+            doomed.append((path, f"code {record.code}, today's is {code_hash()}"))
+        else:
+            doomed += [(partial, "left by a kill") for partial in sorted(path.glob(".*.partial"))]
+    for path, why in doomed:
+        print(f"{path.relative_to(store.directory)}: {why}")
+        if options.yes:
+            _remove(store, path)
+    print(f"{len(doomed)} {'removed' if options.yes else 'to remove; --yes removes them'}")
+    return 0
+
+
+def _remove(store: RecordStore, path: Path) -> None:
+    """A run's directory, unless somebody took it up meanwhile; or a file in one."""
+    if path.is_file():
+        path.unlink(missing_ok=True)
+        return
+    with store.claim(path.name, wait=False) as free:
+        if free:
+            shutil.rmtree(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

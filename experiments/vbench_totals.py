@@ -1,0 +1,93 @@
+"""VBench totals of methods, from the scores that ``python -m experiments.vbench_full`` keeps."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.statistics import NUM_RESAMPLES, SEED
+from eval.vbench.scoring import DimensionScore, Scores
+from eval.vbench.totals import totals
+
+HOW = "python -m experiments.vbench_full scores them"
+_NO_SCORES = f"no scores of these videos; {HOW}"
+_BATCH = 500  # resamples at once: bounds the memory to a few MB
+
+
+@dataclass(frozen=True)
+class VBenchTotal:
+    """One method's Total in per cent, or why it has none. ``resamples``: of its prompts, for intervals."""
+
+    percent: float | None
+    num_videos: int = 0
+    resamples: np.ndarray | None = None
+    reason: str = ""
+
+    def interval(self) -> tuple[float, float]:
+        """Ends of the 95 % bootstrap interval over prompts."""
+        return _ends(self.resamples)
+
+    def less(self, other: VBenchTotal) -> tuple[float, float, float]:
+        """Difference in points and the ends of its 95 % interval, the same prompts in both."""
+        return (self.percent - other.percent, *_ends(self.resamples - other.resamples))
+
+
+def _ends(resamples: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(resamples, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def read_total(output_dir: Path, keys: Iterable[str]) -> VBenchTotal:
+    """The Total over videos with some of these records' keys, the most that were scored together.
+
+    One that lacks dimensions or videos is none, and says so.
+    """
+    known = set(keys)
+    contents = [_read(path) for path in sorted((output_dir / "vbench").glob("*.json"))]
+    ours = [c for c in contents if c is not None and c["videos"] and known.issuperset(c["videos"].values())]
+    if not ours:
+        return VBenchTotal(None, reason=_NO_SCORES)
+    content = max(ours, key=lambda c: len(c["videos"]))
+    results = {name: DimensionScore(**result) for name, result in content["dimensions"].items()}
+    scores = Scores(results, content["not_run"])
+    combined = totals(scores.means, missing_scores=scores.missing_scores, partial=True)
+    if combined.name != "Total":
+        return VBenchTotal(None, reason=f"{combined.name}; {HOW}")
+    num_videos = len({video for result in results.values() for video in result.per_video})
+    return VBenchTotal(100 * combined.total, num_videos, 100 * _resampled(results))
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if {"videos", "dimensions", "not_run"} <= content.keys() else None
+    except json.JSONDecodeError:
+        return None
+
+
+def _resampled(results: dict[str, DimensionScore]) -> np.ndarray:
+    """Totals [resamples] of the benchmark with its prompts drawn anew, every dimension on those of its own drawn."""
+    by_prompt: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for name, result in results.items():
+        for video, value in result.per_video.items():
+            by_prompt[name][video.rpartition("-")[0]].append(value)
+    prompts = sorted({prompt for values in by_prompt.values() for prompt in values})
+    means = np.array([[np.mean(by_prompt[name].get(prompt, np.nan)) for prompt in prompts] for name in results])
+    scored = ~np.isnan(means)  # [dimensions, prompts]
+    # The Total is linear in the scores: its value without any, and what each adds.
+    none = totals(dict.fromkeys(results, 0.0)).total
+    added = np.array([totals(dict.fromkeys(results, 0.0) | {name: 1.0}).total - none for name in results])
+    rng = np.random.default_rng(SEED)
+    drawn: list[float] = []
+    while len(drawn) < NUM_RESAMPLES:
+        counts = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), _BATCH)
+        with np.errstate(invalid="ignore"):  # a dimension of which no prompt was drawn: drawn anew
+            raw = (counts @ np.nan_to_num(means).T) / (counts @ scored.T)
+        drawn += list(none + raw[~np.isnan(raw).any(axis=1)] @ added)
+    return np.array(drawn[:NUM_RESAMPLES])

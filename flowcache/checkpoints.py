@@ -1,0 +1,83 @@
+"""``python -m flowcache.checkpoints verify PATH``: what a downloaded checkpoint holds, and whether it is whole.
+
+The family is told from the files. Only configurations and headers are read, so that it takes seconds whatever the size.
+Exit codes: 0 nothing is wrong, 1 something is (one line for each), 2 bad input.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from flowcache.models.checkpoint import CheckpointError
+from flowcache.models.inventory import Inventory
+from flowcache.models.magi import checkpoint as magi
+
+GIB = 2**30
+
+
+def verify(directory: Path) -> Inventory:
+    """What a checkpoint directory holds and what is wrong with it. Raises CheckpointError where it is of no family."""
+    if not directory.is_dir():
+        raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
+    if magi.is_magi(directory):
+        return magi.verify(directory)
+    from flowcache.models.skyreels import checkpoint as skyreels  # diffusers is needed for this family alone
+
+    if skyreels.is_skyreels(directory):
+        return skyreels.verify(directory)
+    inside = [
+        path.name for path in sorted(directory.iterdir()) if path.is_dir() and _is_any(path, skyreels.is_skyreels)
+    ]
+    hint = f"; {', '.join(inside)} in it look like some" if inside else ""
+    raise CheckpointError(
+        f"{directory} is no checkpoint of MAGI-1 (inference_weight.distill or inference_weight, config.json) or of "
+        f"SkyReels-V2 (transformer, or config.json beside safetensors){hint}"
+    )
+
+
+def _is_any(directory: Path, is_skyreels: object) -> bool:
+    return magi.is_magi(directory) or is_skyreels(directory)
+
+
+def describe(inventory: Inventory) -> list[str]:
+    """What was found, as lines: settings, parts, and their tensors, those alike in all layers as one."""
+    lines = [f"{inventory.name}, in {inventory.directory}"]
+    lines += [f"  {name}: {value}" for name, value in inventory.settings.items()]
+    for part in inventory.parts:
+        types = ", ".join(f"{count} {dtype}" for dtype, count in part.dtypes().items())
+        files = len({tensor.path for tensor in part.tensors.values()})
+        lines += [
+            "",
+            f"{part.name}, in {part.directory}",
+            f"  {len(part.tensors)} tensors ({types or 'none'}) in {files} files, {part.num_parameters:,} parameters, "
+            f"{part.nbytes:,} bytes ({part.nbytes / GIB:.2f} GiB)",
+        ]
+        lines += [
+            f"  {count:>4} x {name} {list(shape)} {dtype}" if count > 1 else f"         {name} {list(shape)} {dtype}"
+            for name, shape, dtype, count in part.groups()
+        ]
+    total = sum(part.nbytes for part in inventory.parts)
+    lines += ["", f"together {total:,} bytes ({total / GIB:.2f} GiB)"]
+    return lines + [f"note: {note}" for note in inventory.notes]
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 2 or arguments[0] != "verify":
+        print("usage: python -m flowcache.checkpoints verify <directory of a checkpoint>", file=sys.stderr)
+        return 2
+    try:
+        inventory = verify(Path(arguments[1]))
+    except CheckpointError as error:
+        print(f"problem: {error}", file=sys.stderr)
+        return 1
+    print("\n".join(describe(inventory)))
+    problems = inventory.all_problems()
+    for problem in problems:
+        print(f"problem: {problem}", file=sys.stderr)
+    print(f"{len(problems)} problem(s)" if problems else "nothing is missing or wrong")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,202 @@
+"""Figures from records and traces that no model was run for: what they show, and what is said where nothing is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_hex
+
+from eval.video_io import write_lossless
+from experiments import figures, l1_rel, results
+from experiments.collect import collect
+from experiments.frame_strips import common_gain, difference, draw_frames, strip
+from experiments.job import Job
+from experiments.l1_rel import draw_process, draw_steps
+from experiments.pareto import draw_pareto, on_front, pareto_points
+from experiments.records import RecordStore
+from experiments.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points, reuse_videos
+from experiments.reuse_map import action_map, draw_reuse_map
+from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, STYLE
+from tests.experiments.made_records import VANILLA_FLOPS, job_of, made, trace
+
+PROMPTS = ("a", "b")
+SETTINGS = (  # overrides, compute left, PSNR, SSIM
+    (("method=flowcache_fast", "method.threshold=0.02"), 0.7, 45.0, 0.97),
+    (("method=flowcache_fast", "method.threshold=0.1"), 0.4, 35.0, 0.90),
+    (("method=flowcache_fast", "method.threshold=0.1", "method.warmup_steps=12"), 0.5, 36.0, 0.96),
+    (("method=teacache_fast", "method.threshold=0.1"), 0.5, 33.0, 0.89),
+    (("method=every_k", "method.every=2"), 0.55, 50.0, 0.95),
+)
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    """With records of vanilla and of five settings."""
+    for place, prompt in enumerate(PROMPTS):
+        made(job_of(tmp_path, "method=vanilla"), prompt)
+        for overrides, share, psnr, ssim in SETTINGS:
+            made(job_of(tmp_path, *overrides), prompt, share, metrics={"psnr": psnr + place, "ssim": ssim})
+    return job_of(tmp_path, "prompts=[a,b]")
+
+
+def add_files(job: Job, seed: int = 0) -> None:
+    """A video and a trace for every record of the store."""
+    rng, store = np.random.default_rng(seed), RecordStore(job.output_dir)
+    for record in store.all():
+        write_lossless(store.video_path(record.key), rng.integers(0, 256, (48, 64, 64, 3), np.uint8), 24)
+        reused = () if record.method == "vanilla" else ((0, 2), (1, 3))
+        store.trace_path(record.key).parent.mkdir(exist_ok=True)
+        trace(reused=reused).to_parquet(store.trace_path(record.key))
+        record.chunk_latency_s = [1.0, 2.0]
+        store.save(record)
+
+
+def test_the_map_has_the_traces_actions():
+    actions = action_map(trace(reused=((0, 2), (1, 3))))
+    assert actions.tolist() == [[0, 0, 1, 0, -1, -1], [-1, -1, 0, 0, 0, 1]]
+    figure = draw_reuse_map({"vanilla": trace(), "mine": trace(reused=((0, 2), (1, 3)))}, "a prompt")
+    assert [axes.get_title("left") for axes in figure.axes] == [
+        "vanilla: 100% of chunk steps computed",
+        "mine: 75% of chunk steps computed",
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["computed", "reused"]  # none held back
+    assert figure.axes[0].yaxis_inverted()  # the first chunk on top
+    assert figure.get_figwidth() == COLUMN_WIDTH_IN
+
+
+def test_the_front_is_what_nothing_dominates():
+    points = pd.DataFrame({"cost": [1, 2, 2, 3, 4], "quality": [5.0, 5.0, 7.0, 6.0, 9.0]})
+    assert on_front(points["cost"], points["quality"]).tolist() == [True, False, True, False, True]
+    alike = pd.DataFrame({"cost": [1, 1], "quality": [5.0, 5.0]})
+    assert on_front(alike["cost"], alike["quality"]).tolist() == [True, True]
+
+
+def test_pareto_shows_every_setting_and_fills_the_front(job):
+    points = pareto_points(reuse_videos(collect(job)))
+    assert points["n"].tolist() == [2] * len(SETTINGS)
+    assert points["flops"].tolist() == pytest.approx([share * VANILLA_FLOPS for share in (0.4, 0.5, 0.5, 0.55, 0.7)])
+    front = {
+        quality: set(points.loc[points[f"{quality}_front"], "flops"] / VANILLA_FLOPS) for quality in ("psnr", "ssim")
+    }
+    assert front == {"psnr": {0.4, 0.5, 0.55}, "ssim": {0.4, 0.5, 0.7}}
+    figure = draw_pareto(points, VANILLA_FLOPS, "magi, embedded")
+    psnr, ssim = figure.axes
+    assert ssim.get_xlabel() == "executed TFLOPs a video (mean)"
+    assert (psnr.get_ylabel(), ssim.get_ylabel()) == ("PSNR to vanilla, dB", "SSIM to vanilla")
+    colours = {to_hex(line.get_color()) for line in psnr.lines}
+    assert {FAMILY_COLOURS[name].lower() for name in ("flowcache", "teacache", "every_k")} <= colours
+
+
+def test_curves_have_a_line_a_family_and_a_warm_up(job):
+    points = reuse_points(reuse_videos(collect(job)))
+    labels = [text.get_text() for text in draw_reuse_curve(points, 5, "here").axes[0].get_legend().get_texts()]
+    assert labels == ["chunkwise (FlowCache)", "uniform (TeaCache)", "every k-th step"]
+    sweep = draw_warmup_sweep(points, "here")
+    assert [text.get_text() for text in sweep.legends[0].get_texts()] == ["5", "12"]
+    assert len(sweep.axes) == 3
+
+
+def test_strips_show_a_frame_of_every_part():
+    video = np.repeat(np.arange(9, dtype=np.uint8), 4 * 4 * 3).reshape(9, 4, 4, 3)
+    shown = strip(video, 3)
+    assert shown.shape == (4, 3 * 4 + 2 * 2, 3)
+    assert shown[0, ::6, 0].tolist() == [1, 4, 7]  # the middle of every three
+    assert (shown[:, 4:6] == 255).all()
+
+
+def test_differences_are_brightened_alike_and_never_wrap():
+    original = np.full((2, 4, 4, 3), 10, np.uint8)
+    near, far = original + 3, original + 60
+    assert difference(near, original, 4).tolist() == np.full((2, 4, 4, 3), 12).tolist()
+    assert (difference(original, far, 8) == 255).all()
+    assert common_gain({"near": near}, original) == 64
+    assert common_gain({"far": far}, original) == 4
+    assert common_gain({"near": near, "also near": near, "far": far}, original) == 64  # the median's
+    assert common_gain({"same": original}, original) == 64
+    figure = draw_frames(original, {"near\n50% of compute": near, "far": far}, 2, "a prompt")
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    rows = ["near\n50% of compute", "difference x 8\n(near)", "far", "difference x 8\n(far)"]
+    assert labels == ["vanilla", *rows]
+    assert figure.axes[2].images[0].get_array()[0, 0].tolist() == [24, 24, 24]
+
+
+@pytest.fixture
+def made_in(monkeypatch, tmp_path):
+    """Where the commands write to, at few dots an inch."""
+    for key in ("figure.dpi", "savefig.dpi"):
+        monkeypatch.setitem(STYLE, key, 40)
+    for name in ("TABLES", "FIGURES"):
+        monkeypatch.setattr(results, name, tmp_path / name.lower())
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_the_command_makes_what_it_can_says_what_is_missing_and_repeats_itself(job, made_in, capsys):
+    made(job_of(job.output_dir, "method=flowcache_fast"), "a", 0.7, metrics={"psnr": 45.0, "ssim": 0.9})
+    made(job_of(job.output_dir, "method=flowcache_fast"), "b", 0.7, metrics={"psnr": 45.0, "ssim": 0.9})
+    add_files(job)
+    arguments = ["prompts=[a,b,c,d]", f"output_dir={job.output_dir}"]
+    assert figures.main(arguments) == 0
+    first = {path.name: path.read_bytes() for path in (made_in / "figures").iterdir()}
+    made_figures = {"reuse_curve", "warmup_sweep", "pareto", "reuse_map", "frames"}
+    assert set(first) == {f"magi_embedded_{name}.{form}" for name in made_figures for form in ("png", "svg")}
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "figures: no kv_memory: no finished long videos; make them first with python -m experiments.sweep" in said
+    assert figures.main(arguments) == 0
+    assert {path.name: path.read_bytes() for path in (made_in / "figures").iterdir()} == first
+
+
+def test_without_videos_or_sweeps_it_says_how_to_make_them(tmp_path, made_in, capsys):
+    assert figures.main([f"output_dir={tmp_path}"]) == 2
+    assert "no finished records" in capsys.readouterr().err
+    made(job_of(tmp_path, "method=vanilla"), "a")
+    assert figures.main(["prompts=[a,b,c,d]", f"output_dir={tmp_path}"]) == 0
+    said = capsys.readouterr().err
+    assert "no reuse_curve: no finished videos of flowcache, teacache, every_k; make them with" in said
+    assert "no frames: no videos of 'a' by vanilla and a method with its defaults" in said
+    assert not (made_in / "figures").exists()
+
+
+def process(velocity: bool) -> pd.DataFrame:
+    """Two chunks, two prompts, two grids; L1_rel is the step's tenth, doubled in the second prompt."""
+    rows = []
+    for shift in (3.0, 1.0):
+        for prompt, factor in (("a", 1), ("b", 2)):
+            for entry in trace().itertuples():
+                if entry.step:
+                    row = {"shift": shift, "prompt": prompt, "row": entry.row, "chunk": entry.chunk, "step": entry.step}
+                    row |= {"t": entry.t, "dt": 0.25, "input": 0.1 * factor * entry.step}
+                    rows.append(row | ({"velocity": 0.5} if velocity else {}))
+    return pd.DataFrame(rows)
+
+
+def test_l1_rel_over_the_process_is_the_papers_figure():
+    (axes,) = draw_process(process(velocity=True), "magi, embedded").axes
+    first, second = axes.lines
+    assert first.get_xdata().tolist() == pytest.approx([100 * row / 6 for row in (2, 3, 4)])  # 6 rows in all
+    assert second.get_xdata().tolist() == pytest.approx([100 * row / 6 for row in (4, 5, 6)])
+    assert first.get_ydata().tolist() == second.get_ydata().tolist() == pytest.approx([0.15, 0.3, 0.45])  # medians
+    assert "n = 2 prompts" in axes.get_ylabel()
+    assert len(draw_steps(process(velocity=True), "here").axes) == 4
+    assert len(draw_steps(process(velocity=False), "here").axes) == 2  # SkyReels-V2
+
+
+def test_l1_rels_findings_have_intervals_over_prompts():
+    table = l1_rel.table(process(velocity=False), "here")
+    row = table.data.set_index(["shift", "quantity"]).loc[(3.0, "input")]
+    assert (row["n"], row["growing_share"], row["first"]) == (2, 1, pytest.approx(0.15))
+    assert row["first_ci95"] == pytest.approx(12.706205 * 0.05)
+    assert set(table.data["quantity"]) == {"input", "input_per_dt"}
+
+
+def test_l1_rel_is_measured_once(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(l1_rel, "measure", lambda job: calls.append(job) or process(velocity=True))
+    job = job_of(tmp_path, "method=vanilla", "prompts=[a,b]")
+    first, again = l1_rel.measured(job), l1_rel.measured(job)
+    assert first.equals(again)
+    assert len(calls) == 1
+    l1_rel.measured(job_of(tmp_path, "method=vanilla", "prompts=[a]"))
+    assert len(calls) == 2  # other prompts are another measurement

@@ -1,0 +1,120 @@
+"""The plan before a start: its compute is the dry run's, its probe is of the fullest rows, and it is printed first."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+import torch
+from rich.console import Console
+from torch.nn import functional as F
+
+from experiments.benchmarks.memory import PeakBytes
+from experiments.cli import compose_config
+from experiments.dry_run import count
+from experiments.job import make_job
+from experiments.main_job import run_job
+from experiments.plan import FusedAttention, Probe, activation_bytes, count_work, probe, probed_rows
+from flowcache.models.magi import Magi
+from flowcache.models.magi.flops import FlopCounter
+from flowcache.schedule import diffusion_forcing_schedule, staged_schedule, timesteps
+from tests.experiments.conftest import SMALL
+from tests.models.skyreels_pipeline import write_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("schedule", "start"),
+    [
+        (staged_schedule(10, timesteps(64), 4), 48),
+        (staged_schedule(2, timesteps(8), 4), 2),
+        (staged_schedule(1, timesteps(8), 4), 0),
+        (diffusion_forcing_schedule(9, list(range(999, 0, -20)), 5, 5, 1, 0), 20),
+    ],
+)
+def test_the_probe_is_of_the_first_fullest_rows_and_computes_little_before(schedule, start):
+    first, decisions = probed_rows(schedule)
+    assert first == start
+    assert len(decisions) == start + 3 + (start == 0)
+    for row, computed in zip(schedule.rows, decisions, strict=False):
+        assert computed == (row.chunks if row.index >= start or any(s.step == 0 for s in row.steps) else ())
+    assert sum(map(bool, decisions[:start])) < max(1, len(schedule.rows[start].steps))
+
+
+def test_a_count_is_that_of_the_dry_run_and_says_when_it_is_the_most():
+    config = compose_config([*SMALL, "method=flowcache_fast"])
+    work = count_work(make_job(config), config)
+    vanilla = compose_config([*SMALL, "method=vanilla"])
+    expected = count(vanilla, make_job(vanilla).method).trace
+    assert (work.num_chunks, work.num_rows, work.num_chunk_steps) == (2, 10, 16)
+    assert (work.flops, work.vanilla_flops) == (expected.flops, expected.flops)
+    assert work.at_most
+    assert work.kv_bytes == expected.kv_bytes_allocated
+    assert not count_work(make_job(vanilla), vanilla).at_most
+
+
+def test_activations_are_those_that_a_run_holds():
+    """Counted on shapes, for one layer and without scores; on the CPU the same forward holds as much, to a quarter."""
+    config = compose_config([*SMALL, "method=vanilla"])
+    job = make_job(config)
+    model = job.load_model()
+    peaks = []
+    for made in (Magi.on_meta(checkpoint=job.checkpoint), model):
+        generation = made.generation(job.prompts[0], 48, job.method, 0, num_steps=8, height=64, width=64)
+        peaks.append(activation_bytes(generation, job))
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.25)
+
+
+def test_fused_attention_makes_its_output_and_nothing_else():
+    query, key = torch.empty(1, 2, 512, 8, device="meta"), torch.empty(1, 2, 4096, 8, device="meta")
+    with FusedAttention(), PeakBytes() as memory:
+        output = F.scaled_dot_product_attention(query, key, key)
+    assert output.shape == query.shape
+    assert memory.peak == output.nbytes
+
+
+def test_the_probe_times_what_it_counts(small_job):
+    job = small_job("method=vanilla", "num_prompts=1")
+    model = job.load_model()
+    probed = probe(job, model)
+    tokens = 6 * 4 * 4
+    caption = int(model.text_encoder(job.prompts[0])[1].sum()) + 2
+    counter = FlopCounter(model.config.dit, tokens)
+    rows = 3 * sum(counter.chunk("denoise", chunk, (chunk + 1) * tokens, caption).flops for chunk in (0, 1))
+    assert rows <= probed.flops < 1.5 * rows  # near-clean copies come on top
+    assert min(probed.text_s, probed.rows_s, probed.decode_s) > 0
+    assert probed.num_rows == 3
+
+
+def test_an_estimate_scales_rows_and_adds_text_and_decoding():
+    assert Probe(text_s=2.0, rows_s=3.0, num_rows=3, flops=100, decode_s=0.5).video_s(1000, 4) == 2 + 30 + 2
+
+
+def test_skyreels_plans_in_both_attentions(tmp_path):
+    checkpoint = write_checkpoint(tmp_path)
+    overrides = ["model=skyreels", f"checkpoint={checkpoint}", "prompts=a red circle", "setting.num_frames=37"]
+    overrides += ["setting.num_steps=3", "setting.height=32", "setting.width=32", "workers=1", "threads=1"]
+    for method in ("vanilla", "vanilla_kv"):
+        config = compose_config([*overrides, f"method={method}"])
+        job = make_job(config)
+        work, probed = count_work(job, config), probe(job, job.load_model())
+        assert work.num_chunks == 5
+        assert 0 < probed.flops < work.flops
+        assert work.activation_bytes > 0
+
+
+@pytest.mark.parametrize(("plan", "shown"), [("true", True), ("null", False)])
+def test_the_plan_stands_before_the_videos(tmp_path, monkeypatch, plan, shown):
+    console = Console(file=io.StringIO(), width=200)
+    config = compose_config([*SMALL, "method=vanilla", f"plan={plan}", f"output_dir={tmp_path}", "wandb.mode=disabled"])
+    printed = SimpleNamespace(before="")
+
+    def no_videos(*args):
+        printed.before = console.file.getvalue()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("experiments.main_job.run_jobs", no_videos)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(config, console)
+    assert ("2 chunks in 10 rows, 16 chunk steps" in printed.before) == shown
+    assert ("weights" in printed.before and "a reference" in printed.before) == shown

@@ -1,0 +1,209 @@
+"""The store: states, locks, checksums, other code's records, and the command line over it."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from experiments import records
+from experiments.collect import collect
+from experiments.job import ROOT
+from experiments.records import RecordStore, new_record, store_of, todays_key, untimed
+from experiments.records.__main__ import main
+from experiments.runner import Runner
+
+
+@pytest.fixture
+def finished(small_job):
+    """A job of vanilla with its two videos made."""
+    job = small_job("method=vanilla")
+    return job, Runner(job).run()
+
+
+def run(*arguments):
+    return main([*arguments[:1], "--output-dir", str(arguments[1]), *arguments[2:]])
+
+
+def made_by(monkeypatch, code):
+    monkeypatch.setattr(records, "code_hash", lambda: code)
+
+
+def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
+    job, (record, _) = finished
+    store = store_of(job)
+    files = {path.name for path in store.run_path(record.key).iterdir() if not path.name.startswith(".")}
+    assert files == {"record.json", "video.mkv", "video.mp4", "trace.parquet"}
+    assert record.artifacts == {name: records.sha256(store.run_path(record.key) / name) for name in record.artifacts}
+    assert set(record.artifacts) == files - {"record.json"}
+
+
+def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):
+    job, made = finished
+    wanted = replace(job, seed=job.seed + 1)
+    Runner(wanted).queue(wanted.prompts)
+    Runner(job).queue(job.prompts)
+    assert sorted(record.status for record in store_of(job).all()) == ["finished"] * 2 + ["queued"] * 2
+    assert Runner(job).records(job.prompts) == made
+    assert Runner(wanted).plan().to_make == job.prompts
+
+
+def test_only_one_holds_a_run_and_a_killed_holder_lets_go(tmp_path):
+    store = RecordStore(tmp_path)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with store.claim("a", wait=False) as mine:
+            assert not mine
+        assert store.is_claimed("a")
+        assert not store.is_claimed("b")
+    finally:
+        holder.kill()
+        holder.wait()
+    with store.claim("a", wait=True) as mine:
+        assert mine
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from experiments.records import RecordStore
+with RecordStore(Path(sys.argv[1])).claim("a", wait=False):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_what_another_is_making_is_left_alone_and_then_waited_for(small_job):
+    job = small_job("method=vanilla")
+    busy = job.prompts[0]
+    key = new_record(job, "vanilla", job.method, busy).key
+    context = multiprocessing.get_context("spawn")
+    claimed, let_go = context.Event(), context.Event()
+    other = context.Process(target=_claim, args=(job.output_dir, key, claimed, let_go))
+    other.start()
+    assert claimed.wait(60)
+    outcome = Runner(job).drain(job.prompts)
+    assert (outcome.busy, outcome.failures) == ((busy,), ())
+    assert [record is None for record in Runner(job).records(job.prompts)] == [True, False]
+    let_go.set()
+    started = time.monotonic()
+    assert Runner(job).drain([busy], wait=True).busy == ()
+    assert time.monotonic() - started < 60
+    other.join()
+    assert None not in Runner(job).records(job.prompts)
+
+
+def _claim(directory, key, claimed, let_go):
+    with RecordStore(directory).claim(key, wait=True):
+        claimed.set()
+        let_go.wait(60)
+
+
+def test_the_same_video_twice_differs_only_in_what_is_timed(finished, tmp_path):
+    job, made = finished
+    again = Runner(replace(job, output_dir=tmp_path / "again")).run()
+    assert [untimed(record) for record in again] == [untimed(record) for record in made]
+    assert [record.maker for record in made] != [None, None]
+
+
+def test_other_codes_records_count_only_where_asked_for(finished, monkeypatch):
+    job, made = finished
+    made_by(monkeypatch, "feedfacefeedface")
+    assert Runner(job).plan().to_make == job.prompts
+    lenient = replace(job, any_code=True)
+    assert Runner(lenient).plan().to_make == ()
+    assert Runner(lenient).records(job.prompts) == made
+    assert set(collect(lenient)["code"]) == {made[0].code}
+    with pytest.raises(Exception, match="no finished records"):
+        collect(job)
+    (record,) = Runner(job).run(job.prompts[:1])  # today's goes before the other's
+    assert record.code == "feedfacefeedface"
+    assert record.key == todays_key(made[0].key)
+    assert sorted(collect(lenient)["code"]) == sorted(["feedfacefeedface", made[1].code])
+
+
+def test_list_tells_every_state(finished, capsys, monkeypatch):
+    job, (record, _) = finished
+    store = store_of(job)
+    for state in ("queued", "running", "failed"):
+        store.save(replace(record, key=f"{state}-0", status=state))
+    (store.run_path("broken-0")).mkdir()
+    store.record_path("broken-0").write_text("{")
+    with store.claim("running-0", wait=False):
+        assert run("list", job.output_dir) == 0
+    first = capsys.readouterr().out
+    states = {key: next(line for line in first.splitlines() if key in line) for key in ("running-0", "broken-0")}
+    assert "running " in states["running-0"].split("running-0")[1]
+    assert "damaged" in states["broken-0"]
+    assert run("list", job.output_dir, "--state", "interrupted") == 0
+    assert "running-0" in (second := capsys.readouterr().out)
+    assert "1 runs" in second
+
+
+def test_show_takes_the_beginning_of_a_key(finished, capsys):
+    job, (record, _) = finished
+    assert run("show", job.output_dir, record.key[:12]) == 0
+    state, document = capsys.readouterr().out.split("\n", 1)
+    assert state.startswith("finished: ")
+    assert json.loads(document)["prompt"] == record.prompt
+    assert run("show", job.output_dir, "") == 2
+    assert "2 runs have a key" in capsys.readouterr().err
+
+
+def test_verify_finds_what_changed_and_prune_removes_it(finished, capsys):
+    job, (first, second) = finished
+    store = store_of(job)
+    assert run("verify", job.output_dir) == 0
+    with store.video_path(first.key).open("r+b") as video:
+        video.seek(100)
+        video.write(b"\0\1\2")
+    store.trace_path(second.key).unlink()
+    assert run("verify", job.output_dir) == 1
+    told = capsys.readouterr().out
+    assert f"{first.key}: video.mkv is not what was written" in told
+    assert f"{second.key}: trace.parquet is missing" in told
+    assert run("prune", job.output_dir) == 0
+    assert len(list(store.all())) == 2
+    assert run("prune", job.output_dir, "--yes") == 0
+    assert list(store.all()) == []
+    assert Runner(job).plan().to_make == job.prompts
+
+
+def test_prune_leaves_what_is_whole_or_being_made(finished, capsys, monkeypatch):
+    job, (record, _) = finished
+    store = store_of(job)
+    store.save(replace(record, key="taken-0", status="running"))
+    partial = store.run_path(record.key) / ".video.mkv.1.partial"
+    partial.write_bytes(b"half")
+    with store.claim("taken-0", wait=False):
+        assert run("prune", job.output_dir, "--yes") == 0
+    assert not partial.exists()
+    assert len(list(store.all())) == 3
+    made_by(monkeypatch, "feedfacefeedface")
+    monkeypatch.setattr("experiments.records.__main__.code_hash", lambda: "feedfacefeedface")
+    assert run("prune", job.output_dir, "--yes", "--other-code") == 0
+    assert list(store.all()) == []
+
+
+def test_no_records_is_one_clear_line(tmp_path, capsys):
+    assert run("list", tmp_path / "nothing") == 2
+    assert "there are no records under" in capsys.readouterr().err
+
+
+def test_weights_are_told_apart_by_content_and_large_ones_hashed_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(records, "LARGE_BYTES", 100)
+    hashes = []
+    for index, content in enumerate((b"a" * 200, b"b" * 200, b"a" * 200)):
+        checkpoint = tmp_path / str(index)
+        checkpoint.mkdir()
+        (checkpoint / "model.safetensors").write_bytes(content)
+        hashes.append(records.weights_hash(checkpoint))
+    assert hashes[0] == hashes[2] != hashes[1]
+    monkeypatch.setattr(records, "sha256", lambda path: pytest.fail("hashed again"))
+    records.weights_hash.cache_clear()
+    assert records.weights_hash(tmp_path / "0") == hashes[0]

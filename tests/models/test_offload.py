@@ -1,0 +1,65 @@
+"""Text encoder and VAE in host memory: the same results, and nothing left on the device."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from experiments.job import ROOT
+from flowcache import FlowCacheConfig, generate
+from flowcache.models.magi import Magi
+from flowcache.models.offload import Visits
+from flowcache.models.skyreels import SkyReels
+from tests.models.skyreels_pipeline import write_checkpoint
+
+METHOD = FlowCacheConfig(threshold=0.015, warmup_steps=2)
+
+
+def places(module: nn.Module) -> list[int]:
+    return [tensor.data_ptr() for tensor in (*module.parameters(), *module.buffers())]
+
+
+@pytest.mark.parametrize("inference", [True, False])
+def test_a_visit_moves_weights_there_and_back(inference):
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()
+    home, given = places(module), torch.randn(2, 3)
+    expected = module(given)
+    visits = Visits(module, "cpu")
+    with torch.inference_mode(inference):
+        with visits, visits:
+            away = places(module)
+            result = module(given)
+        assert set(away).isdisjoint(home)
+        assert places(module) == home
+        assert torch.equal(result, expected)
+        with pytest.raises(RuntimeError, match="broken"), visits:
+            raise RuntimeError("broken")
+    assert places(module) == home
+
+
+def test_magi_offloaded_makes_the_same_frames_and_leaves_nothing():
+    checkpoint = ROOT / "experiments" / "embedded" / "magi"
+    frames = []
+    for offload in (False, True):
+        model = Magi.from_pretrained(checkpoint, offload=offload)
+        before = places(model.vae), places(model.text_encoder.encoder)
+        frames.append(torch.cat(list(generate(model, "a red circle", 24, METHOD, num_steps=4))))
+        assert (places(model.vae), places(model.text_encoder.encoder)) == before
+    assert torch.equal(*frames)
+    assert isinstance(model.vae.presence, Visits)
+    assert isinstance(model.text_encoder.presence, Visits)
+
+
+def test_skyreels_offloaded_makes_the_same_frames_and_leaves_nothing(tmp_path):
+    write_checkpoint(tmp_path)
+    frames = []
+    for offload in (False, True):
+        model = SkyReels.from_pretrained(tmp_path, offload=offload)
+        before = places(model.vae.vae), places(model.text_encoder.encoder)
+        frames.append(torch.cat(list(generate(model, "a red circle", 13, METHOD))))
+        assert (places(model.vae.vae), places(model.text_encoder.encoder)) == before
+    # On the CPU the VAE that stays has its slow layers exchanged, which rounds differently.
+    assert (frames[0].int() - frames[1].int()).abs().max() <= 1
+    assert isinstance(model.vae.presence, Visits)
+    assert isinstance(model.text_encoder.presence, Visits)

@@ -1,0 +1,407 @@
+"""``python -m flowcache.checkpoints verify``: official layouts at their true sizes, and every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+from experiments.job import ROOT
+from flowcache.checkpoints import main, verify
+from flowcache.models import checkpoint as loading
+from flowcache.models.checkpoint import CheckpointError, load_weights, read_headers
+from flowcache.models.magi import Magi
+from flowcache.models.magi.checkpoint import locate
+from flowcache.models.magi.config import NETWORKS as MAGI_NETWORKS
+from flowcache.models.magi.network import MagiDit
+from flowcache.models.magi.vae import MagiVae, VaeConfig
+from flowcache.models.skyreels import SkyReels
+from flowcache.models.skyreels.checkpoint import diffusers_name, set_dtypes
+from flowcache.models.skyreels.config import NETWORKS as SKYREELS_NETWORKS
+from tests.models.headers import write_shards, write_sparse
+from tests.models.magi_goldens import GOLDENS as MAGI_GOLDENS
+from tests.models.skyreels_goldens import tensors as skyreels_golden
+from tests.models.skyreels_pipeline import write_checkpoint
+
+EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
+SIZES = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}  # T5-v1.1-XXL and UMT5-XXL
+
+
+def in_layers(keys) -> set[str]:
+    """Names without the layers' numbers."""
+    return {re.sub(r"(blocks|layers)\.\d+\.", r"\1.*.", key) for key in keys}
+
+
+# Layouts at their true sizes, of headers alone.
+
+
+def write_text_encoder(directory: Path, encoder_class: type, config: T5Config, tokenizer: Path) -> None:
+    with torch.device("meta"):
+        encoder = encoder_class(config)
+    write_shards(directory, "model", encoder.to(torch.bfloat16).state_dict(), 3)
+    config.save_pretrained(directory)
+    tokenizer.mkdir(exist_ok=True)
+    (tokenizer / "spiece.model").write_bytes(b"never opened")
+
+
+def write_magi(download: Path, size: str, distill: bool) -> Path:
+    """As downloaded: ckpt/magi/<release>, ckpt/vae, ckpt/t5, and the repository's example folder beside."""
+    release = download / "ckpt" / "magi" / f"{size}_{'distill' if distill else 'base'}"
+    with torch.device("meta"):
+        network, vae = MagiDit(replace(MAGI_NETWORKS[size], distill=distill)), MagiVae(VaeConfig())
+    weights = release / ("inference_weight.distill" if distill else "inference_weight")
+    write_shards(weights, "model", network.state_dict(), 4)
+    write_sparse(download / "ckpt" / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
+    (download / "ckpt" / "vae" / "config.json").write_text(json.dumps({"ddconfig": {}, "model_type": "vit"}))
+    text = download / "ckpt" / "t5" / "t5-v1_1-xxl"
+    text.mkdir(parents=True)
+    config = T5Config(**SIZES, vocab_size=32128, feed_forward_proj="gated-gelu")
+    write_text_encoder(text, T5EncoderModel, config, text)
+    other = np.zeros((17, 4096), np.float32)
+    tokens = {"caption_token": other[:1], "logo_token": other[:1], "other_tokens": other}
+    np.savez(download / "ckpt" / "special_tokens.npz", **tokens)
+    return release
+
+
+@pytest.mark.parametrize(
+    ("size", "distill", "settings"),
+    [
+        ("4.5B", False, (3, 64, "720 x 720")),
+        ("4.5B", True, (1, 64, "720 x 720")),
+        ("24B", False, (3, 32, "720 x 1280")),
+        ("24B", True, (1, 16, "720 x 1280")),
+    ],
+)
+def test_magi_as_downloaded_is_recognised_without_a_configuration(tmp_path, capsys, size, distill, settings):
+    release = write_magi(tmp_path, size, distill)
+    inventory = verify(release)
+    assert inventory.all_problems() == []
+    assert inventory.name == f"MAGI-1 {size}, {'distilled' if distill else 'base'}"
+    assert tuple(inventory.settings.values())[:3] == settings
+    assert inventory.settings["noise2clean_kvrange"] == [5, 4, 3, 2]
+    transformer, vae, text = inventory.parts
+    billions = {"4.5B": 4.5, "24B": 23.7}[size]
+    assert transformer.num_parameters / 1e9 == pytest.approx(billions, rel=0.05)
+    assert vae.num_parameters / 1e6 == pytest.approx(614, rel=0.01)
+    assert text.num_parameters / 1e9 == pytest.approx(4.9, rel=0.01)  # its embeddings are there under two names
+    with torch.device("meta"):
+        expected = MagiDit(locate(release).config.dit)
+    assert transformer.nbytes == sum(tensor.nbytes for tensor in expected.state_dict().values())
+    assert main(["verify", str(release)]) == 0
+    printed = capsys.readouterr().out
+    layers = MAGI_NETWORKS[size].num_layers
+    assert f"{layers:>4} x videodit_blocks.layers.*.self_attention.linear_qkv.q.weight" in printed
+    assert printed.endswith("nothing is missing or wrong\n")
+
+
+@pytest.mark.parametrize("gated", ["mlp", "glu"])
+def test_magi_names_are_those_of_the_official_code(gated):
+    official = load_file(MAGI_GOLDENS / f"dit_weights_{gated}.safetensors")
+    with torch.device("meta"):
+        own = MagiDit(replace(MAGI_NETWORKS["4.5B"], gated_linear_unit=gated == "glu"))
+    assert in_layers(own.state_dict()) == in_layers(official)
+
+
+def write_skyreels(directory: Path, size: str) -> Path:
+    with torch.device("meta"):
+        transformer, vae = SkyReelsV2Transformer3DModel(**SKYREELS_NETWORKS[size]), AutoencoderKLWan()
+    set_dtypes(transformer, torch.bfloat16)
+    write_shards(directory / "transformer", "diffusion_pytorch_model", transformer.state_dict(), 3)
+    transformer.save_config(directory / "transformer")
+    write_sparse(directory / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
+    vae.save_config(directory / "vae")
+    config = UMT5Config(**SIZES, vocab_size=256384, feed_forward_proj="gated-gelu")
+    write_text_encoder(directory / "text_encoder", UMT5EncoderModel, config, directory / "tokenizer")
+    return directory
+
+
+@pytest.mark.parametrize(("size", "billions"), [("1.3B", 1.42), ("14B", 14.29)])
+def test_skyreels_as_diffusers_lays_it_out(tmp_path, size, billions):
+    inventory = verify(write_skyreels(tmp_path, size))
+    assert inventory.all_problems() == []
+    assert inventory.name == f"SkyReels-V2 {size}, diffusers"
+    assert inventory.parts[0].num_parameters / 1e9 == pytest.approx(billions, rel=0.02)
+    assert inventory.parts[1].num_parameters / 1e6 == pytest.approx(127, rel=0.01)
+    assert inventory.settings["base_num_frames"] == 97
+
+
+@pytest.mark.parametrize("size", ["1.3B", "14B"])
+def test_skyreels_as_originally_released(tmp_path, size):
+    """Names from weights that the original code made; shards without an index, pickles beside."""
+    network = SKYREELS_NETWORKS[size]
+    with torch.device("meta"):
+        own = SkyReelsV2Transformer3DModel(**network).state_dict()
+    templates = in_layers(skyreels_golden("weights_upstream"))
+    if not network["inject_sample_info"]:
+        templates = {name for name in templates if not name.startswith("fps_")}
+    layers = range(network["num_layers"])
+    official = [t.replace("*", str(layer)) for t in sorted(templates) for layer in (layers if "*" in t else [0])]
+    write_shards(tmp_path, "model", {name: own[diffusers_name(name)] for name in official}, 3, index=False)
+    width = network["num_attention_heads"] * 128
+    config = {"num_heads": network["num_attention_heads"], "dim": width, "in_dim": 16, "out_dim": 16, "freq_dim": 256}
+    config |= {name: network[name] for name in ("ffn_dim", "num_layers", "inject_sample_info")}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "t2v", "text_len": 512}))
+    (tmp_path / "Wan2.1_VAE.pth").write_bytes(b"never opened")
+    inventory = verify(tmp_path)
+    assert inventory.all_problems() == []
+    assert inventory.name == f"SkyReels-V2 {size}, original names"
+    assert len(inventory.parts[0].tensors) == len(own)
+    assert "Wan2.1_VAE.pth are pickles, which are not opened" in inventory.notes[0]
+
+
+# Small ones of the same layout: they load, and every kind of damage has its message.
+
+
+@pytest.fixture
+def magi(tmp_path) -> Path:
+    """The embedded MAGI-1 as an official download is laid out, its transformer in three shards."""
+    release = tmp_path / "ckpt" / "magi" / "small"
+    (release / "inference_weight.distill").mkdir(parents=True)
+    for name in ("vae", "t5"):
+        shutil.copytree(EMBEDDED / name, tmp_path / "ckpt" / (name if name == "vae" else "t5/t5-v1_1-xxl"))
+    for name in ("config.json", "special_tokens.safetensors"):
+        shutil.copy(EMBEDDED / name, release / name)
+    whole, weight_map = load_file(EMBEDDED / "inference_weight.distill" / "model.safetensors"), {}
+    for shard in range(3):
+        part = {name: whole[name] for name in sorted(whole)[shard::3]}
+        save_file(part, release / "inference_weight.distill" / f"model-0000{shard + 1}-of-00003.safetensors")
+        weight_map |= dict.fromkeys(part, f"model-0000{shard + 1}-of-00003.safetensors")
+    index = release / "inference_weight.distill" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return release
+
+
+def shard(release: Path) -> Path:
+    return release / "inference_weight.distill" / "model-00002-of-00003.safetensors"
+
+
+def test_what_verifies_loads(magi):
+    assert verify(magi).all_problems() == []
+    loaded = Magi.from_pretrained(magi).dit.state_dict()
+    expected = load_file(EMBEDDED / "inference_weight.distill" / "model.safetensors")
+    assert all(torch.equal(loaded[key], expected[key]) for key in expected)
+
+
+def test_an_encoder_published_as_pickles_verifies_and_loads_through_the_restricted_unpickler(magi):
+    text = magi.parents[1] / "t5" / "t5-v1_1-xxl"
+    expected = Magi.from_pretrained(magi).text_encoder("a red circle")[0]
+    torch.save(load_file(text / "model.safetensors"), text / "pytorch_model.bin")
+    (text / "model.safetensors").unlink()
+    inventory = verify(magi)
+    assert inventory.all_problems() == []
+    assert inventory.parts[2].num_parameters > 0
+    assert torch.equal(Magi.from_pretrained(magi).text_encoder("a red circle")[0], expected)
+
+
+def remove_shard(release: Path) -> None:
+    shard(release).unlink()
+
+
+def cut_shard(release: Path) -> None:
+    shard(release).write_bytes(shard(release).read_bytes()[:-100])
+
+
+def reshape(release: Path) -> None:
+    weights = load_file(shard(release))
+    name = next(name for name, tensor in weights.items() if tensor.ndim == 2)
+    save_file(weights | {name: weights[name][:-1].contiguous()}, shard(release))
+
+
+def other_network(release: Path) -> None:
+    document = json.loads((release / "config.json").read_text())
+    document["model_config"]["num_layers"] += 1
+    (release / "config.json").write_text(json.dumps(document))
+
+
+def pickle_all(release: Path) -> None:
+    for path in shard(release).parent.iterdir():
+        path.unlink()
+    torch.save({"weight": torch.zeros(1)}, shard(release).parent / "model.pt")
+
+
+def pickle_by_name(release: Path) -> None:
+    torch.save({"weight": torch.zeros(1)}, shard(release))
+
+
+def pointer(release: Path) -> None:
+    shard(release).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def other_index(release: Path) -> None:
+    index = shard(release).parent / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    document["weight_map"]["videodit_blocks.nothing"] = shard(release).name
+    index.write_text(json.dumps(document))
+
+
+def eight_bits(release: Path) -> None:
+    weights = load_file(shard(release))
+    name = next(iter(weights))
+    save_file(weights | {name: weights[name].to(torch.float8_e4m3fn)}, shard(release))
+
+
+def packed(release: Path) -> None:
+    shard(release).rename(f"{shard(release)}.zst")
+
+
+def no_vae(release: Path) -> None:
+    shutil.rmtree(release.parents[1] / "vae")
+
+
+def cut_vae(release: Path) -> None:
+    path = release.parents[1] / "vae" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def cut_text(release: Path) -> None:
+    path = release.parents[1] / "t5" / "t5-v1_1-xxl" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def bad_tokens(release: Path) -> None:
+    (release / "special_tokens.safetensors").unlink()
+    (release / "special_tokens.npz").write_bytes(b"PK but nothing more")
+
+
+DAMAGE = {
+    remove_shard: r"lacks 1 of 3 shards \(model-00002-of-00003.safetensors\); finish the download",
+    packed: r"lacks 1 of 3 shards .*; unpack them with `zstd -d",
+    cut_shard: r"model-00002-of-00003.safetensors is damaged or cut short .*download it again",
+    reshape: r"1 wrong shapes \(first .*: expected \[.*\], found \[",
+    other_network: r"missing keys \(videodit_blocks.layers.6.",
+    pickle_all: r"holds pickled weights \(model.pt\), which can run code when they are opened",
+    pickle_by_name: r"is a pickle by the name of safetensors",
+    pointer: r"is a Git LFS pointer and not the weights",
+    other_index: r"lacks 1 tensors that its index names \(videodit_blocks.nothing\)",
+    eight_bits: r"as F8_E4M3, which this library does not run; use the release in bfloat16",
+    no_vae: r"no VAE configuration at",
+    cut_vae: r"vae.*is damaged or cut short",
+    cut_text: r"t5-v1_1-xxl",
+    bad_tokens: r"special_tokens.npz",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_every_damage_has_one_message_and_nothing_is_loaded(magi, damage, capsys, monkeypatch):
+    damage(magi)
+    (problem,) = verify(magi).all_problems()
+    assert re.search(DAMAGE[damage], problem)
+    assert "\n" not in problem
+    assert main(["verify", str(magi)]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"problem: {problem}\n"
+    assert "1 problem(s)" in printed.out
+    monkeypatch.setattr("flowcache.models.magi.model.load_weights", lambda *a: pytest.fail("weights were loaded"))
+    with pytest.raises((CheckpointError, FileNotFoundError, ValueError)) as error:
+        Magi.from_pretrained(magi)
+    assert re.search(DAMAGE[damage], str(error.value))
+    assert "\n" not in str(error.value)
+
+
+def test_another_releases_weights_are_named(tmp_path):
+    release = write_magi(tmp_path, "4.5B", True)
+    document = {"model_config": {}, "runtime_config": {}, "engine_config": {"distill": True}}
+    names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
+    names += ("in_channels", "out_channels", "half_channel_vae", "x_rescale_factor", "gated_linear_unit")
+    document["model_config"] = {name: getattr(MAGI_NETWORKS["24B"], name) for name in names}
+    (release / "config.json").write_text(json.dumps(document))
+    (problem,) = verify(release).all_problems()
+    assert "are those of MAGI-1 4.5B and" in problem
+    assert "describes 24B; put the two that belong together there" in problem
+
+
+@pytest.fixture
+def skyreels(tmp_path) -> Path:
+    return write_checkpoint(tmp_path / "skyreels")
+
+
+def test_a_small_skyreels_verifies_and_its_damage_is_named(skyreels):
+    assert verify(skyreels).all_problems() == []
+    SkyReels.from_pretrained(skyreels)
+    config = json.loads((skyreels / "transformer" / "config.json").read_text())
+    for change, message in (
+        ({"num_layers": 9}, "does not fit its configuration: .* missing keys"),
+        ({"_class_name": "WanTransformer3DModel"}, "is of WanTransformer3DModel and not of a SkyReels-V2 transformer"),
+        ({"image_dim": 8}, "use a diffusion-forcing checkpoint"),
+    ):
+        (skyreels / "transformer" / "config.json").write_text(json.dumps(config | change))
+        problems = verify(skyreels).all_problems()
+        assert len(problems) == 1
+        assert re.search(message, problems[0])
+    (skyreels / "transformer" / "config.json").write_text(json.dumps(config))
+    shutil.rmtree(skyreels / "tokenizer")
+    assert "no tokenizer in" in verify(skyreels).all_problems()[0]
+
+
+def test_directories_that_are_no_checkpoint(tmp_path, magi, capsys):
+    assert main(["verify", str(tmp_path / "nowhere")]) == 1
+    assert "no checkpoint directory at" in capsys.readouterr().err
+    assert main(["verify", str(magi.parent)]) == 1
+    assert "is no checkpoint of MAGI-1" in (error := capsys.readouterr().err)
+    assert "; small in it look like some" in error
+    assert main(["list"]) == 2
+    assert "usage" in capsys.readouterr().err
+
+
+def test_host_memory_holds_one_shard_while_loading(tmp_path, monkeypatch):
+    """The device's copy (another type, so a copy of its own) grows to the whole; pages of files stay within a shard."""
+    num_shards, elements = 8, 4 * 2**20
+    weights = {f"{i}.weight": torch.zeros(1, elements, dtype=torch.bfloat16) for i in range(num_shards)}
+    for name, tensor in weights.items():
+        save_file({name: tensor + 1}, tmp_path / f"model-{name[0]}.safetensors")
+    index = {"weight_map": {name: f"model-{name[0]}.safetensors" for name in weights}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with torch.device("meta"):
+        module = torch.nn.ModuleList(torch.nn.Linear(elements, 1, bias=False) for _ in range(num_shards))
+    mapped = []
+
+    class Watched:
+        def __init__(self, *args, **options) -> None:
+            self.file = loading_safe_open(*args, **options)
+
+        def __enter__(self):
+            self.opened = self.file.__enter__()
+            return self
+
+        def __exit__(self, *error):
+            return self.file.__exit__(*error)
+
+        def get_tensor(self, name):
+            tensor = self.opened.get_tensor(name)
+            tensor.sum()  # every page is read
+            mapped.append(file_bytes())
+            return tensor
+
+        def __getattr__(self, name):
+            return getattr(self.opened, name)
+
+    loading_safe_open = loading.safe_open
+    monkeypatch.setattr(loading, "safe_open", Watched)
+    before = file_bytes()
+    load_weights(module, tmp_path, "cpu")
+    shard_bytes = 2 * elements
+    assert len(mapped) == num_shards
+    assert max(mapped) - before < 1.5 * shard_bytes
+    assert all(layer.weight.dtype == torch.float32 and layer.weight.eq(1).all() for layer in module)
+
+
+def file_bytes() -> int:
+    """Resident pages of files of this process."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(r"RssFile:\s+(\d+)", status)[1])
+
+
+def test_headers_are_all_that_is_read(tmp_path):
+    """A file of 64 GiB is described at once."""
+    write_sparse(tmp_path / "model.safetensors", {"weight": torch.empty(2**15, 2**20, device="meta").bfloat16()})
+    (stored,) = read_headers(tmp_path).values()
+    assert (stored.shape, stored.dtype, stored.nbytes) == ((2**15, 2**20), torch.bfloat16, 2**36)
