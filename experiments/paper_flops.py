@@ -8,7 +8,7 @@ paper's own decisions.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
 
@@ -21,7 +21,7 @@ from experiments.dry_run import KINDS, PFLOP, Count, count
 from experiments.job import make_method
 from experiments.records import code_hash
 from experiments.reported import read_reported
-from experiments.results import save_table, table_lines
+from experiments.results import Column, Table, save_table
 from flowcache.method import MethodConfig
 from flowcache.schedule import Row, Schedule
 
@@ -60,7 +60,7 @@ def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
         trace = counted.trace
         yield {
             "method": name,
-            "kv_budget": method.kv_budget or "",
+            "kv_budget": method.kv_budget,
             "decisions": decisions,
             "chunk_steps_computed": trace.computed_fraction,
             "executed": trace.flops / PFLOP,
@@ -155,11 +155,9 @@ def _spread(share: float, length: int, warmup: int) -> set[int]:
     return {*range(warmup), *(warmup - 1 + (i + 1) * rest // others for i in range(others))}
 
 
-# As Markdown.
-
-_INTRODUCTION = (
-    "**Compute at the paper's setting**, PFLOPs a video, counted from shapes: matrix products of the transformer, "
-    "multiply-add = 2. Nothing here was run or timed."
+_COUNTED = (
+    "PFLOPs a video, counted from shapes: matrix products of the transformer, multiply-add = 2. Nothing here was run "
+    "or timed."
 )
 _NOTES = (
     "*Executed*: all that this program computes, refreshes of finished chunks, captions and scoring of keys included.",
@@ -174,36 +172,38 @@ _NOTES = (
     "`python run.py device=meta replay=<trace>` counts a run's own decisions.",
     f"*KV budget*: finished chunks keep {KV_BUDGET}, as in FlowCache's rows of Table 1; the schedule is the same.",
 )
-_SHARE = "{:.3f}".format
-_FLOPS = "{:.4g}".format
-_MAIN: Sequence[tuple[str, str, Callable[[object], str]]] = (
-    ("method", "method", str),
-    ("kv_budget", "KV budget", lambda budget: str(budget) or "-"),
-    ("decisions", "decisions", str),
-    ("chunk_steps_computed", "chunk steps computed", _SHARE),
-    ("executed", "executed", _FLOPS),
-    ("executed_share", "share", _SHARE),
-    ("paper_accounting", "paper's accounting", _FLOPS),
-    ("paper_accounting_share", "share", _SHARE),
-    ("published", "published", "{:.0f}".format),
-    ("published_share", "share", _SHARE),
-    ("kv_cache_gib", "KV cache GiB", "{:.3g}".format),
+_METHOD = (Column("method", "method"), Column("KV budget", "kv_budget"))
+_COMPUTE = (
+    *_METHOD,
+    Column("decisions", "decisions"),
+    Column("chunk steps computed", "chunk_steps_computed", "{:.3f}"),
+    Column("executed", "executed", "{:.4g}"),
+    Column("share", "executed_share", "{:.3f}"),
+    Column("paper's accounting", "paper_accounting", "{:.4g}"),
+    Column("share", "paper_accounting_share", "{:.3f}"),
+    Column("published", "published", "{:.0f}"),
+    Column("share", "published_share", "{:.3f}"),
+    Column("KV cache GiB", "kv_cache_gib", "{:.3g}"),
 )
 
 
-def markdown(model: str, table: pd.DataFrame) -> str:
+def tables(model: str, rows: pd.DataFrame) -> tuple[Table, Table]:
     """A model's compute beside the published one, and what it is made up of."""
-    made_of = [*_PARTS.values(), *(kind for kind in KINDS if table[kind].any())]
-    split = [*_MAIN[:2], *((name, name.replace("_", "-"), _FLOPS) for name in made_of)]
-    lines = [f"{_INTRODUCTION} {_setting(model)}; code {code_hash()}.", ""]
-    for columns in (_MAIN, split):
-        rows = [
-            ["-" if pd.isna(row[name]) else form(row[name]) for name, _, form in columns] for _, row in table.iterrows()
-        ]
-        lines += [*table_lines([title for _, title, _ in columns], rows), ""]
-    lines += [f"- {note}" for note in _NOTES]
-    lines.append("- " + "; ".join(f"*{kind.replace('_', '-')}*: {meaning}" for kind, meaning in KINDS.items()) + ".")
-    return "\n".join(lines) + "\n"
+    kinds = [kind for kind in KINDS if rows[kind].any()]
+    split = (Column(name.replace("_", "-"), name, "{:.4g}") for name in (*_PARTS.values(), *kinds))
+    meanings = "; ".join(f"*{kind.replace('_', '-')}*: {KINDS[kind]}" for kind in kinds) + "."
+    source = f"{_COUNTED} {_setting(model)}; code {code_hash()}."
+    return (
+        Table("Compute at the paper's setting.", source, _COMPUTE, rows, _NOTES),
+        Table(
+            "What it is made up of.",
+            "By operation, and by what it is for.",
+            (*_METHOD, *split),
+            rows,
+            (meanings,),
+            None,
+        ),
+    )
 
 
 def _setting(model: str) -> str:
@@ -224,8 +224,7 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     for model in models:
-        table = pd.DataFrame(rows_of(model))
-        save_table(f"{model}_{STEM}", markdown(model, table), table)
+        save_table(f"{model}_{STEM}", *tables(model, pd.DataFrame(rows_of(model))))
     return 0
 
 
