@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -171,6 +172,15 @@ class RecordStore:
         """Note that a video is wanted, where nothing is known of it yet."""
         if self.read(record.key) is None:
             self.save(record)
+
+    def withdraw(self, key: str) -> None:
+        """Forget that a video is wanted, where nobody has begun it."""
+        record = self.read(key)
+        if record is None or record.status != "queued":
+            return
+        with self.claim(key, wait=False) as mine:
+            if mine:
+                shutil.rmtree(self.run_path(key), ignore_errors=True)
 
     @contextmanager
     def claim(self, key: str, wait: bool) -> Iterator[bool]:
