@@ -1,6 +1,7 @@
 """Run one job: ``python run.py model=magi method=flowcache_fast``; README.md and conf/ tell what can be set.
 
-Exit codes: 0 done, 1 the run failed, 2 bad input. In a multirun (-m) every job runs; the worst code counts.
+Exit codes: 0 done, 1 the run failed, 2 bad input. In a multirun (-m) a bad job stops all before any begins; once they
+have begun every job runs, and the worst code counts.
 """
 
 from __future__ import annotations
@@ -9,19 +10,23 @@ import os
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its pool; each job sets its own number
+os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line here, instead of printing many
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from experiments.cli import check_overrides
-from experiments.errors import BadInput, RunFailed
+from experiments.cli import CONF, check_jobs, check_overrides
+from experiments.errors import BadInput, explain
 from experiments.fork_server import start_server
 
 _HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+_MULTIRUN = {"-m", "--multirun"}
 _exit_codes = [0]
 
 
-@hydra.main(version_base=None, config_path="conf", config_name="config")
+@hydra.main(version_base=None, config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> None:
     try:
         if config.device == "meta":
@@ -35,27 +40,36 @@ def job(config: DictConfig) -> None:
             from experiments.main_job import run_job
 
             run_job(config)
-    except BadInput as error:
-        _fail(2, str(error))
     except Exception as error:
         if config.debug:
             raise
-        text = str(error) if isinstance(error, RunFailed) else f"the run failed: {type(error).__name__}: {error}"
-        _fail(1, f"{text} (debug=true shows where)")
+        _fail(error)
 
 
-def _fail(code: int, message: str) -> None:
-    print(f"run.py: {message}", file=sys.stderr)
+def _fail(error: Exception) -> None:
+    """One line, whatever the error's own text."""
+    if isinstance(error, (BadInput, HydraException, OmegaConfBaseException)):
+        code, message = 2, str(error)
+    else:
+        code, message = 1, explain(error)
+    print(f"run.py: {' '.join(message.split())}", file=sys.stderr)
     _exit_codes.append(code)
 
 
 def main() -> int:
+    arguments = sys.argv[1:]
     try:
-        if not _HELP & set(sys.argv):
-            check_overrides(sys.argv[1:])
+        if not _HELP & set(arguments):
+            check_overrides(arguments)
+            check_jobs([a for a in arguments if not a.startswith("-")], multirun=bool(_MULTIRUN & set(arguments)))
         job()
-    except BadInput as error:
-        _fail(2, str(error))
+    except KeyboardInterrupt:
+        print("run.py: stopped; finished videos are kept, and the same command goes on from them", file=sys.stderr)
+        _exit_codes.append(1)
+    except Exception as error:
+        if "debug=true" in arguments:
+            raise
+        _fail(error)
     return max(_exit_codes)
 
 

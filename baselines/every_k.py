@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flowcache.distance import ChunkDistance
-from flowcache.method import MethodConfig, check_warmup
+from flowcache.method import MethodConfig, check_warmup, check_warmup_fits
 from flowcache.policy import Decision, ReusePolicy
 from flowcache.schedule import Row, Schedule
 
@@ -40,8 +40,11 @@ class EveryKConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_warmup(self.warmup_steps)
-        if not isinstance(self.every, int) or self.every < 1:
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
             raise ValueError(f"every={self.every!r} must be a whole number of at least 1 (1 computes every step)")
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        check_warmup_fits(self.warmup_steps, schedule.num_steps, "steps of a chunk")
 
     def policy(self) -> ReusePolicy:
         return EveryK(self.every, self.warmup_steps)

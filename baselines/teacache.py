@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowcache.distance import ChunkDistance, Polynomial, rescaling
-from flowcache.method import MethodConfig, check_polynomial, check_threshold, check_warmup
+from flowcache.method import (
+    MethodConfig,
+    check_polynomial,
+    check_switches,
+    check_threshold,
+    check_warmup,
+    check_warmup_fits,
+)
 from flowcache.policy import Decision, ReusePolicy
 from flowcache.schedule import Row, Schedule
 
@@ -105,6 +112,10 @@ class TeaCacheConfig(MethodConfig):
         check_threshold(self.threshold)
         check_warmup(self.warmup_steps)
         check_polynomial(self)
+        check_switches(published=self.published)
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        check_warmup_fits(self.warmup_steps, max(len(window.rows) for window in schedule.windows), "rows of a window")
 
     def policy(self) -> ReusePolicy:
         return UniformReuse(self.threshold, self.warmup_steps, self.distance, self.published, self.polynomial)

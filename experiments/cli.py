@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments.errors import BadInput
-from experiments.job import ROOT, nearest
+from experiments.job import ROOT, check_config, nearest
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "setting", "method")
@@ -39,11 +44,45 @@ def check_overrides(arguments: list[str]) -> None:
             _check_key(_composed(tuple(groups)), key)
 
 
+def check_jobs(overrides: list[str], multirun: bool) -> None:
+    """Refuse bad values and a folder that cannot be written, of every job, before Hydra makes any. Raises BadInput."""
+    for one in _jobs(overrides) if multirun else [overrides]:
+        try:
+            check_config(compose_config(one))
+        except OmegaConfBaseException as error:
+            raise BadInput(f"configuration: {error}") from error
+
+
+def _jobs(overrides: list[str]) -> list[list[str]]:
+    """Every job's overrides of a multirun, whose values are lists, ranges or choices."""
+    choices = []
+    for override in _parsed(overrides):
+        if override.is_sweep_override():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([override.input_line])
+    return [list(job) for job in itertools.product(*choices)]
+
+
+def _parsed(overrides: list[str]) -> list[Any]:
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise BadInput(f"{error}; quote a value that holds spaces, commas, brackets or quotes") from error
+
+
 def compose_config(overrides: list[str]) -> DictConfig:
-    """The configuration of one job, as run.py would see it."""
+    """The configuration of one job, as run.py would see it. Raises BadInput."""
+    for override in _parsed(overrides):
+        if override.is_sweep_override():
+            raise BadInput(f"{override.input_line} is a list of values; run each with -m, or write [...] for one list")
     GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-        return compose("config", overrides=overrides)
+    try:
+        with initialize_config_dir(version_base=None, config_dir=str(CONF)):
+            return compose("config", overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise BadInput(f"configuration: {error}") from error
 
 
 @lru_cache

@@ -134,7 +134,7 @@ def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: 
         add("reported by the paper, in its setting", published[name] * PFLOP, published["vanilla"] * PFLOP)
     console.print(table)
     if outcome.replayed is not None:
-        console.print(f"Decisions are those recorded in {outcome.replayed}.")
+        console.print(f"Decisions are those recorded in {outcome.replayed}.", markup=False)
     elif outcome.distance is not None:
         console.print(
             f"{name} decides by {outcome.distance} distances, which need weights: what it would reuse is not known "

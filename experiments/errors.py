@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 
@@ -20,12 +22,38 @@ class Failure:
 
 
 class RunFailed(Exception):
-    """Some videos could not be made; the others were. Its cause is the first failure's error."""
+    """Some videos could not be made; the others were. Its cause is the first failure's error. Exit code 1."""
 
     def __init__(self, failures: Sequence[Failure]) -> None:
         first = failures[0]
         super().__init__(
-            f"{len(failures)} of the videos could not be made, the first {first.method_name}: {first.prompt!r} "
-            f"({type(first.error).__name__}: {first.error}); the same command tries them again"
+            f"{len(failures)} of the videos could not be made, the first {first.method_name}: {first.prompt!r}: "
+            f"{explain(first.error)}; the same command tries them again"
         )
         self.__cause__ = first.error
+
+
+_LESS_MEMORY = (
+    "ask for less: fewer setting.num_frames, a smaller setting.height and setting.width, method.kv_budget='2 chunks', "
+    "or workers=1"
+)
+_GO_ON = "finished videos are kept, and the same command goes on from them"
+
+
+def explain(error: BaseException) -> str:
+    """One line: what went wrong, and which knob to turn."""
+    text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, RunFailed):
+        return str(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch for it
+        return f"the GPU is out of memory ({text}); {_LESS_MEMORY}; or take another device=; {_GO_ON}"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return f"memory ran out ({text}); {_LESS_MEMORY}; {_GO_ON}"
+    if isinstance(error, BrokenProcessPool):
+        return f"a worker was killed, most likely because memory ran out ({text}); {_LESS_MEMORY}; {_GO_ON}"
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({text}); free some space, or give output_dir=<folder elsewhere>; {_GO_ON}"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"no access ({text}); change the permissions, or give output_dir=<folder that you can write>; {_GO_ON}"
+    return f"the run failed: {text} (debug=true shows where)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,11 +18,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.errors import BadInput
 from flowcache.method import MethodConfig, ReplayConfig
+from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 WANDB_MODES = ("offline", "online", "disabled")
+MOST_PROMPT_CHARACTERS = 10_000  # no text encoder here reads more than 800 tokens of them
 RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
 
@@ -98,12 +101,16 @@ def _load(loader: str, checkpoint: Path | None, device: str, random: tuple[tuple
 
 def make_job(config: DictConfig) -> Job:
     """Check a composed configuration and turn it into a Job. Raises BadInput with one clear message."""
+    _check_types(config)
     setting, model, options = config.setting, config.model, generation_options(config)
     device, prompts = _device(config.device), read_prompts(config)
     workers = _default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
-    _whole_numbers({"workers": workers}, smallest=1)
+    _whole_numbers({"workers": workers, "setting.fps": setting.fps}, smallest=1)
+    _whole_numbers({"latency_pairs": config.latency_pairs})
     threads = max(1, min(MOST_THREADS, _num_cores() // workers)) if config.threads is None else config.threads
     _whole_numbers({"threads": threads}, smallest=1)
+    if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
+        raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
     method, method_name = make_method(config.method), config.method.name
     if config.replay is not None:
         from experiments.replay import read_decisions  # imported late: few jobs need pandas
@@ -118,7 +125,9 @@ def make_job(config: DictConfig) -> Job:
                 "make meaningless; give the decisions of a real run, replay=<its trace>"
             )
         method_name += RANDOM_MARK
-    unknown = [name for name in config.metrics if name not in METRICS]
+    if not isinstance(config.metrics, ListConfig):
+        raise BadInput(f"metrics={config.metrics} must be a list, such as metrics=[psnr,ssim]")
+    unknown = [str(name) for name in config.metrics if name not in METRICS]
     if unknown:
         raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
     return Job(
@@ -146,6 +155,42 @@ def make_job(config: DictConfig) -> Job:
     )
 
 
+def check_config(config: DictConfig) -> None:
+    """Refuse a job that could not even begin, before anything is written. Raises BadInput."""
+    if config.device == "meta":
+        _check_types(config)
+        _wandb(config)
+        make_method(config.method)
+        generation_options(config)
+    else:
+        check_writable(make_job(config).output_dir)
+
+
+def check_writable(directory: Path) -> None:
+    """Refuse a folder for results that is something else, or that this user cannot make or write. Raises BadInput."""
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise BadInput(f"output_dir={directory}: {there} is a file; give output_dir=<folder>, which is made if needed")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise BadInput(
+            f"output_dir={directory}: {there} cannot be written; give output_dir=<folder that you can write>"
+        )
+
+
+def _check_types(config: DictConfig) -> None:
+    for key in ("force", "any_code", "debug"):
+        if not isinstance(config[key], bool):
+            raise BadInput(f"{key}={config[key]} must be true or false")
+    for key in ("device", "output_dir"):
+        if not isinstance(config[key], str) or not config[key].strip() or "\0" in config[key]:
+            raise BadInput(f"{key}={config[key]!r} must be a name; conf/config.yaml says which")
+    for key in ("checkpoint", "replay"):
+        if config[key] is not None and (not isinstance(config[key], str) or not config[key].strip("\0 ")):
+            raise BadInput(f"{key}={config[key]!r} must be a path, or null")
+    if config.plan is not None and not isinstance(config.plan, bool):
+        raise BadInput(f"plan={config.plan} must be true, false or null")
+
+
 def generation_options(config: DictConfig) -> dict[str, Any]:
     """What the model's ``generation`` takes beyond prompt, frames, method and seed.
 
@@ -154,6 +199,8 @@ def generation_options(config: DictConfig) -> dict[str, Any]:
     setting = config.setting
     options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
     _whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
+    if config.seed > MOST_SEED:
+        raise BadInput(f"seed={config.seed} is too large; choose 0 to {MOST_SEED}")
     own = OmegaConf.to_container(config.model.options)
     return options | {key: value for key, value in own.items() if value is not None}
 
@@ -161,7 +208,13 @@ def generation_options(config: DictConfig) -> dict[str, Any]:
 def make_method(config: DictConfig) -> MethodConfig:
     """Instantiate a method's dataclass from its YAML; unknown keys name their nearest known one."""
     fields = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "name"}
-    known = [f.name for f in dataclasses.fields(get_object(fields["_target_"]))]
+    try:
+        method = get_object(fields["_target_"])
+    except Exception as error:  # whatever importing it raises
+        raise BadInput(f"method._target_={fields['_target_']!r} cannot be imported ({error})") from error
+    if not (isinstance(method, type) and issubclass(method, MethodConfig)):
+        raise BadInput(f"method._target_={fields['_target_']!r} is no flowcache.method.MethodConfig")
+    known = [f.name for f in dataclasses.fields(method)]
     for key in fields.keys() - {"_target_"}:
         if key not in known:
             raise BadInput(f"method {config.name} has no option {key!r}; {nearest(key, known)}")
@@ -176,31 +229,59 @@ def read_prompts(config: DictConfig) -> tuple[str, ...]:
     source = config.prompts if config.prompts is not None else config.setting.prompts
     if source is None:
         raise BadInput(f"setting={config.setting.name} has no prompts of its own; give prompts=<file with one a line>")
-    if isinstance(source, ListConfig):
-        prompts = [str(prompt) for prompt in source]
-    elif inside_root(source).is_file():
-        prompts = [line.strip() for line in inside_root(source).read_text().splitlines()]
-    elif Path(source).suffix in (".txt", ".csv", ".json"):
-        raise BadInput(f"no prompt file at {source}; give an existing text file with one prompt a line")
-    else:
-        prompts = [str(source)]
-    prompts = [prompt for prompt in prompts if prompt]
+    prompts = [prompt for prompt in _listed_prompts(source) if prompt.strip()]
     if not prompts:
-        raise BadInput(f"there is no prompt in {source}; write one a line")
+        raise BadInput(f"there is no prompt in {source!r}; write one a line")
+    for number, prompt in enumerate(prompts, start=1):
+        _check_prompt(prompt, number)
     wanted = config.num_prompts
     if wanted is None and config.prompts is None:
         wanted = config.setting.num_prompts
     if config.debug:
         wanted = 1
+    if wanted is not None and (not isinstance(wanted, int) or isinstance(wanted, bool)):
+        raise BadInput(f"num_prompts={wanted!r} must be a whole number; choose 1 to {len(prompts)}")
     if wanted is not None and not 1 <= wanted <= len(prompts):
         raise BadInput(f"num_prompts={wanted} but there are {len(prompts)} prompts; choose 1 to {len(prompts)}")
     return tuple(prompts[:wanted])
 
 
+def _listed_prompts(source: Any) -> list[str]:
+    if isinstance(source, ListConfig):
+        return [str(prompt) for prompt in source]
+    if not isinstance(source, str):
+        raise BadInput(f"prompts={source} must be a text file, one prompt, or a list")
+    if len(source) > MOST_PROMPT_CHARACTERS or "\0" in source:  # no path
+        return [source]
+    path = inside_root(source)
+    if os.path.isfile(path):  # Path.is_file raises for a text longer than a name may be
+        try:
+            return [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
+        except (OSError, UnicodeError) as error:
+            raise BadInput(
+                f"prompts={source} cannot be read as UTF-8 text ({error}); write one prompt a line"
+            ) from error
+    looks_like_a_path = " " not in source and source.startswith(("/", "./", "../", "~"))
+    if looks_like_a_path or Path(source).suffix in (".txt", ".csv", ".json"):
+        raise BadInput(f"no prompt file at {source}; give an existing text file with one prompt a line")
+    return [source]
+
+
+def _check_prompt(prompt: str, number: int) -> None:
+    """Refuse what no caption is: it would steer a terminal, or be cut to a fraction by every text encoder."""
+    if len(prompt) > MOST_PROMPT_CHARACTERS:
+        raise BadInput(f"prompt {number} has {len(prompt)} characters; shorten it to {MOST_PROMPT_CHARACTERS}")
+    for place, character in enumerate(prompt, start=1):
+        if unicodedata.category(character) in ("Cc", "Cs") and character != "\t":
+            raise BadInput(
+                f"prompt {number} holds the control character U+{ord(character):04X} at place {place}; write plain text"
+            )
+
+
 def _wandb(config: DictConfig) -> dict[str, Any]:
     settings = OmegaConf.to_container(config.wandb, resolve=True)
     if settings["mode"] not in WANDB_MODES:
-        raise BadInput(f"wandb.mode={settings['mode']} is unknown; {nearest(str(settings['mode']), WANDB_MODES)}")
+        raise BadInput(f"unknown wandb.mode {str(settings['mode'])!r}; {nearest(str(settings['mode']), WANDB_MODES)}")
     if not isinstance(settings["tags"], list):
         raise BadInput(f"wandb.tags={settings['tags']} must be a list: wandb.tags=[one,two]")
     return settings
@@ -252,6 +333,8 @@ def _device(name: str) -> str:
         raise BadInput("device=meta is the dry run of run.py alone, which makes no videos; choose auto, cpu or cuda")
     if torch.device(name).type not in ("cpu", "cuda"):
         raise BadInput(f"device={name} cannot run this; choose auto, cpu, cuda, or meta for a dry run")
+    if torch.device(name).type == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device={name} but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return name
 
 
@@ -267,7 +350,8 @@ def _num_cores() -> int:
 
 def inside_root(path: str) -> Path:
     """Relative paths count from the repository, so that a job does not depend on where it is started."""
-    return Path(path) if Path(path).is_absolute() or Path(path).exists() else ROOT / path
+    path = str(path)
+    return Path(path) if os.path.isabs(path) or os.path.exists(path) else ROOT / path
 
 
 def _whole_numbers(values: dict[str, Any], smallest: int = 0) -> None:

@@ -29,7 +29,8 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"{job.seed}, {job.num_frames} frames each\n"
         f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
         f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}\n"
-        f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each"
+        f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
+        markup=False,
     )
     if plan.to_make and (not config.setting.embedded if config.plan is None else config.plan):
         from experiments.plan import print_plan  # imported late: a small job does without
@@ -37,7 +38,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         runner.check(plan.to_make[0])
         print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # prompts may hold brackets
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -56,7 +57,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         print_summary(job, records, runner.store, console)
     where = track(job, records, say=lambda text: console.print(text, markup=False))
     if where:
-        console.print(f"W&B ({job.wandb['mode']})  {where}")
+        console.print(f"W&B ({job.wandb['mode']})  {where}", markup=False)
     if failed is not None:
         raise failed
     return records

@@ -61,6 +61,11 @@ class Runner:
         for prompt in self.plan(prompts).to_make:
             self.store.queue(self._record(prompt))
 
+    def withdraw(self, prompts: Sequence[str]) -> None:
+        """Take back what ``queue`` noted and nobody has begun: it cannot be made."""
+        for prompt in prompts:
+            self.store.withdraw(self._record(prompt).key)
+
     def plan(self, prompts: Sequence[str] | None = None) -> Plan:
         """``prompts`` are those of the job, if not given."""
         prompts = self.job.prompts if prompts is None else prompts

@@ -106,7 +106,7 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
             table.add_row(title, form.format(summary[key]), spread)
     console.print(table)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
-        console.print(f"{name}: n/a ({reason})")
+        console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]
-    console.print(f"first video  {store.preview_path(first.key)}")
-    console.print(f"all videos, traces, records  {store.directory}/{{videos,traces,records}}")
+    console.print(f"first video  {store.preview_path(first.key)}", markup=False)
+    console.print(f"all videos, traces, records  {store.directory}/runs", markup=False)

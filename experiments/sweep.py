@@ -16,8 +16,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli import check_overrides, compose_config, config_files
-from experiments.errors import BadInput, RunFailed
-from experiments.job import Job, make_job, nearest
+from experiments.errors import BadInput, RunFailed, explain
+from experiments.job import Job, check_writable, make_job, nearest
 from experiments.runner import Runner
 from experiments.tracking import track
 from experiments.workers import run_jobs
@@ -79,6 +79,7 @@ def main(arguments: list[str]) -> int:
         name, extra = experiment_of(arguments)
         jobs, _ = jobs_of(name, extra)
         prompts = jobs[0].prompts
+        check_writable(jobs[0].output_dir)
         # A set, since a value that one override set sweeps may be another's default: one video for both.
         total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
         print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
@@ -90,7 +91,7 @@ def main(arguments: list[str]) -> int:
         print(f"sweep: {error}", file=sys.stderr)
         code = 1
     except Exception as error:
-        print(f"sweep: the run failed: {type(error).__name__}: {error}; run it again to go on", file=sys.stderr)
+        print(f"sweep: {explain(error)}; run it again to go on", file=sys.stderr)
         return 1
     for job in jobs:
         track(job, [record for record in Runner(job).records(prompts) if record is not None], group=name)

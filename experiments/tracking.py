@@ -45,8 +45,8 @@ def track(
         return _log(job, records, job.wandb["group"] or group or multirun())
     except Exception as error:  # of any kind: see above
         say(
-            f"W&B: not logged ({type(error).__name__}: {error}); the records are whole, the same command logs them "
-            "again, wandb.mode=disabled leaves W&B out"
+            f"W&B: not logged ({type(error).__name__}: {' '.join(str(error).split())}); the records are whole, the "
+            "same command logs them again, wandb.mode=disabled leaves W&B out"
         )
         return None
 

@@ -14,7 +14,7 @@ from typing import Any
 from baselines.vanilla import VanillaConfig
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
-from experiments.errors import BadInput
+from experiments.errors import BadInput, explain
 from experiments.job import Job, make_job, refuse_random_weights
 from flowcache.method import MethodConfig
 from flowcache.sampler import sample
@@ -52,10 +52,17 @@ def tune(job: Job, share: float, low: float = 0.0, high: float = 1.0, tolerance:
     return best
 
 
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
+
+
 def main(arguments: list[str]) -> int:
     try:
         shares = [a.partition("=")[2] for a in arguments if a.startswith("share=")]
-        if len(shares) != 1 or not 0 < float(shares[0]) < 1:
+        if len(shares) != 1 or not _is_share(shares[0]):
             raise BadInput("give share=<wanted share of vanilla's compute>, between 0 and 1")
         overrides = [a for a in arguments if not a.startswith("share=")]
         check_overrides(overrides)
@@ -67,6 +74,9 @@ def main(arguments: list[str]) -> int:
     except BadInput as error:
         print(f"tune: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        print(f"tune: {explain(error)}", file=sys.stderr)
+        return 1
     found = f"threshold {threshold:.5f} leaves {left:.4f} of vanilla's FLOPs"
     print(f"{job.method_name}: {found} ({len(job.prompts)} prompts)")
     return 0

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 
-from experiments.errors import Failure, RunFailed
+from experiments.errors import BadInput, Failure, RunFailed
 from experiments.fork_server import start_server
 from experiments.job import Job
 from experiments.runner import Progress, Runner
@@ -30,6 +30,20 @@ def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = l
     runners = [Runner(job) for job in jobs]
     for runner in runners:
         runner.queue(prompts)
+    try:
+        failures = _run_all(jobs, runners, prompts, progress)
+    except BadInput:
+        for runner in runners:
+            runner.withdraw(prompts)
+        raise
+    if failures:
+        raise RunFailed(failures)
+
+
+def _run_all(
+    jobs: Sequence[Job], runners: Sequence[Runner], prompts: Sequence[str], progress: Progress
+) -> list[Failure]:
+    """What failed, after all that can be made is."""
     failures: list[Failure] = []
     workers = min(jobs[0].workers, len(prompts))
     if workers <= 1:
@@ -54,8 +68,7 @@ def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = l
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
                     raise
-    if failures:
-        raise RunFailed(failures)
+    return failures
 
 
 def _run_prompt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -48,7 +49,15 @@ def rescaling(polynomial: Polynomial | None) -> Callable[[float], float]:
                 f"polynomial={polynomial!r} is unknown; there are {', '.join(POLYNOMIALS)}, or give numbers"
             )
         polynomial = POLYNOMIALS[polynomial]
-    coefficients = [float(coefficient) for coefficient in polynomial]
+    try:
+        coefficients = [float(coefficient) for coefficient in polynomial]
+    except (TypeError, ValueError):
+        coefficients = []
+    if not coefficients or not all(map(math.isfinite, coefficients)):
+        raise ValueError(
+            f"polynomial={polynomial!r} is no list of finite numbers; give coefficients, highest power first, or one "
+            f"of {', '.join(POLYNOMIALS)}"
+        )
 
     def rescaled(distance: float) -> float:
         value = 0.0

@@ -12,6 +12,7 @@ from flowcache.distance import POLYNOMIALS, Polynomial, rescaling
 from flowcache.kv_budget import parse_budget
 from flowcache.kv_score import CompressionConfig
 from flowcache.policy import ChunkwiseReuse, Replay, ReusePolicy
+from flowcache.schedule import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class MethodConfig(ABC):
                 f"reuse={self.reuse!r} is unknown; choose 'velocity' or 'displacement' (MAGI-1), 'residual' "
                 "(SkyReels-V2), or null for the model's own"
             )
+        check_switches(refresh_clean_kv=self.refresh_clean_kv, near_clean=self.near_clean)
         if self.prefix not in ("clean", "published"):
             raise ValueError(f"prefix={self.prefix!r} is unknown; choose 'clean' or 'published'")
         if self.kv_budget is not None:
@@ -64,6 +66,9 @@ class MethodConfig(ABC):
     @abstractmethod
     def policy(self) -> ReusePolicy:
         """A fresh policy for one generation."""
+
+    def check_schedule(self, schedule: Schedule) -> None:  # noqa: B027 - most methods go with any schedule
+        """Refuse, before any work, options that do not go with a generation's schedule. Raises ValueError."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +93,8 @@ class ReplayConfig(MethodConfig):
 
 def check_threshold(threshold: float) -> None:
     """Refuse a threshold that is not a finite number of at least 0."""
-    if not (isinstance(threshold, (int, float)) and math.isfinite(threshold) and threshold >= 0):
+    is_number = isinstance(threshold, (int, float)) and not isinstance(threshold, bool)
+    if not (is_number and math.isfinite(threshold) and threshold >= 0):
         raise ValueError(f"threshold={threshold!r} must be a finite number of at least 0 (0 never reuses)")
 
 
@@ -98,8 +104,26 @@ def check_warmup(warmup_steps: int) -> None:
         raise ValueError(f"warmup_steps={warmup_steps!r} must be a whole number of at least 0")
 
 
+def check_warmup_fits(warmup_steps: int, most: int, of_what: str) -> None:
+    """Refuse a warm-up that is longer than all there is: such a method never reuses, and is vanilla by another name."""
+    if warmup_steps > most:
+        raise ValueError(
+            f"warmup_steps={warmup_steps} is more than the {most} {of_what}, so that nothing would ever be reused; "
+            f"choose 0 to {most}"
+        )
+
+
+def check_switches(**switches: bool) -> None:
+    """Refuse a switch that is neither true nor false: any text, "no" too, would count as true."""
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} must be true or false")
+
+
 def check_polynomial(config: MethodConfig) -> None:
     """Refuse a rescaled distance without a polynomial, or the reverse; keep coefficients as a tuple."""
+    if not isinstance(config.distance, str):
+        raise ValueError(f"distance={config.distance!r} must be the name of a distance, such as 'embedded_latent'")
     if config.distance.startswith("rescaled_") == (config.polynomial is None):
         raise ValueError(
             f"distance={config.distance!r} does not go with polynomial={config.polynomial!r}: a rescaled distance "
@@ -137,6 +161,9 @@ class FlowCacheConfig(MethodConfig):
         check_polynomial(self)
         if self.last_step not in ("own", "global"):
             raise ValueError(f"last_step={self.last_step!r} is unknown; choose 'own' or 'global'")
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        check_warmup_fits(self.warmup_steps, schedule.num_steps, "steps of a chunk")
 
     def policy(self) -> ReusePolicy:
         return ChunkwiseReuse(self.threshold, self.warmup_steps, self.last_step, self.distance, self.polynomial)

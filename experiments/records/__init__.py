@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
@@ -149,12 +150,12 @@ class RecordStore:
         return record if all((self.run_path(key) / name).is_file() for name in record.artifacts) else None
 
     def read(self, key: str) -> Record | None:
-        """A record in whatever state; None if there is none, or it is damaged or of another schema."""
+        """A record in whatever state; None if there is none, or it is damaged, of another schema or key."""
         try:
             record = Record(**json.loads(self.record_path(key).read_text()))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, TypeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
             return None
-        return record if record.schema_version == SCHEMA_VERSION else None
+        return record if record.schema_version == SCHEMA_VERSION and record.key == key else None
 
     def save(self, record: Record) -> Path:
         """Write the record; a finished one gets the checksums of the files that it has."""
@@ -171,6 +172,15 @@ class RecordStore:
         """Note that a video is wanted, where nothing is known of it yet."""
         if self.read(record.key) is None:
             self.save(record)
+
+    def withdraw(self, key: str) -> None:
+        """Forget that a video is wanted, where nobody has begun it."""
+        record = self.read(key)
+        if record is None or record.status != "queued":
+            return
+        with self.claim(key, wait=False) as mine:
+            if mine:
+                shutil.rmtree(self.run_path(key), ignore_errors=True)
 
     @contextmanager
     def claim(self, key: str, wait: bool) -> Iterator[bool]:

@@ -14,6 +14,32 @@ from flowcache.policy import Decision
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace, Work
 
+MOST_SEED = 2**63 - 1  # what a table's integers hold
+
+
+def check_request(prompt: str, seed: int) -> None:
+    """Refuse, before any work, a prompt that says nothing and a seed that no generator takes. Raises ValueError."""
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise ValueError("the prompt is empty; say what the video shows")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
+        raise ValueError(f"seed={seed!r} must be a whole number of 0 to {MOST_SEED}")
+
+
+def check_method(method: MethodConfig, schedule: Schedule, distances: Sequence[str], model: str) -> None:
+    """Refuse, before any work, a method that does not go with a schedule, or whose distance a model cannot measure.
+
+    Raises ValueError.
+    """
+    method.check_schedule(schedule)
+    distance = method.policy().distance
+    if distance is not None and distance not in distances:
+        raise unknown_distance(distance, distances, model)
+
+
+def unknown_distance(distance: str, distances: Sequence[str], model: str) -> ValueError:
+    *others, last = map(repr, distances)
+    return ValueError(f"distance={distance!r} is unknown to {model}; choose {', '.join(others)} or {last}")
+
 
 class Generation(FeatureSource, Protocol):
     """One video in the making. It owns all state, so that two generations of one model never meet.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +17,8 @@ from torch import Tensor, nn
 
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 FILE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
-PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 _SHOWN_KEYS = 5
 # Names of types in headers; what is not here (such as the official fp8) this library does not run.
@@ -58,16 +61,15 @@ class Stored:
 
 
 def find_weights(directory: Path) -> dict[Path, list[str] | None]:
-    """The safetensors files of a checkpoint directory and the tensors to take from each (None: all)."""
+    """The safetensors files of a checkpoint directory and the tensors to take from each (None: all).
+
+    Nothing else is opened: pickled weights can run code as they are read. Raises CheckpointError.
+    """
     for name in INDEX_NAMES:
         index = directory / name
         if index.is_file():
-            try:
-                weight_map = json.loads(index.read_text())["weight_map"]
-            except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
-                raise CheckpointError(f"{index} is not a safetensors index ({error}); download it again") from error
             shards: dict[Path, list[str]] = {}
-            for key, shard in weight_map.items():
+            for key, shard in _weight_map(index).items():
                 shards.setdefault(directory / shard, []).append(key)
             missing = [path.name for path in shards if not path.is_file()]
             if missing:
@@ -91,12 +93,40 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
     if pickled:
         raise CheckpointError(
             f"{directory} holds pickled weights ({_shortened(pickled)}), which can run code when they are opened and "
-            "are not read; download the safetensors files instead"
+            "are refused; download the checkpoint's safetensors files, or convert these where you trust them"
         )
     raise CheckpointError(
         f"no weights in {directory}: expected {FILE_NAMES[0]}, {FILE_NAMES[1]} or a sharded index beside them; "
         "check the path, or download the checkpoint there"
     )
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError, which says that the file is not ``what``; FileNotFoundError as usual."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not {what} ({error}); download it again") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} is not {what} (no JSON object); download it again")
+    return document
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensors and their shards, which must lie beside the index: a checkpoint has no business elsewhere."""
+    weight_map = read_json(index, "a safetensors index").get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index} is not a safetensors index (no 'weight_map'); download it again")
+    strange = [
+        shard for shard in weight_map.values() if Path(shard).name != shard or not shard.endswith(".safetensors")
+    ]
+    if strange:
+        raise CheckpointError(
+            f"{index} names {strange[0]!r}, and shards are safetensors files beside it; do not use this checkpoint"
+        )
+    return weight_map
 
 
 def read_headers(directory: Path, rename: Callable[[str], str] | None = None) -> dict[str, Stored]:
@@ -134,8 +164,11 @@ def read_headers(directory: Path, rename: Callable[[str], str] | None = None) ->
 
 def damaged(path: Path, error: Exception) -> CheckpointError:
     """What is wrong with a file that is no safetensors file."""
-    with path.open("rb") as file:
-        start = file.read(64)
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError:
+        return CheckpointError(f"{path} cannot be read ({error}); change its permissions, or download it again")
     if start.startswith(b"version https://git-lfs"):
         return CheckpointError(f"{path} is a Git LFS pointer and not the weights; fetch them with `git lfs pull`")
     if start.startswith((b"PK", b"\x80")):
@@ -221,3 +254,68 @@ def mismatch(
 
 def _shortened(names: list[str]) -> str:
     return ", ".join(names[:_SHOWN_KEYS]) + (", ..." if len(names) > _SHOWN_KEYS else "")
+
+
+@contextmanager
+def _told_by_errors_alone() -> Iterator[None]:
+    """Keep transformers from printing its findings, which are raised here instead."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def load_text_encoder(
+    kind: type, name: str, encoder: Path, tokenizer: Path, dtype: torch.dtype, channels: int | None = None
+) -> tuple[nn.Module, Any]:
+    """A text encoder of transformers and its tokenizer, from directories alone: no download, no code of theirs.
+
+    Pickled weights, as Google's and DeepFloyd's T5 have, are read by torch's restricted unpickler, which refuses
+    whatever is no tensor.
+
+    Args:
+        kind: transformers' class, and what ``name`` calls it.
+        channels: width that the captions must have; None takes any.
+
+    Raises CheckpointError; above all where weights are missing, which transformers would draw at random.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((tokenizer / file).is_file() for file in TOKENIZER_FILES):  # transformers would make up an empty one
+        raise CheckpointError(
+            f"{encoder} and {tokenizer} are not {name} and its tokenizer (no {' or '.join(TOKENIZER_FILES)} in the "
+            "latter); download them again"
+        )
+    options = {"weights_only": True, "output_loading_info": True}
+    try:
+        with _told_by_errors_alone():
+            loaded, found = kind.from_pretrained(encoder, dtype=dtype, local_files_only=True, **options)
+            words = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True, trust_remote_code=False)
+        size, width = loaded.config.vocab_size, loaded.config.d_model
+    except Exception as error:  # transformers raises what its parts raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{encoder} and {tokenizer} are not {name} and its tokenizer ({reason}); download them again"
+        ) from error
+    wrong = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
+    if wrong:
+        shown = _shortened(sorted(wrong))
+        raise CheckpointError(
+            f"the weights in {encoder} do not fit {name}: {len(wrong)} are missing or of another shape ({shown}); "
+            "download them again, with the config.json that belongs to them"
+        )
+    if channels not in (None, width):
+        raise CheckpointError(
+            f"{encoder} gives captions {width} channels, and the transformer takes {channels}: it is another model's "
+            "text encoder; download the one of this checkpoint"
+        )
+    if len(words) > size:
+        raise CheckpointError(
+            f"the tokenizer in {tokenizer} knows {len(words)} tokens and the encoder {size}: they belong to different "
+            "models; download both of one"
+        )
+    return loaded, words

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowcache.models.checkpoint import (
     PICKLE_SUFFIXES,
+    TOKENIZER_FILES,
     CheckpointError,
     Stored,
     find_weights,
@@ -21,7 +22,6 @@ from flowcache.models.checkpoint import (
     read_headers,
 )
 
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 _IGNORED = ("decoder.", "lm_head.")  # of a text encoder published with its decoder
 
 

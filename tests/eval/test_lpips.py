@@ -1,3 +1,5 @@
+import http.client
+import io
 import pickle
 import shutil
 import subprocess
@@ -300,3 +302,35 @@ def test_flax_tree_becomes_torch_layout():
 def test_unpickler_refuses_everything_but_arrays(value):
     with pytest.raises(pickle.UnpicklingError, match=r"refused to load .*only numpy arrays"):
         unpickle_arrays(pickle.dumps({"weights": value}, protocol=3))
+
+
+@pytest.mark.parametrize("cut", [http.client.IncompleteRead(b"half"), EOFError("ended"), TimeoutError("timed out")])
+def test_an_interrupted_download_is_one_message_and_leaves_nothing(weights_elsewhere, monkeypatch, capsys, cut):
+    class Answer(io.BytesIO):
+        def read(self, size=-1):
+            raise cut
+
+    monkeypatch.setattr(weights_of_lpips.urllib.request, "urlopen", lambda *args, **kwargs: Answer())
+    offline = subprocess.CompletedProcess([], 1, "", "no connection")
+    monkeypatch.setattr(weights_of_lpips.subprocess, "run", lambda *args, **kwargs: offline)
+    monkeypatch.setattr("eval.weights.__main__.SOURCES", {"vgg": SOURCES["vgg"]})
+    assert weights_command(["lpips"]) == 1
+    said = capsys.readouterr().err
+    assert "could not be fetched" in said
+    assert type(cut).__name__ in said
+    assert "Traceback" not in said
+    assert list(weights_elsewhere.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_one_message(monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "file"))
+    right = load_file(Path(weights_of_lpips.__file__).with_name("lpips_alex.safetensors"))
+    monkeypatch.setattr(weights_of_lpips, "_from_torchvision", lambda *args: right)
+    monkeypatch.setattr(weights_of_lpips, "_expect", lambda *args: None)
+    monkeypatch.setattr("eval.weights.__main__.SOURCES", {"vgg": SOURCES["vgg"]})
+    assert weights_command(["lpips"]) == 1
+    said = capsys.readouterr().err
+    assert "were fetched but cannot be kept" in said
+    assert "FLOWCACHE_CACHE" in said
+    assert (tmp_path / "file").read_text() == "in the way"

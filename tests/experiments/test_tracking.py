@@ -130,7 +130,7 @@ def test_the_job_says_so_and_returns_its_records(broken, tmp_path, capsys):
     broken("init", RuntimeError("no service [/dev/null]"))  # which the console could take for a closing tag
     config = compose_config([*SMALL, f"output_dir={tmp_path}", "method=vanilla", "num_prompts=1"])
     (record,) = run_job(config)
-    assert record.status == "done"
+    assert record.status == "finished"
     assert "not logged (RuntimeError: no service [/dev/null])" in " ".join(capsys.readouterr().out.split())
 
 

@@ -6,14 +6,13 @@ inference/pipeline/prompt_process.py, example/*/*_config.json.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from flowcache.models.checkpoint import CheckpointError, Stored, read_headers
+from flowcache.models.checkpoint import CheckpointError, Stored, read_headers, read_json
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.magi.config import NETWORKS, MagiConfig, Runtime
 from flowcache.models.magi.network import MagiDit
@@ -63,8 +62,8 @@ def is_magi(directory: Path) -> bool:
     if any(directory.glob("inference_weight*")):
         return True
     try:
-        return "model_config" in json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
+        return "model_config" in read_json(directory / "config.json", "a configuration")
+    except (OSError, CheckpointError):
         return False
 
 
@@ -95,7 +94,7 @@ def read_vae_config(directory: Path) -> VaeConfig:
     """Of a VAE's folder. Raises CheckpointError."""
     path = directory / "config.json"
     try:
-        return VaeConfig(**json.loads(path.read_text())["ddconfig"])
+        return VaeConfig(**read_json(path, "a MAGI-1 VAE configuration")["ddconfig"])
     except FileNotFoundError:
         raise CheckpointError(f"no VAE configuration at {path}; download the checkpoint's vae folder there") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -139,13 +138,7 @@ def verify(directory: Path) -> Inventory:
     parts.append(check_text_encoder("text encoder", files.t5, files.t5, "T5EncoderModel", config.dit.caption_channels))
     problems = []
     try:
-        tokens = load_special_tokens(files.special_tokens)
-        widths = {token.shape[-1] for token in tokens.values()}
-        if widths != {config.dit.caption_channels}:
-            problems.append(
-                f"{files.special_tokens} holds vectors of {sorted(widths)} channels, and captions have "
-                f"{config.dit.caption_channels}; take the file of the MAGI-1 repository"
-            )
+        load_special_tokens(files.special_tokens, config.dit.caption_channels)
     except (CheckpointError, OSError) as error:
         problems.append(str(error))
     distilled = "distilled" if config.dit.distill else "base"

@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from flowcache.models.checkpoint import CheckpointError, read_json
+
 TEMPORAL_FACTOR = 4  # pixel frames a latent frame
 PROJECTION_SLICES = 8  # self- and cross-attention outputs interleave in 8 slices, a remnant of training on 8 GPUs
+_SIZES = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "caption_channels",
+    "caption_max_length",
+    "in_channels",
+    "out_channels",
+    "patch_size",
+    "t_patch_size",
+)
 _DTYPES = {"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16, "torch.float32": torch.float32}
+
+
+def check_sizes(config: Any, names: Sequence[str], least: int = 1) -> None:
+    """Refuse fields that are no whole numbers of at least ``least``, as a foreign JSON may hold. Raises ValueError."""
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
 @dataclass(frozen=True)
@@ -48,6 +73,7 @@ class DitConfig:
     params_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
+        check_sizes(self, _SIZES)
         if self.xattn_cond_hidden_ratio != 1.0 or self.cond_gating_ratio != 1.0:
             raise ValueError(
                 "xattn_cond_hidden_ratio and cond_gating_ratio must be 1.0, as in every released checkpoint"
@@ -154,6 +180,10 @@ class Runtime:
     shift: float = 3.0
 
     def __post_init__(self) -> None:
+        check_sizes(self, ("num_steps", "window_size", "chunk_width", "fps"))
+        check_sizes(self, ("video_size_h", "video_size_w"), least=0)
+        if not (isinstance(self.shift, (int, float)) and 0 < self.shift < math.inf):
+            raise ValueError(f"shift={self.shift!r} must be a finite number above 0 (1 leaves the time table even)")
         if self.cfg_number not in (1, 3):
             raise ValueError(f"cfg_number={self.cfg_number} is not a guidance of MAGI-1; choose 1 (distilled) or 3")
         if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
@@ -196,14 +226,14 @@ class MagiConfig:
     def from_json(cls, path: Path) -> MagiConfig:
         """Read an official configuration file. Entries about parallel execution and file paths are ignored."""
         try:
-            document = json.loads(path.read_text())
-            model, runtime, engine = (document[k] for k in ("model_config", "runtime_config", "engine_config"))
+            document = read_json(path, "a MAGI-1 configuration")
+            model, runtime, engine = (dict(document[k]) for k in ("model_config", "runtime_config", "engine_config"))
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"no MAGI-1 configuration at {path}; copy the official JSON of the checkpoint there "
                 "(for example example/4.5B/4.5B_distill_config.json of the MAGI-1 repository)"
             ) from None
-        except (json.JSONDecodeError, KeyError) as error:
+        except (CheckpointError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is not a MAGI-1 configuration ({error}); expected JSON with model_config, runtime_config and "
                 "engine_config, as in the official example folder"
@@ -211,11 +241,17 @@ class MagiConfig:
         if engine.get("fp8_quant"):
             raise ValueError(f"{path} asks for fp8_quant, which this library does not run; use a bf16 checkpoint")
         dit = _pick(DitConfig, model) | {"distill": bool(engine.get("distill", False))}
-        dit["params_dtype"] = _DTYPES[model.get("params_dtype", "torch.bfloat16")]
+        dtype = model.get("params_dtype", "torch.bfloat16")
+        if dtype not in _DTYPES:
+            raise ValueError(f"{path} asks for params_dtype {dtype!r}; there are {', '.join(_DTYPES)}")
+        dit["params_dtype"] = _DTYPES[dtype]
         sampling = _pick(Runtime, runtime) | _pick(Runtime, engine)
         if "distill_nearly_clean_chunk_threshold" in engine:
             sampling["near_clean_threshold"] = engine["distill_nearly_clean_chunk_threshold"]
-        return cls(DitConfig(**dit), Runtime(**sampling))
+        try:
+            return cls(DitConfig(**dit), Runtime(**sampling))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a MAGI-1 configuration ({error}); download it again") from error
 
 
 def _pick(config: type, entries: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from flowcache.clock import SectionClock
 from flowcache.kv_budget import Budget, plan_budget
 from flowcache.kv_cache import KvCache
 from flowcache.method import MethodConfig
+from flowcache.models.base import check_method, unknown_distance
 from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import TEMPORAL_FACTOR, Runtime
 from flowcache.models.magi.flops import FlopCounter
@@ -23,6 +24,8 @@ from flowcache.models.magi.vae import MagiVae, Tiling
 from flowcache.policy import Decision
 from flowcache.schedule import Row, Schedule, staged_schedule, step_intervals, timesteps
 from flowcache.trace import Trace, Work
+
+DISTANCES = ("embedded_latent", "latent")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class MagiGeneration:
             prefix_chunks,
             step_intervals(runtime.num_steps, runtime.shortcut_mode),
         )
+        check_method(method, self.schedule, DISTANCES, "MAGI-1")
         config, device = dit.config, noise.device
         tokens_per_frame = noise.shape[3] * noise.shape[4] // config.patch_size**2
         self._tokens = tokens_per_frame * width // config.t_patch_size
@@ -140,7 +144,7 @@ class MagiGeneration:
             return latents.unflatten(2, (len(chunks), -1)).transpose(0, 2).flatten(1).clone()
         if kind == "embedded_latent":
             return self.dit.embed(latents)[0].unflatten(0, (len(chunks), -1))
-        raise ValueError(f"distance={kind!r} is unknown to MAGI-1; choose 'embedded_latent' or 'latent'")
+        raise unknown_distance(kind, DISTANCES, "MAGI-1")
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:
         work = self._compute(row, decision) if decision.compute else []

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from flowcache.method import MethodConfig
+from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.checkpoint import locate, read_vae_config
@@ -79,14 +80,20 @@ class Magi:
             raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
         files = locate(Path(directory))
         config, vae_config = files.config, read_vae_config(files.vae)
-        tokens = load_special_tokens(files.special_tokens)
+        if vae_config.z_chans != config.dit.latent_channels:
+            raise CheckpointError(
+                f"the transformer in {directory} makes latents of {config.dit.latent_channels} channels and the VAE "
+                f"decodes {vae_config.z_chans}: they belong to different checkpoints; download both of one"
+            )
         with torch.device("meta"):
             dit, vae = MagiDit(config.dit), MagiVae(vae_config)
         check_weights(dit, files.weights)
         check_weights(vae, files.vae)
+        channels = config.dit.caption_channels
+        tokens = load_special_tokens(files.special_tokens, channels)
         offload = torch.device(device).type == "cuda" if offload is None else offload
         text = TextEncoder.from_pretrained(
-            files.t5, config.dit.caption_max_length, text_device or device, offload=offload
+            files.t5, config.dit.caption_max_length, text_device or device, channels=channels, offload=offload
         )
         load_weights(dit, files.weights, device)
         load_weights(vae, files.vae, "cpu" if offload else device)
@@ -169,11 +176,11 @@ class Magi:
         """A fresh generation.
 
         Args:
-            prompt: the caption; must not be empty.
+            prompt: the caption; must not be empty. What the text encoder's length does not hold is cut off.
             num_frames: frames to generate. Together with a prefix video's they must fill whole chunks of 24; with an
                 image they include the four frames that show it.
             method: caching method.
-            seed: of the noise, which is drawn on the CPU so that it is the same on every device.
+            seed: 0 to 2^63 - 1, of the noise, which is drawn on the CPU so that it is the same on every device.
             num_steps, height, width, cfg_number, shift: instead of the configuration's.
             image: uint8 [H, W, 3], first frame (image-to-video).
             prefix_video: uint8 [F, H, W, 3], frames to continue; F a multiple of 4.
@@ -183,9 +190,8 @@ class Magi:
         given = {"num_steps": num_steps, "video_size_h": height, "video_size_w": width}
         given |= {"cfg_number": cfg_number, "shift": shift, "clean_chunk_kvrange": clean_chunk_kvrange}
         given["noise2clean_kvrange"] = None if noise2clean_kvrange is None else tuple(noise2clean_kvrange)
+        check_request(prompt, seed)
         runtime = replace(self.config.runtime, **{k: v for k, v in given.items() if v is not None})
-        if not prompt.strip():
-            raise ValueError("the prompt is empty; say what the video shows")
         if image is not None and prefix_video is not None:
             raise ValueError("give an image or a prefix video, not both")
         size = self._latent_size(runtime.video_size_h, runtime.video_size_w)

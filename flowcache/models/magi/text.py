@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from flowcache.models.checkpoint import CheckpointError
+from flowcache.models.checkpoint import CheckpointError, load_text_encoder
 from flowcache.models.offload import Visits
 
 NULL_CAPTION_TOKENS = 50  # how many positions of the null caption count
@@ -35,10 +37,11 @@ DURATION = "DURATION_TOKEN"
 DEFAULT_SPECIAL_TOKENS = ("HQ_TOKEN", DURATION)  # the flags that the published script turns on
 
 
-def load_special_tokens(path: Path) -> dict[str, Tensor]:
+def load_special_tokens(path: Path, channels: int | None = None) -> dict[str, Tensor]:
     """Special-token vectors by name, each float32 [1, K]; from the official ``.npz`` or a safetensors file.
 
-    Raises FileNotFoundError where there is none, CheckpointError for another file.
+    ``channels`` is the K they must have. Raises FileNotFoundError, or CheckpointError for a damaged file or other
+    vectors; an archive of pickled objects counts as damaged and is not unpickled.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -46,14 +49,28 @@ def load_special_tokens(path: Path) -> dict[str, Tensor]:
             "repository: put that file there"
         )
     try:
-        if path.suffix == ".safetensors":
-            return {name: token.float() for name, token in load_file(path).items()}
-        archive = np.load(path)
-        tokens = {"CAPTION_TOKEN": archive["caption_token"], "LOGO_TOKEN": archive["logo_token"]}
-        tokens |= {name: archive["other_tokens"][i : i + 1] for name, i in _OFFICIAL_INDEX.items()}
-    except Exception as error:  # of zipfile, numpy and safetensors
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path} does not hold special tokens ({reason}); download it again") from error
+        tokens = _read_special_tokens(path)
+    except (SafetensorError, BadZipFile, OSError, EOFError, KeyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} does not hold MAGI-1's special tokens ({error}); download it again") from error
+    numbered = [f"{DURATION}_{n}" for n in range(1, MAX_DURATION + 1)]
+    needed = {*DEFAULT_SPECIAL_TOKENS, *numbered} - {DURATION}
+    if missing := needed - tokens.keys():
+        raise CheckpointError(f"{path} lacks the special tokens {', '.join(sorted(missing))}; download it again")
+    for name, token in ((name, tokens[name]) for name in sorted(needed)):
+        if token.ndim != 2 or len(token) != 1 or channels not in (None, token.shape[1]):
+            raise CheckpointError(
+                f"{path} holds {name} as {list(token.shape)} instead of [1, {channels or 'channels'}]; use the special "
+                "tokens that belong to this checkpoint"
+            )
+    return tokens
+
+
+def _read_special_tokens(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        return {name: token.float() for name, token in load_file(path).items()}
+    archive = np.load(path, allow_pickle=False)
+    tokens = {"CAPTION_TOKEN": archive["caption_token"], "LOGO_TOKEN": archive["logo_token"]}
+    tokens |= {name: archive["other_tokens"][i : i + 1] for name, i in _OFFICIAL_INDEX.items()}
     # Upstream stores them in half precision before use, so the values are those of float16.
     return {name: torch.from_numpy(token.astype(np.float16)).float() for name, token in tokens.items()}
 
@@ -153,24 +170,18 @@ class TextEncoder:
         max_length: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        channels: int | None = None,
         offload: bool = False,
     ) -> TextEncoder:
-        """Raises FileNotFoundError where there is none, CheckpointError where it is damaged."""
-        from transformers import AutoTokenizer, T5EncoderModel
+        """Read a directory; ``channels`` is the K that it must have. Raises FileNotFoundError or CheckpointError."""
+        from transformers import T5EncoderModel
 
         if not (directory / "config.json").is_file():
             raise FileNotFoundError(
                 f"no T5 encoder at {directory}: expected a transformers checkpoint (config.json, weights, tokenizer) "
                 "such as DeepFloyd/t5-v1_1-xxl; download it and give its directory"
             )
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            encoder = T5EncoderModel.from_pretrained(directory, dtype=dtype, local_files_only=True)
-        except Exception as error:  # transformers raises what its parts raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{directory} is not a T5 encoder with its tokenizer ({reason}); download it again"
-            ) from error
+        encoder, tokenizer = load_text_encoder(T5EncoderModel, "a T5 encoder", directory, directory, dtype, channels)
         return cls(encoder, tokenizer, max_length, device, offload)
 
     @torch.inference_mode()

@@ -15,6 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowcache.models.magi.config import check_sizes
+
+_SIZES = [
+    "video_size",
+    "video_length",
+    "patch_size",
+    "patch_length",
+    "in_chans",
+    "z_chans",
+    "embed_dim",
+    "depth",
+    "num_heads",
+]
+
 
 @dataclass(frozen=True)
 class VaeConfig:
@@ -45,6 +59,7 @@ class VaeConfig:
     use_final_proj: bool = False
 
     def __post_init__(self) -> None:
+        check_sizes(self, _SIZES)
         if self.use_rope or self.norm_code or not self.conv_last_layer or not self.double_z:
             raise ValueError(
                 "this VAE config asks for use_rope, norm_code, conv_last_layer=false or double_z=false, "

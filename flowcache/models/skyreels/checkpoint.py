@@ -6,7 +6,6 @@ checkpoint (config.json and safetensors side by side) as diffusers lays it out.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 
-from flowcache.models.checkpoint import PICKLE_SUFFIXES, CheckpointError, check_weights, load_weights
+from flowcache.models.checkpoint import PICKLE_SUFFIXES, CheckpointError, check_weights, load_weights, read_json
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.network import unusable
@@ -118,7 +117,7 @@ def empty_transformer(directory: Path) -> tuple[SkyReelsV2Transformer3DModel, bo
             config = diffusers_config(config)
         with torch.device("meta"):
             return SkyReelsV2Transformer3DModel.from_config(config), is_original
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{directory / 'config.json'} is not of a SkyReels-V2 transformer ({error})") from error
 
 
@@ -130,14 +129,14 @@ def load_vae(directory: Path, device: torch.device | str = "cpu") -> Autoencoder
 
 
 def empty_vae(directory: Path) -> AutoencoderKLWan:
-    """The VAE that a directory's config.json describes, on device "meta"."""
+    """The VAE that a directory's config.json describes, on device "meta". Raises CheckpointError."""
     config = _read_config(directory)
     try:
         with torch.device("meta"):
             return AutoencoderKLWan.from_config(config)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
-            f"{directory / 'config.json'} is not of a Wan VAE ({error}); download it again"
+            f"{directory / 'config.json'} is not of a Wan 2.1 VAE ({error}); download it again"
         ) from error
 
 
@@ -152,8 +151,8 @@ def is_skyreels(directory: Path) -> bool:
     if (directory / "transformer").is_dir():
         return True
     try:
-        return "num_heads" in json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError, TypeError):
+        return "num_heads" in read_json(directory / "config.json", "a configuration")
+    except (OSError, CheckpointError):
         return False
 
 
@@ -228,15 +227,12 @@ def convert(original: Path, destination: Path) -> None:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text())
+        return read_json(path, "JSON of a configuration")
     except FileNotFoundError:
         raise CheckpointError(
             f"no configuration at {path}; give the directory of a downloaded checkpoint in diffusers' layout, such as "
             "SkyReels-V2-DF-1.3B-540P-Diffusers"
         ) from None
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); download it again") from error
-    return config
 
 
 def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from flowcache.models.checkpoint import CheckpointError
+from flowcache.models.checkpoint import CheckpointError, read_json
 from flowcache.schedule import Schedule, diffusion_forcing_schedule
 
 TEMPORAL_FACTOR = 4  # pixel frames a latent frame, but for a window's first, which is one
@@ -72,7 +72,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         smallest = {"num_steps": 1, "height": 1, "width": 1, "fps": 1, "ar_step": 0, "causal_block_size": 1}
-        smallest |= {"addnoise_condition": 0, "clean_blocks_seen": 0}
+        smallest |= {"addnoise_condition": 0, "clean_blocks_seen": 0, "base_num_frames": 1, "overlap_history": 1}
         for name, least in smallest.items():
             value = getattr(self, name)
             if name == "clean_blocks_seen" and value is None:
@@ -83,11 +83,13 @@ class Sampling:
             raise ValueError(f"addnoise_condition={self.addnoise_condition} must lie below 1000, which is pure noise")
         if self.corrector not in ("sound", "published"):
             raise ValueError(f"corrector={self.corrector!r} is unknown; choose 'sound' or 'published'")
-        if not self.shift > 0:
-            raise ValueError(f"shift={self.shift!r} must be positive (1 leaves the noise levels even)")
+        if not (_is_finite(self.shift) and self.shift > 0):
+            raise ValueError(f"shift={self.shift!r} must be positive and finite (1 leaves the noise levels even)")
+        if not _is_finite(self.guidance_scale):
+            raise ValueError(f"guidance_scale={self.guidance_scale!r} must be a finite number (up to 1 is no guidance)")
         for name in ("base_num_frames", "overlap_history"):
             frames = getattr(self, name)
-            if frames != self.frames_of(round(self._chunks(frames))) or frames < 1:
+            if frames != self.frames_of(round(self._chunks(frames))):
                 raise ValueError(
                     f"{name}={frames} is not whole chunks of {self.causal_block_size} latent frames; "
                     f"try {name}={self._nearest(frames)}"
@@ -97,8 +99,8 @@ class Sampling:
     def from_json(cls, path: Path) -> Sampling:
         """Settings that a checkpoint was made for; those it does not name are the paper's."""
         try:
-            return cls().replaced(json.loads(path.read_text()))
-        except (json.JSONDecodeError, ValueError, AttributeError) as error:
+            return cls().replaced(read_json(path, "a list of sampling settings"))
+        except (ValueError, TypeError) as error:
             raise CheckpointError(f"{path} does not hold sampling settings ({error})") from error
 
     def replaced(self, settings: dict[str, Any]) -> Sampling:
@@ -152,3 +154,7 @@ class Sampling:
     def _nearest(self, num_frames: int, least: int = 1) -> int:
         """The nearest number of frames that fills whole chunks."""
         return self.frames_of(max(least, round(self._chunks(num_frames))))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

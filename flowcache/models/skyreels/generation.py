@@ -15,6 +15,7 @@ from flowcache.clock import SectionClock
 from flowcache.kv_budget import Budget, plan_budget
 from flowcache.kv_cache import KvCache
 from flowcache.method import MethodConfig
+from flowcache.models.base import check_method, unknown_distance
 from flowcache.models.skyreels.attention import CaptionKv, Member, Pack
 from flowcache.models.skyreels.config import Sampling
 from flowcache.models.skyreels.flops import FlopCounter
@@ -24,6 +25,8 @@ from flowcache.models.skyreels.window import WindowLatents, all_times
 from flowcache.policy import Decision
 from flowcache.schedule import Row, Schedule, Window
 from flowcache.trace import Trace, Work
+
+DISTANCES = ("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent")
 
 
 @dataclass
@@ -80,6 +83,7 @@ class SkyReelsGeneration:
         emit_given_frames: bool = False,
     ) -> None:
         _check(method, sampling)
+        check_method(method, schedule, DISTANCES, "SkyReels-V2")
         self.network, self.sampling, self.schedule, self.method = network, sampling, schedule, method
         self.video, self.emit_given_frames = video, emit_given_frames
         self._noise, self._first_given, self._condition_noise = noise, given, condition_noise
@@ -120,11 +124,8 @@ class SkyReelsGeneration:
             return torch.stack([self.state.shown(chunk).flatten() for chunk in chunks])
         if kind == "embedded_latent":
             return self._embed(chunks).unflatten(0, (len(chunks), -1))
-        if kind not in ("rescaled_modulation", "rescaled_time_embedding"):
-            raise ValueError(
-                f"distance={kind!r} is unknown to SkyReels-V2; choose 'rescaled_modulation', "
-                "'rescaled_time_embedding', 'latent' or 'embedded_latent'"
-            )
+        if kind not in DISTANCES:
+            raise unknown_distance(kind, DISTANCES, "SkyReels-V2")
         times = torch.stack([self.state.times(self._row, chunk) for chunk in chunks])
         return (self._table.modulation if kind == "rescaled_modulation" else self._table.embedding)[times]
 

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from flowcache.method import MethodConfig
+from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, read_headers, weights_bytes
 from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
@@ -90,15 +91,27 @@ class SkyReels:
         offload = torch.device(device).type == "cuda" if offload is None else offload
         text_device = text_device or device
         network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
-        vae = load_vae(directory / "vae", "cpu" if offload else device)
+        loaded = load_vae(directory / "vae", "cpu" if offload else device)
+        try:
+            vae = SkyReelsVae(loaded, Visits(loaded, device) if offload else None)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{directory / 'vae'} is not SkyReels-V2's VAE ({error}); download it again"
+            ) from error
+        if loaded.config.z_dim != network.config.in_channels:
+            raise CheckpointError(
+                f"the transformer in {directory} makes latents of {network.config.in_channels} channels and the VAE "
+                f"decodes {loaded.config.z_dim}: they belong to different checkpoints; download both of one"
+            )
         text = TextEncoder.from_pretrained(
             directory / "text_encoder",
             directory / "tokenizer",
             device=text_device,
             dtype=_type_on(text_device),
+            channels=network.config.text_dim,
             offload=offload,
         )
-        return cls(network, SkyReelsVae(vae, Visits(vae, device) if offload else None), text, sampling, device)
+        return cls(network, vae, text, sampling, device)
 
     @classmethod
     def from_random(
@@ -170,20 +183,19 @@ class SkyReels:
         """A fresh generation.
 
         Args:
-            prompt: the caption; must not be empty.
+            prompt: the caption; must not be empty. What the text encoder's length does not hold is cut off.
             num_frames: frames to generate. They must fill whole chunks; with an image they include it, after a prefix
                 video they do not count its frames.
             method: caching method.
-            seed: of the noise, which is drawn on the CPU so that it is the same on every device.
+            seed: 0 to 2^63 - 1, of the noise, which is drawn on the CPU so that it is the same on every device.
             negative_prompt: what guidance leads away from.
             image: uint8 [H, W, 3], first frame (image-to-video). Upstream drops it where chunks are longer than one
                 latent frame; here the first chunk is denoised around it.
             prefix_video: uint8 [F, H, W, 3], frames to continue, of which the last ``overlap_history`` are looked at.
             settings: instead of the model's own, under the names of Sampling.
         """
+        check_request(prompt, seed)
         sampling = self.sampling.replaced(settings)
-        if not prompt.strip():
-            raise ValueError("the prompt is empty; say what the video shows")
         if image is not None and prefix_video is not None:
             raise ValueError("give an image or a prefix video, not both")
         rows, columns = self._latent_size(sampling)

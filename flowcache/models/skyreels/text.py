@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from flowcache.models.checkpoint import CheckpointError, find_weights
+from flowcache.models.checkpoint import find_weights, load_text_encoder
 from flowcache.models.offload import Visits
 
 MAX_TOKENS = 512
@@ -56,25 +56,18 @@ class TextEncoder:
         max_length: int = MAX_TOKENS,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        channels: int | None = None,
         offload: bool = False,
     ) -> TextEncoder:
-        """Read ``text_encoder`` and ``tokenizer`` of a diffusers checkpoint. Raises CheckpointError."""
-        from transformers import AutoTokenizer, UMT5EncoderModel
+        """Read ``text_encoder`` and ``tokenizer`` of a diffusers checkpoint; ``channels`` is the K that it must have.
+
+        Raises CheckpointError.
+        """
+        from transformers import UMT5EncoderModel
 
         find_weights(encoder)
-        try:
-            return cls(
-                UMT5EncoderModel.from_pretrained(encoder, dtype=dtype, local_files_only=True),
-                AutoTokenizer.from_pretrained(tokenizer, local_files_only=True),
-                max_length,
-                device,
-                offload,
-            )
-        except Exception as error:  # transformers raises what its parts raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise CheckpointError(
-                f"{encoder} and {tokenizer} are not a UMT5 encoder and its tokenizer ({reason}); download them again"
-            ) from error
+        loaded = load_text_encoder(UMT5EncoderModel, "a UMT5 encoder", encoder, tokenizer, dtype, channels)
+        return cls(*loaded, max_length, device, offload)
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> Tensor:

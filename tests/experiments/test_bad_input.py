@@ -1,0 +1,397 @@
+"""Whatever is wrong with a command, its files or its machine: one clear message, a code, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+import run
+from eval.video_io import read_lossless
+from experiments import sweep, tune
+from experiments.errors import RunFailed
+from experiments.job import MOST_PROMPT_CHARACTERS, ROOT
+from experiments.records import Record, RecordStore
+from flowcache.models.base import MOST_SEED
+from tests.experiments.broken_checkpoints import BROKEN, sign, whole
+
+# One chunk of four steps, in this process.
+SMALLEST = [
+    "method=vanilla",
+    "setting.num_frames=24",
+    "setting.num_steps=4",
+    "num_prompts=1",
+    "metrics=[psnr]",
+    "workers=1",
+    "threads=1",
+    "wandb.mode=disabled",
+]
+QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # Hydra's handlers would outlive the test
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run run.py's main in this process: exit code and what it said on standard error; ``printed`` is the other."""
+
+    def main(*arguments: str) -> tuple[int, str]:
+        given = [f"output_dir={tmp_path / 'results'}"] if not any("output_dir=" in a for a in arguments) else []
+        monkeypatch.setattr(sys, "argv", ["run.py", *QUIET, *given, *arguments])
+        monkeypatch.setattr(run, "_exit_codes", [0])
+        capsys.readouterr()
+        try:
+            code = run.main()
+        finally:
+            GlobalHydra.instance().clear()
+        said = capsys.readouterr()
+        main.printed = said.out
+        return code, said.err
+
+    return main
+
+
+def check(outcome: tuple[int, str], code: int, message: str) -> None:
+    """The code, and one line that says what is expected of it."""
+    found, said = outcome
+    lines = [line for line in said.splitlines() if line]
+    assert found == code, said
+    assert len(lines) == 1, said
+    assert lines[0].startswith("run.py: ")
+    assert re.search(message, lines[0]), said
+    assert "Traceback" not in said
+
+
+def check_nothing_half_written(directory: Path) -> None:
+    """No temporary file; every JSON file and every video can be read; a finished record has its video."""
+    files = [path for path in directory.rglob("*") if path.is_file()]
+    assert not [path for path in files if ".partial" in path.name]
+    for path in files:
+        if path.suffix == ".json":
+            assert json.loads(path.read_text())
+        if path.suffix == ".mkv":
+            assert read_lossless(path).size
+    assert all(RecordStore(directory).video_path(record.key).is_file() for record in finished(directory))
+
+
+def finished(directory: Path) -> list[Record]:
+    """Records that a rerun and the tables would take."""
+    store = RecordStore(directory)
+    return [record for record in store.all() if store.find(record.key) is not None]
+
+
+USAGE = {
+    # names
+    "unknown model": (["model=maggi"], "unknown model 'maggi'; did you mean magi"),
+    "unknown setting": (["setting=papper"], "unknown setting 'papper'; did you mean paper"),
+    "unknown method": (["method=flowcach_fast"], "did you mean flowcache_fast"),
+    "unknown method in a list": (["-m", "method=vanilla,every_kk"], "did you mean every_k"),
+    "unknown key": (["sead=1"], "did you mean seed"),
+    "unknown key of the method": (["method.thresold=0.1"], "method has no key 'thresold'; did you mean threshold"),
+    "unknown key of the setting": (["setting.num_frame=24"], "did you mean num_frames"),
+    "another method's key": (["method=every_k", "method.threshold=1"], "method has no key 'threshold'"),
+    "an added key": (["+method.speed=9"], "has no option 'speed'"),
+    "unknown metric": (["metrics=[psnrr]"], "unknown metric 'psnrr'; did you mean psnr"),
+    "metric is no list": (["metrics=psnr"], r"metrics=psnr must be a list, such as metrics=\[psnr,ssim\]"),
+    "metric is a number": (["metrics=[7]"], "unknown metric '7'"),
+    "unknown device": (["device=tpu"], "choose auto, cpu, cuda, or meta"),
+    "device is a number": (["device=7"], "device=7 must be a name"),
+    "device is not there": (["device=cuda:99"], "device=cuda:99 but"),
+    "unknown W&B mode": (["wandb.mode=onlin"], "unknown wandb.mode 'onlin'; did you mean online"),
+    "unknown launcher": (["hydra/launcher=slurmm"], "hydra/launcher/slurmm"),
+    "no method at all": (["method._target_=os.system"], r"method._target_='os\.system' is no flowcache"),
+    "method that does not exist": (["method._target_=baselines.none.Such"], "cannot be imported"),
+    # the command line itself
+    "no value": (["seed"], "not of the form key=value"),
+    "open bracket": (["prompts=[a"], "quote a value that holds spaces, commas, brackets"),
+    "list without -m": (["seed=1,2"], "seed=1,2 is a list of values; run each with -m"),
+    "reference to nothing": (["seed=${nothing}"], "nothing"),
+    # the method's numbers
+    "threshold below 0": (["method.threshold=-0.1"], "threshold=-0.1 must be a finite number of at least 0"),
+    "threshold nan": (["method.threshold=nan"], "threshold=nan must be a finite number"),
+    "threshold inf": (["method.threshold=inf"], "threshold=inf must be a finite number"),
+    "threshold is text": (["method.threshold=low"], "threshold='low' must be a finite number"),
+    "threshold is a switch": (["method.threshold=true"], "threshold=True must be a finite number"),
+    "one bad threshold of many": (["-m", "method.threshold=0.1,-1,0.2"], "threshold=-1 must be"),
+    "warm-up below 0": (["method.warmup_steps=-1"], "warmup_steps=-1 must be a whole number"),
+    "warm-up in parts": (["method.warmup_steps=2.5"], "warmup_steps=2.5 must be a whole number"),
+    "switch is text": (["method.near_clean=perhaps"], "near_clean='perhaps' must be true or false"),
+    "every zeroth": (["method=every_k", "method.every=0"], "every=0 must be a whole number of at least 1"),
+    "unknown reuse": (["method.reuse=output"], "'velocity' or 'displacement'"),
+    "distance is a number": (["method.distance=5"], "distance=5 must be the name of a distance"),
+    "polynomial of words": (
+        ["method.distance=rescaled_modulation", "method.polynomial=[a,b]"],
+        "is no list of finite numbers",
+    ),
+    "budget garbled": (["method.kv_budget=2 blocks"], "write '2 chunks', '4096 tokens' or '64 MiB'"),
+    "budget without unit": (["method.kv_budget=2"], "kv_budget=2 is not understood"),
+    "budget below 0": (["method.kv_budget=-1 chunks"], "kv_budget='-1 chunks' is not understood"),
+    "lambda above 1": (["method.compression.mix_lambda=2"], "between 0 .redundancy only. and 1"),
+    # the setting's numbers
+    "frames below 0": (["setting.num_frames=-24"], "setting.num_frames=-24 must be a whole number"),
+    "frames are text": (["setting.num_frames=many"], "setting.num_frames='many' must be a whole number"),
+    "steps in parts": (["setting.num_steps=6.4"], "num_steps=6.4 must be a whole number"),
+    "no frame rate": (["setting.fps=0"], "setting.fps=0 must be a whole number of at least 1"),
+    "seed below 0": (["seed=-1"], "seed=-1 must be a whole number of at least 0"),
+    "seed too large": ([f"seed={MOST_SEED + 1}"], f"choose 0 to {MOST_SEED}"),
+    "seed is text": (["seed=abc"], "seed='abc' must be a whole number"),
+    "too many prompts": (["num_prompts=65"], "choose 1 to 64"),
+    "no prompts": (["num_prompts=0"], "choose 1 to 64"),
+    "prompts in parts": (["num_prompts=1.5"], "num_prompts=1.5 must be a whole number"),
+    "no workers": (["workers=0"], "workers=0 must be a whole number of at least 1"),
+    "workers are text": (["workers=all"], "workers='all' must be a whole number"),
+    "threads beyond measure": (["threads=100000"], "threads=100000 on .* cores"),
+    "pairs below 0": (["latency_pairs=-1"], "latency_pairs=-1 must be a whole number of at least 0"),
+    "force is text": (["force=maybe"], "force=maybe must be true or false"),
+    "replay of no trace": (["replay=README.md"], "is not a trace of a run"),
+    "plan is text": (["plan=maybe"], "plan=maybe must be true, false or null"),
+    "any_code is text": (["any_code=maybe"], "any_code=maybe must be true or false"),
+    "W&B tags are no list": (["wandb.tags=one"], r"wandb.tags=one must be a list"),
+    "unknown weights": (["weights=randm"], "weights=randm is unknown; did you mean random"),
+    "distances of random weights": (["weights=random"], "which random weights make meaningless; give .*replay="),
+    # prompts
+    "prompt empty": (["prompts="], "there is no prompt in ''"),
+    "prompt of spaces": (["prompts='   '"], "there is no prompt in"),
+    "prompt too long": ([f"prompts={'word ' * 4000}"], f"characters; shorten it to {MOST_PROMPT_CHARACTERS}"),
+    "prompt rings": (["prompts='a\acat'"], r"prompt 1 holds the control character U\+0007 at place 2"),
+    "prompt steers the terminal": (["prompts=['ok','\x1b[2Ja cat']"], r"prompt 2 holds .* U\+001B at place 1"),
+    "prompt ends early": (["prompts='a cat\0'"], r"U\+0000"),
+    "prompt is a path to nothing": (["prompts=/data/none"], "no prompt file at /data/none"),
+    "prompt file missing": (["prompts=missing.txt"], "no prompt file at missing.txt"),
+    "prompt is a number": (["prompts=7"], "prompts=7 must be a text file, one prompt, or a list"),
+    "setting without prompts": (["setting=paper", "setting.prompts=null"], "give prompts=<file with one a line>"),
+    "paper's weights": (["setting=paper", "prompts=a cat"], "give checkpoint=<directory>"),
+    "checkpoint is a number": (["checkpoint=7"], "checkpoint=7 must be a path"),
+    # dry run
+    "dry run of nothing": (["device=meta", "setting.num_frames=50"], "try num_frames=48"),
+    "dry run of a bad threshold": (["device=meta", "method.threshold=-1"], "threshold=-1 must be"),
+    "dry run of no trace": (["device=meta", "replay=README.md"], "is not a trace of a run"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE.values(), ids=USAGE)
+def test_bad_usage(arguments, message, command, tmp_path):
+    check(command(*arguments), 2, message)
+    if "device=meta" not in arguments:  # where Hydra has noted the configuration before the model could say
+        assert not (tmp_path / "results").exists()
+    assert not list(tmp_path.rglob("*.mkv"))
+
+
+# What only the model can tell, once it is loaded.
+IMPOSSIBLE = {
+    "frames do not fill chunks": (["setting.num_frames=50"], "try num_frames=48"),
+    "no frames": (["setting.num_frames=0"], "num_frames=0 does not fill whole chunks of 24 frames; try num_frames=24"),
+    "height does not divide": (["setting.height=60"], "60 x 64 pixels cannot be split .* multiples of 16"),
+    "no width": (["setting.width=0"], "use multiples of 16"),
+    "steps do not divide": (["setting.num_steps=62"], "choose a multiple of 4"),
+    "no steps": (["setting.num_steps=0"], "num_steps=0 must be a whole number of at least 1"),
+    "guidance of no kind": (["model.options.cfg_number=2"], "choose 1 .distilled. or 3"),
+    "shift of nothing": (["model.options.shift=0"], "shift=0 must be a finite number above 0"),
+    "budget too small in bytes": (["method.kv_budget=1 KiB"], "the smallest that would do is '"),
+    "budget of nothing": (["method.kv_budget=0 tokens"], "the smallest that would do is '1 tokens'"),
+    "budget beyond memory": (["method.kv_budget=99999999 GiB"], "GiB' takes .*; lower it"),
+    "budget of half frames": (
+        ["method.kv_budget=7 tokens", "method.compression.selection=frame"],
+        "keeps no whole number of frames of 16 tokens",
+    ),
+    "warm-up beyond the steps": (
+        ["method=flowcache_fast", "method.warmup_steps=65", "setting.num_steps=64"],
+        "warmup_steps=65 is more than the 64 steps of a chunk, .*choose 0 to 64",
+    ),
+    "every_k's warm-up beyond the steps": (["method=every_k", "method.warmup_steps=5"], "more than the 4 steps"),
+    "TeaCache's warm-up beyond the rows": (
+        ["method=teacache_fast", "method.warmup_steps=9", "setting.num_steps=8"],
+        "warmup_steps=9 is more than the 8 rows of a window",
+    ),
+    "distance of another model": (
+        ["method=flowcache_fast", "method.warmup_steps=1", "method.distance=colour"],
+        "distance='colour' is unknown to MAGI-1; choose 'embedded_latent' or 'latent'",
+    ),
+    "reuse of another model": (["method.reuse=residual"], "does not exist on MAGI-1; choose 'velocity'"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_what_the_model_cannot_make(arguments, message, command, tmp_path):
+    check(command(*SMALLEST, *arguments), 2, message)
+    assert not list((tmp_path / "results").glob("runs/*"))
+
+
+@pytest.mark.parametrize(("broken", "message"), BROKEN.values(), ids=BROKEN)
+def test_broken_checkpoint(broken, message, command, tmp_path):
+    directory = whole(tmp_path / "checkpoint")
+    broken(directory)
+    check(command(*SMALLEST, f"checkpoint={directory}"), 2, message)
+    check_nothing_half_written(tmp_path / "results")
+    assert not list(tmp_path.rglob("*.mkv"))
+    assert not sign(directory).exists()
+
+
+def test_checkpoints_that_are_none(command, tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    for path in ("nowhere", "file"):
+        outcome = command(*SMALLEST, f"checkpoint={tmp_path / path}")
+        check(outcome, 2, "no checkpoint directory at .*; give the path of a downloaded checkpoint")
+    (tmp_path / "empty").mkdir()
+    check(command(*SMALLEST, f"checkpoint={tmp_path / 'empty'}"), 2, "no MAGI-1 configuration at")
+
+
+def test_prompt_files_that_are_none(command, tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"\x89PNG\r\n\x1a\n\xff\0")
+    check(command(f"prompts={tmp_path / 'prompts.txt'}"), 2, "cannot be read as UTF-8 text .*write one prompt a line")
+    (tmp_path / "prompts.txt").write_text("\n \n")
+    check(command(f"prompts={tmp_path / 'prompts.txt'}"), 2, "there is no prompt in")
+    (tmp_path / "prompts.txt").write_text("a cat\na\x0bdog\n")
+    check(command(f"prompts={tmp_path / 'prompts.txt'}"), 2, r"prompt 2 holds the control character U\+000B")
+    check(command(f"prompts={tmp_path}"), 2, "no prompt file at")
+
+
+def test_results_go_to_a_folder_that_can_be_written(command, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("not a folder")
+    for path in ("file", "file/below"):
+        check(command(*SMALLEST, f"output_dir={tmp_path / path}"), 2, "is a file; give output_dir=<folder>")
+    check(command(*SMALLEST, "output_dir="), 2, "output_dir='' must be a name")
+    assert (tmp_path / "file").read_text() == "not a folder"
+    monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)  # not every user is bound by permissions
+    check(command(*SMALLEST), 2, "cannot be written; give output_dir=<folder that you can write>")
+    assert not (tmp_path / "results").exists()
+
+
+def fails(error: BaseException):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+RUN = {
+    "disk full while syncing": ("eval.atomic.os.fsync", full, "the disk is full .*output_dir="),
+    "disk full while writing a video": ("experiments.runner.write_lossless", full, "the disk is full .*go on|goes on"),
+    "disk full while writing a preview": ("experiments.runner.write_mp4", full, "the disk is full"),
+    "disk full while writing a trace": ("pandas.DataFrame.to_parquet", full, "the disk is full"),
+    "disk full while writing a record": ("pathlib.Path.write_text", full, "the disk is full"),
+    "disk full as Hydra notes its configuration": ("hydra.core.utils._save_config", full, "the disk is full"),
+    "file system turned read-only": (
+        "eval.atomic.os.replace",
+        fails(OSError(errno.EROFS, "Read-only file system")),
+        "no access .*output_dir=",
+    ),
+    "quota": ("eval.atomic.os.fsync", fails(OSError(errno.EDQUOT, "Disk quota exceeded")), "the disk is full"),
+    "GPU out of memory": (
+        "experiments.runner.take",
+        fails(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")),
+        "GPU is out of memory .*Tried to allocate 2 GiB.*num_frames.*kv_budget.*workers=1.*device=",
+    ),
+    "GPU too small for the weights": (
+        "experiments.job._load",
+        fails(torch.OutOfMemoryError("CUDA out of memory.")),
+        "the GPU is out of memory",
+    ),
+    "CPU out of memory": (
+        "experiments.runner.take",
+        fails(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
+        "memory ran out .*num_frames",
+    ),
+    "worker killed": (
+        "experiments.main_job.run_jobs",
+        fails(BrokenProcessPool("terminated abruptly")),
+        "a worker was killed, most likely because memory ran out .*workers=1",
+    ),
+    "any other error": (
+        "experiments.runner.take",
+        fails(RuntimeError("broken\nin two lines")),
+        "the run failed: RuntimeError: broken in two lines .debug=true shows where",
+    ),
+    "stopped by hand": (
+        "experiments.runner.take",
+        fails(KeyboardInterrupt()),
+        "stopped; .*the same command goes on",
+    ),
+}
+
+
+@pytest.mark.parametrize(("place", "failure", "message"), RUN.values(), ids=RUN)
+def test_a_run_that_fails(place, failure, message, command, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(place, failure)
+        outcome = command(*SMALLEST)
+    check(outcome, 1, message)
+    check_nothing_half_written(tmp_path / "results")
+    assert finished(tmp_path / "results") == []
+    if place == "eval.atomic.os.fsync":  # once there is room again, the same command completes the work
+        assert command(*SMALLEST) == (0, "")
+        assert len(finished(tmp_path / "results")) == 1
+        check_nothing_half_written(tmp_path / "results")
+
+
+def test_wandb_down_costs_no_video(command, tmp_path, monkeypatch):
+    import wandb
+
+    online = [argument for argument in SMALLEST if not argument.startswith("wandb")] + ["wandb.mode=online"]
+    monkeypatch.setattr(wandb, "init", fails(wandb.errors.CommError("could not reach\nthe server")))
+    assert command(*online) == (0, "")
+    printed = " ".join(command.printed.split())  # the console breaks lines
+    assert re.search("W&B: not logged .*could not reach the server.*records are whole, the same command", printed)
+    assert len(finished(tmp_path / "results")) == 1
+    check_nothing_half_written(tmp_path / "results")
+
+
+def test_a_long_or_bracketed_prompt_is_text_like_any_other(command, tmp_path):
+    prompts = ["a cat [/bold] " + "and a dog " * 500, "[red]x", "../../etc/passwd"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    arguments = [argument for argument in SMALLEST if not argument.startswith("num_prompts")]
+    assert command(*arguments, f"prompts={tmp_path / 'prompts.txt'}") == (0, "")
+    made = finished(tmp_path / "results")
+    assert sorted(record.prompt for record in made) == sorted(prompt.strip() for prompt in prompts)
+    assert all(re.fullmatch("[0-9a-f]{16}-[0-9a-f]{16}", record.key) for record in made)
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "message"),
+    [
+        (sweep.main, ["experiment=main_tabel"], "unknown experiment 'main_tabel'; did you mean main_table"),
+        (sweep.main, ["seed=one"], "seed='one' must be a whole number"),
+        (sweep.main, ["output_dir=/dev/null"], "is a file; give output_dir=<folder>"),
+        (tune.main, ["method=teacache_fast", "share=most"], "give share=<wanted share of vanilla's compute>"),
+        (tune.main, ["method=vanilla", "share=0.5"], "method vanilla has no threshold to tune"),
+    ],
+)
+def test_other_commands_say_it_as_well(main, arguments, message, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said)
+    assert len(said.splitlines()) == 1
+
+
+def test_debug_shows_where(command, monkeypatch):
+    monkeypatch.setattr("experiments.runner.take", fails(RuntimeError("broken")))
+    with pytest.raises(RunFailed, match="broken") as caught:
+        command(*SMALLEST, "debug=true")
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["method=flowcach_fast"], 2, "did you mean flowcache_fast"),
+        (["seed=[1"], 2, "quote a value"),
+        (["output_dir=/dev/null/results"], 2, "is a file"),
+        (["method.warmup_steps=65", "num_prompts=2", "workers=2"], 2, "warmup_steps=65 is more than the 64 steps"),
+    ],
+)
+def test_the_command_itself(arguments, code, message, tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), f"output_dir={tmp_path}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    check((done.returncode, done.stderr), code, message)
+    check_nothing_half_written(tmp_path)
