@@ -42,9 +42,7 @@ def start_from_magi(checkpoint: Path, recipe: dict, directory: Path) -> None:
     for word, row in build_tokenizer().get_vocab().items():
         if word in words:  # words of the grammar may have moved, come or gone since
             table[row] = before[words[word]]
-    missing, unexpected = model.t5.load_state_dict(text | {"shared.weight": table}, strict=False)
-    if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
-        raise RuntimeError(f"{checkpoint / 't5'} does not fit the recipe's T5: {[*missing, *unexpected]}")
+    _load_text_encoder(model.t5, text | {"shared.weight": table}, checkpoint / "t5")
     _put(directory, vae=vae, decoder=vae, dit=model, teacher=model)
 
 
@@ -56,11 +54,15 @@ def start_from_skyreels(checkpoint: Path, recipe: dict, directory: Path) -> None
     vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
     model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
     model.transformer.load_state_dict(_floats(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"))
-    text = _floats(checkpoint / "text_encoder" / "model.safetensors")
-    missing, unexpected = model.text_encoder.load_state_dict(text, strict=False)
-    if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
-        raise RuntimeError(f"{checkpoint / 'text_encoder'} does not fit the recipe's: {[*missing, *unexpected]}")
+    text = checkpoint / "text_encoder"
+    _load_text_encoder(model.text_encoder, _floats(text / "model.safetensors"), text)
     _put(directory, vae=vae, decoder=vae, dit=model)
+
+
+def _load_text_encoder(encoder: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    missing, unexpected = encoder.load_state_dict(weights, strict=False)
+    if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
+        raise RuntimeError(f"{source} does not fit the recipe's text encoder: {[*missing, *unexpected]}")
 
 
 def _put(directory: Path, **stages: nn.Module) -> None:
