@@ -103,9 +103,9 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         (folder / "videos").mkdir()
         for clip in data["clips"]:
             for name in clip["takes"]:
-                preview = store.preview_path(takes[clip["prompt"], clip["seed"]][name].key)
-                if preview.is_file():
-                    shutil.copyfile(preview, folder / "videos" / preview.name)
+                key = takes[clip["prompt"], clip["seed"]][name].key
+                if store.preview_path(key).is_file():
+                    shutil.copyfile(store.preview_path(key), folder / _video(key))
         (folder / "index.html").write_text(page, encoding="utf-8")
     return destination / "index.html"
 
@@ -166,12 +166,17 @@ def reuse_map(trace: pd.DataFrame) -> list[dict[str, Any]]:
     return chunks
 
 
+def _video(key: str) -> str:
+    """Where in the folder a record's video lies."""
+    return f"videos/{key}.mp4"
+
+
 def _describe_take(store: RecordStore, record: Record) -> dict[str, Any]:
     """What the page shows of one video."""
     preview, trace = store.preview_path(record.key), store.trace_path(record.key)
     columns = ["row", "chunk", "action"]
     return {
-        "video": f"videos/{preview.name}" if preview.is_file() else None,
+        "video": _video(record.key) if preview.is_file() else None,
         "computed": record.computed_fraction,
         "share": record.flops / record.baseline_flops if record.baseline_flops else None,
         "psnr": record.metrics.get("psnr"),

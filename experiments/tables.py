@@ -187,7 +187,7 @@ def _comparable(videos: pd.DataFrame, method: str) -> pd.DataFrame:
 
 def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
     row["vbench"] = np.nan
-    if total.percent is not None and other.percent is not None:
+    if total.percent is not None and other.percent is not None and total.prompts == other.prompts:
         row["vbench"], row["vbench_low"], row["vbench_high"] = total.less(other)
         row["vbench_n"] = min(total.num_videos, other.num_videos)
 

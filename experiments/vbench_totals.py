@@ -26,6 +26,7 @@ class VBenchTotal:
 
     percent: float | None
     num_videos: int = 0
+    prompts: tuple[str, ...] = ()
     resamples: np.ndarray | None = None
     reason: str = ""
 
@@ -34,7 +35,9 @@ class VBenchTotal:
         return _ends(self.resamples)
 
     def less(self, other: VBenchTotal) -> tuple[float, float, float]:
-        """Difference in points and the ends of its 95 % interval, the same prompts in both."""
+        """Difference in points and the ends of its 95 % interval. Raises ValueError where their prompts differ."""
+        if self.prompts != other.prompts:
+            raise ValueError("totals over different prompts are not paired; score the same prompts of both")
         return (self.percent - other.percent, *_ends(self.resamples - other.resamples))
 
 
@@ -59,8 +62,9 @@ def read_total(output_dir: Path, keys: Iterable[str]) -> VBenchTotal:
     combined = totals(scores.means, missing_scores=scores.missing_scores, partial=True)
     if combined.name != "Total":
         return VBenchTotal(None, reason=f"{combined.name}; {HOW}")
-    num_videos = len({video for result in results.values() for video in result.per_video})
-    return VBenchTotal(100 * combined.total, num_videos, 100 * _resampled(results))
+    videos = {video for result in results.values() for video in result.per_video}
+    prompts = tuple(sorted(set(map(_prompt, videos))))
+    return VBenchTotal(100 * combined.total, len(videos), prompts, 100 * _resampled(results, prompts))
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -71,13 +75,17 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _resampled(results: dict[str, DimensionScore]) -> np.ndarray:
+def _prompt(video: str) -> str:
+    """Of the file name under which VBench knows a video."""
+    return video.rpartition("-")[0]
+
+
+def _resampled(results: dict[str, DimensionScore], prompts: tuple[str, ...]) -> np.ndarray:
     """Totals [resamples] of the benchmark with its prompts drawn anew, every dimension on those of its own drawn."""
     by_prompt: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, result in results.items():
         for video, value in result.per_video.items():
-            by_prompt[name][video.rpartition("-")[0]].append(value)
-    prompts = sorted({prompt for values in by_prompt.values() for prompt in values})
+            by_prompt[name][_prompt(video)].append(value)
     means = np.array([[np.mean(by_prompt[name].get(prompt, np.nan)) for prompt in prompts] for name in results])
     scored = ~np.isnan(means)  # [dimensions, prompts]
     # The Total is linear in the scores: its value without any, and what each adds.
