@@ -13,12 +13,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its pool; e
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line here, instead of printing many
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli import CONF, check_jobs, check_overrides
-from experiments.errors import BadInput, explain
+from experiments.errors import complain
 from experiments.fork_server import start_server
 
 _HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
@@ -43,17 +41,7 @@ def job(config: DictConfig) -> None:
     except Exception as error:
         if config.debug:
             raise
-        _fail(error)
-
-
-def _fail(error: Exception) -> None:
-    """One line, whatever the error's own text."""
-    if isinstance(error, (BadInput, HydraException, OmegaConfBaseException)):
-        code, message = 2, str(error)
-    else:
-        code, message = 1, explain(error)
-    print(f"run.py: {' '.join(message.split())}", file=sys.stderr)
-    _exit_codes.append(code)
+        _exit_codes.append(complain("run.py", error))
 
 
 def main() -> int:
@@ -69,7 +57,7 @@ def main() -> int:
     except Exception as error:
         if "debug=true" in arguments:
             raise
-        _fail(error)
+        _exit_codes.append(complain("run.py", error))
     return max(_exit_codes)
 
 

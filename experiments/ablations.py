@@ -15,10 +15,9 @@ from typing import Any
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.collect import video_frame
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.job import Job
 from experiments.records import Record, new_record, store_of
 from experiments.results import Column, Table, provenance, save_figure, save_table
@@ -135,16 +134,13 @@ def _option(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+@command("ablations")
 def main(arguments: list[str]) -> int:
-    try:
-        name, extra = experiment_of(arguments)
-        jobs, experiment = jobs_of(name, extra)
-        if "figure" not in experiment:
-            raise BadInput(f"experiment {name} is no ablation: its file says nothing under figure")
-        frame, told_by = settings_frame(jobs)
-    except (BadInput, OmegaConfBaseException) as error:
-        print(f"ablations: {error}", file=sys.stderr)
-        return 2
+    name, extra = experiment_of(arguments)
+    jobs, experiment = jobs_of(name, extra)
+    if "figure" not in experiment:
+        raise BadInput(f"experiment {name} is no ablation: its file says nothing under figure")
+    frame, told_by = settings_frame(jobs)
     job, title = jobs[0], experiment["title"]
     videos = video_frame(record for each in jobs for record in finished(each))
     stem = f"{job.model_name}_{job.setting_name}_{name}"

@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import sys
 
-from eval.flops import FlopsDisagree
 from experiments.benchmarks import flops, kv, latency, row
 from experiments.cli import check_overrides, compose_config
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.job import make_job, nearest
 
 BENCHMARKS = {"latency": latency, "flops": flops, "row": row, "kv": kv}
 
 
+@command("bench")
 def main(arguments: list[str]) -> int:
-    try:
-        name, given = (arguments or [""])[0], arguments[1:]
-        if name not in BENCHMARKS:
-            raise BadInput(f"name a benchmark first; {nearest(name, list(BENCHMARKS))}")
-        benchmark = BENCHMARKS[name]
-        own = [argument for argument in given if argument.startswith(tuple(f"{key}=" for key in benchmark.OPTIONS))]
-        overrides = [argument for argument in given if argument not in own]
-        check_overrides(overrides)
-        options = dict(argument.split("=", 1) for argument in own)
-        benchmark.run(make_job(compose_config(overrides)), **options)
-    except BadInput as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 2
-    except FlopsDisagree as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
+    name, given = (arguments or [""])[0], arguments[1:]
+    if name not in BENCHMARKS:
+        raise BadInput(f"name a benchmark first; {nearest(name, list(BENCHMARKS))}")
+    benchmark = BENCHMARKS[name]
+    own = [argument for argument in given if argument.startswith(tuple(f"{key}=" for key in benchmark.OPTIONS))]
+    overrides = [argument for argument in given if argument not in own]
+    check_overrides(overrides)
+    options = dict(argument.split("=", 1) for argument in own)
+    benchmark.run(make_job(compose_config(overrides)), **options)
     return 0
 
 

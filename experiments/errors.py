@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import wraps
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+_Main = Callable[[list[str]], int]
 
 
 class BadInput(ValueError):
@@ -57,3 +64,29 @@ def explain(error: BaseException) -> str:
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"no access ({text}); change the permissions, or give output_dir=<folder that you can write>; {_GO_ON}"
     return f"the run failed: {text} (debug=true shows where)"
+
+
+def complain(program: str, error: Exception) -> int:
+    """Say in one line what is wrong; returns the exit code, 2 for bad input and 1 for a failure."""
+    bad_input = isinstance(error, (BadInput, HydraException, OmegaConfBaseException))
+    message = str(error) if bad_input else explain(error)
+    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    return 2 if bad_input else 1
+
+
+def command(program: str) -> Callable[[_Main], _Main]:
+    """Of a command's ``main(arguments)``: errors are one line and an exit code; ``debug=true`` lets them through."""
+
+    def guard(main: _Main) -> _Main:
+        @wraps(main)
+        def guarded(arguments: list[str]) -> int:
+            try:
+                return main(arguments)
+            except Exception as error:
+                if "debug=true" in arguments:
+                    raise
+                return complain(program, error)
+
+        return guarded
+
+    return guard

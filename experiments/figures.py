@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from eval.video_io import read_lossless
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import at_defaults, collect
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.frame_strips import draw_frames
 from experiments.job import Job, make_job
 from experiments.long_video import draw_memory, kv_frame, long_jobs
@@ -122,14 +122,11 @@ FIGURES: dict[str, Callable[[Subject], None]] = {
 }
 
 
+@command("figures")
 def main(arguments: list[str]) -> int:
-    try:
-        check_overrides(arguments)
-        job = make_job(compose_config(arguments))
-        subject = Subject(job, tuple(arguments), collect(job))
-    except BadInput as error:
-        print(f"figures: {error}", file=sys.stderr)
-        return 2
+    check_overrides(arguments)
+    job = make_job(compose_config(arguments))
+    subject = Subject(job, tuple(arguments), collect(job))
     for name, save in FIGURES.items():
         try:
             save(subject)

@@ -25,7 +25,7 @@ from eval.atomic import atomic_path
 from eval.statistics import mean_and_interval
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
-from experiments.errors import BadInput
+from experiments.errors import command
 from experiments.job import Job, make_job, refuse_random_weights
 from experiments.records import code_hash, new_record, weights_hash
 from experiments.results import Column, Table, save_figure, save_table
@@ -209,15 +209,12 @@ def _shades(number: int) -> Any:
     return plt.colormaps["viridis"](np.linspace(0, 0.9, number))
 
 
+@command("l1_rel")
 def main(arguments: list[str]) -> int:
-    try:
-        check_overrides(arguments)
-        job = make_job(compose_config(["method=vanilla", *arguments]))
-        refuse_random_weights(job, "distances say")
-        data = measured(replace(job, metrics=()))
-    except BadInput as error:
-        print(f"l1_rel: {error}", file=sys.stderr)
-        return 2
+    check_overrides(arguments)
+    job = make_job(compose_config(["method=vanilla", *arguments]))
+    refuse_random_weights(job, "distances say")
+    data = measured(replace(job, metrics=()))
     stem, subject = f"{job.model_name}_{job.setting_name}_l1_rel", f"{job.model_name}, {job.setting_name}"
     machine = environment.describe(job.device)
     source = (

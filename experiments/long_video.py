@@ -15,7 +15,6 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from omegaconf.errors import OmegaConfBaseException
 
 from eval.caption_score import per_chunk
 from eval.psnr import psnr
@@ -23,7 +22,7 @@ from eval.statistics import mean_and_interval
 from eval.video_io import read_lossless
 from experiments.ablations import finished
 from experiments.collect import video_frame
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.results import Column, Table, provenance, save_figure, save_table
@@ -198,13 +197,10 @@ def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
     axes.set_ylim(bottom=0)
 
 
+@command("long_video")
 def main(arguments: list[str]) -> int:
-    try:
-        jobs, experiment = long_jobs(arguments)
-        chunks = chunk_frame(jobs)
-    except (BadInput, OmegaConfBaseException) as error:
-        print(f"long_video: {error}", file=sys.stderr)
-        return 2
+    jobs, experiment = long_jobs(arguments)
+    chunks = chunk_frame(jobs)
     stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
     source = provenance(video_frame(record for job in jobs for record in finished(job)))
     subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"

@@ -18,6 +18,7 @@ from baselines.teacache import TeaCacheConfig
 from baselines.vanilla import VanillaConfig
 from experiments.cli import compose_config, config_files
 from experiments.dry_run import KINDS, PFLOP, Count, count
+from experiments.errors import BadInput, command
 from experiments.job import make_method
 from experiments.records import code_hash
 from experiments.reported import read_reported
@@ -213,16 +214,15 @@ def _setting(model: str) -> str:
     return f"Model {model} ({network}), {size}, {config.setting.num_steps} steps"
 
 
+@command("paper_flops")
 def main(arguments: list[str]) -> int:
     models = [argument.removeprefix("model=") for argument in arguments] or list(MODELS)
     unknown = [argument for argument in arguments if argument.removeprefix("model=") not in MODELS]
     if unknown:
-        print(
-            f"paper_flops: {unknown[0]!r} is not understood; give model={' or model='.join(MODELS)}, or nothing for "
-            "both (python run.py setting=paper device=meta counts any other setting)",
-            file=sys.stderr,
+        raise BadInput(
+            f"{unknown[0]!r} is not understood; give model={' or model='.join(MODELS)}, or nothing for both "
+            "(python run.py setting=paper device=meta counts any other setting)"
         )
-        return 2
     for model in models:
         save_table(f"{model}_{STEM}", *tables(model, pd.DataFrame(rows_of(model))))
     return 0

@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import at_defaults, collect
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.job import Job, inside_root, make_job
 from experiments.records import Record, RecordStore, store_of
 from experiments.reported import read_reported
@@ -216,20 +216,17 @@ def _own_options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     return [a for a in arguments if a.partition("=")[0] not in own], own
 
 
+@command("report")
 def main(arguments: list[str]) -> int:
-    try:
-        arguments, own = _own_options(arguments)
-        check_overrides(arguments)
-        job = make_job(compose_config(arguments))
-        clips = own.get("clips")
-        if clips is not None and not (clips.isdecimal() and int(clips) >= 1):
-            raise BadInput(f"clips={clips} must be a whole number of at least 1: how many prompts' videos to copy")
-        default = job.output_dir / "report" / f"{job.model_name}_{job.setting_name}"
-        destination = inside_root(own["destination"]) if own.get("destination") else default
-        page = build(job, destination, None if clips is None else int(clips))
-    except BadInput as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
+    arguments, own = _own_options(arguments)
+    check_overrides(arguments)
+    job = make_job(compose_config(arguments))
+    clips = own.get("clips")
+    if clips is not None and not (clips.isdecimal() and int(clips) >= 1):
+        raise BadInput(f"clips={clips} must be a whole number of at least 1: how many prompts' videos to copy")
+    default = job.output_dir / "report" / f"{job.model_name}_{job.setting_name}"
+    destination = inside_root(own["destination"]) if own.get("destination") else default
+    page = build(job, destination, None if clips is None else int(clips))
     print(f"written {page}; open it in a browser")
     return 0
 

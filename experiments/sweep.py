@@ -13,10 +13,9 @@ import time
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from experiments.cli import check_overrides, compose_config, config_files
-from experiments.errors import BadInput, RunFailed, explain
+from experiments.errors import BadInput, RunFailed, command, complain
 from experiments.job import Job, check_writable, make_job, nearest
 from experiments.runner import Runner
 from experiments.tracking import track
@@ -73,26 +72,20 @@ class Countdown:
         print(f"{self.done} of {self.total}, {left} left  {text}", flush=True)
 
 
+@command("sweep")
 def main(arguments: list[str]) -> int:
+    name, extra = experiment_of(arguments)
+    jobs, _ = jobs_of(name, extra)
+    prompts = jobs[0].prompts
+    check_writable(jobs[0].output_dir)
+    # A set, since a value that one override set sweeps may be another's default: one video for both.
+    total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
+    print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
     code = 0
     try:
-        name, extra = experiment_of(arguments)
-        jobs, _ = jobs_of(name, extra)
-        prompts = jobs[0].prompts
-        check_writable(jobs[0].output_dir)
-        # A set, since a value that one override set sweeps may be another's default: one video for both.
-        total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
-        print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
         run_jobs(jobs, prompts, Countdown(total))
-    except (BadInput, OmegaConfBaseException) as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        return 2
-    except RunFailed as error:
-        print(f"sweep: {error}", file=sys.stderr)
-        code = 1
-    except Exception as error:
-        print(f"sweep: {explain(error)}; run it again to go on", file=sys.stderr)
-        return 1
+    except RunFailed as error:  # what could be made is there, and is tracked
+        code = complain("sweep", error)
     for job in jobs:
         track(job, [record for record in Runner(job).records(prompts) if record is not None], group=name)
     print(f"records are in {jobs[0].output_dir / 'runs'}")

@@ -16,7 +16,7 @@ import pandas as pd
 from eval.statistics import mean_and_interval, median_and_interval, paired_difference, share_and_interval
 from experiments.cli import check_overrides, compose_config
 from experiments.collect import at_defaults, collect
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.job import Job, make_job
 from experiments.reported import method_deviation, read_reported, setting_deviation
 from experiments.results import Column, Table, provenance, save_table
@@ -239,15 +239,12 @@ def marks(deviations: pd.Series) -> tuple[pd.Series, list[str]]:
     return deviations.map(letter), [f"Deviates, {letter[text]}: {text}" for text in different]
 
 
+@command("tables")
 def main(arguments: list[str]) -> int:
-    try:
-        check_overrides(arguments)
-        job = make_job(compose_config(arguments))
-        frame = collect(job)
-        measured = main_table(frame, job)
-    except BadInput as error:
-        print(f"tables: {error}", file=sys.stderr)
-        return 2
+    check_overrides(arguments)
+    job = make_job(compose_config(arguments))
+    frame = collect(job)
+    measured = main_table(frame, job)
     paired = paired_table(frame, job, list(measured.index))
     source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
     save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source))

@@ -14,7 +14,7 @@ from typing import Any
 from baselines.vanilla import VanillaConfig
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
-from experiments.errors import BadInput, explain
+from experiments.errors import BadInput, command
 from experiments.job import Job, make_job, refuse_random_weights
 from flowcache.method import MethodConfig
 from flowcache.sampler import sample
@@ -59,24 +59,18 @@ def _is_share(text: str) -> bool:
         return False
 
 
+@command("tune")
 def main(arguments: list[str]) -> int:
-    try:
-        shares = [a.partition("=")[2] for a in arguments if a.startswith("share=")]
-        if len(shares) != 1 or not _is_share(shares[0]):
-            raise BadInput("give share=<wanted share of vanilla's compute>, between 0 and 1")
-        overrides = [a for a in arguments if not a.startswith("share=")]
-        check_overrides(overrides)
-        job = make_job(compose_config(overrides))
-        refuse_random_weights(job, "a threshold means")
-        if not hasattr(job.method, "threshold"):
-            raise BadInput(f"method {job.method_name} has no threshold to tune")
-        threshold, left = tune(job, float(shares[0]))
-    except BadInput as error:
-        print(f"tune: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        print(f"tune: {explain(error)}", file=sys.stderr)
-        return 1
+    shares = [a.partition("=")[2] for a in arguments if a.startswith("share=")]
+    if len(shares) != 1 or not _is_share(shares[0]):
+        raise BadInput("give share=<wanted share of vanilla's compute>, between 0 and 1")
+    overrides = [a for a in arguments if not a.startswith("share=")]
+    check_overrides(overrides)
+    job = make_job(compose_config(overrides))
+    refuse_random_weights(job, "a threshold means")
+    if not hasattr(job.method, "threshold"):
+        raise BadInput(f"method {job.method_name} has no threshold to tune")
+    threshold, left = tune(job, float(shares[0]))
     found = f"threshold {threshold:.5f} leaves {left:.4f} of vanilla's FLOPs"
     print(f"{job.method_name}: {found} ({len(job.prompts)} prompts)")
     return 0

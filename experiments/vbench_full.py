@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from omegaconf.errors import OmegaConfBaseException
 
 from eval.atomic import atomic_path
 from eval.errors import MetricUnavailable
@@ -31,7 +30,7 @@ from eval.vbench.suite import NAMES
 from eval.vbench.totals import totals
 from experiments.ablations import finished
 from experiments.collect import video_frame
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.results import Column, Table, provenance, save_table
@@ -185,17 +184,11 @@ def table(scored: dict[str, Scores], title: str, source: str) -> Table:
     )
 
 
+@command("vbench_full")
 def main(arguments: list[str]) -> int:
-    try:
-        entered, experiment = entrants(arguments)
-        make_videos(entered)
-        scored = {entrant.name: score_entrant(entrant) for entrant in entered}
-    except (BadInput, OmegaConfBaseException) as error:
-        print(f"vbench_full: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        print(f"vbench_full: it failed: {type(error).__name__}: {error}; run it again to go on", file=sys.stderr)
-        return 1
+    entered, experiment = entrants(arguments)
+    make_videos(entered)
+    scored = {entrant.name: score_entrant(entrant) for entrant in entered}
     job = entered[0].jobs[0]
     source = provenance(video_frame(record for entrant in entered for record in entrant.records().values()))
     stem = f"{job.model_name}_{job.setting_name}_vbench"

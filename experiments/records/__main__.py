@@ -16,7 +16,7 @@ from rich import print_json
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import BadInput
+from experiments.errors import BadInput, command
 from experiments.job import inside_root
 from experiments.records import Record, RecordStore, code_hash, sha256
 
@@ -31,17 +31,14 @@ class Run:
     state: str
 
 
-def main(arguments: list[str] | None = None) -> int:
+@command("records")
+def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
     store = RecordStore(inside_root(options.output_dir))
-    try:
-        if not store.run_path("").is_dir():
-            raise BadInput(f"there are no records under {store.directory}; give --output-dir, or make some with run.py")
-        return options.run(store, options)
-    except BadInput as error:
-        print(f"records: {error}", file=sys.stderr)
-        return 2
+    if not store.run_path("").is_dir():
+        raise BadInput(f"there are no records under {store.directory}; give --output-dir, or make some with run.py")
+    return options.run(store, options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -173,4 +170,4 @@ def _remove(store: RecordStore, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
