@@ -116,4 +116,4 @@ def test_flops_of_a_run_are_those_of_its_trace(capsys):
 def test_flops_that_differ_fail(capsys, monkeypatch):
     monkeypatch.setattr(FlopCounter, "_condition", lambda self: 0)
     assert bench.main(["flops", *SMALL, "method=vanilla"]) == 1
-    assert "bench: in row 0 the transformer executed" in capsys.readouterr().err
+    assert "FlopsDisagree: in row 0 the transformer executed" in capsys.readouterr().err
