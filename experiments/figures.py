@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -33,6 +33,7 @@ from experiments.reuse_curve import (
     tables,
 )
 from experiments.reuse_map import draw_reuse_map
+from experiments.sweep import read_experiment
 from experiments.tables import METHODS
 
 
@@ -76,21 +77,30 @@ class Subject:
         return found
 
 
+def reuse_subject(subject: Subject) -> Subject:
+    """With the baseline that the experiment file names for this model."""
+    experiment = read_experiment("reuse_curve", [f"model={subject.job.model_name}"])
+    job = replace(subject.job, baseline=experiment.get("baseline", "vanilla"))
+    return replace(subject, job=job, videos=collect(job))
+
+
 def save_reuse_curve(subject: Subject) -> None:
-    compared = reuse_videos(subject.videos)
+    subject = reuse_subject(subject)
+    baseline, compared = subject.job.baseline, reuse_videos(subject.videos)
     points = reuse_points(compared)
     source = f"{subject.name}; {provenance(compared)}"
     stem = f"{subject.job.model_name}_{subject.job.setting_name}_reuse_curve"
-    save_table(stem, *tables(points, at_equal_compute(compared, WARMUP_STEPS), source))
-    subject.save(draw_reuse_curve(points, WARMUP_STEPS, subject.name), "reuse_curve")
-    subject.save(draw_warmup_sweep(points, subject.name), "warmup_sweep")
+    save_table(stem, *tables(points, at_equal_compute(compared, WARMUP_STEPS), baseline, source))
+    subject.save(draw_reuse_curve(points, WARMUP_STEPS, baseline, subject.name), "reuse_curve")
+    subject.save(draw_warmup_sweep(points, baseline, subject.name), "warmup_sweep")
 
 
 def save_pareto(subject: Subject) -> None:
-    compared = reuse_videos(subject.videos)
-    same = (subject.videos["method"] == "vanilla") & subject.videos["prompt"].isin(compared["prompt"])
-    vanilla_flops = subject.videos.loc[same, "flops"].mean()
-    subject.save(draw_pareto(pareto_points(compared), vanilla_flops, subject.name), "pareto")
+    subject = reuse_subject(subject)
+    baseline, compared = subject.job.baseline, reuse_videos(subject.videos)
+    same = (subject.videos["method"] == baseline) & subject.videos["prompt"].isin(compared["prompt"])
+    baseline_flops = subject.videos.loc[same, "flops"].mean()
+    subject.save(draw_pareto(pareto_points(compared), baseline, baseline_flops, subject.name), "pareto")
 
 
 def save_reuse_map(subject: Subject) -> None:

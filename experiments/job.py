@@ -16,6 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from baselines.vanilla import VanillaConfig
 from experiments.errors import BadInput
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.base import MOST_SEED
@@ -26,6 +27,11 @@ MOST_THREADS = 4  # more wait for each other on matrices as small as the embedde
 WANDB_MODES = ("offline", "online", "disabled")
 MOST_PROMPT_CHARACTERS = 10_000  # no text encoder here reads more than 800 tokens of them
 RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
+BASELINES = {  # methods that compute everything
+    "vanilla": VanillaConfig(),
+    "vanilla_causal": VanillaConfig(attention="causal"),
+    "vanilla_kv": VanillaConfig(attention="cached"),
+}
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
 
 
@@ -52,6 +58,7 @@ class Job:
     random_weights: dict[str, Any] | None
     device: str
     metrics: tuple[str, ...]
+    baseline: str
     latency_pairs: int
     workers: int
     threads: int
@@ -62,20 +69,29 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the pixels of a video, besides method, prompt, seed, weights and code."""
+        """What decides a video's pixels, and what it is compared with, besides method, prompt, seed, weights, code."""
         return {
             "model": self.model_name,
             "setting": self.setting_name,
             "num_frames": self.num_frames,
             "device": torch.device(self.device).type,
             **self.generation_options,
+            **({} if self.baseline == "vanilla" else {"baseline": self.baseline}),
             **({} if self.random_weights is None else {"weights": "random", **self.random_weights}),
         }
 
     @property
-    def vanilla_name(self) -> str:
-        """Of the method that videos are compared with."""
-        return "vanilla" if self.random_weights is None else "vanilla" + RANDOM_MARK
+    def baseline_name(self) -> str:
+        """In records, of the method that videos are compared with."""
+        return self.baseline if self.random_weights is None else self.baseline + RANDOM_MARK
+
+    @property
+    def baseline_method(self) -> MethodConfig:
+        return BASELINES[self.baseline]
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.method == self.baseline_method
 
     def load_model(self) -> Any:
         """The model on the job's device, the same for all jobs of one checkpoint that follow each other.
@@ -130,6 +146,8 @@ def make_job(config: DictConfig) -> Job:
     unknown = [str(name) for name in config.metrics if name not in METRICS]
     if unknown:
         raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
+    if config.baseline not in BASELINES:
+        raise BadInput(f"unknown baseline {str(config.baseline)!r}; {nearest(str(config.baseline), list(BASELINES))}")
     return Job(
         model_name=model.name,
         setting_name=setting.name,
@@ -145,6 +163,7 @@ def make_job(config: DictConfig) -> Job:
         random_weights=random_weights,
         device=device,
         metrics=tuple(config.metrics),
+        baseline=config.baseline,
         latency_pairs=config.latency_pairs,
         workers=workers,
         threads=threads,

@@ -28,7 +28,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(job.prompts)} prompts x seed "
         f"{job.seed}, {job.num_frames} frames each\n"
         f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
-        f"{len(plan.references_to_make)} vanilla references to make first; results go to {job.output_dir}\n"
+        f"{len(plan.references_to_make)} references to make first; results go to {job.output_dir}\n"
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
         markup=False,
     )

@@ -10,7 +10,7 @@ from eval.statistics import mean_and_interval
 from experiments.reuse_curve import FAMILIES, SETTING
 from experiments.style import BLACK, COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, styled
 
-QUALITIES = {"psnr": "PSNR to vanilla, dB", "ssim": "SSIM to vanilla"}
+QUALITIES = {"psnr": "PSNR to {}, dB", "ssim": "SSIM to {}"}  # the baseline
 _UNITS = (("PFLOPs", 1e15), ("TFLOPs", 1e12), ("GFLOPs", 1e9))
 
 
@@ -41,9 +41,9 @@ def on_front(cost: pd.Series, quality: pd.Series) -> pd.Series:
 
 
 @styled()
-def draw_pareto(points: pd.DataFrame, vanilla_flops: float, subject: str) -> Figure:
-    """A panel a quality: all settings, with intervals on the front, and vanilla's compute."""
-    unit, scale = next(((u, s) for u, s in _UNITS if vanilla_flops >= s), _UNITS[-1])
+def draw_pareto(points: pd.DataFrame, baseline: str, baseline_flops: float, subject: str) -> Figure:
+    """A panel a quality: all settings, with intervals on the front, and the baseline's compute."""
+    unit, scale = next(((u, s) for u, s in _UNITS if baseline_flops >= s), _UNITS[-1])
     figure, panels = plt.subplots(len(QUALITIES), 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, (quality, label) in zip(panels, QUALITIES.items(), strict=True):
         front = points[points[f"{quality}_front"]]
@@ -62,8 +62,8 @@ def draw_pareto(points: pd.DataFrame, vanilla_flops: float, subject: str) -> Fig
             look = {"color": FAMILY_COLOURS[name], "marker": FAMILY_MARKERS[name], "linestyle": "none"}
             axes.plot(mine["flops"] / scale, mine[quality], **look, markerfacecolor="white", label=title)
             axes.errorbar(best["flops"] / scale, best[quality], yerr=best[f"{quality}_ci95"], elinewidth=0.6, **look)
-        axes.axvline(vanilla_flops / scale, color=BLACK, linestyle=":", linewidth=0.8, label="vanilla's compute")
-        axes.set_ylabel(label)
+        axes.axvline(baseline_flops / scale, color=BLACK, linestyle=":", linewidth=0.8, label=f"{baseline}'s compute")
+        axes.set_ylabel(label.format(baseline))
     panels[-1].set_xlabel(f"executed {unit} a video (mean)")
     panels[0].set_title(f"Pareto front, 95 %, n = {points['n'].max()} ({subject})")
     handles, labels = panels[0].get_legend_handles_labels()

@@ -1,7 +1,8 @@
 """Chunkwise, uniform and every-k reuse at equal compute, from the records of ``experiment=reuse_curve``.
 
-PSNR to vanilla against compute left at equal warm-up, with 95 % intervals over prompts; the same for other warm-ups;
-and the differences prompt by prompt. ``python -m experiments.figures`` makes them.
+PSNR to the baseline (vanilla, or what the experiment file names for the model) against compute left at equal warm-up,
+with 95 % intervals over prompts; the same for other warm-ups; and the differences prompt by prompt.
+``python -m experiments.figures`` makes them.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, f
 # Method families by the option that is swept; slow and fast rows of one family are points of one curve.
 FAMILIES = {"flowcache": "chunkwise (FlowCache)", "teacache": "uniform (TeaCache)", "every_k": "every k-th step"}
 WARMUP_STEPS = 5  # of the main curve: the paper's
-COMPARED_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9)  # of vanilla's FLOPs, at which families are compared
+COMPARED_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9)  # of the baseline's FLOPs, at which families are compared
 SETTING = ["family", "warmup_steps", "option"]
 _SWEEP = "python -m experiments.sweep experiment=reuse_curve"
 _NO_VIDEOS = f"no finished videos of {', '.join(FAMILIES)}; make them with {_SWEEP}"
-PSNR_CAP_DB = 60.0  # videos closer to vanilla than this count as this: identical ones would be infinite
+PSNR_CAP_DB = 60.0  # videos closer to the baseline than this count as this: identical ones would be infinite
 
 
 def reuse_videos(frame: pd.DataFrame) -> pd.DataFrame:
@@ -92,9 +93,11 @@ def at_equal_compute(videos: pd.DataFrame, warmup_steps: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def tables(points: pd.DataFrame, compared: pd.DataFrame, source: str) -> list[Table]:
+def tables(points: pd.DataFrame, compared: pd.DataFrame, baseline: str, source: str) -> list[Table]:
     """What the curves say at equal compute, and their points."""
-    measured = f"Measured here ({source}). PSNR against vanilla's video of the same prompt and seed, a video counting "
+    measured = (
+        f"Measured here ({source}). PSNR against {baseline}'s video of the same prompt and seed, a video counting "
+    )
     measured += f"at most {PSNR_CAP_DB:.0f} dB. "
     titles = {"family": points["family"].map(FAMILIES)}
     differences = Table(
@@ -127,7 +130,7 @@ def tables(points: pd.DataFrame, compared: pd.DataFrame, source: str) -> list[Ta
 
 
 @styled()
-def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, subject: str) -> Figure:
+def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, baseline: str, subject: str) -> Figure:
     """PSNR against compute left, a line a family; ``subject`` says of what."""
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.5))
     for name, title in FAMILIES.items():
@@ -135,14 +138,14 @@ def draw_reuse_curve(points: pd.DataFrame, warmup_steps: int, subject: str) -> F
         if len(mine):
             _curve(axes, mine, title, FAMILY_COLOURS[name], FAMILY_MARKERS[name])
     axes.set_title(f"Reuse at equal compute, warm-up {warmup_steps} ({subject})")
-    axes.set_xlabel("compute left (share of vanilla's executed FLOPs)")
-    axes.set_ylabel(f"PSNR to vanilla, dB (mean, 95 %, n = {points['n'].max()})")
+    axes.set_xlabel(f"compute left (share of {baseline}'s executed FLOPs)")
+    axes.set_ylabel(f"PSNR to {baseline}, dB (mean, 95 %, n = {points['n'].max()})")
     axes.legend(loc="lower right")
     return figure
 
 
 @styled()
-def draw_warmup_sweep(points: pd.DataFrame, subject: str) -> Figure:
+def draw_warmup_sweep(points: pd.DataFrame, baseline: str, subject: str) -> Figure:
     """The same, a panel a family, a line a warm-up."""
     warmups = sorted(points["warmup_steps"].unique())
     size = (COLUMN_WIDTH_IN, 1.45 * len(FAMILIES) + 0.6)
@@ -155,10 +158,10 @@ def draw_warmup_sweep(points: pd.DataFrame, subject: str) -> Figure:
                 _curve(axes, mine, f"{warmup}", shade, marker)
         axes.set_title(title)
         axes.set_ylabel("PSNR, dB")
-    panels[-1].set_xlabel("compute left (share of vanilla's executed FLOPs)")
+    panels[-1].set_xlabel(f"compute left (share of {baseline}'s executed FLOPs)")
     handles = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles), title="warm-up steps")
-    figure.suptitle(f"Warm-up: PSNR to vanilla, 95 %, n = {points['n'].max()} ({subject})", fontsize=7)
+    figure.suptitle(f"Warm-up: PSNR to {baseline}, 95 %, n = {points['n'].max()} ({subject})", fontsize=7)
     return figure
 
 

@@ -24,7 +24,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job will do: prompts whose method video, and whose vanilla reference, are still to be made."""
+    """What a job will do: prompts whose method video, and whose reference, the baseline's, are still to be made."""
 
     to_make: tuple[str, ...]
     references_to_make: tuple[str, ...]
@@ -52,10 +52,6 @@ class Runner:
     def model(self) -> Any:
         return self.job.load_model()
 
-    @property
-    def is_vanilla(self) -> bool:
-        return self.job.method == VanillaConfig()
-
     def queue(self, prompts: Sequence[str]) -> None:
         """Note in the store what is still to be made, for others to see."""
         for prompt in self.plan(prompts).to_make:
@@ -70,7 +66,9 @@ class Runner:
         """``prompts`` are those of the job, if not given."""
         prompts = self.job.prompts if prompts is None else prompts
         to_make = [p for p in prompts if self.job.force or self.store.find(self._record(p).key) is None]
-        references = [p for p in to_make if not self.is_vanilla and self.store.find(self._reference(p).key) is None]
+        references = [
+            p for p in to_make if not self.job.is_baseline and self.store.find(self._reference(p).key) is None
+        ]
         return Plan(tuple(to_make), tuple(references), len(prompts) - len(to_make))
 
     def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
@@ -111,22 +109,22 @@ class Runner:
         record = self._record(prompt)
         with self.store.claim(record.key, wait) as mine:
             if mine and (self.job.force or self.store.find(record.key) is None):
-                baseline = None if self.is_vanilla else self._time_vanilla(prompt, progress)
+                baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress)
                 self.make(record, self.job.method, prompt, baseline)
                 progress(f"{self.job.method_name}: {prompt}")
             return mine
 
-    def _time_vanilla(self, prompt: str, progress: Progress) -> float | None:
-        """Seconds that vanilla takes, just now, on timed prompts and where its video is missing, which is then made."""
+    def _time_baseline(self, prompt: str, progress: Progress) -> float | None:
+        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing."""
         reference = self._reference(prompt)
         with self.store.claim(reference.key, wait=True):
             if self.store.find(reference.key) is None:
-                made = self.make(reference, VanillaConfig(), prompt)
-                progress(f"{self.job.vanilla_name}: {prompt}")
+                made = self.make(reference, self.job.baseline_method, prompt)
+                progress(f"{self.job.baseline_name}: {prompt}")
                 return made.latency_s
         if prompt in self._timed_prompts:
-            taken = self.take(VanillaConfig(), prompt)
-            progress(f"vanilla, for timing: {prompt}")
+            taken = self.take(self.job.baseline_method, prompt)
+            progress(f"{self.job.baseline_name}, for timing: {prompt}")
             return taken.latency_s
         return None
 
@@ -148,14 +146,14 @@ class Runner:
 
     def num_videos(self, plan: Plan) -> int:
         """Videos that ``run`` will generate, for a progress bar."""
-        if self.is_vanilla:
+        if self.job.is_baseline:
             return len(plan.to_make)
         baselines = {p for p in plan.to_make if p in self._timed_prompts} | set(plan.references_to_make)
         return len(plan.to_make) + len(baselines)
 
     @property
     def _timed_prompts(self) -> tuple[str, ...]:
-        """Those on which vanilla is timed beside the method, even where its video is there."""
+        """Those on which the baseline is timed beside the method, even where its video is there."""
         return self.job.prompts[: self.job.latency_pairs]
 
     def make(
@@ -175,7 +173,7 @@ class Runner:
         record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
         record.baseline_latency_s = baseline_latency_s
         _describe_work(record, take.trace)
-        if method == VanillaConfig():
+        if method == self.job.baseline_method:
             record.baseline_flops = take.trace.flops
         else:
             reference = self.store.find(self._reference(prompt).key)
@@ -213,7 +211,7 @@ class Runner:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)
 
     def _reference(self, prompt: str) -> Record:
-        return new_record(self.job, self.job.vanilla_name, VanillaConfig(), prompt)
+        return new_record(self.job, self.job.baseline_name, self.job.baseline_method, prompt)
 
 
 def _without_decisions(method: MethodConfig) -> MethodConfig:

@@ -37,26 +37,32 @@ def experiment_of(arguments: list[str]) -> tuple[str, list[str]]:
     return (named or ["main_table"])[-1], [a for a in arguments if not a.startswith("experiment=")]
 
 
-def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
-    """Every job of an experiment file, vanilla first so that references exist, and what the file says."""
+def read_experiment(name: str, extra: list[str]) -> dict[str, Any]:
+    """What an experiment file says of the model that the arguments choose. Raises BadInput for an unknown one."""
     files = {path.stem: path for path in config_files("experiment")}
     if name not in files:
         raise BadInput(f"unknown experiment {name!r}; {nearest(name, list(files))}")
     experiment = OmegaConf.to_container(OmegaConf.load(files[name]))
     model = [argument for argument in extra if argument.startswith("model=")]
     check_overrides(model)
-    experiment |= experiment.pop("models", {}).get(compose_config(model).model.name, {})
+    return experiment | experiment.pop("models", {}).get(compose_config(model).model.name, {})
+
+
+def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
+    """Every job of an experiment file, the baseline first so that references exist, and what the file says."""
+    experiment = read_experiment(name, extra)
     common = [
         f"num_prompts={experiment['num_prompts']}",
         f"metrics=[{','.join(experiment['metrics'])}]",
         f"latency_pairs={experiment['latency_pairs']}",
+        f"baseline={experiment.get('baseline', 'vanilla')}",
         *extra,
     ]
     sets = [overrides for listed in experiment["overrides"] for overrides in expand(listed)]
     for overrides in sets:
         check_overrides(overrides + extra)
     jobs = [make_job(compose_config(overrides + common)) for overrides in sets]
-    return sorted(jobs, key=lambda job: job.method_name != "vanilla"), experiment
+    return sorted(jobs, key=lambda job: not job.is_baseline), experiment
 
 
 class Countdown:

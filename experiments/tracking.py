@@ -19,7 +19,6 @@ from hydra.types import RunMode
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from baselines.vanilla import VanillaConfig
 from eval.video_io import read_lossless, write_mp4
 from experiments.frame_strips import common_gain, difference, draw_frames
 from experiments.job import Job
@@ -145,9 +144,9 @@ def _number(value: float | str | None) -> float | None:
 
 
 def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Path) -> dict[str, Any]:
-    """Of the first video: where it computed, its frames beside vanilla's, and both side by side as a video."""
-    reference = store.find(new_record(job, "vanilla", VanillaConfig(), record.prompt).key)
-    shown = {"vanilla": reference} if reference is not None and reference.key != record.key else {}
+    """Of the first video: where it computed, its frames beside the baseline's, and both side by side as a video."""
+    reference = store.find(new_record(job, job.baseline_name, job.baseline_method, record.prompt).key)
+    shown = {job.baseline_name: reference} if reference is not None and reference.key != record.key else {}
     shown[job.method_name] = record
     traces = {name: pd.read_parquet(store.trace_path(each.key)) for name, each in shown.items()}
     media = {"figures/reuse_map": _image(wandb, draw_reuse_map(traces, repr(record.prompt)), folder / "map.png")}
@@ -159,7 +158,7 @@ def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Pat
     gain = common_gain({job.method_name: video}, original)
     beside = np.concatenate([original, video, difference(video, original, gain)], axis=2)
     write_mp4(folder / "beside.mp4", beside, job.fps)
-    caption = f"vanilla, {job.method_name}, difference x {gain}: {record.prompt}"
+    caption = f"{job.baseline_name}, {job.method_name}, difference x {gain}: {record.prompt}"
     return {**media, "video": wandb.Video(str(folder / "beside.mp4"), caption, format="mp4")}
 
 

@@ -80,7 +80,7 @@ def test_pareto_shows_every_setting_and_fills_the_front(job):
         quality: set(points.loc[points[f"{quality}_front"], "flops"] / VANILLA_FLOPS) for quality in ("psnr", "ssim")
     }
     assert front == {"psnr": {0.4, 0.5, 0.55}, "ssim": {0.4, 0.5, 0.7}}
-    figure = draw_pareto(points, VANILLA_FLOPS, "magi, embedded")
+    figure = draw_pareto(points, "vanilla", VANILLA_FLOPS, "magi, embedded")
     psnr, ssim = figure.axes
     assert ssim.get_xlabel() == "executed TFLOPs a video (mean)"
     assert (psnr.get_ylabel(), ssim.get_ylabel()) == ("PSNR to vanilla, dB", "SSIM to vanilla")
@@ -90,9 +90,11 @@ def test_pareto_shows_every_setting_and_fills_the_front(job):
 
 def test_curves_have_a_line_a_family_and_a_warm_up(job):
     points = reuse_points(reuse_videos(collect(job)))
-    labels = [text.get_text() for text in draw_reuse_curve(points, 5, "here").axes[0].get_legend().get_texts()]
+    labels = [
+        text.get_text() for text in draw_reuse_curve(points, 5, "vanilla", "here").axes[0].get_legend().get_texts()
+    ]
     assert labels == ["chunkwise (FlowCache)", "uniform (TeaCache)", "every k-th step"]
-    sweep = draw_warmup_sweep(points, "here")
+    sweep = draw_warmup_sweep(points, "vanilla", "here")
     assert [text.get_text() for text in sweep.legends[0].get_texts()] == ["5", "12"]
     assert len(sweep.axes) == 3
 

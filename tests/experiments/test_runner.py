@@ -9,9 +9,10 @@ import pytest
 
 from baselines.vanilla import VanillaConfig
 from eval.video_io import read_lossless
-from experiments.cli import config_files
+from experiments.cli import compose_config, config_files
 from experiments.collect import collect
 from experiments.errors import BadInput, RunFailed
+from experiments.job import BASELINES, make_method
 from experiments.records import RecordStore, new_record
 from experiments.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.runner import Runner
@@ -41,6 +42,18 @@ def test_threshold_0_is_vanilla_to_the_last_pixel(small_job):
     (record, _) = Runner(small_job("method.threshold=0")).run()
     assert record.metrics["psnr"] == "inf"
     assert record.flops == record.baseline_flops
+
+
+def test_a_job_may_be_compared_with_another_baseline(small_job):
+    job = small_job("method=flowcache_fast", "baseline=vanilla_kv", "num_prompts=1", "latency_pairs=1")
+    (record,) = Runner(job).run()
+    assert record.settings["baseline"] == "vanilla_kv"
+    (reference,) = Runner(small_job("method=vanilla_kv", "baseline=vanilla_kv", "num_prompts=1")).records(job.prompts)
+    assert (reference.method, reference.flops) == ("vanilla_kv", record.baseline_flops)
+    assert reference.metrics == {}
+    assert collect(job)["method"].tolist().count("vanilla") == 0
+    for name, method in BASELINES.items():
+        assert make_method(compose_config([f"method={name}"]).method) == method
 
 
 def test_a_rerun_makes_nothing_and_returns_the_same(small_job):
