@@ -41,10 +41,10 @@ _COLUMNS = (
         "{compression_share_low:.1%} to {compression_share_high:.1%}",
     ),
 )
-_AXES = {
-    "psnr": "PSNR to vanilla, dB",
-    "ssim": "SSIM to vanilla",
-    "flops_share": "compute left (share of vanilla's FLOPs)",
+_AXES = {  # of a baseline
+    "psnr": "PSNR to {}, dB",
+    "ssim": "SSIM to {}",
+    "flops_share": "compute left (share of {}'s FLOPs)",
 }
 
 
@@ -77,21 +77,21 @@ def finished(job: Job) -> list[Record]:
     return [record for record in found if record is not None]
 
 
-def table(frame: pd.DataFrame, told_by: list[str], title: str, source: str) -> Table:
+def table(frame: pd.DataFrame, told_by: list[str], title: str, baseline: str, source: str) -> Table:
     """What tells the settings apart, then their figures."""
     options = frame[told_by].map(_option)
     return Table(
         f"{title}.",
         f"Measured here ({source}). Means over n prompts ± half-width of the 95 % interval, captions with their Wilson "
         "interval, time compressing as a median with its bootstrap interval; PSNR, SSIM and LPIPS are against "
-        "vanilla's video of the same prompt and seed, PSNR without the identical ones, which are counted.",
+        f"{baseline}'s video of the same prompt and seed, PSNR without the identical ones, which are counted.",
         (*(Column(name, name) for name in told_by), *_COLUMNS),
         frame.assign(**options),
     )
 
 
 @styled()
-def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str) -> Figure:
+def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str, baseline: str) -> Figure:
     """PSNR and SSIM against one column, a line for every combination of others; both with 95 % intervals."""
     frame = frame[frame["psnr"].notna()]
     numeric = pd.to_numeric(frame[x], errors="coerce").notna().all()
@@ -112,8 +112,8 @@ def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str) -> Figure:
             )
         if not numeric:
             axes.set_xticks(range(len(places)), list(places))
-        axes.set_ylabel(_AXES[metric])
-    panels[-1].set_xlabel(_AXES.get(x, x))
+        axes.set_ylabel(_AXES[metric].format(baseline))
+    panels[-1].set_xlabel(_AXES.get(x, x).format(baseline))
     panels[0].set_title(f"{title} (mean and 95 % interval, n = {frame['n'].max():.0f})")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=", ".join(lines))
@@ -145,8 +145,8 @@ def main(arguments: list[str]) -> int:
     videos = video_frame(record for each in jobs for record in finished(each))
     stem = f"{job.model_name}_{job.setting_name}_{name}"
     source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
-    save_table(stem, table(frame, told_by, title, source))
-    save_figure(draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title), stem)
+    save_table(stem, table(frame, told_by, title, job.baseline, source))
+    save_figure(draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title, job.baseline), stem)
     return 0
 
 

@@ -80,7 +80,7 @@ class Subject:
 def reuse_subject(subject: Subject) -> Subject:
     """With the baseline that the experiment file names for this model."""
     experiment = read_experiment("reuse_curve", [f"model={subject.job.model_name}"])
-    job = replace(subject.job, baseline=experiment.get("baseline", "vanilla"))
+    job = replace(subject.job, baseline=experiment["baseline"])
     return replace(subject, job=job, videos=collect(job))
 
 

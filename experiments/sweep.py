@@ -42,10 +42,11 @@ def read_experiment(name: str, extra: list[str]) -> dict[str, Any]:
     files = {path.stem: path for path in config_files("experiment")}
     if name not in files:
         raise BadInput(f"unknown experiment {name!r}; {nearest(name, list(files))}")
-    experiment = OmegaConf.to_container(OmegaConf.load(files[name]))
+    experiment = OmegaConf.load(files[name])
     model = [argument for argument in extra if argument.startswith("model=")]
     check_overrides(model)
-    return experiment | experiment.pop("models", {}).get(compose_config(model).model.name, {})
+    own = experiment.pop("models", {}).get(compose_config(model).model.name, {})
+    return OmegaConf.to_container(OmegaConf.merge({"baseline": "vanilla"}, experiment, own), resolve=True)
 
 
 def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
@@ -55,13 +56,14 @@ def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
         f"num_prompts={experiment['num_prompts']}",
         f"metrics=[{','.join(experiment['metrics'])}]",
         f"latency_pairs={experiment['latency_pairs']}",
-        f"baseline={experiment.get('baseline', 'vanilla')}",
+        f"baseline={experiment['baseline']}",
         *extra,
     ]
     sets = [overrides for listed in experiment["overrides"] for overrides in expand(listed)]
     for overrides in sets:
         check_overrides(overrides + extra)
     jobs = [make_job(compose_config(overrides + common)) for overrides in sets]
+    jobs = [job for place, job in enumerate(jobs) if job not in jobs[:place]]  # what two sets ask for
     return sorted(jobs, key=lambda job: not job.is_baseline), experiment
 
 

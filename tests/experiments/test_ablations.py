@@ -23,7 +23,7 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     assert told_by == ["method", "threshold"]
     assert list(frame["n"]) == [2, 2, 2]
     assert frame["flops_share"].iloc[1] == 1 > frame["flops_share"].iloc[2]
-    lines = markdown(table(frame, told_by, "Threshold", "here")).splitlines()
+    lines = markdown(table(frame, told_by, "Threshold", "vanilla", "here")).splitlines()
     assert lines[2].startswith("| method | threshold | n | compute left | PSNR dB | identical |")
     assert [line.split(" | ")[:3] for line in lines[4:]] == [
         ["| vanilla", "-", "2"],
@@ -32,7 +32,7 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     ]
     assert " ± " in lines[6]
     assert "| 2 | 1.000 ± 0.000 | - | 2 |" in lines[5]
-    figure = draw(frame, "threshold", ["method"], "Threshold")
+    figure = draw(frame, "threshold", ["method"], "Threshold", "vanilla")
     assert [len(panel.lines[0].get_xdata()) for panel in figure.axes] == [1, 1]  # the identical one has no PSNR
 
 

@@ -29,10 +29,12 @@ def test_every_method_composes_to_its_dataclass(path):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("path", config_files("experiment"), ids=lambda p: p.stem)
-def test_every_experiment_expands_to_jobs_with_vanilla_first(path, model):
+def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model):
     jobs, experiment = jobs_of(path.stem, [f"model={model}"])
     assert {job.model_name for job in jobs} == {model}
-    assert jobs[0].method_name == "vanilla"
+    assert jobs[0].is_baseline
+    assert jobs[0].method_name == experiment["baseline"]
+    assert {job.baseline for job in jobs} == {experiment["baseline"]}
     assert len(jobs) >= 3
     assert len({repr(job.method) for job in jobs}) == len(jobs)
     if "figure" in experiment:
@@ -45,6 +47,8 @@ def test_what_an_experiment_says_of_a_model_is_for_that_model():
     assert methods["skyreels"] - methods["magi"] == {"vanilla_causal", "vanilla_kv"}
     lengths = [{job.num_frames for job in jobs_of("long_video", [f"model={model}"])[0]} for model in MODELS]
     assert lengths == [{1920}, {1777}]
+    baselines = {model: jobs_of("ablation_kv_budget", [f"model={model}"])[1]["baseline"] for model in MODELS}
+    assert baselines == {"magi": "vanilla", "skyreels": "vanilla_kv"}
     with pytest.raises(BadInput, match="did you mean skyreels"):
         jobs_of("main_table", ["model=skyreel"])
 
