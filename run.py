@@ -33,7 +33,7 @@ def job(config: DictConfig) -> None:
             dry_run(config)
         else:
             if config.setting.embedded and config.device in ("auto", "cpu") and config.workers != 1:
-                start_server()  # it imports for the workers while this process imports for itself
+                start_server(config.model.loader)  # it imports for the workers while this process imports for itself
 
             from experiments.main_job import run_job
 

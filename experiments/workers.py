@@ -51,7 +51,7 @@ def _run_all(
         for prompt in busy:
             _run_prompt(prompt, True, runners, progress, failures)
     else:
-        start_server()
+        start_server(jobs[0].loader)
         with ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_start, initargs=(jobs,)) as pool:
             busy = list(prompts)
             for wait in (False, True):

@@ -38,6 +38,20 @@ def test_every_method_runs_end_to_end(name, small_job):
         assert record.baseline_latency_s > 0
 
 
+@pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
+def test_every_method_runs_on_skyreels(name, small_job):
+    job = small_job("model=skyreels", f"method={name}", "num_prompts=1", "setting.num_frames=37")
+    (record,) = Runner(job).run()
+    frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
+    assert frames.shape == (37, 64, 64, 3)
+    trace = pd.read_parquet(RecordStore(job.output_dir).trace_path(record.key))
+    assert len(trace) == 16  # two chunks of eight steps
+    assert (trace["action"] == "compute").mean() == record.computed_fraction
+    if name != "vanilla":
+        assert set(record.metrics) == {"psnr", "ssim"}
+        assert record.flops < record.baseline_flops
+
+
 def test_threshold_0_is_vanilla_to_the_last_pixel(small_job):
     (record, _) = Runner(small_job("method.threshold=0")).run()
     assert record.metrics["psnr"] == "inf"
