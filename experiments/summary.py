@@ -66,7 +66,7 @@ def _with_ends(name: str, value_and_ends: tuple[float, float, float]) -> dict[st
 
 _ROWS = (
     ("executed compute, PFLOPs a video", "pflops", "{:.3g}"),
-    ("compute left, of the baseline's FLOPs", "flops_share", "{:.3f}"),
+    ("compute left, of baseline's FLOPs", "flops_share", "{:.3f}"),
     ("chunk steps computed", "computed_fraction", "{:.3f}"),
     ("latency, s (median)", "latency_s", "{:.2f}"),
     ("speed-up (median of pairs)", "speedup", "{:.2f}x"),
@@ -74,7 +74,7 @@ _ROWS = (
     ("time spent deciding", "policy_share", "{:.1%}"),
     ("time spent compressing", "compression_share", "{:.1%}"),
     ("PSNR, dB", "psnr", "{:.2f}"),
-    ("videos identical to the baseline's", "identical_videos", "{:.0f}"),
+    ("videos identical to baseline's", "identical_videos", "{:.0f}"),
     ("SSIM", "ssim", "{:.4f}"),
     ("LPIPS (alex)", "lpips", "{:.4f}"),
     ("caption: colour right", "caption_colour_right", "{:.0%}"),
