@@ -20,15 +20,16 @@ from experiments.summary import summarise
 from experiments.tables import main_table
 
 
+@pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
-def test_every_method_runs_end_to_end(name, small_job):
-    job = small_job(f"method={name}", "num_prompts=1")
+def test_every_method_runs_end_to_end(name, model, num_frames, small_job):
+    job = small_job(f"model={model}", f"method={name}", "num_prompts=1", f"setting.num_frames={num_frames}")
     (record,) = Runner(job).run()
     assert record.status == "finished"
     assert record.latency_s > 0
     assert record.flops > 0
     frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
-    assert frames.shape == (48, 64, 64, 3)
+    assert frames.shape == (num_frames, 64, 64, 3)
     trace = pd.read_parquet(RecordStore(job.output_dir).trace_path(record.key))
     assert len(trace) == 16  # two chunks of eight steps
     assert (trace["action"] == "compute").mean() == record.computed_fraction
@@ -36,20 +37,6 @@ def test_every_method_runs_end_to_end(name, small_job):
         assert set(record.metrics) == {"psnr", "ssim"}
         assert record.flops <= record.baseline_flops
         assert record.baseline_latency_s > 0
-
-
-@pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
-def test_every_method_runs_on_skyreels(name, small_job):
-    job = small_job("model=skyreels", f"method={name}", "num_prompts=1", "setting.num_frames=37")
-    (record,) = Runner(job).run()
-    frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
-    assert frames.shape == (37, 64, 64, 3)
-    trace = pd.read_parquet(RecordStore(job.output_dir).trace_path(record.key))
-    assert len(trace) == 16  # two chunks of eight steps
-    assert (trace["action"] == "compute").mean() == record.computed_fraction
-    if name != "vanilla":
-        assert set(record.metrics) == {"psnr", "ssim"}
-        assert record.flops < record.baseline_flops
 
 
 def test_threshold_0_is_vanilla_to_the_last_pixel(small_job):
