@@ -33,6 +33,15 @@ class RunFailed(Exception):
         self.__cause__ = first.error
 
 
+class CasesFailed(Exception):
+    """Some cases of a benchmark could not be measured; the others were. Exit code 1."""
+
+    def __init__(self, failures: Sequence[tuple[str, Exception]]) -> None:
+        names = ", ".join(name for name, _ in failures)
+        super().__init__(f"{names} could not be measured (see above); the same command tries again")
+        self.__cause__ = failures[0][1]
+
+
 _LESS_MEMORY = (
     "ask for less: fewer setting.num_frames, a smaller setting.height and setting.width, method.kv_budget='2 chunks', "
     "or workers=1"
