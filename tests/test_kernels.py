@@ -19,7 +19,7 @@ from tests.models import magi_goldens, skyreels_goldens
 
 
 def magi_dit() -> MagiDit:
-    return magi_goldens.golden_dit.__wrapped__("mlp_distill")  # of its own: it is changed
+    return magi_goldens.golden_dit.__wrapped__("mlp_base")  # of its own: it is changed
 
 
 def skyreels_network() -> SkyReelsNetwork:
@@ -35,7 +35,7 @@ def magi_velocities(dit: MagiDit) -> Tensor:
     cache = KvCache(config.num_layers, config.num_query_groups, config.kv_channels, 24, 3)
     members = [Member(position, caption) for position in range(3)]
     packs = ((latent[:, :, : 6 * n], times[:, :n], members[:n]) for n in (1, 2, 3))
-    return torch.cat([dit(*pack, cache, step_size=4.0) for pack in packs], dim=2)
+    return torch.cat([dit(*pack, cache) for pack in packs], dim=2)
 
 
 @torch.inference_mode()
@@ -43,7 +43,7 @@ def skyreels_velocities(network: SkyReelsNetwork) -> Tensor:
     """Of windows of one, two and five chunks."""
     given = skyreels_goldens.tensors("forward")
     caption, times = network.caption(given["context"]), given["t_per_frame"][0]
-    latent = given["velocities"]
+    latent = given["latents"]
     return torch.cat([network.joint(latent[:, :, :n], times[:n], caption, block_size=2) for n in (2, 4, 10)], dim=2)
 
 
@@ -61,7 +61,7 @@ def test_a_network_attends_by_the_kernel_asked_for(make, velocities):
         fused.append("aten::_scaled_dot_product_flash_attention_for_cpu" in operators)
     assert fused == [True, False, True]
     for out in outs:
-        torch.testing.assert_close(out, outs[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(out, outs[0], atol=1e-4, rtol=1e-4)
     network.attention_backend = "cudnn"
     with pytest.raises(ValueError, match=r"attention_backend=cudnn cannot run this attention .*; choose auto"):
         velocities(network)
@@ -88,7 +88,7 @@ def test_compiled_blocks_compute_what_eager_ones_do(make, velocities):
     expected = velocities(network)
     seconds, graphs = compile_seconds(), counters["stats"]["unique_graphs"]
     network.compile_blocks()
-    torch.testing.assert_close(velocities(network), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(velocities(network), expected, atol=1e-5, rtol=1e-5)
     assert compile_seconds() > seconds
     # Three pieces of a block, whatever the layer; a pack of one chunk may take graphs of its own.
     assert 3 <= counters["stats"]["unique_graphs"] - graphs <= 6
