@@ -6,7 +6,7 @@ import ctypes
 import platform
 import subprocess
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import psutil
@@ -26,7 +26,7 @@ def _static() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=True),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "packages": {name: version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in _PACKAGES},
         "revision": _revision(),
     }
 
@@ -57,6 +57,14 @@ def prepare(threads: int) -> None:
         largest = 2**31 - 1
         for option, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, largest), (_M_TOP_PAD, 64 * 2**20)):
             libc.mallopt(option, value)
+
+
+def _version(package: str) -> str | None:
+    """None where it is not installed: a benchmark needs fewer packages than a run."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _cpu_name() -> str:

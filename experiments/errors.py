@@ -40,6 +40,15 @@ class RunFailed(Exception):
         self.__cause__ = first.error
 
 
+class CasesFailed(Exception):
+    """Some cases of a benchmark could not be measured; the others were. Exit code 1."""
+
+    def __init__(self, failures: Sequence[tuple[str, Exception]]) -> None:
+        names = ", ".join(name for name, _ in failures)
+        super().__init__(f"{names} could not be measured (see above); the same command tries again")
+        self.__cause__ = failures[0][1]
+
+
 _LESS_MEMORY = (
     "ask for less: fewer setting.num_frames, a smaller setting.height and setting.width, method.kv_budget='2 chunks', "
     "or workers=1"
@@ -50,7 +59,7 @@ _GO_ON = "finished videos are kept, and the same command goes on from them"
 def explain(error: BaseException) -> str:
     """One line: what went wrong, and which knob to turn."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, RunFailed):
+    if isinstance(error, (RunFailed, CasesFailed)):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch for it
         return f"the GPU is out of memory ({text}); {_LESS_MEMORY}; or take another device=; {_GO_ON}"

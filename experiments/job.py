@@ -18,6 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from baselines.vanilla import VanillaConfig
 from experiments.errors import BadInput
+from flowcache.kernels import ATTENTION_BACKENDS, AUTO
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
@@ -57,6 +58,8 @@ class Job:
     loader: str
     random_weights: dict[str, Any] | None
     device: str
+    attention_backend: str
+    compile: bool
     metrics: tuple[str, ...]
     baseline: str
     latency_pairs: int
@@ -78,6 +81,8 @@ class Job:
             **self.generation_options,
             **({} if self.baseline == "vanilla" else {"baseline": self.baseline}),
             **({} if self.random_weights is None else {"weights": "random", **self.random_weights}),
+            **({} if self.attention_backend == AUTO else {"attention_backend": self.attention_backend}),
+            **({"compile": True} if self.compile else {}),
         }
 
     @property
@@ -100,19 +105,29 @@ class Job:
         """
         options = None if self.random_weights is None else tuple(self.random_weights.items())
         try:
-            return _load(self.loader, self.checkpoint, self.device, options)
+            return _load(self.loader, self.checkpoint, self.device, options, self.attention_backend, self.compile)
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             raise BadInput(str(error)) from error
 
 
 @lru_cache(maxsize=1)  # the last one only: two models of full size do not fit a device
-def _load(loader: str, checkpoint: Path | None, device: str, random: tuple[tuple[str, Any], ...] | None) -> Any:
+def _load(
+    loader: str,
+    checkpoint: Path | None,
+    device: str,
+    random: tuple[tuple[str, Any], ...] | None,
+    attention_backend: str,
+    compiled: bool,
+) -> Any:
     from transformers.utils.logging import disable_progress_bar  # imported late: the dry run does without
 
     disable_progress_bar()  # it would draw into ours
-    if random is not None:
-        return get_object(loader)(**dict(random), checkpoint=checkpoint, device=device)
-    return get_object(loader)(checkpoint, device=device)
+    if random is None:
+        model = get_object(loader)(checkpoint, device=device)
+    else:
+        model = get_object(loader)(**dict(random), checkpoint=checkpoint, device=device)
+    model.set_kernels(attention_backend, compiled)
+    return model
 
 
 def make_job(config: DictConfig) -> Job:
@@ -162,6 +177,8 @@ def make_job(config: DictConfig) -> Job:
         loader=model.loader if random_weights is None else model.random_loader,
         random_weights=random_weights,
         device=device,
+        attention_backend=config.attention_backend,
+        compile=config.compile,
         metrics=tuple(config.metrics),
         baseline=config.baseline,
         latency_pairs=config.latency_pairs,
@@ -197,9 +214,14 @@ def check_writable(directory: Path) -> None:
 
 
 def _check_types(config: DictConfig) -> None:
-    for key in ("force", "any_code", "debug"):
+    for key in ("force", "any_code", "debug", "compile"):
         if not isinstance(config[key], bool):
             raise BadInput(f"{key}={config[key]} must be true or false")
+    if config.attention_backend not in (AUTO, *ATTENTION_BACKENDS):
+        known = (AUTO, *ATTENTION_BACKENDS)
+        raise BadInput(
+            f"attention_backend={config.attention_backend} is unknown; {nearest(str(config.attention_backend), known)}"
+        )
     for key in ("device", "output_dir"):
         if not isinstance(config[key], str) or not config[key].strip() or "\0" in config[key]:
             raise BadInput(f"{key}={config[key]!r} must be a name; conf/config.yaml says which")

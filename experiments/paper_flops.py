@@ -13,6 +13,7 @@ from dataclasses import fields
 from functools import cache
 
 import pandas as pd
+from omegaconf import DictConfig
 
 from baselines.teacache import TeaCacheConfig
 from baselines.vanilla import VanillaConfig
@@ -52,9 +53,7 @@ def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
             counted = _count_all(common, method) if isinstance(method, VanillaConfig) else count(config, method)
         elif name in published:
             decisions = "given schedule"
-            wanted = published[name] / published["vanilla"] * vanilla.paper_flops
-            everything = _count_all(common, vanilla_like(method))
-            counted = count(config, method, evenly(everything, method, wanted / everything.paper_flops))
+            counted = count(config, method, published_schedule(config, common))
         else:
             decisions = "all computed, at most"
             counted = _count_all(common, vanilla_like(method))
@@ -95,6 +94,18 @@ def vanilla_like(method: MethodConfig) -> VanillaConfig:
 @cache
 def _count_all(overrides: tuple[str, ...], method: VanillaConfig) -> Count:
     return count(compose_config(list(overrides)), method)
+
+
+def published_schedule(config: DictConfig, common: tuple[str, ...]) -> Decisions:
+    """Decisions that leave a configuration's method the share of vanilla's compute that the paper reports of it.
+
+    Args:
+        common: its overrides without those of the method.
+    """
+    published, method = read_reported(config.model.name)[0]["pflops"], make_method(config.method)
+    vanilla, everything = _count_all(common, VanillaConfig()), _count_all(common, vanilla_like(method))
+    share = published[config.method.name] / published["vanilla"]
+    return evenly(everything, method, share * vanilla.paper_flops / everything.paper_flops)
 
 
 def evenly(everything: Count, method: MethodConfig, share: float) -> Decisions:

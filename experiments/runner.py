@@ -16,6 +16,7 @@ from experiments import environment, measure
 from experiments.errors import BadInput, Failure, RunFailed
 from experiments.job import Job
 from experiments.records import Record, maker, new_record, store_of
+from flowcache.kernels import compile_seconds
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.trace import Trace
 
@@ -169,6 +170,8 @@ class Runner:
             record.status, record.error = "failed", f"{type(error).__name__}: {error}"
             self.store.save(record)
             raise
+        if self.job.compile:
+            record.environment["compile_s"] = round(compile_seconds(), 1)  # of the warm-up: no take's
         record.latency_s, record.sections_s = take.latency_s, take.sections_s
         record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
         record.baseline_latency_s = baseline_latency_s

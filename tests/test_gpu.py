@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,20 @@ import torch
 from safetensors.torch import save_file
 
 from baselines.vanilla import VanillaConfig
+from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.cli import compose_config
 from experiments.job import ROOT, make_job
 from experiments.plan import probe
+from flowcache.distance import DistanceMeter
+from flowcache.method import FlowCacheConfig
 from flowcache.models.checkpoint import load_weights
 from flowcache.models.magi import Magi
+from flowcache.models.magi.attention import ParallelAttention
+from flowcache.models.magi.config import DitConfig
 from flowcache.models.skyreels import SkyReels
 from flowcache.sampler import sample
 from tests.experiments.conftest import SMALL
+from tests.models.skyreels_pipeline import write_checkpoint
 
 pytestmark = pytest.mark.gpu
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
@@ -37,6 +44,7 @@ def test_the_gpu_makes_the_video_of_the_cpu():
 def test_text_encoder_and_vae_leave_nothing_on_the_gpu():
     model = Magi.from_pretrained(EMBEDDED, device="cuda")
     held = model.weights_bytes
+    model.text_encoder(PROMPT)  # libraries keep their workspaces
     before = torch.cuda.memory_allocated()
     features, mask = model.text_encoder(PROMPT)
     assert features.is_cuda
@@ -68,12 +76,28 @@ def host_bytes() -> int:
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
 
-def test_rows_of_vanilla_never_wait_for_the_gpu():
-    """The decision's read is the only one a row may have, and vanilla decides without."""
-    model = Magi.from_pretrained(EMBEDDED, device="cuda")
-    latents(model)  # what is set up once may wait
-    generation = model.generation(PROMPT, 48, VanillaConfig(), 0, num_steps=8)
-    compute, advance = generation.compute, generation.advance
+REUSE = FlowCacheConfig(threshold=0.05, warmup_steps=1)
+COMPRESSED = FlowCacheConfig(threshold=0.05, warmup_steps=1, kv_budget="1 chunk")
+
+
+@pytest.fixture(params=["magi", "skyreels"])
+def model(request, tmp_path):
+    if request.param == "magi":
+        return Magi.from_pretrained(EMBEDDED, device="cuda")
+    return SkyReels.from_random(checkpoint=write_checkpoint(tmp_path), device="cuda")
+
+
+def generation_of(model, method):
+    """Of four chunks in one window of eight steps."""
+    options = {"base_num_frames": 29} if isinstance(model, SkyReels) else {}
+    return model.generation(PROMPT, model.frames_of(4), method, 0, num_steps=8, **options)
+
+
+@pytest.mark.parametrize("method", [VanillaConfig(), REUSE, COMPRESSED], ids=["vanilla", "reuse", "compressed"])
+def test_rows_wait_for_the_gpu_once_at_most_for_the_decision(model, method, monkeypatch):
+    """Whatever a row computes, compresses and advances, the host goes on; a measured decision reads once."""
+    list(sample(generation_of(model, method), method))  # what is set up once may wait
+    generation, measure = generation_of(model, method), DistanceMeter.measure
 
     def unsynchronised(function):
         def call(*arguments):
@@ -85,8 +109,80 @@ def test_rows_of_vanilla_never_wait_for_the_gpu():
 
         return call
 
-    generation.compute, generation.advance = unsynchronised(compute), unsynchronised(advance)
-    assert len(list(sample(generation, VanillaConfig()))) == 2
+    reads = []
+
+    def measured(meter, row):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            distances = measure(meter, row)
+            torch.cuda.set_sync_debug_mode("default")
+        reads.append(sum("synchronizing" in str(warning.message) for warning in caught))
+        assert reads[-1] == bool(distances)
+        return distances
+
+    monkeypatch.setattr(DistanceMeter, "measure", measured)
+    for name in ("begin_row", "compute", "advance", "finish"):
+        monkeypatch.setattr(generation, name, unsynchronised(getattr(generation, name)))
+    assert len(list(sample(generation, method))) == 4
+    assert any(reads) == (method.policy().distance is not None)
+
+
+def made(model) -> torch.Tensor:
+    method = VanillaConfig()
+    return torch.cat([latent for _, latent in sample(generation_of(model, method), method)], dim=1)
+
+
+def distance(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((out - expected).norm() / expected.norm()).item()
+
+
+def test_the_projection_of_bfloat16_is_that_of_float32():
+    """The official model casts both to float32 first; products of bfloat16 numbers are exact in it."""
+    config = DitConfig(
+        num_layers=1,
+        hidden_size=256,
+        ffn_hidden_size=64,
+        num_attention_heads=4,
+        num_query_groups=2,
+        kv_channels=64,
+        params_dtype=torch.bfloat16,
+    )
+    layer = ParallelAttention(config, 0).cuda()
+    parts = torch.randn(2, 1, 500, config.query_width, device="cuda").bfloat16()
+    with torch.inference_mode():
+        out = layer._join(*parts)
+        layer.linear_proj.float()
+        expected = layer._join(*parts)
+    assert out.dtype == torch.float32
+    assert distance(out, expected) < 1e-6
+
+
+def test_attention_backends_agree(model):
+    """To the rounding of eight steps, in what types the models have; one that cannot run these says so."""
+    out = {}
+    for backend in ("auto", "flash", "cudnn", "efficient", "math"):
+        model.set_kernels(backend)
+        try:
+            out[backend] = made(model)
+        except ValueError as error:
+            assert "cannot run this attention" in str(error)  # noqa: PT017 - some may, none must
+    assert {"auto", "math"} <= out.keys()
+    for backend, latent in out.items():
+        assert distance(latent, out["math"]) < 0.1, backend
+
+
+@pytest.mark.slow
+def test_compiled_blocks_agree_on_the_gpu(model):
+    expected = made(model)
+    model.set_kernels(compiled=True)
+    assert distance(made(model), expected) < 0.1
+
+
+def test_the_ceilings_of_the_gpu_are_measured():
+    found = ceilings("cuda", size=4096, num_bytes=2**28)
+    assert 10 < found["matmul_tflops"] < 5000
+    assert 100 < found["copy_gb_per_s"] < 20_000
 
 
 @pytest.mark.slow

@@ -94,7 +94,27 @@ def whole_matrix_bytes(num_queries: int, length: int) -> int:
     return 4 * NUM_GROUPS * length * max(2 * num_queries, length)
 
 
-def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
+@dataclass(frozen=True)
+class Comparison:
+    """One case: seconds of runs and bytes at the peak of our side and, where it fits, of the whole-matrix form.
+
+    ``same`` is the share of kept keys that both keep; ``needed`` and ``there`` are bytes, of the whole matrices and of
+    free memory.
+    """
+
+    num_queries: int
+    seconds: list[list[float]]
+    peaks: list[int]
+    same: float | None
+    needed: int
+    there: int
+
+    @property
+    def medians(self) -> list[float]:
+        return [statistics.median(own) for own in self.seconds]
+
+
+def compare(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> Comparison:
     config = CompressionConfig(query_granularity=granularity)
     num_queries = config.num_queries(sizes.frame, sizes.chunk)
     random = torch.Generator().manual_seed(0)
@@ -114,13 +134,20 @@ def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
     for _ in range(num_runs):
         for side, own in zip(sides, seconds, strict=True):
             own.append(_timed(side, device))
-    cells = [_cell(own, peak) for own, peak in zip(seconds, peaks, strict=True)]
-    medians = [statistics.median(own) for own in seconds]
-    front = f"{sizes.length:>6}  {granularity:>5} {num_queries:>7}  {cells[0]:>40}"
-    if len(sides) == 1:
-        return f"{front}  not run: needs {needed / GIB:.1f} GiB of {there / GIB:.1f} free"
-    same = sum(torch.isin(ours, theirs).sum().item() for ours, theirs in zip(*kept, strict=True)) / kept[0].numel()
-    return f"{front}  {cells[1]:>40}  {medians[1] / medians[0]:6.1f}x  {same:9.4%}"
+    same = None
+    if len(sides) == 2:
+        same = sum(torch.isin(ours, theirs).sum().item() for ours, theirs in zip(*kept, strict=True)) / kept[0].numel()
+    return Comparison(num_queries, seconds, peaks, same, needed, there)
+
+
+def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
+    case = compare(sizes, granularity, num_runs, device)
+    cells = [_cell(own, peak) for own, peak in zip(case.seconds, case.peaks, strict=True)]
+    front = f"{sizes.length:>6}  {granularity:>5} {case.num_queries:>7}  {cells[0]:>40}"
+    if case.same is None:
+        return f"{front}  not run: needs {case.needed / GIB:.1f} GiB of {case.there / GIB:.1f} free"
+    gain = case.medians[1] / case.medians[0]
+    return f"{front}  {cells[1]:>40}  {gain:6.1f}x  {case.same:9.4%}"
 
 
 def _timed(side: Callable[[], Tensor], device: str) -> float:

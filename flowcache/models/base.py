@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowcache.clock import SectionClock
 from flowcache.distance import FeatureSource
+from flowcache.kernels import AUTO
 from flowcache.method import MethodConfig
 from flowcache.policy import Decision
 from flowcache.schedule import Row, Schedule
@@ -107,4 +108,11 @@ class VideoModel(Protocol):
     @property
     def weights_bytes(self) -> dict[str, int]:
         """What its networks' weights take, by name."""
+        ...
+
+    def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
+        """How the transformer is run from now on, see flowcache.kernels; what is compiled stays so.
+
+        Raises ValueError for an unknown backend.
+        """
         ...

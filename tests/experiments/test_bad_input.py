@@ -154,6 +154,8 @@ USAGE = {
     "plan is text": (["plan=maybe"], "plan=maybe must be true, false or null"),
     "any_code is text": (["any_code=maybe"], "any_code=maybe must be true or false"),
     "W&B tags are no list": (["wandb.tags=one"], r"wandb.tags=one must be a list"),
+    "unknown kernel": (["attention_backend=flsh"], "attention_backend=flsh is unknown; did you mean flash"),
+    "compile is no switch": (["compile=maybe"], "compile=maybe must be true or false"),
     "unknown weights": (["weights=randm"], "weights=randm is unknown; did you mean random"),
     "distances of random weights": (["weights=random"], "which random weights make meaningless; give .*replay="),
     # prompts

@@ -20,7 +20,7 @@ from tests.experiments.conftest import SMALL
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a benchmark first; there are flops, kv, latency, row"),
+        ([], "name a benchmark first; there are flops, gpu, kv, latency, row"),
         (["rows"], "did you mean row"),
         (["row", "lengths=24"], "no key 'lengths'"),
         (["kv", "lengths"], "'lengths' is not of the form key=value"),

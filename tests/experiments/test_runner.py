@@ -229,3 +229,11 @@ def test_records_of_other_settings_do_not_enter_a_table(small_job):
     Runner(small_job("method=vanilla", "num_prompts=1")).run()
     with pytest.raises(BadInput, match="no finished records"):
         collect(small_job("setting.num_steps=12"))
+
+
+def test_kernels_are_set_and_records_of_others_told_apart(small_job):
+    plain, other = small_job(), small_job("attention_backend=math")
+    assert other.load_model().dit.attention_backend == "math"
+    assert plain.load_model().dit.attention_backend == "auto"
+    assert other.settings == plain.settings | {"attention_backend": "math"}
+    assert small_job("compile=true").settings == plain.settings | {"compile": True}

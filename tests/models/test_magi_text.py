@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from eval.scenes import all_scenes
+from experiments.job import ROOT
+from flowcache.models.magi.captions import clean_caption
 from flowcache.models.magi.text import (
     DEFAULT_SPECIAL_TOKENS,
     TextEncoder,
@@ -17,7 +21,7 @@ from flowcache.models.magi.text import (
     load_special_tokens,
     null_mask,
 )
-from tests.models.magi_goldens import manifest, tensors
+from tests.models.magi_goldens import GOLDENS, manifest, tensors
 
 LENGTH = 800
 ORDER = manifest("h_caption_tokens")["application_order"]
@@ -138,6 +142,31 @@ def t5_directory(tmp_path_factory) -> Path:
     config = T5Config(vocab_size=8, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4, dropout_rate=0.1)
     T5EncoderModel(config).save_pretrained(directory)
     return directory
+
+
+CLEANED = json.loads((GOLDENS / "caption_cleaning.json").read_text())["captions"]
+
+
+@pytest.mark.parametrize("caption", CLEANED, ids=range(len(CLEANED)))
+def test_captions_are_cleaned_as_officially(caption):
+    assert clean_caption(caption) == CLEANED[caption]
+
+
+def test_the_embedded_models_captions_are_clean_as_they_are():
+    prompts = [
+        *(ROOT / "experiments" / "prompts" / "embedded.txt").read_text().splitlines(),
+        *(scene.caption for scene in all_scenes()),
+    ]
+    assert len(prompts) > 100
+    assert [clean_caption(prompt) for prompt in prompts] == prompts
+
+
+def test_a_prompt_is_cleaned_before_it_is_read(t5_directory):
+    encoder = TextEncoder.from_pretrained(t5_directory, max_length=10)
+    expected = encoder("a cat on the grass")
+    assert all(map(torch.equal, encoder("<b>A Cat</b> on the GRASS"), expected))
+    with pytest.raises(ValueError, match="nothing is left of the prompt '一只猫' as MAGI-1 reads it"):
+        encoder("一只猫")
 
 
 def test_encodes_a_prompt_padded_under_its_mask(t5_directory):

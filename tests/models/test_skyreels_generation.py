@@ -15,6 +15,7 @@ from baselines.teacache_calls import TeaCacheCallsConfig
 from baselines.vanilla import VanillaConfig
 from flowcache.clock import SectionClock
 from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.models.skyreels.scheduler import noise_levels
 from flowcache.policy import Decision, Replay
 from flowcache.sampler import sample
 from flowcache.trace import Trace
@@ -129,7 +130,8 @@ def test_residuals_are_added_to_the_current_embedding_and_go_through_the_current
 
     list(sample(generation, method, observe=observe))
     with torch.inference_mode():
-        table = network.time_table(torch.tensor(generation.state._times), 24)
+        sampling = generation.sampling
+        table = network.time_table(torch.tensor(noise_levels(sampling.num_steps, sampling.shift)[1]), 24)
         joint = network.joint(before, torch.tensor([999]), network.caption(generation._branches[0].features))
         torch.testing.assert_close(seen[0][1], joint, atol=1e-5, rtol=0)
         residual = None

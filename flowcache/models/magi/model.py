@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowcache.kernels import AUTO, set_kernels
 from flowcache.method import MethodConfig
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
@@ -140,6 +141,10 @@ class Magi:
             vae = None if vae_config is None else MagiVae(vae_config)
         text = BlankText(caption_tokens, config.dit.caption_max_length, config.dit.caption_channels)
         return cls(config, dit, vae, text, text.special_tokens, device="meta")
+
+    def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
+        """See flowcache.kernels.set_kernels."""
+        set_kernels(self.dit, attention_backend, compiled)
 
     @property
     def weights_bytes(self) -> dict[str, int]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flowcache.kernels import AUTO, attention_kernel, compile_methods
 from flowcache.kv_cache import KvCache
 from flowcache.models.magi.attention import CaptionKv, LayerNorm1p, LearnedRotary, Member, Pack, ParallelAttention
 from flowcache.models.magi.config import DitConfig
@@ -125,11 +126,16 @@ class FinalLinear(nn.Module):
 
 
 class MagiDit(nn.Module):
-    """The velocity network: v(x_t, t, caption, history). Time runs from 0 (noise) to 1 (clean)."""
+    """The velocity network: v(x_t, t, caption, history). Time runs from 0 (noise) to 1 (clean).
+
+    Attributes:
+        attention_backend: which kernel computes its attention, see flowcache.kernels.
+    """
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         self.config = config
+        self.attention_backend = AUTO
         patch = (config.t_patch_size, config.patch_size, config.patch_size)
         self.x_embedder = nn.Conv3d(config.in_channels, config.hidden_size, patch, stride=patch, bias=False)
         self.t_embedder = TimestepEmbedder(config)
@@ -199,10 +205,18 @@ class MagiDit(nn.Module):
         if dropped is None:
             dropped = torch.zeros_like(times, dtype=torch.bool)
         condition = self.condition(times, dropped, step_size)
-        for layer in self.videodit_blocks.layers[: 1 if x.is_meta else None]:
-            x = layer(x, condition, pack)
+        with attention_kernel(self.attention_backend):
+            for layer in self.videodit_blocks.layers[: 1 if x.is_meta else None]:
+                x = layer(x, condition, pack)
         x = self.final_linear.linear(self.videodit_blocks.final_layernorm(x.float()))
         return self._unpatchify(x, frames, height, width)
+
+    def compile_blocks(self) -> None:
+        """Compile what the layers do to each token by itself; attention and its projection run as they are."""
+        for layer in self.videodit_blocks.layers:
+            compile_methods(layer.self_attention, "_project")
+            compile_methods(layer.mlp, "forward")
+            compile_methods(layer, "_add")
 
     def _unpatchify(self, x: Tensor, frames: int, height: int, width: int) -> Tensor:
         patch_frames, patch = self.config.t_patch_size, self.config.patch_size

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowcache.models.checkpoint import CheckpointError, load_text_encoder
+from flowcache.models.magi.captions import clean_caption
 from flowcache.models.offload import Visits
 
 NULL_CAPTION_TOKENS = 50  # how many positions of the null caption count
@@ -186,9 +187,18 @@ class TextEncoder:
 
     @torch.inference_mode()
     def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
-        """Prompt -> features float32 [L, K] and mask int64 [L] (1 where a token counts)."""
+        """Prompt -> features float32 [L, K] and mask int64 [L] (1 where a token counts); it is cleaned as upstream.
+
+        Raises ValueError where nothing is left of it.
+        """
+        caption = clean_caption(prompt)
+        if not caption:
+            raise ValueError(
+                f"nothing is left of the prompt {prompt!r} as MAGI-1 reads it, without Chinese, addresses and file "
+                "names; say in English what the video shows"
+            )
         batch = self.tokenizer(
-            prompt, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
+            caption, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
         )
         ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
         with self.presence:

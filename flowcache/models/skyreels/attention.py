@@ -1,7 +1,4 @@
-"""SkyReels-V2's attention: chunks attend to a span of chunks, through the shared cache or within the pack.
-
-The processors below take the place of diffusers' in its transformer blocks, which pass what they are given for an
-attention mask and for the text on to them.
+"""SkyReels-V2's transformer block: chunks attend to a span of chunks, through the shared cache or within the pack.
 
 Shape letters: F frames in the pack, P tokens a frame, T tokens a chunk, S = F*P, D hidden, H heads, E channels a head,
 L caption tokens.
@@ -13,7 +10,7 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention
+from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2TransformerBlock
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -66,18 +63,49 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([first * cosine - second * sine, first * sine + second * cosine], dim=-1).flatten(-2).to(x.dtype)
 
 
-class ChunkAttention:
-    """Self-attention of a pack. Its tokens come as [F, P, D], so that a frame's modulation is one vector."""
+class Block:
+    """One of diffusers' transformer blocks, cut where tokens meet others: between the cuts each is by itself.
 
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    Args:
+        block: its modules and weights.
+        layer: its index.
+    """
 
-    def __call__(self, attn: SkyReelsV2Attention, x: Tensor, text: None, pack: Pack, rotary_emb: None = None) -> Tensor:
-        query = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), pack.rope).transpose(1, 2)
-        key = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), pack.rope).transpose(1, 2)
-        value = _heads(attn.to_v(x), attn.heads).transpose(1, 2)
-        out = self._attend(query, key, value, pack)
-        return attn.to_out[0](out.transpose(1, 2).reshape(x.shape))
+    def __init__(self, block: SkyReelsV2TransformerBlock, layer: int) -> None:
+        self.block, self.layer = block, layer
+
+    def __call__(self, x: Tensor, modulation: Tensor, caption: CaptionKv, pack: Pack) -> Tensor:
+        """Tokens [F, P, D], so that a frame's modulation [F, 6, D] is one vector a part -> tokens [F, P, D]."""
+        query, key, value = self._project(x, modulation, pack.rope)
+        x, query = self._between(x, self._attend(query, key, value, pack), modulation)
+        out = F.scaled_dot_product_attention(query, caption.keys[self.layer], caption.values[self.layer])
+        return self._finish(x, out, modulation)
+
+    def _project(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens -> query, key and value of self-attention, each [1, H, S, E]."""
+        attn, (shift, scale, *_) = self.block.attn1, self._modulations(modulation)
+        x = (self.block.norm1(x.float()) * (1 + scale) + shift).type_as(x)
+        query = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), rope).transpose(1, 2)
+        key = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), rope).transpose(1, 2)
+        return query, key, _heads(attn.to_v(x), attn.heads).transpose(1, 2)
+
+    def _between(self, x: Tensor, out: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and their self-attention [1, H, S, E] -> tokens, and the query of cross-attention [1, H, S, E]."""
+        _, _, gate, *_ = self._modulations(modulation)
+        x = (x.float() + self.block.attn1.to_out[0](_tokens(out, x)) * gate).type_as(x)
+        attn = self.block.attn2
+        query = attn.norm_q(attn.to_q(self.block.norm2(x.float()).type_as(x)))
+        return x, _heads(query, attn.heads).transpose(1, 2)
+
+    def _finish(self, x: Tensor, out: Tensor, modulation: Tensor) -> Tensor:
+        """Tokens and their cross-attention [1, H, S, E] -> tokens."""
+        *_, shift, scale, gate = self._modulations(modulation)
+        x = x + self.block.attn2.to_out[0](_tokens(out, x))
+        inner = self.block.ffn((self.block.norm3(x.float()) * (1 + scale) + shift).type_as(x))
+        return (x.float() + inner.float() * gate).type_as(x)
+
+    def _modulations(self, modulation: Tensor) -> tuple[Tensor, ...]:
+        return (self.block.scale_shift_table + modulation.float()).chunk(6, dim=1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
         """query, key, value [1, H, S, E] -> [1, H, S, E]."""
@@ -105,20 +133,6 @@ class ChunkAttention:
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
-class CaptionAttention:
-    """Cross-attention of a pack to one caption, whose keys and values are there already."""
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
-
-    def __call__(
-        self, attn: SkyReelsV2Attention, x: Tensor, caption: CaptionKv, mask: None = None, rotary_emb: None = None
-    ) -> Tensor:
-        query = _heads(attn.norm_q(attn.to_q(x)), attn.heads).transpose(1, 2)
-        out = F.scaled_dot_product_attention(query, caption.keys[self.layer], caption.values[self.layer])
-        return attn.to_out[0](out.transpose(1, 2).reshape(x.shape))
-
-
 def caption_kv(attn: SkyReelsV2Attention, text: Tensor) -> tuple[Tensor, Tensor]:
     """Embedded text [1, L, D] -> one layer's key and value, each [1, H, L, E]."""
     key, value = attn.norm_k(attn.to_k(text)), attn.to_v(text)
@@ -128,3 +142,8 @@ def caption_kv(attn: SkyReelsV2Attention, text: Tensor) -> tuple[Tensor, Tensor]
 def _heads(x: Tensor, heads: int) -> Tensor:
     """[F, P, D] -> [1, S, H, E]."""
     return x.reshape(1, -1, heads, x.shape[-1] // heads)
+
+
+def _tokens(out: Tensor, like: Tensor) -> Tensor:
+    """[1, H, S, E] -> [F, P, D]."""
+    return out.transpose(1, 2).reshape(like.shape)

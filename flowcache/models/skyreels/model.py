@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
+from flowcache.kernels import AUTO, set_kernels
 from flowcache.method import MethodConfig
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, read_headers, weights_bytes
@@ -151,6 +152,10 @@ class SkyReels:
         set_dtypes(transformer, torch.bfloat16)
         network = SkyReelsNetwork(transformer.eval().requires_grad_(False))
         return cls(network, None if vae is None else SkyReelsVae(vae), None, sampling, "meta")
+
+    def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
+        """See flowcache.kernels.set_kernels."""
+        set_kernels(self.network, attention_backend, compiled)
 
     @property
     def weights_bytes(self) -> dict[str, int]:

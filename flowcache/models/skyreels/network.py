@@ -13,14 +13,8 @@ import torch
 from diffusers import SkyReelsV2Transformer3DModel
 from torch import Tensor
 
-from flowcache.models.skyreels.attention import (
-    CaptionAttention,
-    CaptionKv,
-    ChunkAttention,
-    Member,
-    Pack,
-    caption_kv,
-)
+from flowcache.kernels import AUTO, attention_kernel, compile_methods
+from flowcache.models.skyreels.attention import Block, CaptionKv, Member, Pack, caption_kv
 
 
 def unusable(config: Any) -> str | None:
@@ -44,8 +38,10 @@ class TimeTable:
 class SkyReelsNetwork:
     """The velocity network: v(x_t, t, caption, history). Time runs from 999 (noise) to 0 (clean).
 
-    It takes the transformer over: its attention processors are replaced, so that its own forward no longer runs.
     Raises ValueError for a transformer that is not of the diffusion-forcing family.
+
+    Attributes:
+        attention_backend: which kernel computes its attention, see flowcache.kernels.
     """
 
     def __init__(self, transformer: SkyReelsV2Transformer3DModel) -> None:
@@ -54,9 +50,8 @@ class SkyReelsNetwork:
         if problem:
             raise ValueError(problem)
         self.transformer, self.config = transformer, config
-        for layer, block in enumerate(transformer.blocks):
-            block.attn1.set_processor(ChunkAttention(layer))
-            block.attn2.set_processor(CaptionAttention(layer))
+        self.attention_backend = AUTO
+        self._blocks = [Block(block, layer) for layer, block in enumerate(transformer.blocks)]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -105,9 +100,15 @@ class SkyReelsNetwork:
 
         On device "meta", where there are shapes alone, one block stands for all, which are alike.
         """
-        for block in self.transformer.blocks[: 1 if x.is_meta else None]:
-            x = block(x, caption, modulation, None, pack)
+        with attention_kernel(self.attention_backend):
+            for block in self._blocks[: 1 if x.is_meta else None]:
+                x = block(x, modulation, caption, pack)
         return x
+
+    def compile_blocks(self) -> None:
+        """Compile what the blocks do to each token by itself; attention runs as it is."""
+        for block in self._blocks:
+            compile_methods(block, "_project", "_between", "_finish")
 
     def head(self, x: Tensor, embedding: Tensor, rows: int, columns: int) -> Tensor:
         """Tokens [F, P, D] and each frame's time embedding [F, D] -> velocity float32 [1, C, F, h, w]."""

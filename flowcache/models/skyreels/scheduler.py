@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 
@@ -25,10 +24,70 @@ def noise_levels(num_steps: int, shift: float) -> tuple[Tensor, list[int]]:
     return levels, [int(level * 1000) for level in shifted]
 
 
-def new_solver(levels: Tensor, times: list[int]) -> UniPCMultistepScheduler:
-    """A solver at its first step: flow prediction, order 2; ``levels`` and ``times`` from ``noise_levels``."""
-    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
-    scheduler.sigmas, scheduler.timesteps = levels, torch.tensor(times)
-    scheduler.num_inference_steps = len(times)
-    scheduler.set_begin_index(0)
-    return scheduler
+class Solver:
+    """UniPC of order 2 (arXiv 2302.04867, its B(h) = e^h - 1 variant) on a flow: predicts, and corrects a step later.
+
+    diffusers' solver waits for the device several times a step; this one computes its coefficients on the host, float32
+    as there, and gives the same bits.
+
+    Args:
+        levels: from ``noise_levels``.
+
+    Attributes:
+        last: the latent that the last step started from, corrected.
+    """
+
+    def __init__(self, levels: Tensor) -> None:
+        self.last: Tensor | None = None
+        self._levels, self._log_snr = levels, torch.log(1 - levels) - torch.log(levels)
+        self._step = 0
+        self._order = 0  # of the last step
+        self._clean: list[Tensor] = []  # the last two estimates of the clean latent
+
+    def step(self, velocity: Tensor, latent: Tensor) -> Tensor:
+        """From one noise level to the next: velocity and latent, float32 of one shape, which may be kept -> latent."""
+        step, clean = self._step, latent - self._levels[self._step] * velocity
+        if step > 0:
+            latent = self._correct(clean)
+        self._clean = [*self._clean[-1:], clean]
+        # The first step knows no difference yet, and the last goes to no noise, infinitely far.
+        self._order = min(2, len(self._levels) - 1 - step, step + 1)
+        self.last = latent
+        self._step += 1
+        scale, move, h = self._coefficients(step)
+        slopes = 0.0
+        if self._order == 2:
+            slopes = 0.5 * ((self._clean[0] - clean) / self._ratio(step, h))
+        return scale * latent - move * clean - move * slopes
+
+    def _correct(self, clean: Tensor) -> Tensor:
+        """The last step again, now that the clean latent is estimated at its end too."""
+        step, before = self._step - 1, self._clean[-1]
+        scale, move, h = self._coefficients(step)
+        slopes, weight = 0.0, torch.tensor(0.5)
+        if self._order == 2:
+            ratio = self._ratio(step, h)
+            first, weight = self._weights(ratio, h)
+            slopes = first * ((self._clean[0] - before) / ratio)
+        return scale * self.last - move * before - move * (slopes + weight * (clean - before))
+
+    def _coefficients(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the latent, of clean ones and their differences, and the step's length in log signal to noise."""
+        level, following = self._levels[step], self._levels[step + 1]
+        h = self._log_snr[step + 1] - self._log_snr[step]
+        return following / level, (1 - following) * torch.expm1(-h), h
+
+    def _ratio(self, step: int, h: Tensor) -> Tensor:
+        """The length of the step before in that of this one, negative."""
+        return (self._log_snr[step - 1] - self._log_snr[step]) / h
+
+    @staticmethod
+    def _weights(ratio: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the difference before and the one across a step of order 2, so that it is exact to that order."""
+        first = torch.expm1(-h) / -h - 1
+        second = first / -h - 0.5
+        ratios = torch.stack([ratio, torch.ones(())])
+        matrix = torch.stack([torch.ones(2), ratios])
+        right = torch.stack([first, second * 2]) / torch.expm1(-h)
+        before, across = torch.linalg.solve(matrix, right)
+        return before, across

@@ -6,11 +6,10 @@ Shape letters: C latent channels, f x h x w latent frames, rows and columns of t
 from __future__ import annotations
 
 import torch
-from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
 from flowcache.models.skyreels.config import CLEAN, WAITING, Sampling
-from flowcache.models.skyreels.scheduler import new_solver, noise_levels
+from flowcache.models.skyreels.scheduler import Solver, noise_levels
 from flowcache.schedule import Row, Schedule, Window
 
 
@@ -41,8 +40,8 @@ class WindowLatents:
         self.window, self.given = window, given
         self.latents = noise.clone()
         self._block, self._corrects_as_published = sampling.causal_block_size, sampling.corrector == "published"
-        self._levels, self._times = noise_levels(sampling.num_steps, sampling.shift)
-        self._solvers: dict[int, UniPCMultistepScheduler] = {}
+        self._levels, _ = noise_levels(sampling.num_steps, sampling.shift)
+        self._solvers: dict[int, Solver] = {}
         self._num_given = 0 if given is None else given.shape[2]
         self._keep_given_frames()
         level = sampling.addnoise_condition / 1000
@@ -76,7 +75,7 @@ class WindowLatents:
         """One step of each active chunk; velocity float32 [1, C, b * active chunks, h, w]. Given frames stay."""
         for step, part in zip(row.steps, velocity.split(self._block, dim=2), strict=True):
             if step.step == 0:
-                self._solvers[step.chunk] = new_solver(self._levels, self._times)
+                self._solvers[step.chunk] = Solver(self._levels)
             frames = self.frames(step.chunk)
             if part.is_meta:  # shapes alone, which a solver keeps, and half of a dry run's time
                 self.latents[:, :, frames] = part
@@ -84,9 +83,9 @@ class WindowLatents:
             # A copy: the solver keeps what it is given, and the latents move on in place.
             latent = self.latents[:, :, frames].clone()
             solver = self._solvers[step.chunk]
-            self.latents[:, :, frames] = solver.step(part, step.t, latent, return_dict=False)[0]
+            self.latents[:, :, frames] = solver.step(part, latent)
             if self._corrects_as_published and step.step == 0:
-                solver.last_sample = self.latents[:, :, frames].clone()
+                solver.last = self.latents[:, :, frames].clone()
         for chunk in row.finished:
             del self._solvers[chunk]
         self._keep_given_frames()

@@ -1,0 +1,23 @@
+"""(e) Choosing what a full KV cache keeps, against the whole-matrix form (see experiments.benchmarks.kv)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, get_args
+
+from experiments.benchmarks.gpu.subject import RUNS
+from experiments.benchmarks.kv import Sizes, compare
+from flowcache.kv_score import Unit
+
+LENGTHS = (4032, 16128, 48600)  # the last is MAGI-1's at the paper's setting; its whole matrices take 75 GB and more
+
+
+def compression(device: str, lengths: Sequence[int] = LENGTHS, runs: int = RUNS) -> dict[str, Any]:
+    """One layer of MAGI-1 4.5B, by keys and by what queries count."""
+    cases = [
+        {"keys": length, "queries": unit, **asdict(compare(Sizes(length), unit, runs, device))}
+        for length in lengths
+        for unit in get_args(Unit)
+    ]
+    return {"cases": cases, "runs": runs}

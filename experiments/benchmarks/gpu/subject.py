@@ -1,0 +1,92 @@
+"""What is measured: a model of random weights at one setting, the methods that run on it, and how a call is timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from eval.latency import Spread
+from experiments.cli import compose_config
+from experiments.job import Job, make_job, make_method
+from experiments.paper_flops import published_schedule
+from flowcache.method import MethodConfig, ReplayConfig
+from flowcache.policy import ReusePolicy
+
+RUNS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Followed(ReplayConfig):
+    """Given decisions, with the distance measured that a method would decide by: its time, without its weights."""
+
+    distance: str | None = None
+
+    def policy(self) -> ReusePolicy:
+        policy = super().policy()
+        policy.distance = self.distance
+        return policy
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of random weights at one setting.
+
+    Attributes:
+        overrides: of the configuration; the model and the setting among them.
+    """
+
+    overrides: tuple[str, ...]
+
+    def job(self) -> Job:
+        return make_job(self.config("method=vanilla"))
+
+    def config(self, *overrides: str) -> DictConfig:
+        return compose_config([*self.overrides, "weights=random", *overrides])
+
+    def method(self, name: str, *overrides: str) -> MethodConfig:
+        """A method by name. One that decides by distances follows the schedule of the published compute."""
+        config = self.config(f"method={name}", *overrides)
+        method = make_method(config.method)
+        distance = method.policy().distance
+        if distance is None:
+            return method
+        computed = published_schedule(config, tuple(self.overrides))
+        return replace(Followed.like(method, computed), distance=distance)
+
+
+def inputs(job: Job, **options: Any) -> dict[str, Any]:
+    """What ``generation`` takes beyond frames and method, some of it exchanged."""
+    return {"prompt": job.prompts[0], "seed": job.seed, **job.generation_options, **options}
+
+
+def timed(call: Callable[[], object], device: str, runs: int = RUNS) -> Spread:
+    """Seconds of a call on a device, after one that is not timed."""
+    call()
+    if torch.device(device).type != "cuda":
+        return Spread.of([_wall(call) for _ in range(runs)])
+    marks = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
+    marks[0].record()
+    for mark in marks[1:]:
+        call()
+        mark.record()
+    torch.cuda.synchronize()
+    return Spread.of([start.elapsed_time(end) / 1e3 for start, end in pairwise(marks)])
+
+
+def wait(device: str) -> float:
+    """The time, once a device has done what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _wall(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

@@ -1,0 +1,234 @@
+"""The GPU benchmark's parts, run on a CPU at small sizes, and the command that keeps and adds up what they measure."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from itertools import pairwise
+
+import pytest
+import torch
+
+from experiments import bench
+from experiments.benchmarks.gpu.ceilings import ceilings
+from experiments.benchmarks.gpu.command import PARTS, Case, all_cases, measure
+from experiments.benchmarks.gpu.compression import compression
+from experiments.benchmarks.gpu.diffusers_pipeline import STEPS, beside_diffusers
+from experiments.benchmarks.gpu.forward import forwards, kernels
+from experiments.benchmarks.gpu.subject import Followed, Subject, inputs
+from experiments.benchmarks.gpu.summary import SUMMARY, write_summary
+from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
+from experiments.dry_run import _model
+from experiments.errors import CasesFailed
+from flowcache.policy import Replay
+from tests.models.skyreels_pipeline import write_checkpoint
+
+ON_CPU = ("device=cpu", "threads=1")
+MAGI = Subject(("model=magi", "setting.num_frames=96", "setting.num_steps=8", *ON_CPU))
+LONGER = Subject((*MAGI.overrides, "setting.num_frames=192"))
+
+
+@pytest.fixture(scope="module")
+def skyreels(tmp_path_factory) -> Subject:
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("skyreels"))
+    sizes = ("setting.num_frames=37", "setting.num_steps=8", "setting.height=32", "setting.width=32")
+    return Subject(("model=skyreels", f"checkpoint={checkpoint}", *sizes, *ON_CPU))
+
+
+@pytest.fixture(params=["magi", "skyreels"])
+def subject(request) -> Subject:
+    return MAGI if request.param == "magi" else request.getfixturevalue("skyreels")
+
+
+def test_ceilings_are_rates_of_what_ran():
+    found = ceilings("cpu", size=64, num_bytes=2**16)
+    assert found["matmul_tflops"] == pytest.approx(2 * 64**3 / found["matmul_s"]["median"] / 1e12)
+    assert found["copy_gb_per_s"] == pytest.approx(2 * 2**16 / found["copy_s"]["median"] / 1e9)
+
+
+def alone(subject: Subject) -> Subject:
+    """One chunk at a time, where a model can: on SkyReels-V2 as in the command's own setting."""
+    if "model=magi" in subject.overrides:
+        return subject
+    options = ("ar_step=8", "base_num_frames=29", "guidance_scale=1")
+    return Subject((*subject.overrides, *(f"model.options.{option}" for option in options)))
+
+
+def test_a_chunks_forward_costs_more_by_every_chunk_that_it_sees(subject):
+    cases = forwards(alone(subject), contexts=range(1, 5))["contexts"]
+    assert [case["context"] for case in cases] == [1, 2, 3, 4]
+    differences = {after["flops"] - before["flops"] for before, after in pairwise(cases)}
+    assert len(differences) == 1
+    assert differences.pop() > 0
+    assert all(
+        case["tflops_per_s"] == pytest.approx(case["flops"] / case["seconds"]["median"] / 1e12) for case in cases
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+def test_kernels_are_measured_or_said_to_be_refused():
+    found = kernels(MAGI, context=2)
+    refused = {name for name, case in found["backends"].items() if "refused" in case}
+    assert refused == {"cudnn", "efficient"}  # which CPUs do not have
+    assert found["backends"]["auto"]["flops"] == found["compiled"]["flops"]
+    assert found["compile_s"] > 0
+    assert MAGI.job().load_model().dit.attention_backend == "auto"
+
+
+def test_methods_that_decide_by_distances_measure_them_and_follow_the_published_compute(subject):
+    method = subject.method("flowcache_fast")
+    assert isinstance(method, Followed)
+    policy = method.policy()
+    assert isinstance(policy, Replay)
+    assert policy.distance == method.distance is not None
+    vanilla = video(subject, "vanilla")
+    fast = video(subject, "flowcache_fast")
+    assert fast["flops"] < vanilla["flops"]
+    assert 0 < fast["chunk_steps_computed"] < vanilla["chunk_steps_computed"] == 1
+    assert fast["sections_s"]["policy"] > vanilla["sections_s"]["policy"]
+    assert fast["latency_s"] == fast["chunk_latency_s"][-1] > sum(fast["sections_s"].values()) > 0
+    assert (fast["peak_memory_gib"], fast["runs"]) == (None, 1)
+
+
+def test_a_compressed_cache_is_smaller_and_its_time_told_apart():
+    whole, compressed = video(LONGER, "flowcache_fast"), video(LONGER, "flowcache_fast", "method.kv_budget=1 chunk")
+    assert compressed["kv_bytes_allocated"] < whole["kv_bytes_allocated"]
+    assert compressed["chunk_steps_computed"] == whole["chunk_steps_computed"]
+    assert compressed["sections_s"]["compression"] > 0
+    assert "compression" not in whole["sections_s"]
+
+
+@pytest.mark.parametrize("method", ["vanilla", "flowcache_fast"])
+def test_an_estimate_from_all_rows_is_what_they_took(method):
+    everything = sampled_video(MAGI, method, every=1)
+    assert everything["rows_run"] == everything["rows"] == 14
+    assert everything["flops_run"] <= everything["flops"]  # captions run before the rows
+    assert everything["flops_run"] == pytest.approx(everything["flops"], rel=0.1)
+    some = sampled_video(MAGI, method, every=5)
+    assert some["rows_run"] < some["rows"]
+    assert some["flops"] == everything["flops"]
+    assert some["rows_s_estimated"] == pytest.approx(some["run_s"] * some["flops"] / some["flops_run"])
+
+
+def test_a_long_video_is_told_chunk_by_chunk():
+    found = long_video(LONGER)
+    assert len(found["chunk_s"]) == len(found["kv_bytes_peak_so_far"]) == 8
+    assert min(found["chunk_s"]) > 0
+    assert max(found["kv_bytes_peak_so_far"]) <= found["kv_bytes_allocated"]
+    job, method = LONGER.job(), LONGER.method("vanilla", "method.kv_budget=1 chunk")
+    longest = job.load_model().generation(num_frames=480, method=method, **inputs(job))
+    assert found["kv_bytes_allocated"] == longest.kv_bytes_allocated
+    assert found["peak_memory_gib"] == []
+
+
+def test_compression_is_compared_case_by_case():
+    found = compression("cpu", lengths=(240,), runs=2)
+    assert [(case["keys"], case["queries"]) for case in found["cases"]] == [
+        (240, unit) for unit in ("token", "frame", "chunk")
+    ]
+    assert all(case["same"] == 1 and len(case["seconds"][1]) == 2 for case in found["cases"])
+
+
+def test_diffusers_pipeline_runs_its_rows_on_the_same_weights(skyreels):
+    calls = []
+    transformer = skyreels.job().load_model().network.transformer
+    hook = transformer.register_forward_hook(lambda *_: calls.append(True))
+    found = beside_diffusers(skyreels)
+    hook.remove()
+    assert len(calls) == 2 * STEPS  # theirs, in both guidance branches; ours never calls it whole
+    assert found["frames"] == 21
+    assert min(found["ours_row_s"]["low"], found["diffusers_row_s"]["low"]) > 0
+
+
+# The command.
+
+
+def test_without_a_gpu_the_command_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench.main(["gpu"]) == 2
+    assert "bench gpu needs a CUDA device and torch" in capsys.readouterr().err
+    assert bench.main(["gpu", "parts=a,z"]) == 2
+    assert "parts=a,z: 'z' is none of a, b, c, d, e, f, g" in capsys.readouterr().err
+    assert bench.main(["gpu", "compil=true"]) == 2
+    assert "did you mean compile" in capsys.readouterr().err
+
+
+def test_every_part_has_cases_whose_settings_the_models_accept():
+    cases = list(all_cases("cpu", ["compile=true"]))
+    assert sorted({case.part for case in cases}) == list(PARTS)
+    assert len({case.name for case in cases}) == len(cases)
+    checked = set()
+    for given in (argument for case in cases for argument in case.measure.args if isinstance(argument, Subject)):
+        if given in checked:
+            continue
+        checked.add(given)
+        job, config = given.job(), given.config()
+        assert job.compile
+        assert job.random_weights == {k: v for k, v in config.model.on_meta.items() if k != "_target_"}
+        model = _model(config.model.on_meta, None)
+        generation = model.generation(num_frames=job.num_frames, method=job.method, **inputs(job))
+        assert generation.schedule.num_chunks * model.chunk_frames >= job.num_frames
+    assert len(checked) == 5
+
+
+def figures(measured: list[str], name: str, fail: bool = False) -> Case:
+    def take() -> dict[str, float]:
+        measured.append(name)
+        if fail:
+            raise RuntimeError("the kernel is gone")
+        return {"matmul_tflops": 800.0, "matmul_size": 64, "copy_bytes": 2**30, "copy_gb_per_s": 3000.0}
+
+    return Case(name, take)
+
+
+def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, capsys):
+    measured: list[str] = []
+    cases = [figures(measured, "a_ceilings"), figures(measured, "b_bad", fail=True), figures(measured, "c_last")]
+    with pytest.raises(CasesFailed, match="b_bad could not be measured"):
+        measure(cases, "cpu", ["compile=true"], tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_ceilings.json", "c_last.json", SUMMARY]
+    assert "RuntimeError: the kernel is gone" in capsys.readouterr().out
+    document = json.loads((tmp_path / "a_ceilings.json").read_text())
+    assert document["overrides"] == ["compile=true"]
+    assert {"cpu", "packages", "revision"} <= document["environment"].keys()
+
+    again = [cases[0], figures(measured, "b_bad"), cases[2]]
+    measure(again, "cpu", ["compile=true"], tmp_path)
+    assert measured == ["a_ceilings", "b_bad", "c_last", "b_bad"]
+    measure(cases[:1], "cpu", [], tmp_path)  # another way of running it
+    assert measured[4:] == ["a_ceilings"]
+
+
+def write(folder, name: str, **figures) -> None:
+    environment = {"cpu": "a CPU", "gpu": "H100", "driver": "1", "cuda": "13", "packages": {"torch": "2"}}
+    document = {"overrides": [], "environment": environment | {"revision": "abc"}, "figures": figures}
+    (folder / f"{name}.json").write_text(json.dumps(document))
+
+
+def a_video(method: str, latency_s: float, flops: float, **sections_s: float) -> dict:
+    sizes = {"chunk_latency_s": [latency_s], "kv_bytes_allocated": 2**30, "peak_memory_gib": 20.0}
+    return {"method": method, "latency_s": latency_s, "flops": flops, "sections_s": sections_s, **sizes}
+
+
+def test_the_summary_holds_figures_against_targets(tmp_path):
+    write(tmp_path, "a_ceilings", matmul_tflops=800.0, matmul_size=8192, copy_bytes=2**32, copy_gb_per_s=3000.0)
+    contexts = [
+        {"context": c, "flops": 1, "tflops_per_s": rate, "seconds": {"median": 0.5, "low": 0.5, "high": 0.5}}
+        for c, rate in ((1, 400.0), (2, 500.0))
+    ]
+    write(tmp_path, "b_magi_forward", contexts=contexts, runs=5)
+    write(tmp_path, "c_skyreels_vanilla", **a_video("vanilla", 110.0, 100e15, transformer=100.0, vae=10.0))
+    fast = a_video("flowcache_fast", 35.0, 25e15, transformer=24.0, policy=1.0, vae=10.0)
+    write(tmp_path, "c_skyreels_flowcache_fast", **fast)
+    text = write_summary(tmp_path)
+    assert (tmp_path / SUMMARY).read_text() == text
+    assert "H100, driver 1, CUDA 13, torch 2, revision abc" in text
+    assert "| magi: a chunk's forward, share of the matmul ceiling, least | >= 0.6 | 0.500 | **missed** |" in text
+    assert "| skyreels: a chunk's forward, share of the matmul ceiling, least | >= 0.6 | - | not measured |" in text
+    assert "| skyreels: efficiency of flowcache_fast | >= 0.95 | 0.786 | **missed** |" in text
+    assert "| policy and compression, share of the time, most | < 0.02 | 0.029 | **missed** |" in text
+    # 110 / 35 = 3.14 at 4 times fewer FLOPs; without the VAE 100 / 25 = 4.
+    assert "| skyreels | flowcache_fast | 35.0 | 3.14 | 4.00 | 0.79 | 25.0 | 1.00 |" in text
+    assert "nan" not in text
