@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from experiments.collect import video_frame
+from experiments import claims
+from experiments.collect import described, finished, video_frame
 from experiments.errors import BadInput, command
 from experiments.job import Job
-from experiments.records import Record, new_record, store_of
 from experiments.results import Column, Table, provenance, save_figure, save_table
 from experiments.style import COLUMN_WIDTH_IN, LINE_STYLES, PALETTE, styled
 from experiments.summary import summarise
@@ -59,25 +58,22 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
         records = finished(job)
         if not records:
             continue
-        described = flat({**job.settings, **asdict(job.method)})
-        options |= dict.fromkeys(described)
-        rows.append({"method": job.method_name, **described, **summarise(records)})
+        own = described(job)
+        options |= dict.fromkeys(own)
+        rows.append({**own, **summarise(records)})
     if not rows:
         raise BadInput("no finished records of this experiment; make them first with python -m experiments.sweep")
     frame = pd.DataFrame(rows)
     texts = frame[list(options)].astype(str)
-    varied = [name for name in options if (texts[name].groupby(frame["method"]).nunique() > 1).any()]
+    varied = [
+        name for name in options if name != "method" and (texts[name].groupby(frame["method"]).nunique() > 1).any()
+    ]
     return frame, ["method", *varied]
 
 
-def finished(job: Job) -> list[Record]:
-    """The finished records of a job's prompts."""
-    store = store_of(job)
-    found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
-    return [record for record in found if record is not None]
-
-
-def table(frame: pd.DataFrame, told_by: list[str], title: str, baseline: str, source: str) -> Table:
+def table(
+    frame: pd.DataFrame, told_by: list[str], title: str, baseline: str, source: str, notes: tuple[str, ...] = ()
+) -> Table:
     """What tells the settings apart, then their figures."""
     options = frame[told_by].map(_option)
     return Table(
@@ -87,6 +83,7 @@ def table(frame: pd.DataFrame, told_by: list[str], title: str, baseline: str, so
         f"{baseline}'s video of the same prompt and seed, PSNR without the identical ones, which are counted.",
         (*(Column(name, name) for name in told_by), *_COLUMNS),
         frame.assign(**options),
+        notes,
     )
 
 
@@ -120,14 +117,6 @@ def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str, baseline: st
     return figure
 
 
-def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    leaves: dict[str, Any] = {}
-    for name, value in options.items():
-        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return leaves
-
-
 def _option(value: Any) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return "-"
@@ -145,7 +134,8 @@ def main(arguments: list[str]) -> int:
     videos = video_frame(record for each in jobs for record in finished(each))
     stem = f"{job.model_name}_{job.setting_name}_{name}"
     source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
-    save_table(stem, table(frame, told_by, title, job.baseline, source))
+    notes = claims.notes(experiment.get("claims", []), jobs)
+    save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
     save_figure(draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title, job.baseline), stem)
     return 0
 

@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.cli import compose_config
 from experiments.errors import BadInput
 from experiments.job import Job, make_method
-from experiments.records import Record, store_of, todays_key, weights_id
+from experiments.records import Record, new_record, store_of, todays_key, weights_id
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
 
@@ -82,3 +82,23 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def described(job: Job) -> dict[str, Any]:
+    """Method and all options of a job, by dotted name."""
+    return {"method": job.method_name, **flat({**job.settings, **asdict(job.method)})}
+
+
+def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    leaves: dict[str, Any] = {}
+    for name, value in options.items():
+        leaves |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def finished(job: Job) -> list[Record]:
+    """The finished records of a job's prompts."""
+    store = store_of(job)
+    found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
+    return [record for record in found if record is not None]

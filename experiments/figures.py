@@ -19,7 +19,7 @@ from experiments.collect import at_defaults, collect
 from experiments.errors import BadInput, command
 from experiments.frame_strips import draw_frames
 from experiments.job import Job, make_job
-from experiments.long_video import draw_memory, kv_frame, long_jobs
+from experiments.long_video import draw_memory, kv_frame
 from experiments.pareto import draw_pareto, pareto_points
 from experiments.records import Record, RecordStore, store_of
 from experiments.results import provenance, save_figure, save_table
@@ -33,7 +33,7 @@ from experiments.reuse_curve import (
     tables,
 )
 from experiments.reuse_map import draw_reuse_map
-from experiments.sweep import read_experiment
+from experiments.sweep import jobs_of, read_experiment
 from experiments.tables import METHODS
 
 
@@ -119,7 +119,7 @@ def save_frames(subject: Subject) -> None:
 
 
 def save_kv_memory(subject: Subject) -> None:
-    jobs, _ = long_jobs(list(subject.arguments))
+    jobs, _ = jobs_of("long_video", list(subject.arguments))
     subject.save(draw_memory(kv_frame(jobs), subject.name), "kv_memory")
 
 

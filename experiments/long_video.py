@@ -1,14 +1,13 @@
 """Table and figure of a long video, chunk by chunk: ``python -m experiments.long_video [model=magi] [key=value ...]``.
 
 From the finished records, traces and videos of ``python -m experiments.sweep experiment=long_video`` with the same
-arguments: KV cache and seconds a chunk, likeness to vanilla's video, and whether each chunk still shows its caption.
+arguments: KV cache and seconds a chunk, likeness to the baseline's video, whether each chunk still shows its caption.
 """
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,8 +19,7 @@ from eval.caption_score import per_chunk
 from eval.psnr import psnr
 from eval.statistics import mean_and_interval
 from eval.video_io import read_lossless
-from experiments.ablations import finished
-from experiments.collect import video_frame
+from experiments.collect import finished, video_frame
 from experiments.errors import BadInput, command
 from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
@@ -35,25 +33,16 @@ NUM_COMPARED = 8  # chunks at either end of the video that the table compares
 _FIGURES = (
     ("kv_mib", "KV MiB", ".2f", "KV in use, MiB"),
     ("seconds", "seconds a chunk", ".2f", "s a chunk"),
-    ("psnr", "PSNR dB", ".1f", "PSNR to vanilla, dB"),
+    ("psnr", "PSNR dB", ".1f", "PSNR to {}, dB"),
     ("caption_right", "caption shown", ".0%", "caption shown, share"),
 )
-_LONG_FRAMES = {"skyreels": 1777}  # where the file's own number is none that the model makes
 _NO_VIDEOS = "no finished long videos; make them first with python -m experiments.sweep experiment=long_video"
-
-
-def long_jobs(arguments: list[str]) -> tuple[list[Job], dict[str, Any]]:
-    """The jobs of conf/experiment/long_video.yaml, and what it says; SkyReels-V2's have a length of their own."""
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    frames = _LONG_FRAMES.get(given.get("model", ""))
-    own = [f"setting.num_frames={frames}"] if frames and "setting.num_frames" not in given else []
-    return jobs_of("long_video", [*arguments, *own])
 
 
 def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
     """One row a chunk of every finished video: setting, prompt, chunk, seconds, kv_mib, psnr, caption_right.
 
-    Raises BadInput where there is none, or none of vanilla's to compare with.
+    Raises BadInput where there is none, or none of the baseline's to compare with.
     """
     refuse_random_weights(jobs[0], "quality says")
     references = {record.prompt: record for record in finished(jobs[0])}
@@ -147,7 +136,7 @@ def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table(chunks: pd.DataFrame, title: str, source: str) -> Table:
+def table(chunks: pd.DataFrame, title: str, baseline: str, source: str) -> Table:
     """The first and the last chunks of every setting, side by side."""
     columns = [
         Column(f"{heading}, {name}", f"{key}_{end}", f"{{:{form}}}", f"± {{{key}_{end}_ci95:{form}}}")
@@ -158,18 +147,18 @@ def table(chunks: pd.DataFrame, title: str, source: str) -> Table:
         f"{title}.",
         f"Measured here ({source}): {chunks['chunk'].max() + 1} chunks, n prompts; seconds are the median of a "
         "prompt's chunks, the others their mean, then means over prompts ± half-width of the 95 % interval. PSNR is "
-        f"against vanilla's long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
+        f"against {baseline}'s long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
         (Column("setting", "setting"), Column("n", "n"), *columns),
         ends_frame(chunks),
     )
 
 
 @styled()
-def draw(chunks: pd.DataFrame, title: str) -> Figure:
+def draw(chunks: pd.DataFrame, title: str, baseline: str) -> Figure:
     """A panel a figure over the chunks, a line a setting."""
     figure, panels = plt.subplots(len(_FIGURES), 1, figsize=(COLUMN_WIDTH_IN, 5.6), sharex=True)
     for axes, (column, *_, label) in zip(panels, _FIGURES, strict=True):
-        _lines(axes, chunks, column, label)
+        _lines(axes, chunks, column, label.format(baseline))
     panels[-1].set_xlabel("chunk")
     panels[0].set_title(title)
     handles, labels = panels[0].get_legend_handles_labels()
@@ -199,13 +188,13 @@ def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
 
 @command("long_video")
 def main(arguments: list[str]) -> int:
-    jobs, experiment = long_jobs(arguments)
+    jobs, experiment = jobs_of("long_video", arguments)
     chunks = chunk_frame(jobs)
     stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
     source = provenance(video_frame(record for job in jobs for record in finished(job)))
     subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"
-    save_table(f"{stem}_long_video", table(chunks, experiment["title"], f"{subject}; {source}"))
-    save_figure(draw(chunks, f"{experiment['title']} ({subject})"), f"{stem}_long_video")
+    save_table(f"{stem}_long_video", table(chunks, experiment["title"], jobs[0].baseline, f"{subject}; {source}"))
+    save_figure(draw(chunks, f"{experiment['title']} ({subject})", jobs[0].baseline), f"{stem}_long_video")
     save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory")
     return 0
 

@@ -28,8 +28,7 @@ from eval.vbench import environment
 from eval.vbench.scoring import VIDEOS_PER_PROMPT, DimensionScore, Scores, score
 from eval.vbench.suite import NAMES
 from eval.vbench.totals import totals
-from experiments.ablations import finished
-from experiments.collect import video_frame
+from experiments.collect import finished, video_frame
 from experiments.errors import BadInput, command
 from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of

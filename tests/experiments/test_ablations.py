@@ -8,6 +8,7 @@ from experiments.ablations import draw, main, settings_frame, table
 from experiments.errors import BadInput
 from experiments.results import markdown
 from experiments.runner import Runner
+from experiments.sweep import jobs_of
 
 
 @pytest.fixture
@@ -61,12 +62,12 @@ def test_a_long_video_is_told_chunk_by_chunk(small_job):
     assert (vanilla["psnr"] == 60).all()
     assert compressed["kv_mib"].max() < vanilla["kv_mib"].max()
     assert (chunks["seconds"].dropna() > 0).all()
-    table = long_video.table(chunks, "A long video", "here")
+    table = long_video.table(chunks, "A long video", "vanilla", "here")
     assert list(table.data["setting"]) == ["vanilla", "flowcache_fast, 2 chunks"]
     late = compressed[compressed["chunk"] > 7 - long_video.NUM_COMPARED]
     assert table.data["kv_mib_late"].iloc[1] == pytest.approx(late["kv_mib"].mean())
     assert table.data["seconds_early"].iloc[0] == pytest.approx(vanilla.loc[vanilla["chunk"] > 0, "seconds"].median())
-    assert len(long_video.draw(chunks, "A long video").axes) == 4
+    assert len(long_video.draw(chunks, "A long video", "vanilla").axes) == 4
     memory = long_video.kv_frame(jobs)
     assert memory["kv_mib"].tolist() == chunks["kv_mib"].tolist()
     (axes,) = long_video.draw_memory(memory, "here").axes
@@ -74,9 +75,9 @@ def test_a_long_video_is_told_chunk_by_chunk(small_job):
 
 
 def test_the_length_of_a_long_video_is_the_models():
-    jobs, _ = long_video.long_jobs(["model=skyreels"])
+    jobs, _ = jobs_of("long_video", ["model=skyreels"])
     assert {job.num_frames for job in jobs} == {1777}
-    jobs, _ = long_video.long_jobs(["model=skyreels", "setting.num_frames=177"])
+    jobs, _ = jobs_of("long_video", ["model=skyreels", "setting.num_frames=177"])
     assert {job.num_frames for job in jobs} == {177}
 
 

@@ -2,12 +2,12 @@
 
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 
-from experiments.ablations import flat
+from experiments.claims import the_one
 from experiments.cli import check_overrides, compose_config, config_files
+from experiments.collect import described
 from experiments.errors import BadInput
 from experiments.job import ROOT, make_job, make_method
 from experiments.sweep import expand, jobs_of
@@ -40,6 +40,8 @@ def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model):
     if "figure" in experiment:
         known = {"method", "flops_share", *_options(jobs)}
         assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
+    for claim in experiment.get("claims", []):
+        assert the_one(jobs, claim["of"]) != the_one(jobs, claim["against"])
 
 
 def test_what_an_experiment_says_of_a_model_is_for_that_model():
@@ -54,7 +56,7 @@ def test_what_an_experiment_says_of_a_model_is_for_that_model():
 
 
 def _options(jobs):
-    return set().union(*(flat({**job.settings, **asdict(job.method)}) for job in jobs))
+    return set().union(*map(described, jobs))
 
 
 @pytest.mark.parametrize("model", ["magi", "skyreels"])
