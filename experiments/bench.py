@@ -12,7 +12,7 @@ from eval.flops import FlopsDisagree
 from experiments.benchmarks import flops, kv, latency, row
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput
-from experiments.job import make_job, nearest
+from experiments.job import check_device, make_job, nearest
 
 BENCHMARKS = {"latency": latency, "flops": flops, "row": row, "kv": kv}
 
@@ -27,7 +27,9 @@ def main(arguments: list[str]) -> int:
         overrides = [argument for argument in given if argument not in own]
         check_overrides(overrides)
         options = dict(argument.split("=", 1) for argument in own)
-        benchmark.run(make_job(compose_config(overrides)), **options)
+        job = make_job(compose_config(overrides))
+        check_device(job.device)
+        benchmark.run(job, **options)
     except BadInput as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
