@@ -7,6 +7,7 @@ what nobody else is making, so that how many there are, and whether one is stopp
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -23,6 +24,7 @@ from experiments.job import ROOT, nearest
 
 # Launchers whose tasks may run on other machines than the one that starts them.
 ELSEWHERE = ("ray", "submitit_slurm")
+_REQUIREMENTS = defaultdict(lambda: "requirements.txt", ray="requirements-ray.txt")
 _BASIC = "basic"  # Hydra's own: one job after the other, in this process
 
 
@@ -63,8 +65,9 @@ def launcher_of(arguments: Sequence[str]) -> tuple[Launcher | None, list[str]]:
     others = [a for a in arguments if a not in overrides and not a.startswith("tasks=")]
     name = launcher_name(arguments)
     if name == _BASIC:
-        if overrides or numbers:
-            raise BadInput(f"{(*overrides, 'tasks=')[0]} is for tasks of a launcher; {_choose()}")
+        stray = [a for a in arguments if a not in others]
+        if stray:
+            raise BadInput(f"{stray[0]} is for a launcher; choose one with hydra/launcher=: {', '.join(_known())}")
         return None, others
     if not numbers or not numbers[-1].isdecimal() or int(numbers[-1]) < 1:
         raise BadInput(f"hydra/launcher={name} needs to know how many tasks share the work; give tasks=<n>, 1 or more")
@@ -93,7 +96,7 @@ def prepare(arguments: Sequence[str]) -> None:
         distribution(plugin)
     except PackageNotFoundError:
         raise BadInput(
-            f"hydra/launcher={name} needs {plugin}, which is not installed; pip install -r requirements-cluster.txt"
+            f"hydra/launcher={name} needs {plugin}, which is not installed; pip install -r {_REQUIREMENTS[name]}"
         ) from None
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(ROOT) not in paths:
@@ -112,7 +115,3 @@ def sendable(error: Exception) -> Exception:
 
 def _known() -> list[str]:
     return [path.stem for path in config_files("hydra/launcher")]
-
-
-def _choose() -> str:
-    return f"choose one with hydra/launcher=: {', '.join(_known())}"
