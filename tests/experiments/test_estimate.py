@@ -31,7 +31,7 @@ def test_without_records_every_method_is_taken_as_vanilla_by_its_flops(jobs):
 
 
 def test_measured_seconds_count_and_finished_videos_do_not(jobs):
-    vanilla, flowcache, every_k = jobs
+    vanilla, flowcache, _ = jobs
     for prompt, seconds in zip(vanilla.prompts, (300.0, 500.0), strict=True):
         made(vanilla, prompt, latency_s=seconds)
     made(flowcache, flowcache.prompts[0], share=0.5, latency_s=100.0)
