@@ -14,9 +14,9 @@ from experiments.dry_run import vanilla_flops
 from experiments.job import Job
 from experiments.runner import Runner
 
-# Operations a second where nothing is timed yet: about what an A800 does in the paper's Table 1 (FlowCache, arXiv
-# 2602.10825), where vanilla MAGI-1's 306 PFLOPs take 2873 s.
-ASSUMED_RATE = 1e14
+# Operations a second where nothing is timed yet. A GPU: about what an A800 does in the paper's Table 1 (FlowCache,
+# arXiv 2602.10825), where vanilla MAGI-1's 306 PFLOPs take 2873 s. A CPU: one core on the embedded models (README.md).
+ASSUMED_RATES = {"cuda": 1e14, "cpu": 3e10}
 TERA, HOUR_S = 1e12, 3600
 
 
@@ -26,7 +26,7 @@ class Share:
 
     Attributes:
         video_s: seconds of one, as measured on finished ones; of a method that has none, vanilla's, ``at_most``; of
-            vanilla, if it has none, what its FLOPs take at ``ASSUMED_RATE``.
+            vanilla, if it has none, what its FLOPs take at the assumed rate.
     """
 
     method_name: str
@@ -53,7 +53,7 @@ def estimate(jobs: Sequence[Job]) -> list[Share]:
         measured = latencies_s[settings, method] or latencies_s[vanilla]
         if not measured:
             if settings not in assumed_s:
-                assumed_s[settings] = vanilla_flops(job) / ASSUMED_RATE
+                assumed_s[settings] = vanilla_flops(job) / ASSUMED_RATES[_device(job)]
             measured, assumed = [assumed_s[settings]], True
         at_most = not latencies_s[settings, method] and (settings, method) != vanilla
         shares.append(Share(job.method_name, len(videos), statistics.median(measured), at_most, assumed))
@@ -66,17 +66,26 @@ def told(shares: Sequence[Share], job: Job, num_tasks: int = 1) -> str:
     for share in shares:
         by_name[share.method_name].append(share)
     hours = _total_s(shares) / HOUR_S / job.workers
-    unit = "GPU-hours" if torch.device(job.device).type == "cuda" else "hours"
+    unit = "GPU-hours" if _device(job) == "cuda" else "hours"
     each = ", ".join(
-        f"{_num_videos(of_name)} {name} of {_at_most(of_name)}{_total_s(of_name) / _num_videos(of_name):,.4g} s"
+        f"{_num_videos(of_name)} {name} of {_at_most(of_name)}{_rounded(_total_s(of_name) / _num_videos(of_name))} s"
         for name, of_name in by_name.items()
     )
+    rate = f"vanilla by its FLOPs at {ASSUMED_RATES[_device(job)] / TERA:g} TFLOP/s"
     basis = [
         "a method with no finished video as vanilla" if _at_most(shares) else "",
-        f"vanilla by its FLOPs at {ASSUMED_RATE / TERA:g} TFLOP/s" if any(s.assumed for s in shares) else "as measured",
+        rate if any(share.assumed for share in shares) else "as measured",
     ]
-    beside = f", {hours / num_tasks:,.3g} h on {num_tasks} tasks" if num_tasks > 1 else ""
-    return f"estimate: {each}; {_at_most(shares)}{hours:,.3g} {unit}{beside} ({', '.join(filter(None, basis))})"
+    beside = f", {_rounded(hours / num_tasks)} h on {num_tasks} tasks" if num_tasks > 1 else ""
+    return f"estimate: {each}; {_at_most(shares)}{_rounded(hours)} {unit}{beside} ({', '.join(filter(None, basis))})"
+
+
+def _device(job: Job) -> str:
+    return torch.device(job.device).type
+
+
+def _rounded(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _num_videos(shares: Sequence[Share]) -> int:

@@ -7,6 +7,7 @@ what nobody else is making, so that how many there are, and whether one is stopp
 from __future__ import annotations
 
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,8 @@ def prepare(arguments: Sequence[str]) -> None:
         raise BadInput(
             f"hydra/launcher={name} needs {plugin}, which is not installed; pip install -r {_REQUIREMENTS[name]}"
         ) from None
+    # Ours stand in place of the plugins' own of the same names, and are whole without them.
+    warnings.filterwarnings("ignore", r"\s*'hydra/launcher/\w+' is validated against ConfigStore", UserWarning)
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(ROOT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *paths]))

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.cli import compose_config
 from experiments.dry_run import count
-from experiments.estimate import ASSUMED_RATE, Share, estimate, told
+from experiments.estimate import ASSUMED_RATES, Share, estimate, told
 from experiments.job import make_job
 from tests.experiments.conftest import SMALL
 from tests.experiments.made_records import made
@@ -19,14 +19,14 @@ def jobs(small_job):
 
 def test_without_records_every_method_is_taken_as_vanilla_by_its_flops(jobs):
     config = compose_config([*SMALL, "method=vanilla"])
-    assumed_s = count(config, make_job(config).method).trace.flops / ASSUMED_RATE
+    assumed_s = count(config, make_job(config).method).trace.flops / ASSUMED_RATES["cpu"]
     assert estimate(jobs) == [
         Share("vanilla", 2, assumed_s, at_most=False, assumed=True),
         Share("flowcache_fast", 2, assumed_s, at_most=True, assumed=True),
         Share("every_k", 2, assumed_s, at_most=True, assumed=True),
     ]
     assert told(estimate(jobs), jobs[0]).endswith(
-        "(a method with no finished video as vanilla, vanilla by its FLOPs at 100 TFLOP/s)"
+        "(a method with no finished video as vanilla, vanilla by its FLOPs at 0.03 TFLOP/s)"
     )
 
 
@@ -44,10 +44,10 @@ def test_measured_seconds_count_and_finished_videos_do_not(jobs):
     again = replace(vanilla, force=True)
     assert estimate([again]) == [Share("vanilla", 2, 400.0, at_most=False, assumed=False)]
     assert told(shares, replace(vanilla, device="cuda"), num_tasks=4) == (
-        "estimate: 1 flowcache_fast of 100 s, 2 every_k of at most 400 s; at most 0.25 GPU-hours, 0.0625 h on 4 tasks "
+        "estimate: 1 flowcache_fast of 100 s, 2 every_k of at most 400 s; at most 0.25 GPU-hours, 0.062 h on 4 tasks "
         "(a method with no finished video as vanilla, as measured)"
     )
-    assert "; at most 0.125 hours (" in told(shares, replace(vanilla, workers=2))
+    assert "; at most 0.12 hours (" in told(shares, replace(vanilla, workers=2))
 
 
 def test_a_video_that_two_jobs_share_counts_once_and_each_seed_for_itself(jobs):
