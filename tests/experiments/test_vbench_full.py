@@ -48,7 +48,7 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     arguments = [*protocol, "num_prompts=1"]
     assert vbench_full.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "2 methods x 1 prompts x 2 seeds = 4 videos (2 a method), 4 to make" in said
+    assert "2 methods x 1 prompts x 2 seeds = 4 videos (2 a method), 4 videos to make" in said
     assert len(list((tmp_path / "videos").glob("*.mp4"))) == 4
     saved = sorted((tmp_path / "vbench").glob("*.json"))
     assert len(saved) == 2
@@ -65,7 +65,7 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     provide("scene")
     assert vbench_full.main(arguments) == 0
     said = capsys.readouterr().out
-    assert ", 0 to make" in said
+    assert ", 0 videos to make" in said
     assert "vanilla: scene: 0.1500 (2 videos)" in said
     assert "vanilla: imaging_quality" not in said  # scored before
     assert "scene" in json.loads(saved[0].read_text())["dimensions"]
