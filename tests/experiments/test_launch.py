@@ -175,7 +175,9 @@ def test_the_batch_script(tmp_path, monkeypatch):
     script = (tmp_path / "script").read_text().splitlines()
     wanted = ["array=0-2%3", "partition=gpu", "time=90", "gpus-per-node=1", "cpus-per-task=8", "mem=64GB", "requeue"]
     assert {f"#SBATCH --{option}" for option in [*wanted, "signal=USR2@300", "open-mode=append"]} <= set(script)
-    assert any("srun" in line and "submitit.core._submit" in line for line in script)
+    (command,) = (line for line in script if "submitit.core._submit" in line)
+    assert command.startswith("srun ")
+    assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in script[: script.index(command)]
     assert len(list(tmp_path.glob("hydra/*/.submitit/*/*submitted.pkl"))) == 3
 
 
