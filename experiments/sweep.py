@@ -85,6 +85,8 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
     Every task finds the jobs anew, for its own machine, and makes what is missing beside all others. Raises what
     ``run_jobs`` does, or the BadInput or TaskFailed of a task.
     """
+    if launcher is not None and jobs[0].force:
+        raise BadInput("force=true would have every task make every video; give another output_dir=<folder> instead")
     shares = estimate(jobs)
     total = sum(share.num_videos for share in shares)
     print(f"{total} videos to make", flush=True)

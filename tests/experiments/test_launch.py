@@ -181,6 +181,11 @@ def test_the_batch_script(tmp_path, monkeypatch):
     assert len(list(tmp_path.glob("hydra/*/.submitit/*/*submitted.pkl"))) == 3
 
 
+def test_tasks_that_would_all_make_all_are_refused(small_job):
+    with pytest.raises(BadInput, match="force=true would have every task make every video"):
+        sweep.share_out(Launcher("basic", (), 2), [small_job("force=true")], list)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LAUNCHERS if name != "submitit_slurm"])
 def test_tasks_make_each_video_once(name, tmp_path, capfd):
