@@ -1,7 +1,7 @@
 """Run one job: ``python run.py model=magi method=flowcache_fast``; README.md and conf/ tell what can be set.
 
 Exit codes: 0 done, 1 the run failed, 2 bad input. In a multirun (-m) a bad job stops all before any begins; once they
-have begun every job runs, and the worst code counts.
+have begun every job runs, and the worst code counts; of jobs that a launcher runs elsewhere, the first that is bad.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from experiments.cli import CONF, check_jobs, check_overrides
 from experiments.errors import complain
 from experiments.fork_server import start_server
+from experiments.launch import is_launched, launcher_name, prepare, sendable
 
 _HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 _MULTIRUN = {"-m", "--multirun"}
@@ -41,6 +42,8 @@ def job(config: DictConfig) -> None:
     except Exception as error:
         if config.debug:
             raise
+        if is_launched():
+            raise sendable(error) from None
         _exit_codes.append(complain("run.py", error))
 
 
@@ -49,7 +52,9 @@ def main() -> int:
     try:
         if not _HELP & set(arguments):
             check_overrides(arguments)
-            check_jobs([a for a in arguments if not a.startswith("-")], multirun=bool(_MULTIRUN & set(arguments)))
+            prepare(arguments)
+            here, multirun = launcher_name(arguments) == "basic", bool(_MULTIRUN & set(arguments))
+            check_jobs([a for a in arguments if not a.startswith("-")], multirun, here)
         job()
     except KeyboardInterrupt:
         print("run.py: stopped; finished videos are kept, and the same command goes on from them", file=sys.stderr)

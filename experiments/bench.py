@@ -12,7 +12,7 @@ from importlib import import_module
 
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput, command
-from experiments.job import make_job, nearest
+from experiments.job import Job, check_device, make_job, nearest
 
 BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "kv")}
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"
@@ -29,8 +29,14 @@ def main(arguments: list[str]) -> int:
     check_overrides(overrides)
     options = dict(argument.split("=", 1) for argument in own)
     # The one on a GPU makes jobs of its own, of both models.
-    benchmark.run(overrides if name == "gpu" else make_job(compose_config(overrides)), **options)
+    benchmark.run(overrides if name == "gpu" else _job(overrides), **options)
     return 0
+
+
+def _job(overrides: list[str]) -> Job:
+    job = make_job(compose_config(overrides))
+    check_device(job.device)
+    return job
 
 
 if __name__ == "__main__":

@@ -44,11 +44,14 @@ def check_overrides(arguments: list[str]) -> None:
             _check_key(_composed(tuple(groups)), key)
 
 
-def check_jobs(overrides: list[str], multirun: bool) -> None:
-    """Refuse bad values and a folder that cannot be written, of every job, before Hydra makes any. Raises BadInput."""
+def check_jobs(overrides: list[str], multirun: bool, here: bool = True) -> None:
+    """Refuse bad values and a folder that cannot be written, of every job, before Hydra makes any. Raises BadInput.
+
+    A device that is missing is only refused of jobs that run ``here``.
+    """
     for one in _jobs(overrides) if multirun else [overrides]:
         try:
-            check_config(compose_config(one))
+            check_config(compose_config(one), here)
         except OmegaConfBaseException as error:
             raise BadInput(f"configuration: {error}") from error
 

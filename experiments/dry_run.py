@@ -7,9 +7,9 @@ it never reused, or with the decisions of a real run (``replay=<its trace>``).
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 
 from baselines.vanilla import VanillaConfig
+from experiments.cli import compose_config
 from experiments.errors import BadInput
-from experiments.job import find_checkpoint, generation_options, inside_root, make_method
+from experiments.job import Job, find_checkpoint, generation_options, inside_root, make_method
 from experiments.replay import read_decisions
 from experiments.reported import read_reported
 from flowcache.method import MethodConfig, ReplayConfig
@@ -88,10 +89,27 @@ def count(config: DictConfig, method: MethodConfig, decisions: Sequence[Sequence
         decisions: for every row the chunks to compute. None are the method's own; where it decides by distances, every
             chunk is then computed.
     """
-    options = generation_options(config)
+    model = partial(_model, config.model.on_meta, find_checkpoint(config))
+    return _count(model, config.setting.num_frames, method, config.seed, generation_options(config), decisions)
+
+
+def vanilla_flops(job: Job) -> int:
+    """Of a video of the job's setting, as the model is published."""
+    on_meta = compose_config([f"model={job.model_name}"]).model.on_meta
+    model = partial(_model, {**on_meta, **(job.random_weights or {})}, job.checkpoint)
+    return _count(model, job.num_frames, VanillaConfig(), job.seed, job.generation_options).trace.flops
+
+
+def _count(
+    load_model: Callable[[], Any],
+    num_frames: int,
+    method: MethodConfig,
+    seed: int,
+    options: dict[str, Any],
+    decisions: Sequence[Sequence[int]] | None = None,
+) -> Count:
     try:
-        model = _model(config.model.on_meta, find_checkpoint(config))
-        generation = model.generation("any prompt", config.setting.num_frames, method, config.seed, **options)
+        generation = load_model().generation("any prompt", num_frames, method, seed, **options)
         if decisions is None and method.policy().distance is not None:
             decisions = [row.chunks for row in generation.schedule.rows]
         followed = method if decisions is None else ReplayConfig.like(method, decisions)
@@ -103,7 +121,7 @@ def count(config: DictConfig, method: MethodConfig, decisions: Sequence[Sequence
     return Count(generation.schedule, trace, generation.paper_flops(trace))
 
 
-def _model(on_meta: DictConfig, checkpoint: Path | None) -> Any:
+def _model(on_meta: Mapping[str, Any], checkpoint: Path | None) -> Any:
     options = {key: value for key, value in on_meta.items() if key != "_target_"}
     return _build(on_meta["_target_"], tuple(options.items()), checkpoint)
 

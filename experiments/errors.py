@@ -49,6 +49,10 @@ class CasesFailed(Exception):
         self.__cause__ = failures[0][1]
 
 
+class TaskFailed(Exception):
+    """A task that a launcher started failed: its error as one line, since not every error can be sent. Exit code 1."""
+
+
 _LESS_MEMORY = (
     "ask for less: fewer setting.num_frames, a smaller setting.height and setting.width, method.kv_budget='2 chunks', "
     "or workers=1"
@@ -59,7 +63,7 @@ _GO_ON = "finished videos are kept, and the same command goes on from them"
 def explain(error: BaseException) -> str:
     """One line: what went wrong, and which knob to turn."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, (RunFailed, CasesFailed)):
+    if isinstance(error, (RunFailed, CasesFailed, TaskFailed)):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch for it
         return f"the GPU is out of memory ({text}); {_LESS_MEMORY}; or take another device=; {_GO_ON}"

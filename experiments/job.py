@@ -101,8 +101,9 @@ class Job:
     def load_model(self) -> Any:
         """The model on the job's device, the same for all jobs of one checkpoint that follow each other.
 
-        Raises BadInput for weights that are missing or wrong.
+        Raises BadInput for weights that are missing or wrong, and for a device that is not there.
         """
+        check_device(self.device)
         options = None if self.random_weights is None else tuple(self.random_weights.items())
         try:
             return _load(self.loader, self.checkpoint, self.device, options, self.attention_backend, self.compile)
@@ -191,15 +192,21 @@ def make_job(config: DictConfig) -> Job:
     )
 
 
-def check_config(config: DictConfig) -> None:
-    """Refuse a job that could not even begin, before anything is written. Raises BadInput."""
+def check_config(config: DictConfig, here: bool = True) -> None:
+    """Refuse a job that could not even begin, before anything is written. Raises BadInput.
+
+    Where it will not run ``here``, another machine may have the device.
+    """
     if config.device == "meta":
         _check_types(config)
         _wandb(config)
         make_method(config.method)
         generation_options(config)
     else:
-        check_writable(make_job(config).output_dir)
+        job = make_job(config)
+        check_writable(job.output_dir)
+        if here:
+            check_device(job.device)
 
 
 def check_writable(directory: Path) -> None:
@@ -364,8 +371,6 @@ def _checkpoint(config: DictConfig) -> Path:
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BadInput(f"device={name} but torch sees no CUDA device; use device=cpu, or install a CUDA build of torch")
     try:
         torch.device(name)
     except RuntimeError:
@@ -374,9 +379,17 @@ def _device(name: str) -> str:
         raise BadInput("device=meta is the dry run of run.py alone, which makes no videos; choose auto, cpu or cuda")
     if torch.device(name).type not in ("cpu", "cuda"):
         raise BadInput(f"device={name} cannot run this; choose auto, cpu, cuda, or meta for a dry run")
-    if torch.device(name).type == "cuda" and (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise BadInput(f"device={name} but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
     return name
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that this machine does not have. Raises BadInput."""
+    if torch.device(name).type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise BadInput(f"device={name} but torch sees no CUDA device; use device=cpu, or install a CUDA build of torch")
+    if (torch.device(name).index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device={name} but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
 
 
 def _default_workers(embedded: bool, device: str, num_prompts: int) -> int:

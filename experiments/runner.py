@@ -32,6 +32,10 @@ class Plan:
     finished: int
 
 
+class _Busy(Exception):
+    """Another process is making a video that this one needs."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Of going through some prompts: what failed, and the prompts whose videos others were making."""
@@ -110,15 +114,23 @@ class Runner:
         record = self._record(prompt)
         with self.store.claim(record.key, wait) as mine:
             if mine and (self.job.force or self.store.find(record.key) is None):
-                baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress)
+                try:
+                    baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress, wait)
+                except _Busy:
+                    return False
                 self.make(record, self.job.method, prompt, baseline)
                 progress(f"{self.job.method_name}: {prompt}")
             return mine
 
-    def _time_baseline(self, prompt: str, progress: Progress) -> float | None:
-        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing."""
+    def _time_baseline(self, prompt: str, progress: Progress, wait: bool) -> float | None:
+        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing.
+
+        Raises _Busy if another is making that, unless ``wait`` is asked for.
+        """
         reference = self._reference(prompt)
-        with self.store.claim(reference.key, wait=True):
+        with self.store.claim(reference.key, wait) as mine:
+            if not mine:
+                raise _Busy
             if self.store.find(reference.key) is None:
                 made = self.make(reference, self.job.baseline_method, prompt)
                 progress(f"{self.job.baseline_name}: {prompt}")

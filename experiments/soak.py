@@ -25,10 +25,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments.ablations import markdown, settings_frame
+from experiments.ablations import settings_frame, table
 from experiments.job import ROOT, Job
 from experiments.records import RecordStore, untimed
 from experiments.records.__main__ import damage, runs
+from experiments.results import markdown
 from experiments.sweep import jobs_of
 
 EXPERIMENT = "main_table"
@@ -77,7 +78,7 @@ def contents(directory: Path) -> dict[str, Any]:
         "states": sorted((run.key, run.state) for run in found),
         "records": {run.key: untimed(run.record) for run in found if run.record is not None},
         "damage": [problem for run in found if run.state == "finished" for problem in damage(store, run.record)],
-        "table": markdown(frame, told_by, "Soak", "the same program") + frame.to_csv(index=False),
+        "table": markdown(table(frame, told_by, "Soak", "the same program")) + frame.to_csv(index=False),
     }
 
 

@@ -1,5 +1,7 @@
 """Run an experiment file: ``python -m experiments.sweep experiment=main_table [key=value ...]``.
 
+``hydra/launcher=<one of conf/hydra/launcher> tasks=<n>`` shares the work out over processes of a launcher.
+
 An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. What it
 says under ``models`` takes the place of the rest for one model. Finished records are kept, so a killed sweep continues.
 Each set is then a W&B run in a group named after the experiment.
@@ -10,13 +12,17 @@ from __future__ import annotations
 import itertools
 import sys
 import time
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from experiments.cli import check_overrides, compose_config, config_files
-from experiments.errors import BadInput, RunFailed, command, complain
+from experiments.errors import BadInput, RunFailed, TaskFailed, command, complain
+from experiments.estimate import estimate, told
 from experiments.job import Job, check_writable, make_job, nearest
+from experiments.launch import Launcher, launcher_of
 from experiments.runner import Runner
 from experiments.tracking import track
 from experiments.workers import run_jobs
@@ -80,22 +86,50 @@ class Countdown:
         print(f"{self.done} of {self.total}, {left} left  {text}", flush=True)
 
 
+def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callable[[], list[Job]]) -> None:
+    """Say how much is missing of the jobs and what it will take, and make it: here, or in the launcher's tasks.
+
+    Every task finds the jobs anew, for its own machine, and makes what is missing beside all others. Raises what
+    ``run_jobs`` does, or the BadInput or TaskFailed of a task.
+    """
+    if launcher is not None and jobs[0].force:
+        raise BadInput("force=true would have every task make every video; give another output_dir=<folder> instead")
+    shares = estimate(jobs)
+    total = sum(share.num_videos for share in shares)
+    print(f"{total} videos to make", flush=True)
+    if shares:
+        print(told(shares, jobs[0], launcher.num_tasks if launcher else 1), flush=True)
+    if launcher is None:
+        run_jobs(jobs, jobs[0].prompts, Countdown(total))
+    elif shares:
+        print(f"{launcher.num_tasks} tasks by {launcher.name}; python -m experiments.records list tells what is made")
+        launcher.run(partial(_drain, find_jobs))
+
+
+def _drain(find_jobs: Callable[[], list[Job]]) -> None:
+    jobs = find_jobs()
+    run_jobs(jobs, jobs[0].prompts, partial(print, flush=True))
+
+
+def find_jobs(arguments: list[str]) -> list[Job]:
+    """The jobs that a command's arguments name."""
+    return jobs_of(*experiment_of(arguments))[0]
+
+
 @command("sweep")
 def main(arguments: list[str]) -> int:
-    name, extra = experiment_of(arguments)
-    jobs, _ = jobs_of(name, extra)
-    prompts = jobs[0].prompts
+    launcher, arguments = launcher_of(arguments)
+    jobs = find_jobs(arguments)
     check_writable(jobs[0].output_dir)
-    # A set, since a value that one override set sweeps may be another's default: one video for both.
-    total = len({(repr(j.method), repr(j.settings), prompt) for j in jobs for prompt in Runner(j).plan().to_make})
-    print(f"{len(jobs)} settings x {len(prompts)} prompts, {total} videos to make", flush=True)
+    print(f"{len(jobs)} settings x {len(jobs[0].prompts)} prompts, ", end="")
     code = 0
     try:
-        run_jobs(jobs, prompts, Countdown(total))
-    except RunFailed as error:  # what could be made is there, and is tracked
+        share_out(launcher, jobs, partial(find_jobs, arguments))
+    except (RunFailed, TaskFailed) as error:  # what could be made is there, and is tracked
         code = complain("sweep", error)
     for job in jobs:
-        track(job, [record for record in Runner(job).records(prompts) if record is not None], group=name)
+        records = [record for record in Runner(job).records(job.prompts) if record is not None]
+        track(job, records, group=experiment_of(arguments)[0])
     print(f"records are in {jobs[0].output_dir / 'runs'}")
     return code
 

@@ -2,7 +2,8 @@
 
 Makes the videos of conf/experiment/vbench_full.yaml, every prompt of the official package with every seed, then scores
 each method in the dimensions whose weights are here (``python -m eval.vbench list``). Finished videos and scores are
-kept, so a killed run continues, and a run after more weights have come scores what is new. Scores go to
+kept, so a killed run continues, and a run after more weights have come scores what is new;
+``hydra/launcher=<name> tasks=<n>`` shares out the making of videos, as experiments.sweep does. Scores go to
 <output_dir>/vbench/, one JSON a method, the table to results/tables/. ``num_prompts=<n>`` takes the first n prompts;
 the scores are then named partial.
 """
@@ -13,6 +14,7 @@ import hashlib
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,11 +33,10 @@ from eval.vbench.totals import totals
 from experiments.collect import finished, video_frame
 from experiments.errors import BadInput, command
 from experiments.job import Job, refuse_random_weights
+from experiments.launch import Launcher, launcher_of
 from experiments.records import Record, store_of
 from experiments.results import Column, Table, provenance, save_table
-from experiments.runner import Runner
-from experiments.sweep import Countdown, jobs_of
-from experiments.workers import run_jobs
+from experiments.sweep import jobs_of, share_out
 
 _ENDS = ("", "_ci95", "_n", "_wanted")  # of the columns of a method
 
@@ -84,18 +85,20 @@ def entrants(arguments: list[str]) -> tuple[list[Entrant], dict[str, Any]]:
     return [Entrant(tuple(replace(job, seed=job.seed + i) for i in range(seeds))) for job in jobs], experiment
 
 
-def make_videos(entered: list[Entrant]) -> None:
-    """Generate what is missing, all methods of a seed before the next seed; says first how many videos there are."""
-    jobs = [job for of_seed in zip(*(entrant.jobs for entrant in entered), strict=True) for job in of_seed]
-    prompts = jobs[0].prompts
-    missing = sum(len(Runner(job).plan().to_make) for job in jobs)
-    each = len(prompts) * len(entered[0].jobs)
+def jobs_to_run(entered: list[Entrant]) -> list[Job]:
+    """All methods of a seed before the next seed."""
+    return [job for of_seed in zip(*(entrant.jobs for entrant in entered), strict=True) for job in of_seed]
+
+
+def make_videos(entered: list[Entrant], launcher: Launcher | None = None, arguments: Sequence[str] = ()) -> None:
+    """Generate what is missing, here or in tasks that the ``arguments`` tell it to; says first how much that is."""
+    each = len(entered[0].jobs[0].prompts) * len(entered[0].jobs)
     print(
-        f"{len(entered)} methods x {len(prompts)} prompts x {len(entered[0].jobs)} seeds = {len(entered) * each} "
-        f"videos ({each} a method), {missing} to make",
-        flush=True,
+        f"{len(entered)} methods x {len(entered[0].jobs[0].prompts)} prompts x {len(entered[0].jobs)} seeds = "
+        f"{len(entered) * each} videos ({each} a method), ",
+        end="",
     )
-    run_jobs(jobs, prompts, Countdown(missing))
+    share_out(launcher, jobs_to_run(entered), lambda: jobs_to_run(entrants(list(arguments))[0]))
 
 
 def score_entrant(entrant: Entrant) -> Scores:
@@ -185,8 +188,12 @@ def table(scored: dict[str, Scores], title: str, source: str) -> Table:
 
 @command("vbench_full")
 def main(arguments: list[str]) -> int:
+    launcher, arguments = launcher_of(arguments)
     entered, experiment = entrants(arguments)
-    make_videos(entered)
+    make_videos(entered, launcher, arguments)
+    if launcher is not None:
+        print("the same command without launcher and tasks scores the videos")
+        return 0
     scored = {entrant.name: score_entrant(entrant) for entrant in entered}
     job = entered[0].jobs[0]
     source = provenance(video_frame(record for entrant in entered for record in entrant.records().values()))

@@ -140,9 +140,9 @@ def test_no_recent_python_is_one_clear_error(checkout: Checkout) -> None:
     assert not (checkout.path / ".venv").exists()
 
 
-def pins() -> dict[str, Requirement]:
-    lines = [line.strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
-    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+def pins(file: str = "requirements.txt") -> dict[str, Requirement]:
+    lines = [line.strip() for line in (ROOT / file).read_text().splitlines()]
+    found = [Requirement(line) for line in lines if line and not line.startswith(("#", "-c "))]
     return {canonicalize_name(requirement.name): requirement for requirement in found}
 
 
@@ -150,9 +150,14 @@ def test_requirements_are_exact_pins_with_torch_first_and_no_torchvision() -> No
     requirements = pins()
     assert next(iter(requirements)) == "torch"
     assert "torchvision" not in requirements
-    for requirement in requirements.values():
+    for requirement in [*requirements.values(), *pins("requirements-ray.txt").values()]:
         assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(requirement.specifier)), f"{requirement} is no exact pin"
         assert requirement.url is None
+
+
+def test_ray_comes_on_top_and_moves_nothing() -> None:
+    assert "-c requirements.txt\n" in (ROOT / "requirements-ray.txt").read_text()
+    assert not set(pins()) & set(pins("requirements-ray.txt"))
 
 
 def test_every_declared_dependency_is_pinned_inside_its_range() -> None:
@@ -160,7 +165,7 @@ def test_every_declared_dependency_is_pinned_inside_its_range() -> None:
     extras = project["optional-dependencies"]
     declared = [Requirement(r) for group in [project["dependencies"], *extras.values()] for r in group]
     assert {"torch", "diffusers", "pytest"} <= {canonicalize_name(r.name) for r in declared}
-    requirements = pins()
+    requirements = {**pins("requirements-ray.txt"), **pins()}
     for requirement in declared:
         (pin,) = requirements[canonicalize_name(requirement.name)].specifier
         assert requirement.specifier.contains(pin.version, prereleases=True), f"{requirement} against the pin {pin}"

@@ -105,7 +105,7 @@ USAGE = {
     "device is a number": (["device=7"], "device=7 must be a name"),
     "device is not there": (["device=cuda:99"], "device=cuda:99 but"),
     "unknown W&B mode": (["wandb.mode=onlin"], "unknown wandb.mode 'onlin'; did you mean online"),
-    "unknown launcher": (["hydra/launcher=slurmm"], "hydra/launcher/slurmm"),
+    "unknown launcher": (["hydra/launcher=slurmm"], "unknown launcher .slurmm.; did you mean"),
     "no method at all": (["method._target_=os.system"], r"method._target_='os\.system' is no flowcache"),
     "method that does not exist": (["method._target_=baselines.none.Such"], "cannot be imported"),
     # the command line itself

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from baselines.vanilla import VanillaConfig
 from experiments import records
 from experiments.collect import collect
 from experiments.job import ROOT
@@ -94,6 +95,18 @@ def test_what_another_is_making_is_left_alone_and_then_waited_for(small_job):
     assert Runner(job).drain([busy], wait=True).busy == ()
     assert time.monotonic() - started < 60
     other.join()
+    assert None not in Runner(job).records(job.prompts)
+
+
+def test_nobody_waits_for_a_reference_while_there_is_other_work(small_job):
+    job, (busy, free) = small_job("latency_pairs=0"), small_job().prompts
+    reference = new_record(job, "vanilla", VanillaConfig(), busy).key
+    with store_of(job).claim(reference, wait=False):
+        outcome = Runner(job).drain(job.prompts)
+    assert (outcome.busy, outcome.failures) == ((busy,), ())
+    assert [record is None for record in Runner(job).records(job.prompts)] == [True, False]
+    assert {(r.prompt, r.status) for r in store_of(job).all()} == {(free, "finished")}
+    assert Runner(job).drain([busy], wait=True).busy == ()
     assert None not in Runner(job).records(job.prompts)
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from experiments import vbench_full
 from experiments.errors import BadInput
+from experiments.launch import Launcher
+from experiments.records import RecordStore
 from experiments.sweep import jobs_of
 from tests.experiments.conftest import SMALL
 from tests.vbench_stand_in import empty_caches, provide, stand_in_environment
@@ -48,7 +50,7 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     arguments = [*protocol, "num_prompts=1"]
     assert vbench_full.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "2 methods x 1 prompts x 2 seeds = 4 videos (2 a method), 4 to make" in said
+    assert "2 methods x 1 prompts x 2 seeds = 4 videos (2 a method), 4 videos to make" in said
     assert len(list((tmp_path / "runs").glob("*/video.mp4"))) == 4
     saved = sorted((tmp_path / "vbench").glob("*.json"))
     assert len(saved) == 2
@@ -65,10 +67,22 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     provide("scene")
     assert vbench_full.main(arguments) == 0
     said = capsys.readouterr().out
-    assert ", 0 to make" in said
+    assert ", 0 videos to make" in said
     assert "vanilla: scene: 0.1500 (2 videos)" in said
     assert "vanilla: imaging_quality" not in said  # scored before
     assert "scene" in json.loads(saved[0].read_text())["dimensions"]
+
+
+def test_a_launchers_tasks_make_the_videos_and_score_none(protocol, tmp_path, monkeypatch, capsys):
+    quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")
+    launcher = Launcher("basic", (f"output_dir={tmp_path}", *quiet), 2)
+    monkeypatch.setattr(vbench_full, "launcher_of", lambda arguments: (launcher, arguments))
+    assert vbench_full.main([*protocol, "num_prompts=1"]) == 0
+    assert [record.status for record in RecordStore(tmp_path).all()] == ["finished"] * 4
+    assert not (tmp_path / "vbench").exists()
+    said = capsys.readouterr().out
+    assert "2 tasks by basic" in said
+    assert "the same command without launcher and tasks scores the videos" in said
 
 
 def test_other_videos_have_other_scores(protocol, tmp_path):
