@@ -74,6 +74,7 @@ class KvCache:
         self._clean = [False] * num_chunks
         self._kept = 0  # tokens kept of the chunks before the first that stands whole
         self._first_whole = 0
+        self._unusable = torch.zeros((), dtype=torch.int64, device=device)
         self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
 
     def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
@@ -153,17 +154,27 @@ class KvCache:
         """Where in the video each entry held stands, in tokens: int32 [B, G, ``num_tokens``]."""
         return self._positions_of(layer, self._kept, self._first_whole, self.num_tokens)
 
+    @property
+    def unusable_kept(self) -> int:
+        """Entries that compressions kept although nothing could score them (flowcache.kv_score): NaN, infinite or zero.
+
+        Over all layers, heads and compressions; 0 on device "meta". Waits for the device.
+        """
+        return 0 if self._unusable.is_meta else int(self._unusable)
+
     def _compress(self, layer: int, query: Tensor) -> None:
         kept, first_whole, length, held = self._moving
         budget, size = self.budget, self.budget.kept
-        chosen = select_keys(
+        selection = select_keys(
             query,
             self._keys[layer, :, :, :length],
             size,
             budget.config,
             budget.tokens_per_frame,
             self.tokens_per_chunk,
-        ).indices
+        )
+        chosen = selection.indices
+        self._unusable += selection.unusable.sum()  # stays on the device
         self._positions[layer] = self._positions_of(layer, kept, first_whole, length).gather(-1, chosen)
         for entries in (self._keys[layer], self._values[layer]):
             index = chosen[..., None].expand(*chosen.shape, entries.shape[-1])

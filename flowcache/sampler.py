@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -36,6 +37,8 @@ def sample(
         trace: filled while running.
         clock: sections "transformer", "policy", "scheduler" and "compression" are added to.
         observe: called after every row with the row and its decision, for probes.
+
+    Raises FloatingPointError for a chunk that is not finite.
     """
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
@@ -58,7 +61,16 @@ def sample(
         if observe is not None:
             observe(row, decision)
         for chunk in row.finished:
-            yield chunk, generation.finish(chunk)
+            latent = generation.finish(chunk)
+            _check_finite(chunk, latent)
+            yield chunk, latent
+    trace.kv_unusable_kept = generation.kv_unusable_kept
+    if trace.kv_unusable_kept:
+        warnings.warn(
+            f"compression had to keep {trace.kv_unusable_kept} keys that are NaN, infinite or zero: the video cannot "
+            "be trusted; check the checkpoint, and the precision that the model runs in",
+            stacklevel=2,
+        )
 
 
 def generate(
@@ -90,6 +102,14 @@ def generate(
             frames = generation.decode(chunk, latent)
         if len(frames):
             yield frames
+
+
+def _check_finite(chunk: int, latent: Tensor) -> None:
+    if not latent.is_meta and not latent.isfinite().all():
+        raise FloatingPointError(
+            f"the latent of chunk {chunk} holds NaN or infinity, so that there is no video; check the checkpoint, and "
+            "the precision that the model runs in"
+        )
 
 
 def _record(

@@ -61,6 +61,7 @@ class Trace:
     work: list[tuple[int, Work]] = field(default_factory=list)  # (row, work); row -1 is before the first row
     kv_bytes_allocated: int = 0
     kv_bytes_used_peak: int = 0
+    kv_unusable_kept: int = 0  # see KvCache; known at the end
 
     @property
     def flops(self) -> int:

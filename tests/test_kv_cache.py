@@ -256,6 +256,20 @@ def test_remembered_queries_compress_later_what_queries_at_hand_compress_now():
     assert later.bytes_allocated - now.bytes_allocated == 4 * 6 * 4 * 4  # heads, queries, channels, float32
 
 
+@pytest.mark.parametrize(("bad", "kept"), [(0, 0), (17, 0), (18, 1), (24, 7)])
+def test_keys_that_cannot_be_scored_are_kept_last_and_counted(bad, kept):
+    """Of four chunks of six keys, with room for seven."""
+    cache = KvCache(1, 1, 4, 6, 5, budget=Budget(7, 30, CompressionConfig(), 2))
+    keys = torch.randn(1, 1, 24, 4, generator=torch.Generator().manual_seed(0))
+    keys[:, :, torch.randperm(24, generator=torch.Generator().manual_seed(1))[:bad]] = float("nan")
+    for chunk, part in enumerate(keys.split(6, dim=2)):
+        cache.write(0, chunk, part, part)
+    assert cache.unusable_kept == 0
+    cache.begin_compression(4)
+    cache.score(0, torch.ones(1, 1, 6, 4))
+    assert cache.unusable_kept == int(cache.read(0, 0, 3)[0].isnan().any(-1).sum()) == kept
+
+
 def test_compressed_chunks_are_not_written_and_nothing_is_written_beyond_the_buffer():
     cache, entries = compressed_cache(), torch.zeros(1, 2, 6, 4)
     cache.write(0, 4, entries, entries)

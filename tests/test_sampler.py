@@ -243,3 +243,28 @@ def test_generate_yields_the_frames_of_each_chunk_as_it_finishes():
 def test_generate_skips_chunks_without_new_frames():
     pieces = list(generate(FakeModel([0, 24, 16]), "a cat", 40, REUSING))
     assert [len(piece) for piece in pieces] == [24, 16]
+
+
+def test_a_chunk_that_is_not_finite_is_refused(monkeypatch):
+    generation = small_generation(VanillaConfig())
+    finish = generation.finish
+    monkeypatch.setattr(generation, "finish", lambda chunk: finish(chunk) / (0 if chunk == 1 else 1))
+    finished = []
+    with pytest.raises(FloatingPointError, match=r"chunk 1 holds NaN or infinity.*check the checkpoint"):
+        finished.extend(chunk for chunk, _ in sample(generation, VanillaConfig()))
+    assert finished == [0]
+
+
+def test_keys_that_are_kept_though_they_cannot_be_scored_are_told():
+    method = FlowCacheConfig(threshold=0.0, warmup_steps=0, kv_budget="1 chunk")
+    latents(method, trace := Trace())
+    assert trace.kv_unusable_kept == 0
+    generation = small_generation(method)
+
+    def blank(row: Row, decision: Decision) -> None:
+        for branch in generation._caches:
+            branch._keys.zero_()
+
+    with pytest.warns(UserWarning, match="had to keep [0-9]+ keys that are NaN, infinite or zero"):
+        list(sample(generation, method, trace, observe=blank))
+    assert trace.kv_unusable_kept > 0

@@ -93,6 +93,11 @@ class Generation(FeatureSource, Protocol):
     @property
     def kv_bytes_used(self) -> int: ...
 
+    @property
+    def kv_unusable_kept(self) -> int:
+        """``KvCache.unusable_kept`` of all branches."""
+        ...
+
 
 class VideoModel(Protocol):
     """A model that ``flowcache.generate`` can drive."""

@@ -230,6 +230,10 @@ class MagiGeneration:
     def kv_bytes_used(self) -> int:
         return sum(cache.bytes_used for cache in self._caches)
 
+    @property
+    def kv_unusable_kept(self) -> int:
+        return sum(cache.unusable_kept for cache in self._caches)
+
     def paper_flops(self, trace: Trace) -> int:
         """A run's operations in the paper's accounting, see FlopCounter.paper."""
         return self._flops.paper(trace)
