@@ -78,7 +78,7 @@ def contents(directory: Path) -> dict[str, Any]:
         "states": sorted((run.key, run.state) for run in found),
         "records": {run.key: untimed(run.record) for run in found if run.record is not None},
         "damage": [problem for run in found if run.state == "finished" for problem in damage(store, run.record)],
-        "table": markdown(table(frame, told_by, "Soak", "the same program")) + frame.to_csv(index=False),
+        "table": markdown(table(frame, told_by, "Soak", jobs[0].baseline, "the same program")) + frame.to_csv(index=False),
     }
 
 
