@@ -74,11 +74,12 @@ def contents(directory: Path) -> dict[str, Any]:
     jobs = _jobs(directory)
     frame, told_by = settings_frame(jobs)
     frame = frame[[name for name in frame if not any(part in name for part in _TIMED_COLUMNS)]]
+    described = table(frame, told_by, "Soak", jobs[0].baseline, "the same program")
     return {
         "states": sorted((run.key, run.state) for run in found),
         "records": {run.key: untimed(run.record) for run in found if run.record is not None},
         "damage": [problem for run in found if run.state == "finished" for problem in damage(store, run.record)],
-        "table": markdown(table(frame, told_by, "Soak", jobs[0].baseline, "the same program")) + frame.to_csv(index=False),
+        "table": markdown(described) + frame.to_csv(index=False),
     }
 
 

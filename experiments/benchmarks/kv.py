@@ -1,10 +1,12 @@
 """Choosing what a full KV cache keeps, against the O(L^2), whole-matrix form: time, memory, and the same choice.
 
-``python -m experiments.bench kv [lengths=4032,16128,48600] [queries=token,frame,chunk] [runs=3] [device=] [threads=]``
+``python -m experiments.bench kv [lengths=4032,16128,48600] [queries=token,frame,chunk] [runs=3] [key=value ...]``
 
 One layer of MAGI-1 4.5B: 4 clean chunks of 6 frames, of which the budget holds 3, and the queries of a fifth. Keys and
 queries are seeded noise, float32, and the same for both sides; runs alternate, after one of each that is not timed.
 Importance needs the product of all queries and keys on either side, so the more queries, the smaller the gain.
+
+Then the share of time that a whole video of the job spends compressing, with its budget, or else one of two chunks.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import psutil
@@ -21,17 +23,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from eval.latency import Spread
 from experiments import environment
 from experiments.benchmarks.memory import PeakBytes
 from experiments.benchmarks.options import whole_number
 from experiments.errors import BadInput
 from experiments.job import Job
+from experiments.runner import Runner
 from flowcache.kv_score import CompressionConfig, Unit, select_keys
 
 OPTIONS = ("lengths", "queries", "runs")
 NUM_HEADS, NUM_GROUPS, CHANNELS = 24, 8, 128
 CHUNKS, FRAMES_PER_CHUNK = 4, 6
 GIB, MIB = 2**30, 2**20
+BUDGET = "2 chunks"
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Sizes:
 
 
 def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame,chunk", runs: str = "3") -> None:
-    """Print a line for every length and query granularity."""
+    """Print a line for every length and query granularity, and one of a whole video."""
     cases = [(Sizes(length), granularity) for length in _lengths(lengths) for granularity in _granularities(queries)]
     num_runs = whole_number("runs", runs)
     environment.prepare(job.threads)
@@ -67,6 +72,7 @@ def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame
     print(f"{'keys':>6}  {'queries':>13}  {'linear, blocked':>40}  {'whole matrix':>40}  {'faster':>7}  same kept")
     for sizes, granularity in cases:
         print(_line(sizes, granularity, num_runs, job.device), flush=True)
+    print(_whole_video(job, num_runs))
 
 
 def whole_matrix(query: Tensor, key: Tensor, budget: int, config: CompressionConfig) -> Tensor:
@@ -148,6 +154,19 @@ def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
         return f"{front}  not run: needs {case.needed / GIB:.1f} GiB of {case.there / GIB:.1f} free"
     gain = case.medians[1] / case.medians[0]
     return f"{front}  {cells[1]:>40}  {gain:6.1f}x  {case.same:9.4%}"
+
+
+def _whole_video(job: Job, num_runs: int) -> str:
+    method = job.method if job.method.kv_budget else replace(job.method, kv_budget=BUDGET)
+    runner = Runner(job)
+    takes = [runner.take(method, job.prompts[0]) for _ in range(num_runs)]
+    share = Spread.of([take.sections_s.get("compression", 0.0) / take.latency_s for take in takes])
+    latency = Spread.of([take.latency_s for take in takes])
+    return (
+        f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames, {job.method_name}, keeping "
+        f"{method.kv_budget}: compressing takes {share.median:.2%} ({share.low:.2%}-{share.high:.2%}) of "
+        f"{latency.median:.2f} s a video"
+    )
 
 
 def _timed(side: Callable[[], Tensor], device: str) -> float:

@@ -56,8 +56,11 @@ def test_the_whole_matrix_form_keeps_the_same_keys_at_the_memory_foretold(num_qu
 
 
 def test_kv_prints_both_sides_of_every_case(capsys):
-    assert bench.main(["kv", "lengths=240,480", "queries=token,chunk", "runs=2", "threads=1"]) == 0
-    lines = capsys.readouterr().out.splitlines()[3:]
+    long = [*REUSING, "setting.num_frames=96"]
+    assert bench.main(["kv", "lengths=240,480", "queries=token,chunk", "runs=2", *long]) == 0
+    *lines, video = capsys.readouterr().out.splitlines()[3:]
+    share = re.search(r"keeping 1 chunk: compressing takes ([\d.]+)% \(.*\) of [\d.]+ s a video$", video)
+    assert 0 < float(share[1]) < 100
     assert [line.split()[:3] for line in lines] == [
         ["240", "token", "50"],
         ["240", "chunk", "60"],
@@ -69,8 +72,10 @@ def test_kv_prints_both_sides_of_every_case(capsys):
 
 def test_kv_says_what_the_whole_matrix_would_need_where_it_does_not_fit(capsys, monkeypatch):
     monkeypatch.setattr(kv, "_free_bytes", lambda device: 2**20)
-    assert bench.main(["kv", "lengths=240", "queries=token", "runs=1", "threads=1"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].endswith("not run: needs 0.0 GiB of 0.0 free")
+    assert bench.main(["kv", "lengths=240", "queries=token", "runs=1", *SMALL, "setting.num_frames=72"]) == 0
+    *_, line, video = capsys.readouterr().out.splitlines()
+    assert line.endswith("not run: needs 0.0 GiB of 0.0 free")
+    assert "keeping 2 chunks" in video
 
 
 REUSING = [*SMALL, "method.threshold=0.5", "method.warmup_steps=1", "method.kv_budget=1 chunk"]
