@@ -64,10 +64,8 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
     if not rows:
         raise BadInput("no finished records of this experiment; make them first with python -m experiments.sweep")
     frame = pd.DataFrame(rows)
-    texts = frame[list(options)].astype(str)
-    varied = [
-        name for name in options if name != "method" and (texts[name].groupby(frame["method"]).nunique() > 1).any()
-    ]
+    texts = frame[[name for name in options if name != "method"]].map(str)  # None too, which counts as a value
+    varied = [name for name in texts if (texts[name].groupby(frame["method"]).nunique() > 1).any()]
     return frame, ["method", *varied]
 
 

@@ -37,6 +37,16 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     assert [len(panel.lines[0].get_xdata()) for panel in figure.axes] == [1, 1]  # the identical one has no PSNR
 
 
+def test_no_budget_is_told_from_a_budget(small_job):
+    jobs = [small_job("method=vanilla", f"method.kv_budget={budget}") for budget in ("null", "1 chunk")]
+    for job in jobs:
+        Runner(job).run()
+    frame, told_by = settings_frame(jobs)
+    assert told_by == ["method", "kv_budget"]
+    rows = markdown(table(frame, told_by, "Budget", "vanilla", "here")).splitlines()[4:6]
+    assert [row.split(" | ")[:2] for row in rows] == [["| vanilla", "-"], ["| vanilla", "1 chunk"]]
+
+
 def test_without_records_it_says_how_to_make_them(jobs):
     with pytest.raises(BadInput, match=r"python -m experiments\.sweep"):
         settings_frame(jobs)
