@@ -109,7 +109,7 @@ def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str, baseline: st
             axes.set_xticks(range(len(places)), list(places))
         axes.set_ylabel(_AXES[metric].format(baseline))
     panels[-1].set_xlabel(_AXES.get(x, x).format(baseline))
-    panels[0].set_title(f"{title} (mean and 95 % interval, n = {frame['n'].max():.0f})")
+    panels[0].set_title(f"{title}\n(mean and 95 % interval, n = {frame['n'].max():.0f})")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=", ".join(lines))
     return figure
