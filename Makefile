@@ -1,7 +1,7 @@
 # The one place that knows how to set a checkout up. Needs Python 3.11 or newer, and nothing else.
 #
 #   make run [ARGS="seed=1 device=cuda"]    the demonstration run
-#   make test [ARGS="-k kv_cache"]          the tests
+#   make test [ARGS="-k kv_cache"]          the tests, as many at once as there are cores; one by one with ARGS="-n 0"
 #   make lint                               style checks, as CI runs them
 #   make clean                              remove .venv and caches; outputs/ stays
 
@@ -23,9 +23,9 @@ USABLE_VENV := import sys, pip; sys.exit(sys.version_info < (3, 11))
 run: $(STAMP)
 	$(VENV_PYTHON) run.py model=magi method=flowcache_fast $(ARGS)
 
-# The models in the tests are tiny: more than one thread each only slows them down.
+# The models in the tests are tiny: more than one thread each only slows them down, more tests at once do not.
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .

@@ -1,15 +1,12 @@
 """Configuration: every file composes, every mistake is one clear message before any work."""
 
-import subprocess
-import sys
-
 import pytest
 
 from experiments.claims import the_one
 from experiments.cli import check_overrides, compose_config, config_files
 from experiments.collect import described
 from experiments.errors import BadInput
-from experiments.job import ROOT, make_job, make_method
+from experiments.job import make_job, make_method
 from experiments.sweep import expand, jobs_of
 from flowcache.kv_score import CompressionConfig
 from flowcache.method import MethodConfig
@@ -153,23 +150,3 @@ def test_prompts_from_list_text_and_file(tmp_path):
 
 def test_expand_multiplies_out():
     assert expand(["a=1,2", "b=3"]) == [["a=1", "b=3"], ["a=2", "b=3"]]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["method=flowcach_fast"], "did you mean flowcache_fast"),
-        (["setting.num_steps=62"], "choose a multiple of 4"),
-        (["setting.num_frames=50"], "try num_frames=48"),
-        (["setting.height=60"], "multiples of 16"),
-        (["method.kv_budget=1 KiB"], "the smallest that would do is"),
-        (["checkpoint=nowhere"], "no checkpoint directory"),
-    ],
-)
-def test_run_exits_2_with_one_line(arguments, message, tmp_path):
-    command = [sys.executable, str(ROOT / "run.py"), f"output_dir={tmp_path}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.rglob("*.json"))

@@ -77,7 +77,7 @@ def test_visited_states_are_those_of_the_sampler(given):
         for step in row.steps:
             if step.chunk not in row.finished:
                 solver = window._solvers[step.chunk]
-                assert solver.sigmas[solver.step_index - 1] == level[step.chunk]
+                assert solver._levels[solver._step - 1] == level[step.chunk]
         assert not any(level[chunk] for chunk in range(given, row.chunks[0]))
         assert all(level[chunk] == 1 for chunk in range(row.chunks[-1] + 1, 3))
         assert all(level[chunk] == pytest.approx(0.02) for chunk in range(given))
