@@ -1,7 +1,7 @@
 """What the paper says of an ablation, held against the records: a sentence below the ablation's table.
 
-conf/experiment/<name>.yaml lists them under ``claims``: what is claimed, the two settings that it compares, and the
-PSNR by which the first should at least be ahead.
+conf/experiment/<name>.yaml lists them under ``claims``: what is claimed, the two settings that it compares, and by how
+much the first should at least be ahead.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from experiments.job import Job
 from experiments.records import Record
 from experiments.reuse_curve import PSNR_CAP_DB
 
+# Unit, form, and whether more (1) or less (-1) of it is nearer to the baseline's video.
+_METRICS = {"psnr": (" dB PSNR", "+.2f", 1), "ssim": (" SSIM", "+.4f", 1), "lpips": (" LPIPS", "+.4f", -1)}
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -25,34 +28,43 @@ class Claim:
     Attributes:
         text: what is claimed, and by whom.
         of, against: the two settings: ``method`` and as many options, by dotted name, as tell them from the others.
-        above_db: PSNR of the one less that of the other is at least this; negative for a small loss.
+        metric: psnr, ssim or lpips.
+        ahead: by this much at least, in the metric's unit; negative for a small loss.
     """
 
     text: str
     of: dict[str, Any]
     against: dict[str, Any]
-    above_db: float = 0.0
+    metric: str = "psnr"
+    ahead: float = 0.0
 
     def verdict(self, jobs: Sequence[Job]) -> str:
         """The claim, the difference over the prompts that both settings have, and whether it bears the claim out."""
-        ours, theirs = (_by_prompt(the_one(jobs, options)) for options in (self.of, self.against))
+        unit, form, sign = _METRICS[self.metric]
+        ours, theirs = (_by_prompt(the_one(jobs, options), self.metric) for options in (self.of, self.against))
         prompts = sorted(ours.keys() & theirs.keys())
         if len(prompts) < 2:
             return f"{self.text} Not tested here: fewer than two prompts have both videos"
         pairs = [(ours[prompt], theirs[prompt]) for prompt in prompts]
-        difference, low, high = paired_difference(*zip(*((_psnr_db(a), _psnr_db(b)) for a, b in pairs), strict=True))
-        if low > self.above_db:
+        values = zip(*((self._value(a), self._value(b)) for a, b in pairs), strict=True)
+        difference, *ends = paired_difference(*values)
+        worst, best = sorted(sign * end for end in ends)
+        if worst > self.ahead:
             outcome = "Holds here"
-        elif high < self.above_db:
+        elif best < self.ahead:
             outcome = "GOES AGAINST THE CLAIM here"
         else:
             outcome = "Neither borne out nor contradicted here"
-        expected = f"; claimed {self.above_db:+.2f} dB or more" if self.above_db else ""
+        claimed = f"; claimed {sign * self.ahead:{form}} or better" if self.ahead else ""
         compute = sum(a.flops for a, _ in pairs) / sum(b.flops for _, b in pairs)
         return (
-            f"{self.text} {outcome}: {difference:+.2f} dB PSNR ({low:+.2f} to {high:+.2f}, paired, n {len(prompts)}"
-            f"{expected}), at {compute:.2f} of the other's compute"
+            f"{self.text} {outcome}: {difference:{form}}{unit} ({ends[0]:{form}} to {ends[1]:{form}}, paired, "
+            f"n {len(prompts)}{claimed}), at {compute:.2f} of the other's compute"
         )
+
+    def _value(self, record: Record) -> float:
+        value = float(record.metrics[self.metric])
+        return min(PSNR_CAP_DB, value) if self.metric == "psnr" else value
 
 
 def notes(claims: Iterable[dict[str, Any]], jobs: Sequence[Job]) -> tuple[str, ...]:
@@ -68,9 +80,5 @@ def the_one(jobs: Iterable[Job], options: dict[str, Any]) -> Job:
     return named[0]
 
 
-def _by_prompt(job: Job) -> dict[str, Record]:
-    return {record.prompt: record for record in finished(job) if "psnr" in record.metrics}
-
-
-def _psnr_db(record: Record) -> float:
-    return min(PSNR_CAP_DB, float(record.metrics["psnr"]))
+def _by_prompt(job: Job, metric: str) -> dict[str, Record]:
+    return {record.prompt: record for record in finished(job) if metric in record.metrics}

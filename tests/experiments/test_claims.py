@@ -1,9 +1,13 @@
 """A claim of the paper is held against the records, both ways."""
 
+from dataclasses import replace
+
 import pytest
 
 from experiments.claims import Claim, notes, the_one
+from experiments.collect import finished
 from experiments.errors import BadInput
+from experiments.records import store_of
 from experiments.runner import Runner
 
 EXACT, COARSE = {"method": "flowcache_fast", "threshold": 0.0}, {"method": "flowcache_fast", "threshold": 0.6}
@@ -28,8 +32,17 @@ def test_a_claim_holds_or_goes_against_or_is_left_open(jobs):
     assert "GOES AGAINST THE CLAIM here: -" in Claim("Coarse beats exact.", COARSE, EXACT).verdict(jobs)
     assert "Neither borne out nor contradicted here: +0.00 dB" in Claim("Itself.", EXACT, EXACT).verdict(jobs)
     # A small loss may be claimed.
-    note = Claim("Little is lost.", EXACT, EXACT, above_db=-0.5).verdict(jobs)
-    assert "Holds here: +0.00 dB PSNR (+0.00 to +0.00, paired, n 2; claimed -0.50 dB or more)" in note
+    note = Claim("Little is lost.", EXACT, EXACT, ahead=-0.5).verdict(jobs)
+    assert "Holds here: +0.00 dB PSNR (+0.00 to +0.00, paired, n 2; claimed -0.50 or better)" in note
+    # Of LPIPS less is better.
+    for job in jobs[1:]:
+        for place, record in enumerate(finished(job)):
+            store_of(job).save(replace(record, metrics={"lpips": job.method.threshold + place / 10}))
+    note = Claim("Exact beats coarse.", EXACT, COARSE, "lpips", 0.5).verdict(jobs)
+    assert "Holds here: -0.6000 LPIPS (-0.6000 to -0.6000, paired, n 2; claimed -0.5000 or better)" in note
+    assert "GOES AGAINST" in Claim("Exact is far better.", EXACT, COARSE, "lpips", 0.7).verdict(jobs)
+    assert "Holds here: +0.6000" in Claim("Coarse costs little.", COARSE, EXACT, "lpips", -0.7).verdict(jobs)
+    assert "GOES AGAINST" in Claim("Coarse costs less.", COARSE, EXACT, "lpips", -0.5).verdict(jobs)
 
 
 def test_without_pairs_a_claim_is_not_tested(jobs):
