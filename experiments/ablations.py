@@ -132,7 +132,7 @@ def main(arguments: list[str]) -> int:
     videos = video_frame(record for each in jobs for record in finished(each))
     stem = f"{job.model_name}_{job.setting_name}_{name}"
     source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
-    notes = claims.notes(experiment.get("claims", []), jobs)
+    notes = (*claims.notes(experiment.get("claims", []), jobs), *experiment.get("notes", []))
     save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
     save_figure(draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title, job.baseline), stem)
     return 0

@@ -7,6 +7,7 @@ arguments: KV cache and seconds a chunk, likeness to the baseline's video, wheth
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -136,7 +137,7 @@ def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table(chunks: pd.DataFrame, title: str, baseline: str, source: str) -> Table:
+def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: Sequence[str] = ()) -> Table:
     """The first and the last chunks of every setting, side by side."""
     columns = [
         Column(f"{heading}, {name}", f"{key}_{end}", f"{{:{form}}}", f"± {{{key}_{end}_ci95:{form}}}")
@@ -150,6 +151,7 @@ def table(chunks: pd.DataFrame, title: str, baseline: str, source: str) -> Table
         f"against {baseline}'s long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
         (Column("setting", "setting"), Column("n", "n"), *columns),
         ends_frame(chunks),
+        tuple(notes),
     )
 
 
@@ -193,8 +195,10 @@ def main(arguments: list[str]) -> int:
     stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
     source = provenance(video_frame(record for job in jobs for record in finished(job)))
     subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"
-    save_table(f"{stem}_long_video", table(chunks, experiment["title"], jobs[0].baseline, f"{subject}; {source}"))
-    save_figure(draw(chunks, f"{experiment['title']} ({subject})", jobs[0].baseline), f"{stem}_long_video")
+    title, baseline = experiment["title"], jobs[0].baseline
+    described = table(chunks, title, baseline, f"{subject}; {source}", experiment.get("notes", []))
+    save_table(f"{stem}_long_video", described)
+    save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_long_video")
     save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory")
     return 0
 
