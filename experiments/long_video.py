@@ -140,15 +140,16 @@ def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
 def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: Sequence[str] = ()) -> Table:
     """The first and the last chunks of every setting, side by side."""
     columns = [
-        Column(f"{heading}, {name}", f"{key}_{end}", f"{{:{form}}}", f"± {{{key}_{end}_ci95:{form}}}")
+        Column(f"{heading}, {end}", f"{key}_{end}", f"{{:{form}}}", f"± {{{key}_{end}_ci95:{form}}}")
         for key, heading, form, _ in _FIGURES
-        for end, name in (("early", f"chunks 1 to {NUM_COMPARED}"), ("late", f"last {NUM_COMPARED}"))
+        for end in ("early", "late")
     ]
     return Table(
         f"{title}.",
-        f"Measured here ({source}): {chunks['chunk'].max() + 1} chunks, n prompts; seconds are the median of a "
-        "prompt's chunks, the others their mean, then means over prompts ± half-width of the 95 % interval. PSNR is "
-        f"against {baseline}'s long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
+        f"Measured here ({source}): {chunks['chunk'].max() + 1} chunks, n prompts; early are chunks 1 to "
+        f"{NUM_COMPARED}, late the last {NUM_COMPARED}; seconds are the median of a prompt's chunks, the others their "
+        f"mean, then means over prompts ± half-width of the 95 % interval. PSNR is against {baseline}'s long video, "
+        f"a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
         (Column("setting", "setting"), Column("n", "n"), *columns),
         ends_frame(chunks),
         tuple(notes),

@@ -24,6 +24,7 @@ _LATEX |= {"±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 _MOST_IN_A_COLUMN = 6  # columns of a table
 _NARROW = "\\footnotesize\\setlength{\\tabcolsep}{2pt}\n"
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"  # smaller only if it is too wide
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,8 @@ def markdown(table: Table) -> str:
 
 
 def latex(stem: str, tables: Iterable[Table]) -> str:
-    """One table environment each, for the booktabs package; spreads stand below their values."""
-    parts = ["% \\usepackage{booktabs}\n"]
+    """One table environment each, for the packages booktabs and graphicx; spreads stand below their values."""
+    parts = ["% \\usepackage{booktabs,graphicx}\n"]
     for table in tables:
         rows = [
             [_escape(value) if not spread else _stacked(value, spread) for value, spread in row]
@@ -136,7 +137,8 @@ def latex(stem: str, tables: Iterable[Table]) -> str:
         )
         if len(headings) > _MOST_IN_A_COLUMN:  # both columns of a page
             text = text.replace("{table}", "{table*}")
-        parts.append(text.replace(r"\begin{tabular}", _NARROW + r"\begin{tabular}"))
+        text = text.replace(r"\begin{tabular}", _NARROW + _FITTED + r"\begin{tabular}")
+        parts.append(text.replace(r"\end{tabular}", r"\end{tabular}}"))
     return "\n".join(parts)
 
 

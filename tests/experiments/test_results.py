@@ -76,6 +76,7 @@ def test_latex_is_booktabs_with_the_same_cells_and_nothing_unescaped():
     assert r"\shortstack[r]{1.50x\\{\tiny (1.20 to 1.80;}\\{\tiny n 8)}}" in rows[1]
     assert rows[2].startswith(r"c \& d & - & ")
     assert r"\begin{table}" in text
+    assert text.count(r"\linewidth\else\width\fi}{!}{\begin{tabular}") == text.count(r"\end{tabular}}") == 1
     wide = Table("Wide", "", tuple(Column(f"{place}", "method") for place in range(7)), DATA)
     assert r"\begin{table*}" in latex("wide", [wide])
     assert body.count("{") == body.count("}")
