@@ -45,6 +45,9 @@ def test_no_budget_is_told_from_a_budget(small_job):
     assert told_by == ["method", "kv_budget"]
     rows = markdown(table(frame, told_by, "Budget", "vanilla", "here")).splitlines()[4:6]
     assert [row.split(" | ")[:2] for row in rows] == [["| vanilla", "-"], ["| vanilla", "1 chunk"]]
+    # How to compress tells nothing of a cache that is whole.
+    rows = markdown(table(frame, [*told_by, "compression.selection"], "Budget", "vanilla", "here")).splitlines()[4:6]
+    assert [row.split(" | ")[1:3] for row in rows] == [["-", "-"], ["1 chunk", "token"]]
 
 
 def test_without_records_it_says_how_to_make_them(jobs):
