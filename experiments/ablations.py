@@ -91,12 +91,15 @@ def table(
 def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str, baseline: str) -> Figure:
     """PSNR and SSIM against one column, a line for every combination of others; both with 95 % intervals."""
     frame = frame[frame["psnr"].notna()]
-    numeric = pd.to_numeric(frame[x], errors="coerce").notna().all()
+    numeric = not pd.api.types.is_bool_dtype(frame[x]) and pd.to_numeric(frame[x], errors="coerce").notna().all()
     places = {value: place for place, value in enumerate(dict.fromkeys(map(_option, frame[x])))}
     figure, panels = plt.subplots(2, 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, metric in zip(panels, ("psnr", "ssim"), strict=True):
-        for place, (names, group) in enumerate(frame.groupby(lines, sort=False, dropna=False)):
+        groups = list(frame.groupby(lines, sort=False, dropna=False))
+        for place, (names, group) in enumerate(groups):
             at = pd.to_numeric(group[x]) if numeric else group[x].map(lambda value: places[_option(value)])
+            if not numeric:  # side by side, or intervals hide each other
+                at = at + 0.1 * (place - (len(groups) - 1) / 2)
             order = at.sort_values().index
             axes.errorbar(
                 at[order],

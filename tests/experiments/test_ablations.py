@@ -33,6 +33,8 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     ]
     assert " ± " in lines[6]
     assert "| 2 | 1.000 ± 0.000 | - | 2 |" in lines[5]
+    figure = draw(frame.assign(refresh=[True, True, False]), "refresh", ["threshold"], "Refresh", "vanilla")
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["False"]  # all that has a PSNR
     figure = draw(frame, "threshold", ["method"], "Threshold", "vanilla")
     assert [len(panel.lines[0].get_xdata()) for panel in figure.axes] == [1, 1]  # the identical one has no PSNR
 
