@@ -74,8 +74,9 @@ def table(
 ) -> Table:
     """What tells the settings apart, then their figures."""
     options = frame[told_by].map(_option)
-    compressing = [name for name in told_by if name.startswith("compression.")]
-    options.loc[frame["kv_budget"].isna(), compressing] = _option(None)  # a whole cache compresses nothing
+    for name in told_by:
+        if name.startswith("compression."):  # which a whole cache does not do
+            options[name] = options[name].mask(frame["kv_budget"].isna(), _option(None))
     return Table(
         f"{title}.",
         f"Measured here ({source}). Means over n prompts ± half-width of the 95 % interval, captions with their Wilson "
