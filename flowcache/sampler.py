@@ -38,13 +38,14 @@ def sample(
         clock: sections "transformer", "policy", "scheduler" and "compression" are added to.
         observe: called after every row with the row and its decision, for probes.
 
-    Raises FloatingPointError for a chunk that is not finite.
+    Raises FloatingPointError at the end, where it waits for the device, if a chunk was not finite.
     """
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
     policy = method.policy()
     meter = None if policy.distance is None else DistanceMeter(generation, policy.distance, generation.measured_chunks)
     trace.kv_bytes_allocated = generation.kv_bytes_allocated
+    finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
     with clock("transformer"):
         trace.work += [(-1, work) for work in generation.start(clock)]
     for row in generation.schedule.rows:
@@ -62,8 +63,9 @@ def sample(
             observe(row, decision)
         for chunk in row.finished:
             latent = generation.finish(chunk)
-            _check_finite(chunk, latent)
+            finite[chunk] = latent.isfinite().all()
             yield chunk, latent
+    _check_finite(finite)
     trace.kv_unusable_kept = generation.kv_unusable_kept
     if trace.kv_unusable_kept:
         warnings.warn(
@@ -104,11 +106,12 @@ def generate(
             yield frames
 
 
-def _check_finite(chunk: int, latent: Tensor) -> None:
-    if not latent.is_meta and not latent.isfinite().all():
+def _check_finite(finite: Mapping[int, Tensor]) -> None:
+    broken = [chunk for chunk, whole in finite.items() if not whole.is_meta and not whole]
+    if broken:
         raise FloatingPointError(
-            f"the latent of chunk {chunk} holds NaN or infinity, so that there is no video; check the checkpoint, and "
-            "the precision that the model runs in"
+            f"the latent of chunk {broken[0]} holds NaN or infinity, so that there is no video; check the checkpoint, "
+            "and the precision that the model runs in"
         )
 
 
