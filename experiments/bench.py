@@ -11,8 +11,9 @@ import sys
 from importlib import import_module
 
 from experiments.cli import check_overrides, compose_config
+from experiments.device import check_device
 from experiments.errors import BadInput, command
-from experiments.job import Job, check_device, make_job, nearest
+from experiments.job import Job, make_job, nearest
 
 BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "kv")}
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"

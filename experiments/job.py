@@ -17,6 +17,7 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from baselines.vanilla import VanillaConfig
+from experiments.device import check_device, default_workers, known_device, num_cores
 from experiments.errors import BadInput
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO
 from flowcache.method import MethodConfig, ReplayConfig
@@ -135,11 +136,11 @@ def make_job(config: DictConfig) -> Job:
     """Check a composed configuration and turn it into a Job. Raises BadInput with one clear message."""
     _check_types(config)
     setting, model, options = config.setting, config.model, generation_options(config)
-    device, prompts = _device(config.device), read_prompts(config)
-    workers = _default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
+    device, prompts = known_device(config.device), read_prompts(config)
+    workers = default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
     _whole_numbers({"workers": workers, "setting.fps": setting.fps}, smallest=1)
     _whole_numbers({"latency_pairs": config.latency_pairs})
-    threads = max(1, min(MOST_THREADS, _num_cores() // workers)) if config.threads is None else config.threads
+    threads = max(1, min(MOST_THREADS, num_cores() // workers)) if config.threads is None else config.threads
     _whole_numbers({"threads": threads}, smallest=1)
     if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
         raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
@@ -366,40 +367,6 @@ def _checkpoint(config: DictConfig) -> Path:
             "(for speed alone) need none"
         )
     return checkpoint
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(name)
-    except RuntimeError:
-        raise BadInput(f"device={name} is unknown; choose auto, cpu, cuda, or meta for a dry run") from None
-    if torch.device(name).type == "meta":
-        raise BadInput("device=meta is the dry run of run.py alone, which makes no videos; choose auto, cpu or cuda")
-    if torch.device(name).type not in ("cpu", "cuda"):
-        raise BadInput(f"device={name} cannot run this; choose auto, cpu, cuda, or meta for a dry run")
-    return name
-
-
-def check_device(name: str) -> None:
-    """Refuse a device that this machine does not have. Raises BadInput."""
-    if torch.device(name).type != "cuda":
-        return
-    if not torch.cuda.is_available():
-        raise BadInput(f"device={name} but torch sees no CUDA device; use device=cpu, or install a CUDA build of torch")
-    if (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise BadInput(f"device={name} but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
-
-
-def _default_workers(embedded: bool, device: str, num_prompts: int) -> int:
-    """One worker for every core, up to 4; full-size models and GPUs work on one video at a time."""
-    return min(4, _num_cores(), num_prompts) if embedded and torch.device(device).type == "cpu" else 1
-
-
-def _num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def inside_root(path: str) -> Path:

@@ -19,8 +19,9 @@ from omegaconf import OmegaConf
 import run
 from experiments import launch, sweep
 from experiments.cli import CONF, config_files
+from experiments.device import check_device
 from experiments.errors import BadInput, Failure, RunFailed, TaskFailed
-from experiments.job import ROOT, check_device
+from experiments.job import ROOT
 from experiments.launch import Launcher, launcher_of, prepare, sendable
 from experiments.records import RecordStore
 
