@@ -30,6 +30,9 @@ HASH_TAG = "frames sha256 "
 # One thread and no dates or random ids: the same frames give the same bytes on every machine with the same x264.
 REPRODUCIBLE = {"fflags": "+bitexact"}
 THREADS = "1"
+# With it and B-frames, x264 (165, SIMD) rates blocks by memory that it never wrote: the same frames give other bytes in
+# another process.
+WITHOUT_MACROBLOCK_TREE = "mbtree=0"
 
 
 def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18) -> None:
@@ -51,7 +54,7 @@ def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18
         raise ValueError(f"yuv420p needs even sizes, got {height}x{width}; crop the frames or use write_lossless")
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be in 0..51, got {crf}")
-    encoding = {"crf": str(crf), "preset": "veryfast"}
+    encoding = {"crf": str(crf), "preset": "veryfast", "x264-params": WITHOUT_MACROBLOCK_TREE}
     _write(path, frames, fps, "libx264", "yuv420p", encoding, metadata={}, suffixes=(".mp4",))
 
 

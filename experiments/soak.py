@@ -43,6 +43,7 @@ SMALL = [
     "wandb.mode=disabled",
 ]
 SHORTEST_LIFE_S = 3.0  # of a sweep that will be killed: less than it takes to start
+LATEST_KILL = 0.6  # of an undisturbed sweep's time: later most sweeps that go on would have ended
 FULL_BYTES = 16_384  # less than a video or a trace, more than a record
 _TIMED_COLUMNS = ("latency_s", "speedup", "efficiency", "policy", "compression_share", "peak")
 
@@ -160,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         kills, sweeps = 0, 0
         while kills < options.kills:
             directory = folder / f"killed_{sweeps}"
-            kills += kill_often(directory, options.kills - kills, seconds, choice)
+            kills += kill_often(directory, options.kills - kills, LATEST_KILL * seconds, choice)
             sweeps += 1
             compare(f"{kills} kills so far, {sweeps} sweeps finished after them", directory)
         for num_processes in (2, 4):

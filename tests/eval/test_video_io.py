@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from fractions import Fraction
 
 import av
@@ -51,6 +53,30 @@ def test_same_frames_give_the_same_bytes(tmp_path, clip, suffix):
     for name in ("a", "b"):
         write_lossless(tmp_path / f"{name}{suffix}", clip, 24)
     assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
+
+
+WRITES_MP4 = """
+import sys
+import numpy as np
+from eval.video_io import write_mp4
+
+rows, columns = np.mgrid[0:64, 0:64]
+frames = np.full((48, 64, 64, 3), 30, np.uint8)
+for index, frame in enumerate(frames):
+    frame[(rows - 20 - index / 2) ** 2 + (columns - 10 - index) ** 2 < 81] = (220, 60, 40)
+frames += np.random.default_rng(0).integers(0, 4, frames.shape, dtype=np.uint8)
+write_mp4(sys.argv[1], frames, 24)
+"""
+
+
+def test_an_mp4_has_the_same_bytes_whatever_memory_held_before(tmp_path):
+    """Of a shape that moves, in processes whose new memory (glibc's malloc) is filled with different bytes."""
+    written = []
+    for fill in ("1", "170", "255"):
+        path = tmp_path / f"{fill}.mp4"
+        subprocess.run([sys.executable, "-c", WRITES_MP4, path], env=os.environ | {"MALLOC_PERTURB_": fill}, check=True)
+        written.append(path.read_bytes())
+    assert written[0] == written[1] == written[2]
 
 
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.98])
