@@ -16,6 +16,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.fetched import needs
+
 ROOT = Path(__file__).resolve().parents[1]
 
 STAND_IN_PYTHON = r"""#!/bin/sh
@@ -49,11 +51,16 @@ class Checkout:
         """Run one make target; return the finished process and the calls it made to Python."""
         calls = self.path / "calls"
         calls.unlink(missing_ok=True)
-        # The tests may themselves run under make: its variables are not for this one.
-        env = {k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in {"ARGS", "PYTHON"}}
-        command = ["make", "--no-print-directory", target, f"PYTHON={python}"]
-        done = subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, timeout=60, check=False)
+        done = self.run("make", "--no-print-directory", target, f"PYTHON={python}")
         return done, calls.read_text().splitlines() if calls.exists() else []
+
+    def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        # The tests may themselves run under make, and in CI: their variables are not for this one.
+        inherited = {
+            k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in {"ARGS", "PYTHON", "CI"}
+        }
+        env = inherited | variables
+        return subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.fixture
@@ -138,6 +145,22 @@ def test_no_recent_python_is_one_clear_error(checkout: Checkout) -> None:
     assert "./python no-such-python" in done.stderr
     assert "make PYTHON=" in done.stderr
     assert not (checkout.path / ".venv").exists()
+
+
+def test_ci_fetches_what_tests_need_and_then_skips_none_of_them(checkout: Checkout, monkeypatch) -> None:
+    (checkout.path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", checkout.path / ".ci")
+    (checkout.path / "python").write_text(STAND_IN_PYTHON.replace('"$*" >>', '"CI=$CI $*" >>'))
+    done = checkout.run(".ci/run", PYTHON="./python")
+    assert done.returncode == 0, done.stderr
+    calls = (checkout.path / "calls").read_text().splitlines()
+    assert calls[-3:-1] == ["CI= -m eval.weights lpips", "CI= -m eval.vbench install"]
+    assert calls[-1].startswith("CI=true -m pytest")
+
+    monkeypatch.delenv("CI", raising=False)
+    assert needs(False, "it is", "fetch").args == (True,)
+    monkeypatch.setenv("CI", "true")
+    assert needs(False, "it is", "fetch").args == (False,)
 
 
 def pins(file: str = "requirements.txt") -> dict[str, Requirement]:

@@ -1,5 +1,6 @@
 import http.client
 import io
+import json
 import pickle
 import shutil
 import subprocess
@@ -15,10 +16,12 @@ from skimage.filters import gaussian
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from eval.errors import MetricUnavailable
-from eval.lpips import OwnLPIPS, _distance, lpips, resolve_backend
+from eval.lpips import OwnLPIPS, _distance, lpips
+from eval.vbench import environment
 from eval.weights import lpips as weights_of_lpips
 from eval.weights.__main__ import main as weights_command
 from eval.weights.lpips import SOURCES, file_sha256, load_weights, unpickle_arrays, weights_path
+from tests.fetched import needs_vbench, needs_vgg
 
 # (frame size, net, spatial): recorded with the lpips package 0.1.4 and torchvision 0.28.0, from `pair(size)`.
 RECORDED = {
@@ -31,9 +34,6 @@ RECORDED = {
     (64, "vgg", False): 0.27739473183949787,
     (64, "vgg", True): 0.2773947457577985,
 }
-needs_vgg = pytest.mark.skipif(
-    not weights_path("vgg").is_file(), reason="vgg weights are not here: python -m eval.weights lpips"
-)
 
 
 def pair(size: int, frames: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -63,12 +63,14 @@ def weights_elsewhere(monkeypatch, tmp_path, forget_networks) -> Path:
     return tmp_path
 
 
-def test_published_example():
+@pytest.mark.parametrize(("net", "expected"), [("alex", 0.323417), pytest.param("vgg", 0.293210, marks=needs_vgg)])
+def test_astronaut_against_its_blur(net, expected):
+    """What the lpips package 0.1.4 gives with torchvision 0.28.0."""
     image = astronaut() / 255
     blurred = gaussian(image, sigma=2, channel_axis=-1)
     with torch.inference_mode():
-        distance = OwnLPIPS("alex", spatial=False)(to_batch(blurred), to_batch(image))
-    assert distance.item() == pytest.approx(0.323417, abs=5e-7)
+        distance = OwnLPIPS(net, spatial=False)(to_batch(blurred), to_batch(image))
+    assert distance.item() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=needs_vgg if c[1] == "vgg" else ()) for c in RECORDED])
@@ -80,12 +82,31 @@ def test_equals_what_the_lpips_package_gave(case):
     )
 
 
-@pytest.mark.skipif(resolve_backend() != "package", reason="lpips and torchvision do not import here")
-@pytest.mark.parametrize("net", ["alex", pytest.param("vgg", marks=needs_vgg)])
-@pytest.mark.parametrize("spatial", [False, True])
-def test_back_ends_are_equal(net, spatial):
-    values = [lpips(*pair(64), net=net, spatial=spatial, backend=backend) for backend in ("own", "package")]
-    assert values[0] == pytest.approx(values[1], rel=1e-6)
+# For VBench's environment, which has the lpips package and torchvision.
+WITH_THE_PACKAGE = """
+import json, sys
+from eval.vbench.inside import complete_torchvision
+declared = complete_torchvision()
+import numpy as np
+from eval.lpips import lpips, resolve_backend
+assert resolve_backend() == "package"
+clips = np.load(sys.argv[1]).values()
+cases = [(net, spatial) for net in ("alex", "vgg") for spatial in (False, True)]
+print(json.dumps([lpips(*clips, net=net, spatial=spatial) for net, spatial in cases]))
+"""
+
+
+@pytest.mark.slow
+@needs_vbench
+@needs_vgg
+def test_the_package_gives_the_same(tmp_path):
+    clips = pair(64)
+    np.savez(tmp_path / "clips.npz", *clips)
+    command = [environment.require(), "-W", "ignore", "-c", WITH_THE_PACKAGE, tmp_path / "clips.npz"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    own = [lpips(*clips, net=net, spatial=spatial, backend="own") for net in SOURCES for spatial in (False, True)]
+    assert json.loads(done.stdout) == pytest.approx(own, abs=1e-6)
 
 
 @pytest.mark.parametrize("spatial", [False, True])

@@ -13,6 +13,7 @@ from eval.vbench.scoring import score, videos_of_the_protocol
 from eval.vbench.suite import NAMES, SUITE, dimensions
 from eval.vbench.totals import normalised, totals
 from eval.video_io import write_mp4
+from tests.fetched import needs_vbench
 from tests.vbench_stand_in import empty_caches, provide, stand_in_environment
 
 # Lowest and highest where they are not 0 and 1, as VBench:scripts/constant.py gives them (NORMALIZE_DIC).
@@ -272,13 +273,8 @@ def test_a_python_that_the_package_runs_on(monkeypatch):
         environment._base_python()
 
 
-needs_environment = pytest.mark.skipif(
-    not environment.is_installed(), reason=f"VBench's environment is not here: {environment.INSTALL_COMMAND}"
-)
-
-
 @pytest.mark.slow
-@needs_environment
+@needs_vbench
 def test_temporal_flickering_for_real(tmp_path):
     smooth = np.full((16, 64, 64, 3), 90, np.uint8)
     for frame, pixels in enumerate(smooth):
@@ -296,7 +292,7 @@ def test_temporal_flickering_for_real(tmp_path):
 
 
 @pytest.mark.slow
-@needs_environment
+@needs_vbench
 def test_the_packages_own_prompts():
     full_info = environment.full_info()
     assert len(full_info) == 946
