@@ -9,8 +9,7 @@ Nothing is ever computed with random weights: without the right ones every call 
 """
 
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from eval.clips import Clip, check_pair
 from eval.errors import MetricUnavailable
+from eval.precision import full_float32
 from eval.weights.lpips import Net, load_weights
 
 Backend = Literal["auto", "package", "own"]
@@ -64,26 +64,17 @@ def lpips(
     if net not in ARCHITECTURES:
         raise ValueError(f"unknown LPIPS net {net!r}; choose one of {', '.join(ARCHITECTURES)}")
     check_pair(video, reference, ARCHITECTURES[net].min_side, f"lpips ({net})")
-    distance = _distance(net, spatial, str(device), resolve_backend() if backend == "auto" else backend)
+    # Kept between calls on a CPU only: on a GPU it would count as memory of whatever is measured there next.
+    network = _distance if torch.device(device).type == "cpu" else _distance.__wrapped__
+    distance = network(net, spatial, str(device), resolve_backend() if backend == "auto" else backend)
     frames_per_batch = max(1, MAX_BATCH_PIXELS // (video.shape[1] * video.shape[2]))
     total = 0.0
-    with torch.inference_mode(), _full_float32():
+    with torch.inference_mode(), full_float32():
         for start in range(0, len(video), frames_per_batch):
             frames = slice(start, start + frames_per_batch)
             maps = distance(_to_network_range(video[frames], device), _to_network_range(reference[frames], device))
             total += maps.double().mean(dim=(1, 2, 3)).sum().item()
     return total / len(video)
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keep cuDNN from rounding the convolutions' inputs to TF32, its default, which a CPU does not do."""
-    convolution = torch.backends.cudnn.conv
-    before, convolution.fp32_precision = convolution.fp32_precision, "ieee"
-    try:
-        yield
-    finally:
-        convolution.fp32_precision = before
 
 
 @lru_cache(maxsize=1)

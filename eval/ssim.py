@@ -4,8 +4,10 @@ The definitions give different numbers for one pair (0.545 against 0.570 in one 
 """
 
 import numpy as np
+import torch
 
 from eval.clips import Clip, check_pair
+from eval.precision import full_float32
 
 # Smallest frame side in pixels: reflecting a border of 5 takes 6, scikit-image's default window spans 7.
 MIN_SIDE = 6
@@ -14,7 +16,7 @@ MIN_SIDE_SKIMAGE = 7
 MAX_BATCH_PIXELS = 2**20
 
 
-def ssim(video: Clip, reference: Clip) -> float:
+def ssim(video: Clip, reference: Clip, *, device: str | torch.device = "cpu") -> float:
     """SSIM with a gaussian window (sigma 1.5, 11 x 11), data range 1, in float32. The `ssim` of the tables.
 
     torchmetrics' StructuralSimilarityIndexMeasure(data_range=1.0), as in FlowCache's evaluation code. The frame is
@@ -23,6 +25,7 @@ def ssim(video: Clip, reference: Clip) -> float:
     Args:
         video: uint8 [F, H, W, 3], H and W at least 6.
         reference: uint8 [F, H, W, 3].
+        device: where it is computed, in float32 without TF32.
 
     Returns:
         mean SSIM in [-1, 1].
@@ -33,18 +36,18 @@ def ssim(video: Clip, reference: Clip) -> float:
     """
     check_pair(video, reference, MIN_SIDE, "ssim")
     # Imported when used: torchmetrics takes seconds to import.
-    import torch
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-    metric = StructuralSimilarityIndexMeasure(data_range=1.0)
+    metric = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
     frames_per_batch = max(1, MAX_BATCH_PIXELS // (video.shape[1] * video.shape[2]))
-    for start in range(0, len(video), frames_per_batch):
-        frames = slice(start, start + frames_per_batch)
-        found, wanted = (
-            torch.from_numpy(np.ascontiguousarray(clip[frames])).permute(0, 3, 1, 2).float() / 255
-            for clip in (video, reference)
-        )
-        metric.update(found, wanted)
+    with full_float32():
+        for start in range(0, len(video), frames_per_batch):
+            frames = slice(start, start + frames_per_batch)
+            found, wanted = (
+                torch.from_numpy(np.ascontiguousarray(clip[frames])).to(device).permute(0, 3, 1, 2).float() / 255
+                for clip in (video, reference)
+            )
+            metric.update(found, wanted)
     return float(metric.compute())
 
 

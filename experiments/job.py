@@ -34,7 +34,7 @@ BASELINES = {  # methods that compute everything
     "vanilla_causal": VanillaConfig(attention="causal"),
     "vanilla_kv": VanillaConfig(attention="cached"),
 }
-METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "caption")
+METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "lpips_vgg", "caption")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from numpy import ndarray
@@ -14,25 +15,31 @@ from eval.lpips import lpips
 from eval.psnr import psnr, psnr_frame
 from eval.ssim import ssim, ssim_skimage
 
-QUALITY: dict[str, Callable[[ndarray, ndarray], float]] = {
+QUALITY: dict[str, Callable[..., float]] = {
     "psnr": psnr,
     "psnr_frame": psnr_frame,
     "ssim": ssim,
     "ssim_skimage": ssim_skimage,
-    "lpips": lpips,
+    "lpips": lpips,  # alex
+    "lpips_vgg": partial(lpips, net="vgg"),
 }
+ON_DEVICE = ("ssim", "lpips", "lpips_vgg")  # the others are numpy's and scikit-image's
 
 
 def quality(
-    frames: ndarray, reference: ndarray, names: tuple[str, ...]
+    frames: ndarray, reference: ndarray, names: tuple[str, ...], device: str = "cpu"
 ) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Metrics by name, and for those that cannot be had (None) the reason. Clips uint8 [F, H, W, 3]."""
+    """Metrics by name, and for those that cannot be had (None) the reason. Clips uint8 [F, H, W, 3].
+
+    ``device`` is where those run that can, a few frames at a time.
+    """
     values: dict[str, float | None] = {}
     notes: dict[str, str] = {}
     for name in names:
         if name in QUALITY:
             try:
-                values[name] = QUALITY[name](frames, reference)
+                where = {"device": device} if name in ON_DEVICE else {}
+                values[name] = QUALITY[name](frames, reference, **where)
             except MetricUnavailable as error:
                 values[name], notes[name] = None, str(error)
     return values, notes

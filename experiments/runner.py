@@ -195,7 +195,7 @@ class Runner:
             record.baseline_flops = reference.flops
             if self.job.random_weights is None:
                 frames = read_lossless(self.store.video_path(reference.key))
-                record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics)
+                record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics, self.job.device)
         if self.job.random_weights is not None:
             record.metrics, record.notes = measure.refused(self.job.metrics)
         elif "caption" in self.job.metrics:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -14,6 +16,7 @@ from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.cli import compose_config
 from experiments.job import ROOT, make_job
+from experiments.measure import quality
 from experiments.plan import probe
 from flowcache.distance import DistanceMeter
 from flowcache.method import FlowCacheConfig
@@ -24,6 +27,7 @@ from flowcache.models.magi.config import DitConfig
 from flowcache.models.skyreels import SkyReels
 from flowcache.sampler import sample
 from tests.experiments.conftest import SMALL
+from tests.fetched import needs_vgg
 from tests.models.skyreels_pipeline import write_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -201,3 +205,18 @@ def test_a_probe_on_the_gpu_waits_for_what_it_times():
     job = make_job(compose_config([*SMALL, "method=vanilla", "device=cuda"]))
     probed = probe(job, job.load_model())
     assert min(probed.text_s, probed.rows_s, probed.decode_s) > 0
+
+
+@pytest.mark.parametrize("name", ["ssim", "lpips", pytest.param("lpips_vgg", marks=needs_vgg)])
+def test_metrics_on_the_gpu_are_those_of_the_cpu_and_leave_nothing_there(name):
+    noise = np.random.default_rng(0)
+    reference = noise.integers(0, 256, (3, 96, 112, 3), np.uint8)
+    video = np.clip(reference.astype(int) + noise.integers(-40, 41, reference.shape), 0, 255).astype(np.uint8)
+    measured = {}
+    for device in ("cpu", "cuda", "cuda"):  # libraries keep their workspaces from the first time on
+        before = torch.cuda.memory_allocated()
+        measured[device], notes = quality(video, reference, (name,), device)
+        assert not notes
+        gc.collect()  # torchmetrics' objects refer to themselves
+    assert torch.cuda.memory_allocated() == before
+    assert measured["cuda"][name] == pytest.approx(measured["cpu"][name], rel=1e-5)

@@ -8,16 +8,20 @@ import pandas as pd
 import pytest
 
 from baselines.vanilla import VanillaConfig
+from eval.lpips import _distance as lpips_networks
+from eval.lpips import lpips
 from eval.video_io import read_lossless
 from experiments.cli import compose_config, config_files
 from experiments.collect import collect
 from experiments.errors import BadInput, RunFailed
-from experiments.job import BASELINES, make_method
+from experiments.job import BASELINES, METRICS, make_method
+from experiments.measure import QUALITY
 from experiments.records import RecordStore, new_record
 from experiments.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.runner import Runner
 from experiments.summary import summarise
 from experiments.tables import main_table
+from tests.fetched import needs_vgg
 
 
 @pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])
@@ -43,6 +47,50 @@ def test_threshold_0_is_vanilla_to_the_last_pixel(small_job):
     (record, _) = Runner(small_job("method.threshold=0")).run()
     assert record.metrics["psnr"] == "inf"
     assert record.flops == record.baseline_flops
+
+
+def test_a_metric_without_its_weights_is_none_and_the_record_says_why(small_job, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "empty"))
+    lpips_networks.cache_clear()
+    job = small_job("method=every_k", "metrics=[psnr,lpips,lpips_vgg]", "num_prompts=1", "setting.num_frames=24")
+    (record,) = Runner(job).run()
+    assert record.status == "finished"
+    assert record.metrics["psnr"] > 0
+    assert record.metrics["lpips"] > 0
+    assert record.metrics["lpips_vgg"] is None
+    assert record.notes.keys() == {"lpips_vgg"}
+    assert "run `python -m eval.weights lpips`" in record.notes["lpips_vgg"]
+    assert collect(job)["psnr"].notna().any()
+
+
+@needs_vgg
+def test_lpips_of_both_nets_in_a_job(small_job):
+    small = ("metrics=[lpips,lpips_vgg]", "num_prompts=1", "setting.num_frames=24")
+    job, baseline = small_job("method=every_k", *small), small_job("method=vanilla", *small)
+    (record,) = Runner(job).run()
+    (reference,) = Runner(baseline).records(job.prompts)
+    clips = [read_lossless(RecordStore(job.output_dir).video_path(r.key)) for r in (record, reference)]
+    assert record.metrics == {"lpips": lpips(*clips), "lpips_vgg": lpips(*clips, net="vgg")}
+    assert 0 < record.metrics["lpips"] != record.metrics["lpips_vgg"] > 0
+
+
+def test_metrics_that_can_run_on_the_jobs_device(small_job, monkeypatch):
+    devices = {}
+
+    def recorded(name):
+        def measure(frames, reference, **options):
+            devices[name] = options.get("device")
+            return 0.0
+
+        return measure
+
+    job = small_job("method=flowcache_fast", "num_prompts=1")
+    job = replace(job, metrics=tuple(name for name in METRICS if name != "caption"))
+    for name in job.metrics:
+        monkeypatch.setitem(QUALITY, name, recorded(name))
+    Runner(job).run()
+    on_cpu = dict.fromkeys(("psnr", "psnr_frame", "ssim_skimage"))
+    assert devices == {**on_cpu, "ssim": "cpu", "lpips": "cpu", "lpips_vgg": "cpu"}
 
 
 def test_a_job_may_be_compared_with_another_baseline(small_job):
