@@ -2,7 +2,7 @@
 
 Two back ends give the same numbers from the same verified weights:
 
-- `package`: the `lpips` package, wherever it and torchvision import.
+- `package`: the `lpips` package, wherever it and torchvision import; nobody need install them for it.
 - `own`: the network below, for machines without a torchvision that fits their torch.
 
 Nothing is ever computed with random weights: without the right ones every call raises `MetricUnavailable`.
