@@ -108,4 +108,7 @@ def test_intervals_of_long_videos_are_over_prompts():
     (row,) = long_video.ends_frame(chunks).to_dict("records")
     assert (row["n"], row["kv_mib_early"], row["kv_mib_late"]) == (2, 2 + 4.5, 2 + 15.5)
     assert row["kv_mib_early_ci95"] == pytest.approx(12.706205)  # t at 1 degree of freedom, standard error 1
-    assert row["caption_right_early"] == 0.5
+    ends = ["caption_right_early", "caption_right_early_low", "caption_right_early_high", "caption_right_early_n"]
+    assert [row[end] for end in ends] == [0.5, 0.5, 0.5, 2]
+    uneven = chunks.assign(caption_right=(chunks["prompt"] == "a") | (chunks["chunk"] % 2 == 0))
+    assert "| 75% (50% to 100%) |" in markdown(long_video.table(uneven, "A long video", "vanilla", "here"))
