@@ -89,7 +89,7 @@ def table(
         f"{baseline}'s video of the same prompt and seed, PSNR without the identical ones, which are counted.",
         (*(Column(name, name) for name in told_by), *_COLUMNS),
         frame.assign(**options),
-        (*notes, *missing_notes(_COLUMNS, frame.set_index(options.agg(", ".join, axis=1)))),
+        (*notes, *missing_notes(_COLUMNS, frame.set_index(options.agg(" ".join, axis=1)))),
     )
 
 

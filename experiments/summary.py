@@ -132,7 +132,7 @@ def _spread(summary: dict[str, float], key: str, form: str) -> str:
     if not math.isnan(summary.get(f"{key}_ci95", math.nan)):
         interval = f"±{summary[f'{key}_ci95']:.3g}"
     elif not math.isnan(summary.get(f"{key}_low", math.nan)):
-        interval = "-".join(form.format(summary[f"{key}_{end}"]) for end in ("low", "high"))
+        interval = "-".join(form.replace("x", "").format(summary[f"{key}_{end}"]) for end in ("low", "high"))
     counted = f"{number} pairs" if key == "speedup" else f"n {number}"
     if not interval:
         return f"({counted})"

@@ -171,6 +171,7 @@ def test_records_are_json_with_units_and_environment(small_job):
     document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text())
     assert document["metrics"]["psnr"] == "inf"
     assert document["environment"]["threads"] == 1
+    assert document["environment"]["load_average_1min"] >= 0
     assert document["peak_memory_gib"] is None  # of a GPU
     assert document["environment"]["packages"]["torch"].startswith("2.13.0")
     assert {"text", "transformer", "policy", "scheduler", "vae"} <= set(document["sections_s"])
