@@ -101,16 +101,18 @@ class Speedup:
     """Of a method over a baseline that was timed in turn with it.
 
     Attributes:
-        median, low, high: of the pairs' ratios of seconds, and its 95 % bootstrap interval (nan for one pair).
+        median, low, high: of the pairs' ratios of seconds, and its 95 % bootstrap interval (nan for few pairs, see
+            ``eval.statistics``).
         pairs: how many there are.
-        efficiency: median of speed-up times compute left: 1 where every FLOP saved became time saved.
+        efficiency: median of speed-up times compute left (1 where every FLOP saved became time saved), and the ends of
+            its interval.
     """
 
     median: float
     low: float
     high: float
     pairs: int
-    efficiency: float
+    efficiency: tuple[float, float, float]
 
 
 def speedup(latency_s: Sequence[float], baseline_latency_s: Sequence[float], compute_left: Sequence[float]) -> Speedup:
@@ -125,5 +127,5 @@ def speedup(latency_s: Sequence[float], baseline_latency_s: Sequence[float], com
             f"{len(compute_left)} shares of compute"
         )
     ratios = [before / after for before, after in zip(baseline_latency_s, latency_s, strict=True)]
-    efficiency = statistics.median(ratio * left for ratio, left in zip(ratios, compute_left, strict=True))
-    return Speedup(*median_and_interval(ratios), len(ratios), efficiency)
+    efficiency = [ratio * left for ratio, left in zip(ratios, compute_left, strict=True)]
+    return Speedup(*median_and_interval(ratios), len(ratios), median_and_interval(efficiency))

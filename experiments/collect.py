@@ -15,7 +15,7 @@ from experiments.errors import BadInput
 from experiments.job import Job, make_method
 from experiments.records import Record, new_record, store_of, todays_key, weights_id
 
-_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision")
+_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
 
 
 def canonical(options: dict[str, Any]) -> str:
@@ -24,7 +24,7 @@ def canonical(options: dict[str, Any]) -> str:
 
 
 def collect(job: Job) -> pd.DataFrame:
-    """One row a finished video: method, its options, prompt, metrics, compute, latency.
+    """One row a finished video: method, its options, prompt, metrics, why they are missing, compute, latency.
 
     Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
     program. With ``any_code`` other code's count too, where today's has none. Raises BadInput if there are none.
@@ -60,6 +60,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
     for record in records:
         metrics = {k: float("inf") if v == "inf" else v for k, v in record.metrics.items()}
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
+        reasons = {f"{k}_reason": v for k, v in record.notes.items()}
         rows.append(
             {
                 "key": record.key,
@@ -76,6 +77,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 **record.method_config,
                 **metrics,
                 **caption,
+                **reasons,
                 "weights": record.weights,
                 "code": record.code,
                 **{f"environment_{k}": record.environment.get(k) for k in _ENVIRONMENT},

@@ -15,6 +15,7 @@ import torch
 from experiments.job import ROOT
 
 _PACKAGES = ("torch", "transformers", "numpy", "torchmetrics", "scikit-image", "av")
+LOAD_AVERAGE_1MIN = round(psutil.getloadavg()[0], 2)  # as it is imported: a job's own work is not in it yet
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
 
@@ -26,13 +27,14 @@ def _static() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=True),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "load_average_1min": LOAD_AVERAGE_1MIN,
         "packages": {name: _version(name) for name in _PACKAGES},
         "revision": _revision(),
     }
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Machine, driver, threads, versions and code revision."""
+    """Machine, its load before this process's own work, driver, threads, versions and code revision."""
     gpu = {}
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)

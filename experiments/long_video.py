@@ -117,7 +117,7 @@ def kv_frame(jobs: list[Job]) -> pd.DataFrame:
 
 def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: each figure over the first and over the last chunks, its mean over prompts and the half-width
-    of that mean's 95 % interval."""
+    of that mean's 95 % interval; of captions the range over prompts, for chunks of one video are not independent."""
     last = chunks["chunk"].max()
     ends = {
         "early": chunks[chunks["chunk"].between(1, NUM_COMPARED)],
@@ -133,14 +133,22 @@ def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
                 values = by_prompt[column].median() if column == "seconds" else by_prompt[column].mean()
                 key = f"{column}_{end}"
                 row[key], row[f"{key}_ci95"] = mean_and_interval(list(values.dropna()))
+                row[f"{key}_n"] = values.notna().sum()
+                if column == "caption_right":  # a share's interval is not symmetric about it
+                    del row[f"{key}_ci95"]
+                    row[f"{key}_low"], row[f"{key}_high"] = values.min(), values.max()
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: Sequence[str] = ()) -> Table:
     """The first and the last chunks of every setting, side by side."""
+
+    def spread(key: str, form: str) -> str:
+        return f"{{{key}_low:{form}}} to {{{key}_high:{form}}}" if "caption" in key else f"± {{{key}_ci95:{form}}}"
+
     columns = [
-        Column(f"{heading}, {end}", f"{key}_{end}", f"{{:{form}}}", f"± {{{key}_{end}_ci95:{form}}}")
+        Column(f"{heading}, {end}", f"{key}_{end}", f"{{:{form}}}", spread(f"{key}_{end}", form))
         for key, heading, form, _ in _FIGURES
         for end in ("early", "late")
     ]
@@ -148,8 +156,9 @@ def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: S
         f"{title}.",
         f"Measured here ({source}): {chunks['chunk'].max() + 1} chunks, n prompts; early are chunks 1 to "
         f"{NUM_COMPARED}, late the last {NUM_COMPARED}; seconds are the median of a prompt's chunks, the others their "
-        f"mean, then means over prompts ± half-width of the 95 % interval. PSNR is against {baseline}'s long video, "
-        f"a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
+        f"mean, then means over prompts ± half-width of the 95 % interval (Student's t), of captions with the least "
+        f"and the most of a prompt. PSNR is against {baseline}'s long video, a chunk counting at most "
+        f"{PSNR_CAP_DB:.0f} dB.",
         (Column("setting", "setting"), Column("n", "n"), *columns),
         ends_frame(chunks),
         tuple(notes),

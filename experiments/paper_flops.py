@@ -179,10 +179,13 @@ _NOTES = (
     "*Given schedule*: TeaCache and FlowCache decide by distances, which need weights. Here they follow a schedule of "
     "the published compute, **not the paper's own decisions**: each chunk computes its warm-up, its last step and "
     "steps spread evenly between (TeaCache: rows, for all chunks together), as many as leave the published share of "
-    "vanilla's compute in the paper's accounting. That share is therefore the published one by construction, to the "
-    "nearest step; what the table shows is how much is executed for it, and what that is made up of. With weights, "
-    "`python run.py device=meta replay=<trace>` counts a run's own decisions.",
-    f"*KV budget*: finished chunks keep {KV_BUDGET}, as in FlowCache's rows of Table 1; the schedule is the same.",
+    "vanilla's compute in the paper's accounting with a whole KV cache. In rows without a KV budget that share is "
+    "therefore the published one by construction, to the nearest step; what they show is how much is executed for it, "
+    "and what that is made up of. With weights, `python run.py device=meta replay=<trace>` counts a run's own "
+    "decisions.",
+    f"*KV budget*: finished chunks keep {KV_BUDGET}, as in FlowCache's rows of Table 1. The schedule is that of the "
+    "row without one, and the share follows from it: MAGI-1's accounting leaves out the attention that compression "
+    "saves, which puts the share below the published one; SkyReels-V2's counts it whatever ran, which keeps it there.",
 )
 _METHOD = (Column("method", "method"), Column("KV budget", "kv_budget"))
 _COMPUTE = (

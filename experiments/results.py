@@ -12,6 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eval.atomic import atomic_path
+from eval.statistics import MIN_RESAMPLED
 from experiments.job import ROOT
 from experiments.style import STYLE
 
@@ -19,6 +20,10 @@ matplotlib.use("Agg")  # files only; a machine without a display has no other
 
 TABLES = ROOT / "results" / "tables"
 FIGURES = ROOT / "results" / "figures"
+BOOTSTRAP = (  # beside every table that has such intervals
+    "Bootstrap intervals of few values are too narrow (eval/statistics.py says by how much); of fewer than "
+    f"{MIN_RESAMPLED} there is none."
+)
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$"}
 _LATEX |= {"±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
@@ -34,32 +39,30 @@ class Column:
     Attributes:
         heading, key: above it, and in the data.
         form: of its value.
-        spread, count: of its interval, "± {key_ci95}" or "{key_low} to {key_high}", and of how many it is over, where
-            the data's row says no other; one that is not known is left out.
-        missing: stands where there is no value; a column that gives it is shown even if it holds none at all.
+        spread: of its interval, "± {key_ci95}" or "{key_low} to {key_high}".
+
+    The data may hold more of it: ``<key>_n``, how many the value is over, is shown where it is not the row's ``n`` and
+    where there is no interval; with ``<key>_reason`` a value that is missing is "n/a", not "-".
     """
 
     heading: str
     key: str
     form: str = "{}"
     spread: str = ""
-    count: str = ""
-    missing: str = ""
 
     def cell(self, row: pd.Series) -> tuple[str, str]:
         """The value and what is said of it."""
         value = row[self.key]
         if pd.isna(value):
-            return self.missing or "-", ""
-        spread, count = (form.format_map(row) for form in (self.spread, self.count))
-        known = [text for text in (spread, count) if text and "nan" not in text]
-        if not known:
-            details = ""
-        elif known[0].startswith("±"):
-            details = " ".join([known[0], *(f"({text})" for text in known[1:])])
-        else:
-            details = f"({'; '.join(known)})"
-        return self.form.format(value), details
+            return "-" if pd.isna(row.get(f"{self.key}_reason")) else "n/a", ""
+        spread, number = self.spread.format_map(row), row.get(f"{self.key}_n")
+        if "nan" in spread:
+            spread = ""
+        count = "" if pd.isna(number) or (spread and number == row.get("n")) else f"n {number:.0f}"
+        if spread.startswith("±"):
+            return self.form.format(value), f"{spread} ({count})" if count else spread
+        details = "; ".join(text for text in (spread, count) if text)
+        return self.form.format(value), f"({details})" if details else ""
 
 
 @dataclass(frozen=True)
@@ -91,8 +94,23 @@ class Table:
 
 
 def shown_columns(columns: Iterable[Column], data: pd.DataFrame) -> tuple[Column, ...]:
-    """Those that the data have a value in, and those that say why not."""
-    return tuple(c for c in columns if c.key in data and (c.missing or data[c.key].notna().any()))
+    """Those that the data have a value in, or a reason why not."""
+
+    def known(key: str) -> bool:
+        return key in data and data[key].notna().any()
+
+    return tuple(c for c in columns if c.key in data and (known(c.key) or known(f"{c.key}_reason")))
+
+
+def missing_notes(columns: Iterable[Column], data: pd.DataFrame) -> tuple[str, ...]:
+    """A note for every reason why values of a column are missing, with the rows that it holds for, by their index."""
+    notes = []
+    for column in columns:
+        reasons = data.get(f"{column.key}_reason", pd.Series(dtype=object)).dropna()
+        for reason in reasons.unique():
+            rows = ", ".join(map(str, reasons.index[reasons == reason]))
+            notes.append(f"{column.heading} n/a: {reason} ({rows})")
+    return tuple(notes)
 
 
 def save_table(stem: str, *tables: Table) -> None:
@@ -163,14 +181,27 @@ def save_figure(figure: Figure, stem: str) -> None:
 
 
 def provenance(videos: pd.DataFrame) -> str:
-    """Machine, how it was used, weights and code of a frame of videos (experiments.collect)."""
+    """Machine, how it was used, weights and code of a frame of videos (experiments.collect).
+
+    Where methods were timed against a baseline, also how busy the machine was before that.
+    """
     machines = _distinct(videos["environment_gpu"].fillna(videos["environment_cpu"]))
     used = videos["environment_workers"].astype(str) + " x " + videos["environment_threads"].astype(str)
     torch = _distinct(videos["environment_packages"].map(lambda packages: packages["torch"]))
     return (
-        f"{machines}; videos side by side x threads each: {_distinct(used)}; torch {torch}; "
+        f"{machines}; videos side by side x threads each: {_distinct(used)}{_load(videos)}; torch {torch}; "
         f"weights {_distinct(videos['weights'])}, code {_distinct(videos['code'])}"
     )
+
+
+def _load(videos: pd.DataFrame) -> str:
+    timed = videos[videos["baseline_latency_s"].notna()]
+    if timed.empty:
+        return ""
+    load = pd.to_numeric(timed["environment_load_average_1min"])  # older records have none
+    if load.isna().any():
+        return "; load before timing not recorded"
+    return f"; load average before timing {load.min():.1f} to {load.max():.1f}"
 
 
 def _distinct(values: Iterable[Any]) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from eval.statistics import mean_and_interval, paired_difference
 from experiments.errors import BadInput
-from experiments.results import Column, Table
+from experiments.results import BOOTSTRAP, Column, Table
 from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, family, styled
 
 # Method families by the option that is swept; slow and fast rows of one family are points of one curve.
@@ -77,7 +77,7 @@ def at_equal_compute(videos: pd.DataFrame, warmup_steps: int) -> pd.DataFrame:
         for place, share in enumerate(COMPARED_SHARES):
             ours, theirs = (np.array([curve[place] for curve in psnr_at[name]]) for name in ("flowcache", other))
             both = ~np.isnan(ours) & ~np.isnan(theirs)
-            if both.sum() > 1:
+            if both.any():
                 difference, low, high = paired_difference(ours[both], theirs[both])
                 rows.append(
                     {
@@ -87,7 +87,7 @@ def at_equal_compute(videos: pd.DataFrame, warmup_steps: int) -> pd.DataFrame:
                         "low": low,
                         "high": high,
                         "won": int((ours[both] > theirs[both]).sum()),
-                        "n": int(both.sum()),
+                        "difference_db_n": int(both.sum()),
                     }
                 )
     return pd.DataFrame(rows)
@@ -103,11 +103,11 @@ def tables(points: pd.DataFrame, compared: pd.DataFrame, baseline: str, source: 
     differences = Table(
         "Reuse at equal compute.",
         f"{measured}Chunkwise reuse less another, prompt by prompt, warm-up {WARMUP_STEPS}, settings interpolated to "
-        "equal compute: mean difference with its 95 % bootstrap interval.",
+        f"equal compute: mean difference with its 95 % bootstrap interval and the number of prompts. {BOOTSTRAP}",
         (
             Column("chunkwise against", "against"),
             Column("compute left", "compute_left", "{:g}"),
-            Column("PSNR difference dB", "difference_db", "{:+.2f}", "{low:+.2f} to {high:+.2f}", "n {n}"),
+            Column("PSNR difference dB", "difference_db", "{:+.2f}", "{low:+.2f} to {high:+.2f}"),
             Column("prompts won", "won"),
         ),
         compared.replace({"against": FAMILIES}) if len(compared) else compared,

@@ -15,6 +15,7 @@ from experiments.job import Job
 from experiments.records import Record, RecordStore
 
 PFLOP = 1e15
+SEAMS = ("seam_ratio", "position_jump_pixels")  # of eval.caption_score: how smooth chunk borders are
 CAPTION_FLAGS = ("colour_right", "shape_right", "motion_right", "right")
 
 
@@ -25,43 +26,59 @@ def finite(records: Sequence[Record], metric: str) -> list[float]:
 
 
 def summarise(records: Sequence[Record]) -> dict[str, float]:
-    """A job's figures in one flat dictionary: the tables' and W&B's."""
+    """A job's figures in one flat dictionary: the tables' and W&B's.
+
+    A mean comes with ``_ci95``, the half-width of its 95 % interval, a median or share with its interval's ends
+    (``_low``, ``_high``), each with how many videos it is over (``_n``).
+    """
     summary: dict[str, float] = {"n": len(records)}
     for metric in sorted({name for r in records for name in r.metrics}):
-        values = finite(records, metric)
-        if values:
-            summary[metric], summary[f"{metric}_ci95"] = mean_and_interval(values)
+        summary |= _mean(metric, finite(records, metric))
     identical = [r.metrics["psnr"] == "inf" or r.metrics["psnr"] == math.inf for r in records if "psnr" in r.metrics]
     if any(identical):
         summary["identical_videos"] = sum(identical)
-    summary["pflops"] = statistics.mean(r.flops for r in records) / PFLOP
-    shares = [r.flops / r.baseline_flops for r in records if r.baseline_flops]
-    if shares:
-        summary["flops_share"], summary["flops_share_ci95"] = mean_and_interval(shares)
-    summary["computed_fraction"] = statistics.mean(r.computed_fraction for r in records)
-    latencies = [r.latency_s for r in records if r.latency_s]
-    if latencies:
-        summary["latency_s"] = statistics.median(latencies)
+    summary |= _mean("pflops", [r.flops / PFLOP for r in records])
+    summary |= _mean("flops_share", [r.flops / r.baseline_flops for r in records if r.baseline_flops])
+    summary |= _mean("computed_fraction", [r.computed_fraction for r in records])
+    summary |= _median("latency_s", [r.latency_s for r in records if r.latency_s])
     paired = [r for r in records if r.baseline_latency_s and r.latency_s]
     if paired:
         times = ([r.latency_s for r in paired], [r.baseline_latency_s for r in paired])
         gain = speedup(*times, [r.flops / r.baseline_flops for r in paired])
-        summary |= _with_ends("speedup", (gain.median, gain.low, gain.high))
-        summary |= {"speedup_pairs": gain.pairs, "efficiency": gain.efficiency}
+        summary |= _with_ends("speedup", (gain.median, gain.low, gain.high), gain.pairs)
+        summary |= _with_ends("efficiency", gain.efficiency, gain.pairs)
     for section in ("policy", "compression"):
         shares = [r.sections_s[section] / r.latency_s for r in records if r.latency_s and section in r.sections_s]
-        if shares:
-            summary |= _with_ends(f"{section}_share", median_and_interval(shares))
+        summary |= _median(f"{section}_share", shares)
     for flag in CAPTION_FLAGS:
         seen = [bool(r.caption[flag]) for r in records if r.caption]
         if seen:
-            summary |= _with_ends(f"caption_{flag}", share_and_interval(seen))
-    summary["kv_mib"], summary["kv_mib_ci95"] = mean_and_interval([r.kv_bytes_used_peak / 2**20 for r in records])
+            summary |= _with_ends(f"caption_{flag}", share_and_interval(seen), len(seen))
+    for seam in SEAMS:
+        summary |= _mean(seam, [r.caption[seam] for r in records if r.caption and r.caption.get(seam) is not None])
+    summary |= _mean("kv_mib", [r.kv_bytes_used_peak / 2**20 for r in records])
     return summary
 
 
-def _with_ends(name: str, value_and_ends: tuple[float, float, float]) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), value_and_ends, strict=True))
+def missing(records: Sequence[Record]) -> dict[str, str]:
+    """By metric that records lack, the reason: that of most of them."""
+    names = sorted({name for r in records for name in r.notes})
+    return {name: statistics.mode(r.notes[name] for r in records if name in r.notes) for name in names}
+
+
+def _mean(name: str, values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {}
+    mean, half_width = mean_and_interval(values)
+    return {name: mean, f"{name}_ci95": half_width, f"{name}_n": len(values)}
+
+
+def _median(name: str, values: Sequence[float]) -> dict[str, float]:
+    return _with_ends(name, median_and_interval(values), len(values)) if values else {}
+
+
+def _with_ends(name: str, value_and_ends: tuple[float, float, float], number: int) -> dict[str, float]:
+    return dict(zip((name, f"{name}_low", f"{name}_high", f"{name}_n"), (*value_and_ends, number), strict=True))
 
 
 _ROWS = (
@@ -81,6 +98,8 @@ _ROWS = (
     ("caption: shape right", "caption_shape_right", "{:.0%}"),
     ("caption: motion right", "caption_motion_right", "{:.0%}"),
     ("caption: all three right", "caption_right", "{:.0%}"),
+    ("seam ratio at chunk borders", "seam_ratio", "{:.2f}"),
+    ("jump at chunk borders, pixels", "position_jump_pixels", "{:.2f}"),
     ("KV cache in use, MiB", "kv_mib", "{:.2f}"),
 )
 
@@ -96,17 +115,25 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     table.add_column("spread")
     for title, key, form in _ROWS:
         if key in summary:
-            interval = summary.get(f"{key}_ci95", math.nan)
-            spread = "" if math.isnan(interval) else f"±{interval:.3g} (95 %)"
-            if key == "speedup":
-                ends = f"{summary['speedup_low']:.2f}-{summary['speedup_high']:.2f}"
-                spread = f"{ends} (95 %, {summary['speedup_pairs']} pairs)"
-            elif key.startswith("caption"):
-                spread = f"{summary[f'{key}_low']:.0%}-{summary[f'{key}_high']:.0%} (95 %)"
-            table.add_row(title, form.format(summary[key]), spread)
+            table.add_row(title, form.format(summary[key]), _spread(summary, key, form))
     console.print(table)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]
     console.print(f"first video  {store.preview_path(first.key)}", markup=False)
     console.print(f"all videos, traces, records  {store.directory}/runs", markup=False)
+
+
+def _spread(summary: dict[str, float], key: str, form: str) -> str:
+    """A figure's 95 % interval, and how many it is over where that is not the number of videos or there is none."""
+    if f"{key}_n" not in summary:
+        return ""
+    number, interval = summary[f"{key}_n"], ""
+    if not math.isnan(summary.get(f"{key}_ci95", math.nan)):
+        interval = f"±{summary[f'{key}_ci95']:.3g}"
+    elif not math.isnan(summary.get(f"{key}_low", math.nan)):
+        interval = "-".join(form.replace("x", "").format(summary[f"{key}_{end}"]) for end in ("low", "high"))
+    counted = f"{number} pairs" if key == "speedup" else f"n {number}"
+    if not interval:
+        return f"({counted})"
+    return f"{interval} (95 %{f', {counted}' if key == 'speedup' or number != summary['n'] else ''})"

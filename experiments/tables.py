@@ -19,8 +19,8 @@ from experiments.collect import at_defaults, collect
 from experiments.errors import BadInput, command
 from experiments.job import Job, make_job
 from experiments.reported import method_deviation, read_reported, setting_deviation
-from experiments.results import Column, Table, provenance, save_table
-from experiments.summary import CAPTION_FLAGS, PFLOP
+from experiments.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_table
+from experiments.summary import CAPTION_FLAGS, PFLOP, SEAMS
 from experiments.vbench_totals import VBenchTotal, read_total
 
 METHODS = (
@@ -44,15 +44,17 @@ MEASURED = (
     Column("threshold", "threshold", "{:.4g}"),
     Column("PFLOPs", "pflops", "{:.3g}", "± {pflops_ci95:.2g}"),
     Column("compute left", "compute_left", "{:.3f}", "± {compute_left_ci95:.3f}"),
-    Column("latency s", "latency_s", "{:.2f}", _ends("latency_s", ".2f"), "n {latency_n:.0f}"),
-    Column("speed-up", "speedup", "{:.2f}x", _ends("speedup", ".2f"), "n {speedup_pairs:.0f}"),
-    Column("efficiency", "efficiency", "{:.2f}", _ends("efficiency", ".2f"), "n {speedup_pairs:.0f}"),
-    Column("VBench %", "vbench", "{:.2f}", _ends("vbench", ".2f"), "n {vbench_n:.0f}", missing="n/a"),
+    Column("latency s", "latency_s", "{:.2f}", _ends("latency_s", ".2f")),
+    Column("speed-up", "speedup", "{:.2f}x", _ends("speedup", ".2f")),
+    Column("efficiency", "efficiency", "{:.2f}", _ends("efficiency", ".2f")),
+    Column("VBench %", "vbench", "{:.2f}", _ends("vbench", ".2f")),
     Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
     Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
     Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
     Column("identical", "identical_videos", "{:.0f}"),
     Column("caption right", "caption_right", "{:.0%}", _ends("caption_right", ".0%")),
+    Column("seam ratio", "seam_ratio", "{:.2f}", "± {seam_ratio_ci95:.2f}"),
+    Column("jump px", "position_jump_pixels", "{:.2f}", "± {position_jump_pixels_ci95:.2f}"),
 )
 _DIFFERENCES = (
     ("compute left", "compute_left", "+.3f"),
@@ -63,10 +65,7 @@ _DIFFERENCES = (
     ("LPIPS", "lpips", "+.4f"),
     ("caption right", "caption_right", "+.1%"),
 )
-PAIRED = tuple(
-    Column(heading, key, f"{{:{form}}}", _ends(key, form), f"n {{{key}_n:.0f}}", "n/a" if key == "vbench" else "")
-    for heading, key, form in _DIFFERENCES
-)
+PAIRED = tuple(Column(heading, key, f"{{:{form}}}", _ends(key, form)) for heading, key, form in _DIFFERENCES)
 REPORTED = (
     Column("PFLOPs", "pflops", "{:.0f}"),
     Column("compute left", "compute_left", "{:.3f}"),
@@ -80,25 +79,27 @@ REPORTED = (
 )
 _MEASURED_TEXT = (
     "here ({source}). n videos a method; a cell over another number says so. Means ± half-width of the 95 % interval "
-    "over prompts (Student's t), medians with their bootstrap interval, captions with their Wilson interval. PSNR, "
-    "SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without the identical ones. Captions "
-    "are checked by tracking the shape. Latency is the median of the timed pairs on a machine with nothing else to do, "
-    "speed-up the median of their ratios; efficiency is speed-up times compute left: 1 means that every FLOP saved "
-    "became time saved."
+    "over prompts (Student's t), medians with their bootstrap interval, captions with their Wilson interval. "
+    f"{BOOTSTRAP} PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without the "
+    "identical ones. Captions are checked by tracking the shape. Seam ratio is the change from frame to frame at chunk "
+    "borders over that inside chunks (1: no seam), jump the worst leap of the shape at one, in pixels (0: none). "
+    "Latency is the median of the timed pairs, speed-up the median of their ratios; efficiency is speed-up times "
+    "compute left: 1 means that every FLOP saved became time saved."
 )
 _PAIRED_TEXT = (
     "prompt by prompt, the first method's less the second's: mean difference with its 95 % bootstrap interval and the "
-    "number of prompts. Compute and time left are shares of vanilla's; to vanilla itself PSNR, SSIM and LPIPS have no "
-    "difference, for it is what they compare with. Methods that leave different compute are compared at equal compute "
-    "by experiments.figures (reuse_curve)."
+    f"number of prompts. {BOOTSTRAP} Compute and time left are shares of vanilla's; to vanilla itself PSNR, SSIM and "
+    "LPIPS have no difference, for it is what they compare with. Methods that leave different compute are compared at "
+    "equal compute by experiments.figures (reuse_curve)."
 )
 
 
 def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
-    """One row a method, at its default options: figures, their intervals, and the counts that differ from n.
+    """One row a method, at its default options: figures, their intervals, what they are over, and why some are missing.
 
-    A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends. Raises
-    BadInput where no method has records.
+    A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends (``_low``,
+    ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. Raises BadInput
+    where no method has records.
     """
     rows = []
     for name in methods:
@@ -114,27 +115,29 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
         pairs = (mine["baseline_latency_s"] / mine["latency_s"]).dropna()
         if name == "vanilla":
             _add_median(row, "latency_s", frame["baseline_latency_s"].dropna())
-            row["latency_n"] = frame["baseline_latency_s"].notna().sum()
         elif len(pairs):
             _add_median(row, "latency_s", mine.loc[pairs.index, "latency_s"])
             _add_median(row, "speedup", pairs)
             _add_median(row, "efficiency", pairs * mine.loc[pairs.index, "flops_share"])
-            row["latency_n"] = row["speedup_pairs"] = len(pairs)
         total = read_total(job.output_dir, mine["key"])
-        row["vbench"], row["vbench_reason"] = np.nan if total.percent is None else total.percent, total.reason
+        row["vbench"], row["vbench_reason"] = np.nan, total.reason or None
         if total.percent is not None:
+            row["vbench"], row["vbench_n"] = total.percent, total.num_videos
             row["vbench_low"], row["vbench_high"] = total.interval()
-            row["vbench_n"] = total.num_videos
         for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine and name != "vanilla"]:
             values = pd.to_numeric(mine[metric], errors="coerce")
             if metric == "psnr" and np.isinf(values).any():
                 row["identical_videos"] = int(np.isinf(values).sum())
-            _add_mean(row, metric, values.replace(np.inf, np.nan).dropna())
-        for flag in CAPTION_FLAGS:
-            seen = mine[f"caption_{flag}"].dropna() if f"caption_{flag}" in mine else []
-            if len(seen):
-                share = f"caption_{flag}"
-                row[share], row[f"{share}_low"], row[f"{share}_high"] = share_and_interval(list(seen))
+            _add_mean(row, metric, values.replace(np.inf, np.nan))
+            _add_reason(row, metric, mine, metric)
+        for share in [f"caption_{flag}" for flag in CAPTION_FLAGS if f"caption_{flag}" in mine]:
+            seen = list(mine[share].dropna())
+            if seen:
+                row[share], row[f"{share}_low"], row[f"{share}_high"] = share_and_interval(seen)
+                row[f"{share}_n"] = len(seen)
+        _add_reason(row, "caption_right", mine, "caption")
+        for seam in [name for name in SEAMS if f"caption_{name}" in mine]:
+            _add_mean(row, seam, pd.to_numeric(mine[f"caption_{seam}"]))
         row["deviations"] = method_deviation(job.model_name, name, options)
         rows.append(row)
     if not rows:
@@ -143,13 +146,23 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
 
 
 def _add_mean(row: dict, key: str, values: pd.Series) -> None:
-    if len(values):
-        row[key], row[f"{key}_ci95"] = mean_and_interval(list(values))
+    known = values.dropna()
+    if len(known):
+        row[key], row[f"{key}_ci95"] = mean_and_interval(list(known))
+        row[f"{key}_n"] = len(known)
 
 
 def _add_median(row: dict, key: str, values: pd.Series) -> None:
     if len(values):
         row[key], row[f"{key}_low"], row[f"{key}_high"] = median_and_interval(list(values))
+        row[f"{key}_n"] = len(values)
+
+
+def _add_reason(row: dict, key: str, videos: pd.DataFrame, metric: str) -> None:
+    """Why a metric is missing, in most of the videos that say so."""
+    if f"{metric}_reason" in videos and videos[f"{metric}_reason"].notna().any():
+        row.setdefault(key, np.nan)
+        row[f"{key}_reason"] = videos[f"{metric}_reason"].mode()[0]
 
 
 def paired_table(frame: pd.DataFrame, job: Job, methods: list[str]) -> pd.DataFrame:
@@ -167,10 +180,12 @@ def paired_table(frame: pd.DataFrame, job: Job, methods: list[str]) -> pd.DataFr
                 _add_vbench(row, totals[name], totals[other])
                 continue
             pairs = both[[key, f"{key}_other"]].dropna()
-            if len(pairs) > 1:
+            if len(pairs):
                 difference = paired_difference(list(pairs[key]), list(pairs[f"{key}_other"]))
                 row |= dict(zip((key, f"{key}_low", f"{key}_high"), difference, strict=True))
                 row[f"{key}_n"] = len(pairs)
+            elif "vanilla" not in (name, other):
+                _add_reason(row, key, pd.concat([at[name], at[other]]), key.removesuffix("_right"))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -186,8 +201,9 @@ def _comparable(videos: pd.DataFrame, method: str) -> pd.DataFrame:
 
 
 def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
-    row["vbench"] = np.nan
+    row["vbench"], row["vbench_reason"] = np.nan, total.reason or other.reason or "the totals are over other prompts"
     if total.percent is not None and other.percent is not None and total.prompts == other.prompts:
+        row["vbench_reason"] = None
         row["vbench"], row["vbench_low"], row["vbench_high"] = total.less(other)
         row["vbench_n"] = min(total.num_videos, other.num_videos)
 
@@ -197,8 +213,6 @@ def describe(measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str
     reported, reported_source = read_reported(job.model_name)
     letters, notes = marks(measured["deviations"])
     setting = setting_deviation(job.model_name, job.settings)
-    reasons = measured.loc[measured["vbench"].isna(), "vbench_reason"]
-    vbench = [f"VBench n/a: {reason} ({', '.join(reasons.index[reasons == reason])})" for reason in reasons.unique()]
     ours = measured.assign(deviates=letters).reset_index()
     papers = with_shares(reported).reset_index()
     return [
@@ -207,7 +221,7 @@ def describe(measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str
             _MEASURED_TEXT.format(source=source),
             (Column("method", "method"), *MEASURED, Column("deviates", "deviates")),
             ours,
-            (*([f"Deviates, {setting}"] if setting else []), *notes, *vbench),
+            (*([f"Deviates, {setting}"] if setting else []), *notes, *missing_notes(MEASURED, measured)),
         ),
         Table(
             "Paired differences",

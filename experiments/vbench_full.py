@@ -15,7 +15,7 @@ import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 
 from eval.atomic import atomic_path
 from eval.errors import MetricUnavailable
-from eval.statistics import mean_and_interval
+from eval.statistics import MIN_RESAMPLED, mean_and_interval
 from eval.vbench import environment
 from eval.vbench.scoring import VIDEOS_PER_PROMPT, DimensionScore, Scores, score
 from eval.vbench.suite import NAMES
@@ -35,10 +35,12 @@ from experiments.errors import BadInput, command
 from experiments.job import Job, refuse_random_weights
 from experiments.launch import Launcher, launcher_of
 from experiments.records import Record, store_of
-from experiments.results import Column, Table, provenance, save_table
+from experiments.results import BOOTSTRAP, Column, Table, provenance, save_table
 from experiments.sweep import jobs_of, share_out
+from experiments.vbench_totals import percentile_ends, prompts_of, resampled
 
-_ENDS = ("", "_ci95", "_n", "_wanted")  # of the columns of a method
+_ENDS = ("", "_low", "_high", "_n", "_wanted")  # of the columns of a method
+_TOTALS = {"Quality": "quality", "Semantic": "semantic", "Total": "total"}
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,9 @@ def _save(path: Path, entrant: Entrant, scores: Scores) -> None:
 
 
 def score_frame(scored: dict[str, Scores]) -> pd.DataFrame:
-    """One row a dimension, then Quality, Semantic and Total; by method the score, the half-width of its 95 % interval
-    over prompts, its videos, and those wanted."""
-    rows = [{"score": name} for name in (*NAMES, "Quality", "Semantic", "Total")]
+    """One row a dimension, then Quality, Semantic and Total; by method the score, the ends of its 95 % interval over
+    prompts (Student's t, of totals by resampling), its videos and those wanted, or why there is none."""
+    rows = [{"score": name} for name in (*NAMES, *_TOTALS)]
     by_name = {row["score"]: row for row in rows}
     for method, scores in scored.items():
         for name, result in scores.results.items():
@@ -158,12 +160,28 @@ def score_frame(scored: dict[str, Scores]) -> pd.DataFrame:
             for video, value in result.per_video.items():
                 by_prompt[video.rpartition("-")[0]].append(value)
             _, half_width = mean_and_interval([float(np.mean(values)) for values in by_prompt.values()])
-            values = (result.mean, half_width, len(result.per_video), result.num_expected)
+            ends = (result.mean - half_width, result.mean + half_width)
+            values = (result.mean, *ends, len(result.per_video), result.num_expected)
             by_name[name] |= dict(zip((f"{method}{end}" for end in _ENDS), values, strict=True))
-        combined = totals(scores.means, missing_scores=scores.missing_scores, partial=True)
-        for name, value in zip(("Quality", "Semantic", "Total"), astuple(combined)[:3], strict=True):
-            by_name[name][method] = value
+        for name in scores.not_run.keys() & by_name.keys():
+            by_name[name][f"{method}_reason"] = scores.not_run[name]
+        _add_totals(by_name, method, scores)
     return pd.DataFrame(rows)
+
+
+def _add_totals(by_name: dict[str, dict[str, Any]], method: str, scores: Scores) -> None:
+    combined = totals(scores.means, missing_scores=scores.missing_scores, partial=True)
+    prompts = prompts_of(scores.results)
+    resamples = resampled(scores.results, prompts) if len(prompts) >= MIN_RESAMPLED else {}
+    num_videos = len({video for result in scores.results.values() for video in result.per_video})
+    for name, field in _TOTALS.items():
+        value, row = getattr(combined, field), by_name[name]
+        row[method] = value
+        if value is None:
+            row[f"{method}_reason"] = "no dimension of it has a score"
+        else:
+            low, high = percentile_ends(resamples[field], len(prompts)) if resamples else (np.nan, np.nan)
+            row |= {f"{method}_low": low, f"{method}_high": high, f"{method}_n": num_videos}
 
 
 def table(scored: dict[str, Scores], title: str, source: str) -> Table:
@@ -174,12 +192,13 @@ def table(scored: dict[str, Scores], title: str, source: str) -> Table:
     }
     partial = "; ".join(f"{method}: {name}" for method, name in named.items() if name != "Total")
     reasons = dict.fromkeys(f"{name}: {why}" for scores in scored.values() for name, why in scores.not_run.items())
-    columns = [Column(m, m, "{:.4f}", f"± {{{m}_ci95:.4f}}", f"n {{{m}_n:.0f}}", missing="n/a") for m in scored]
+    columns = [Column(m, m, "{:.4f}", f"{{{m}_low:.4f}} to {{{m}_high:.4f}}") for m in scored]
     return Table(
         f"{title}.",
-        f"Measured here ({source}; {environment.package()}, videos as mp4, crf 18). Raw means of the package ± "
-        "half-width of the 95 % interval over prompts, and how many videos; Quality, Semantic and Total normalised as "
-        "on the leaderboard. temporal_flickering is without the protocol's filter for videos that stand still.",
+        f"Measured here ({source}; {environment.package()}, videos as mp4, crf 18). Raw means of the package "
+        "with their 95 % interval over prompts (Student's t), and how many videos; Quality, Semantic and Total are "
+        f"normalised as on the leaderboard, with bootstrap intervals. {BOOTSTRAP} temporal_flickering is without the "
+        "protocol's filter for videos that stand still.",
         (Column("score", "score"), *columns),
         score_frame(scored).astype(dict.fromkeys(scored, float)),
         (*([f"Not comparable with published totals: {partial}"] if partial else []), *reasons),

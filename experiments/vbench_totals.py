@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.statistics import NUM_RESAMPLES, SEED
+from eval.statistics import MIN_RESAMPLED, NUM_RESAMPLES, SEED
 from eval.vbench.scoring import DimensionScore, Scores
 from eval.vbench.totals import totals
 
@@ -22,7 +22,7 @@ _BATCH = 500  # resamples at once: bounds the memory to a few MB
 
 @dataclass(frozen=True)
 class VBenchTotal:
-    """One method's Total in per cent, or why it has none. ``resamples``: of its prompts, for intervals."""
+    """One method's Total in per cent, or why it has none. ``resamples``: of its prompts [R], for intervals."""
 
     percent: float | None
     num_videos: int = 0
@@ -31,17 +31,20 @@ class VBenchTotal:
     reason: str = ""
 
     def interval(self) -> tuple[float, float]:
-        """Ends of the 95 % bootstrap interval over prompts."""
-        return _ends(self.resamples)
+        """Ends of the 95 % bootstrap interval over prompts; nan for few."""
+        return percentile_ends(self.resamples, len(self.prompts))
 
     def less(self, other: VBenchTotal) -> tuple[float, float, float]:
         """Difference in points and the ends of its 95 % interval. Raises ValueError where their prompts differ."""
         if self.prompts != other.prompts:
             raise ValueError("totals over different prompts are not paired; score the same prompts of both")
-        return (self.percent - other.percent, *_ends(self.resamples - other.resamples))
+        return (self.percent - other.percent, *percentile_ends(self.resamples - other.resamples, len(self.prompts)))
 
 
-def _ends(resamples: np.ndarray) -> tuple[float, float]:
+def percentile_ends(resamples: np.ndarray, num_prompts: int) -> tuple[float, float]:
+    """Of a 95 % interval; nan where the prompts are too few to be resampled."""
+    if num_prompts < MIN_RESAMPLED:
+        return float("nan"), float("nan")
     low, high = np.percentile(resamples, (2.5, 97.5))
     return float(low), float(high)
 
@@ -63,8 +66,8 @@ def read_total(output_dir: Path, keys: Iterable[str]) -> VBenchTotal:
     if combined.name != "Total":
         return VBenchTotal(None, reason=f"{combined.name}; {HOW}")
     videos = {video for result in results.values() for video in result.per_video}
-    prompts = tuple(sorted(set(map(_prompt, videos))))
-    return VBenchTotal(100 * combined.total, len(videos), prompts, 100 * _resampled(results, prompts))
+    prompts = prompts_of(results)
+    return VBenchTotal(100 * combined.total, len(videos), prompts, 100 * resampled(results, prompts)["total"])
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -75,27 +78,42 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def prompts_of(results: dict[str, DimensionScore]) -> tuple[str, ...]:
+    """Of all videos that some dimension was scored on."""
+    return tuple(sorted({_prompt(video) for result in results.values() for video in result.per_video}))
+
+
 def _prompt(video: str) -> str:
     """Of the file name under which VBench knows a video."""
     return video.rpartition("-")[0]
 
 
-def _resampled(results: dict[str, DimensionScore], prompts: tuple[str, ...]) -> np.ndarray:
-    """Totals [resamples] of the benchmark with its prompts drawn anew, every dimension on those of its own drawn."""
+def resampled(results: dict[str, DimensionScore], prompts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """By field of ``eval.vbench.totals.Totals`` that there is, its value in benchmarks with prompts drawn anew [R].
+
+    Every dimension counts those of its own prompts that were drawn.
+    """
     by_prompt: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, result in results.items():
         for video, value in result.per_video.items():
             by_prompt[name][_prompt(video)].append(value)
     means = np.array([[np.mean(by_prompt[name].get(prompt, np.nan)) for prompt in prompts] for name in results])
     scored = ~np.isnan(means)  # [dimensions, prompts]
-    # The Total is linear in the scores: its value without any, and what each adds.
-    none = totals(dict.fromkeys(results, 0.0)).total
-    added = np.array([totals(dict.fromkeys(results, 0.0) | {name: 1.0}).total - none for name in results])
+    # Totals are linear in the scores: their values [totals] without any, and what each adds [dimensions, totals].
+    zeros = dict.fromkeys(results, 0.0)
+    without = totals(zeros, partial=True)
+    fields = [field for field in ("quality", "semantic", "total") if getattr(without, field) is not None]
+
+    def combined(scores: dict[str, float]) -> np.ndarray:
+        return np.array([getattr(totals(scores, partial=True), field) for field in fields])
+
+    none = combined(zeros)
+    added = np.array([combined(zeros | {name: 1.0}) - none for name in results])
     rng = np.random.default_rng(SEED)
-    drawn: list[float] = []
+    drawn: list[np.ndarray] = []
     while len(drawn) < NUM_RESAMPLES:
         counts = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), _BATCH)
         with np.errstate(invalid="ignore"):  # a dimension of which no prompt was drawn: drawn anew
             raw = (counts @ np.nan_to_num(means).T) / (counts @ scored.T)
         drawn += list(none + raw[~np.isnan(raw).any(axis=1)] @ added)
-    return np.array(drawn[:NUM_RESAMPLES])
+    return dict(zip(fields, np.array(drawn[:NUM_RESAMPLES]).T, strict=True))

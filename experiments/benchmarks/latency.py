@@ -1,6 +1,6 @@
 """Latency of a method against vanilla, timed in turn in one process: where the time goes, memory, speed-up.
 
-``python -m experiments.bench latency [latency_repeats=5] [model=magi] [method=flowcache_fast] [key=value ...]``
+``python -m experiments.bench latency [latency_repeats=6] [model=magi] [method=flowcache_fast] [key=value ...]``
 
 On the job's first prompt. Every method first makes a short video that is not timed; then vanilla and the method take
 turns. On a CPU, memory is what tensors take at once, counted in a further run of each that is not timed.
@@ -8,6 +8,7 @@ turns. On a CPU, memory is what tensors take at once, counted in a further run o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -24,7 +25,7 @@ OPTIONS = ("latency_repeats",)
 _MIB = 2**20
 
 
-def run(job: Job, latency_repeats: str = "5") -> None:
+def run(job: Job, latency_repeats: str = "6") -> None:
     """Print a column for vanilla and one for the method, and the ratio of both."""
     repeats, runner, prompt = whole_number("latency_repeats", latency_repeats), Runner(job), job.prompts[0]
     runner.check(prompt)
@@ -73,9 +74,10 @@ def _cell(spread: Spread, whole: Spread) -> str:
 def _against(vanilla: Sequence[Take], takes: Sequence[Take]) -> str:
     left = [take.trace.flops / base.trace.flops for take, base in zip(takes, vanilla, strict=True)]
     gain = speedup([take.latency_s for take in takes], [base.latency_s for base in vanilla], left)
+    interval = "" if math.isnan(gain.low) else f"95 % {gain.low:.3f}-{gain.high:.3f}, "
     return (
-        f"speed-up {gain.median:.3f}x (95 % {gain.low:.3f}-{gain.high:.3f}, {gain.pairs} pairs), FLOP ratio "
-        f"{1 / left[0]:.3f}x, efficiency {gain.efficiency:.3f} (speed-up over FLOP ratio)"
+        f"speed-up {gain.median:.3f}x ({interval}{gain.pairs} pairs), FLOP ratio {1 / left[0]:.3f}x, "
+        f"efficiency {gain.efficiency[0]:.3f} (speed-up over FLOP ratio)"
     )
 
 

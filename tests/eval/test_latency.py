@@ -75,12 +75,13 @@ def test_sections_are_medians_with_their_ends_and_what_is_in_none():
 
 
 def test_a_speedup_is_the_median_of_pairs_and_efficiency_what_was_saved_of_it():
-    gain = speedup([5, 4, 8], [10, 10, 10], [0.5, 0.4, 0.8])
-    assert (gain.median, gain.pairs) == (2, 3)
-    assert 1.25 <= gain.low <= 2 <= gain.high <= 2.5
-    assert gain.efficiency == pytest.approx(1)
-    assert speedup([10], [10], [0.5]).efficiency == 0.5
-    assert math.isnan(speedup([10], [10], [0.5]).low)
+    gain = speedup([5, 4, 8] * 2, [10] * 6, [0.5, 0.4, 0.8] * 2)
+    assert (gain.median, gain.pairs) == (2, 6)
+    assert 1.25 <= gain.low < 2 < gain.high <= 2.5
+    assert gain.efficiency == pytest.approx((1, 1, 1))
+    few = speedup([5, 4, 8], [10] * 3, [0.5, 0.4, 0.8])
+    assert (few.median, few.efficiency[0]) == (2, pytest.approx(1))
+    assert all(map(math.isnan, (few.low, few.high, *few.efficiency[1:])))
 
 
 @pytest.mark.parametrize("pairs", [([1, 2], [1], [1, 1]), ([1], [1], []), ([], [], [])])

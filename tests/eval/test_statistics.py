@@ -5,7 +5,13 @@ import math
 import numpy as np
 import pytest
 
-from eval.statistics import mean_and_interval, median_and_interval, paired_difference, share_and_interval
+from eval.statistics import (
+    MIN_RESAMPLED,
+    mean_and_interval,
+    median_and_interval,
+    paired_difference,
+    share_and_interval,
+)
 
 
 def test_a_means_interval_is_students():
@@ -30,7 +36,6 @@ def test_a_medians_interval_holds_it_and_is_the_same_again():
     assert min(values) < low < median < high < max(values)
     assert 0.3 < high - low < 1.6  # about 2 x 1.96 x 1.25 / sqrt(40) = 0.78 for normal values
     assert median_and_interval(values) == (median, low, high)
-    assert math.isnan(median_and_interval([1.0])[1])
 
 
 def test_pairs_cancel_what_prompts_have_in_common():
@@ -39,6 +44,26 @@ def test_pairs_cancel_what_prompts_have_in_common():
     difference, low, high = paired_difference(prompts + gain, prompts)
     assert difference == pytest.approx(gain.mean())
     assert 0.9 < low < difference < high < 1.1
-    assert paired_difference([True, False], [True, False]) == (0.0, 0.0, 0.0)
+    assert paired_difference([True, False] * 3, [True, False] * 3) == (0.0, 0.0, 0.0)
     with pytest.raises(ValueError, match="as many"):
         paired_difference([1.0], [])
+
+
+def test_few_values_have_no_bootstrap_interval():
+    few = [1.0, 2.0, 4.0, 8.0, 16.0]
+    assert len(few) == MIN_RESAMPLED - 1
+    for numbers in (few, few[:2], few[:1]):
+        for value, low, high in (median_and_interval(numbers), paired_difference(numbers, [0.0] * len(numbers))):
+            assert math.isfinite(value)
+            assert math.isnan(low)
+            assert math.isnan(high)
+    assert not any(map(math.isnan, median_and_interval([*few, 32.0])))
+
+
+@pytest.mark.parametrize(("num_values", "told"), [(2, 0.50), (3, 0.75), (5, 0.84), (6, 0.85), (8, 0.89), (16, 0.92)])
+def test_bootstrap_intervals_cover_as_little_as_the_module_says(num_values, told):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(2000, num_values))
+    means = samples[:, rng.integers(0, num_values, (500, num_values))].mean(axis=2)  # all resampled alike
+    low, high = np.percentile(means, (2.5, 97.5), axis=1)
+    assert np.mean((low < 0) & (high > 0)) == pytest.approx(told, abs=0.03)

@@ -9,6 +9,7 @@ from experiments.errors import BadInput
 from experiments.results import markdown
 from experiments.runner import Runner
 from experiments.sweep import jobs_of
+from tests.experiments.made_records import made
 
 
 @pytest.fixture
@@ -50,6 +51,20 @@ def test_no_budget_is_told_from_a_budget(small_job):
     # How to compress tells nothing of a cache that is whole.
     rows = markdown(table(frame, [*told_by, "compression.selection"], "Budget", "vanilla", "here")).splitlines()[4:6]
     assert [row.split(" | ")[1:3] for row in rows] == [["-", "-"], ["1 chunk", "token"]]
+
+
+def test_a_metric_that_could_not_be_had_is_told_with_its_reason_and_counts_are_each_ones_own(jobs):
+    for job, share in zip(jobs[:3], (1.0, 0.8, 0.5), strict=True):
+        for place, prompt in enumerate(job.prompts):
+            psnr = "inf" if place == 0 else 30.0
+            compared = {"metrics": {"psnr": psnr, "lpips": None}, "notes": {"lpips": "no weights"}}
+            made(job, prompt, share, **(compared if job is not jobs[0] else {}))
+    frame, told_by = settings_frame(jobs)
+    lines = markdown(table(frame, told_by, "Threshold", "vanilla", "here")).splitlines()
+    headings, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[2], *lines[4:7])]
+    assert [row[headings.index("LPIPS")] for row in rows] == ["-", "n/a", "n/a"]
+    assert [row[headings.index("PSNR dB")] for row in rows] == ["-", "30.00 (n 1)", "30.00 (n 1)"]
+    assert lines[-1] == "- LPIPS n/a: no weights (flowcache_fast 0, flowcache_fast 0.3)"
 
 
 def test_without_records_it_says_how_to_make_them(jobs):
@@ -108,4 +123,7 @@ def test_intervals_of_long_videos_are_over_prompts():
     (row,) = long_video.ends_frame(chunks).to_dict("records")
     assert (row["n"], row["kv_mib_early"], row["kv_mib_late"]) == (2, 2 + 4.5, 2 + 15.5)
     assert row["kv_mib_early_ci95"] == pytest.approx(12.706205)  # t at 1 degree of freedom, standard error 1
-    assert row["caption_right_early"] == 0.5
+    ends = ["caption_right_early", "caption_right_early_low", "caption_right_early_high", "caption_right_early_n"]
+    assert [row[end] for end in ends] == [0.5, 0.5, 0.5, 2]
+    uneven = chunks.assign(caption_right=(chunks["prompt"] == "a") | (chunks["chunk"] % 2 == 0))
+    assert "| 75% (50% to 100%) |" in markdown(long_video.table(uneven, "A long video", "vanilla", "here"))

@@ -11,14 +11,15 @@ import pytest
 from matplotlib import pyplot as plt
 
 from experiments import results
-from experiments.results import Column, Table, latex, markdown, save_figure, save_table
+from experiments.results import Column, Table, latex, markdown, missing_notes, provenance, save_figure, save_table
 from experiments.style import COLUMN_WIDTH_IN, PALETTE, family, styled
 
 COLUMNS = (
     Column("method", "method"),
-    Column("PSNR dB", "psnr", "{:.1f}", "± {psnr_ci95:.1f}", "n {psnr_n:.0f}"),
-    Column("speed-up", "speedup", "{:.2f}x", "{low:.2f} to {high:.2f}", "n {pairs:.0f}"),
-    Column("VBench %", "vbench", "{:.1f}", missing="n/a"),
+    Column("PSNR dB", "psnr", "{:.1f}", "± {psnr_ci95:.1f}"),
+    Column("speed-up", "speedup", "{:.2f}x", "{low:.2f} to {high:.2f}"),
+    Column("VBench %", "vbench", "{:.1f}"),
+    Column("SSIM", "ssim", "{:.2f}", "± {ssim_ci95:.2f}"),
     Column("never", "never"),
     Column("absent", "absent"),
 )
@@ -31,8 +32,13 @@ DATA = pd.DataFrame(
         "speedup": [1.5, 2.0],
         "low": [1.2, math.nan],
         "high": [1.8, math.nan],
-        "pairs": [8, 1],
+        "speedup_n": [8, 1],
         "vbench": [math.nan, math.nan],
+        "vbench_reason": ["no scores", None],
+        "ssim": [0.9, 0.8],
+        "ssim_ci95": [0.1, math.nan],
+        "ssim_n": [9, 9],
+        "n": [9, 9],
         "never": [math.nan, math.nan],
     }
 )
@@ -55,23 +61,59 @@ def test_markdown_has_intervals_counts_and_reasons():
     assert markdown(TABLE).splitlines() == [
         "**Measured** here (50 % of it).",
         "",
-        "| method | PSNR dB | speed-up | VBench % |",
-        "| --- | --- | --- | --- |",
-        "| a_b | 40.0 ± 1.5 (n 7) | 1.50x (1.20 to 1.80; n 8) | n/a |",
-        "| c & d | - | 2.00x (n 1) | n/a |",
+        "| method | PSNR dB | speed-up | VBench % | SSIM |",
+        "| --- | --- | --- | --- | --- |",
+        "| a_b | 40.0 ± 1.5 (n 7) | 1.50x (1.20 to 1.80; n 8) | n/a | 0.90 ± 0.10 |",
+        "| c & d | - | 2.00x (n 1) | - | 0.80 (n 9) |",
         "",
         "- VBench: no scores",
     ]
 
 
+def test_a_note_says_why_values_are_missing():
+    data = pd.DataFrame({"lpips": [math.nan] * 3, "lpips_reason": ["no weights", None, "no weights"]}, index=[*"abc"])
+    columns = (Column("LPIPS", "lpips"), Column("never", "never"))
+    assert missing_notes(columns, data) == ("LPIPS n/a: no weights (a, c)",)
+
+
+def videos(baseline_latency_s: list[float], load: list[float | None]) -> pd.DataFrame:
+    """As of experiments.collect."""
+    return pd.DataFrame(
+        {
+            "environment_gpu": None,
+            "environment_cpu": "a CPU",
+            "environment_workers": 2,
+            "environment_threads": 1,
+            "environment_packages": [{"torch": "2"}] * len(load),
+            "environment_load_average_1min": load,
+            "weights": "w",
+            "code": "c",
+            "baseline_latency_s": baseline_latency_s,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("baseline_latency_s", "load", "told"),
+    [
+        ([1.0, 1.0, math.nan], [0.12, 1.5, 9.0], "; load average before timing 0.1 to 1.5"),
+        ([1.0, 1.0], [0.12, None], "; load before timing not recorded"),
+        ([math.nan], [3.0], ""),
+    ],
+)
+def test_the_source_says_how_busy_the_machine_was_before_timing(baseline_latency_s, load, told):
+    source = provenance(videos(baseline_latency_s, load))
+    assert source == f"a CPU; videos side by side x threads each: 2 x 1{told}; torch 2; weights w, code c"
+
+
 def test_latex_is_booktabs_with_the_same_cells_and_nothing_unescaped():
     text = latex("magi_main", [TABLE])
-    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrrr}", r"\label{tab:magi_main}"):
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\begin{tabular}{lrrrr}", r"\label{tab:magi_main}"):
         assert text.count(rule) == 1
     assert r"\caption[Measured]{Measured here (50 \% of it). VBench: no scores.}" in text
     body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
     rows = re.findall(r"^(.*?) \\\\$", body, re.M)
-    assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [4, 4, 4]
+    assert [len(re.split(r"(?<!\\)&", row)) for row in rows] == [5, 5, 5]
     assert rows[1].startswith(r"a\_b & \shortstack[r]{40.0\\{\tiny $\pm$ 1.5 (n 7)}}")
     assert r"\shortstack[r]{1.50x\\{\tiny (1.20 to 1.80;}\\{\tiny n 8)}}" in rows[1]
     assert rows[2].startswith(r"c \& d & - & ")

@@ -219,6 +219,7 @@ def test_records_are_json_with_units_and_environment(small_job):
     document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text())
     assert document["metrics"]["psnr"] == "inf"
     assert document["environment"]["threads"] == 1
+    assert document["environment"]["load_average_1min"] >= 0
     assert document["peak_memory_gib"] is None  # of a GPU
     assert document["environment"]["packages"]["torch"].startswith("2.13.0")
     assert {"text", "transformer", "policy", "scheduler", "vae"} <= set(document["sections_s"])
@@ -231,10 +232,10 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
     summary = summarise(records)
     assert summary["n"] == 2
     assert summary["flops_share"] == pytest.approx(sum(r.flops / r.baseline_flops for r in records) / 2)
-    assert summary["speedup_pairs"] == 2
+    assert summary["speedup_n"] == 2
     ratios = [r.baseline_latency_s / r.latency_s for r in records]
     assert summary["speedup"] == pytest.approx(sum(ratios) / 2)
-    assert min(ratios) <= summary["speedup_low"] <= summary["speedup"] <= summary["speedup_high"] <= max(ratios)
+    assert np.isnan(summary["speedup_low"])  # two pairs are too few
     assert summary["efficiency"] == pytest.approx(
         sum(ratio * r.flops / r.baseline_flops for ratio, r in zip(ratios, records, strict=True)) / 2
     )
@@ -256,7 +257,7 @@ def test_families_are_compared_prompt_by_prompt_at_equal_compute():
 
     videos = [
         video(method, prompt, share, 40 + 10 * share + easier - loss)
-        for prompt, easier in (("a", 0), ("b", 9))
+        for prompt, easier in zip("abdefg", (0, 9, 1, 5, 3, 7), strict=True)
         for method, loss in (("flowcache_fast", 0), ("every_k", 2))
         for share in (0.4, 0.8)
     ]
@@ -265,7 +266,7 @@ def test_families_are_compared_prompt_by_prompt_at_equal_compute():
     assert list(compared.index) == [0.4, 0.5, 0.6, 0.75]  # 0.3 and 0.9 lie beyond the settings
     for share in compared.index:
         assert compared.loc[share, ["difference_db", "low", "high"]].tolist() == pytest.approx([2, 2, 2])
-    assert set(compared["won"]) == set(compared["n"]) == {2}
+    assert set(compared["won"]) == set(compared["difference_db_n"]) == {6}
 
 
 def test_tables_without_records_say_what_to_run(small_job):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -15,28 +16,35 @@ from experiments.collect import at_defaults, collect
 from experiments.errors import BadInput
 from experiments.job import Job
 from experiments.reported import method_deviation, read_reported, setting_deviation
+from experiments.results import Table, markdown
 from experiments.tables import describe, main_table, marks, paired_table
 from experiments.vbench_totals import HOW, read_total
 from tests.experiments.made_records import job_of, made
 
-PROMPTS = ("a", "b", "c", "d")
-SLOW = [40.0, 42.0, 44.0, 46.0]
-FAST = [37.0, 40.0, 39.0, 44.0]
+PROMPTS = tuple("abcdefgh")
+SLOW = [40.0, 42.0, 44.0, 46.0, 41.0, 43.0, 45.0, 47.0]
+FAST = [37.0, 40.0, 39.0, 44.0, 38.0, 40.0, 41.0, 42.0]  # the last one's video is identical
+TIMED = 6
+NO_WEIGHTS = "there are no weights of it here"
 
 
 @pytest.fixture
 def job(tmp_path) -> Job:
-    """With records of vanilla and of a slow and a fast method, two prompts timed; the last fast video is identical."""
+    """With records of vanilla and of a slow and a fast method, six prompts timed; the last fast video is identical,
+    LPIPS is missing from all fast and from two slow ones."""
     jobs = {name: job_of(tmp_path, f"method={name}") for name in ("vanilla", "flowcache_slow", "flowcache_fast")}
     for place, prompt in enumerate(PROMPTS):
-        caption = {"right": True, "colour_right": True, "shape_right": True, "motion_right": True}
+        caption = dict.fromkeys(("right", "colour_right", "shape_right", "motion_right"), True)
+        caption |= {"seam_ratio": 1 + place / 10, "position_jump_pixels": None if place == 7 else place}
         made(jobs["vanilla"], prompt, latency_s=10.0, caption=caption)
-        timed = {"baseline_latency_s": 10.0 + place} if place < 2 else {}
-        metrics = {"psnr": SLOW[place], "ssim": 0.9, "lpips": 0.1}
-        made(jobs["flowcache_slow"], prompt, 0.8, latency_s=8.0, metrics=metrics, caption=caption, **timed)
-        metrics = {"psnr": "inf" if place == 3 else FAST[place], "ssim": 0.8 + 0.01 * place, "lpips": None}
+        timed = {"baseline_latency_s": 10.0 + place} if place < TIMED else {}
+        metrics = {"psnr": SLOW[place], "ssim": 0.9, "lpips": 0.1 if place < 6 else None}
+        said = {"notes": {"lpips": "its network did not load"}} if place >= 6 else {}
+        made(jobs["flowcache_slow"], prompt, 0.8, latency_s=8.0, metrics=metrics, caption=caption, **said, **timed)
+        metrics = {"psnr": "inf" if place == 7 else FAST[place], "ssim": 0.8 + 0.01 * place, "lpips": None}
         wrong = {**caption, "right": place != 1}
-        made(jobs["flowcache_fast"], prompt, 0.5, latency_s=5.0, metrics=metrics, caption=wrong, **timed)
+        said = {"notes": {"lpips": NO_WEIGHTS}}
+        made(jobs["flowcache_fast"], prompt, 0.5, latency_s=5.0, metrics=metrics, caption=wrong, **said, **timed)
     other = job_of(tmp_path, "method=flowcache_fast", "method.threshold=0.5")
     made(other, "a", 0.1, latency_s=1.0, metrics={"psnr": 1.0, "ssim": 0.1})  # no default: in no table
     return job_of(tmp_path)
@@ -50,33 +58,84 @@ def measured(job) -> pd.DataFrame:
 def test_every_figure_has_its_interval_and_count(job, measured):
     assert list(measured.index) == ["vanilla", "flowcache_slow", "flowcache_fast"]
     fast = measured.loc["flowcache_fast"]
-    assert (fast["n"], fast["threshold"], fast["identical_videos"]) == (4, 0.015, 1)
+    assert (fast["n"], fast["threshold"], fast["identical_videos"]) == (8, 0.015, 1)
     assert (fast["compute_left"], fast["compute_left_ci95"], fast["pflops_ci95"]) == (0.5, 0, 0)
-    assert fast["psnr"] == pytest.approx(np.mean(FAST[:3]))  # without the identical one
-    assert (fast["speedup"], fast["speedup_low"], fast["speedup_high"]) == median_and_interval([2.0, 2.2])
-    assert (fast["speedup_pairs"], fast["latency_n"]) == (2, 2)
+    assert fast["psnr"] == pytest.approx(np.mean(FAST[:7]))  # without the identical one
+    assert (fast["psnr_n"], fast["ssim_n"], measured.loc["flowcache_slow", "lpips_n"]) == (7, 8, 6)
+    assert (fast["speedup"], fast["speedup_low"], fast["speedup_high"]) == median_and_interval(
+        [2.0 + place / 5 for place in range(TIMED)]
+    )
+    assert (fast["speedup_n"], fast["latency_s_n"], fast["efficiency_n"]) == (TIMED,) * 3
     assert fast["efficiency"] == pytest.approx(fast["speedup"] * 0.5)
-    assert (fast["caption_right"], measured.loc["vanilla", "caption_right"]) == (0.75, 1)
-    assert np.isnan(fast["lpips"])
+    assert (fast["caption_right"], measured.loc["vanilla", "caption_right"]) == (7 / 8, 1)
+    assert (fast["seam_ratio"], fast["seam_ratio_n"]) == (pytest.approx(1.35), 8)
+    assert (fast["position_jump_pixels"], fast["position_jump_pixels_n"]) == (3, 7)
     assert measured.loc["vanilla", ["psnr", "ssim", "speedup"]].isna().all()
     table, _, _ = describe(measured, paired_table(collect(job), job, list(measured.index)), job, "somewhere")
+    cells = cells_of(table)
     bare = {"method", "n", "threshold", "VBench %", "identical", "deviates"}  # no measurements, or none made
-    for row in table.cells():
-        for column, (value, spread) in zip(table.shown, row, strict=True):
-            assert column.heading in bare or value == "-" or spread, f"{column.heading}: {value} without an interval"
+    counts = {"latency s": "n 6", "speed-up": "n 6", "efficiency": "n 6"}
+    counts_of = {
+        "vanilla": {"latency s": "n 12", "jump px": "n 7"},  # timed beside both methods
+        "flowcache_slow": {**counts, "LPIPS": "n 6", "jump px": "n 7"},
+        "flowcache_fast": {**counts, "PSNR dB": "n 7", "jump px": "n 7"},
+    }
+    for method, row in cells.items():
+        for heading, (value, details) in row.items():
+            assert heading in bare or value in ("-", "n/a") or " to " in details or "±" in details, (method, heading)
+            assert re.findall(r"n \d+", details) == [c for h, c in counts_of[method].items() if h == heading], heading
+
+
+def cells_of(table: Table) -> dict[str, dict[str, tuple[str, str]]]:
+    """Values and their details, by the table's first column and heading."""
+    headings = [column.heading for column in table.shown]
+    return {row[0][0]: dict(zip(headings, row, strict=True)) for row in table.cells()}
+
+
+def test_a_missing_metric_is_told_from_one_that_does_not_apply(job, measured):
+    paired = paired_table(collect(job), job, list(measured.index))
+    ours, differences, _ = describe(measured, paired, job, "somewhere")
+    lpips = {method: row["LPIPS"][0] for method, row in cells_of(ours).items()}
+    assert lpips == {"vanilla": "-", "flowcache_slow": "0.1000", "flowcache_fast": "n/a"}
+    assert "LPIPS n/a: its network did not load (flowcache_slow)" in ours.notes
+    assert f"LPIPS n/a: {NO_WEIGHTS} (flowcache_fast)" in ours.notes
+    place = [column.heading for column in differences.shown].index("LPIPS")
+    assert [row[place][0] for row in differences.cells()] == ["-", "-", "n/a"]
+
+
+def test_a_metric_that_no_video_has_keeps_its_column_and_reason(tmp_path):
+    job = job_of(tmp_path, "method=flowcache_fast")
+    for prompt in PROMPTS:
+        made(job, prompt, 0.5, metrics={"psnr": 30.0, "lpips": None}, notes={"lpips": NO_WEIGHTS})
+    measured = main_table(collect(job), job)
+    table, *_ = describe(measured, paired_table(collect(job), job, list(measured.index)), job, "somewhere")
+    assert cells_of(table)["flowcache_fast"]["LPIPS"] == ("n/a", "")
+    assert f"LPIPS n/a: {NO_WEIGHTS} (flowcache_fast)" in table.notes
+
+
+def test_few_pairs_are_shown_with_their_number_alone(tmp_path):
+    job = job_of(tmp_path, "method=flowcache_fast")
+    for place, prompt in enumerate(PROMPTS):
+        timed = {"baseline_latency_s": 10.0 + place} if place < 3 else {}
+        made(job, prompt, 0.5, latency_s=5.0, **timed)
+    table, *_ = describe(main_table(collect(job), job), pd.DataFrame(columns=["method", "against"]), job, "somewhere")
+    assert cells_of(table)["flowcache_fast"]["speed-up"] == ("2.20x", "(n 3)")
+    assert "nan" not in markdown(table)
+    assert "too narrow" in table.text
 
 
 def test_differences_are_paired_by_prompt(job, measured):
     paired = paired_table(collect(job), job, list(measured.index)).set_index(["method", "against"])
     fast = paired.loc["flowcache_fast", "flowcache_slow"]
-    differences = paired_difference(FAST[:3], SLOW[:3])  # not the prompt whose fast video has no PSNR
+    differences = paired_difference(FAST[:7], SLOW[:7])  # not the prompt whose fast video has no PSNR
     assert tuple(fast[["psnr", "psnr_low", "psnr_high"]]) == pytest.approx(differences)
-    assert (fast["psnr_n"], fast["compute_left_n"], fast["time_left_n"]) == (3, 4, 2)
+    assert (fast["psnr_n"], fast["compute_left_n"], fast["time_left_n"]) == (7, 8, TIMED)
     assert fast["compute_left"] == pytest.approx(-0.3)
-    assert fast["time_left"] == pytest.approx((5 / 10 + 5 / 11) / 2 - (8 / 10 + 8 / 11) / 2)
+    share = np.mean([1 / (10 + place) for place in range(TIMED)])
+    assert fast["time_left"] == pytest.approx((5 - 8) * share)
     vanilla = paired.loc["flowcache_fast", "vanilla"]
-    assert vanilla["caption_right"] == -0.25
-    assert vanilla["time_left"] == pytest.approx((5 / 10 + 5 / 11) / 2 - 1)
+    assert vanilla["caption_right"] == -1 / 8
+    assert vanilla["time_left"] == pytest.approx(5 * share - 1)
     assert np.isnan(vanilla.get("psnr", np.nan))  # vanilla is what it compares with
 
 
@@ -123,12 +182,12 @@ def test_marks_give_equal_deviations_one_letter():
     assert notes == ["Deviates, a: x", "Deviates, b: y"]
 
 
-def vbench_scores(job: Job, method: str, score: float, dimensions=NAMES, num_prompts: int = 3) -> None:
+def vbench_scores(job: Job, method: str, score: float, dimensions=NAMES, num_prompts: int = 6) -> None:
     """What experiments.vbench_full keeps: every video of a prompt scores ``score`` and a little more by prompt."""
     mine = at_defaults(collect(job), job, method)
     prompts = sorted(mine["prompt"])[:num_prompts]
     keys = dict(zip(mine["prompt"], mine["key"], strict=True))
-    per_video = {f"{prompt}-0.mp4": score + 0.01 * place for place, prompt in enumerate(prompts)}
+    per_video = {f"{prompt}-0.mp4": score + 0.002 * place for place, prompt in enumerate(prompts)}
     result = {"mean": np.mean(list(per_video.values())), "per_video": per_video, "num_expected": len(prompts)}
     content = {
         "videos": {f"{prompt}-0.mp4": keys[prompt] for prompt in prompts},
@@ -154,22 +213,22 @@ def test_vbench_totals_come_with_intervals_where_they_exist(job):
     frame = collect(job)
     measured = main_table(frame, job)
     fast = measured.loc["flowcache_fast"]
-    assert fast["vbench"] == pytest.approx(expected_total(0.81))
+    assert fast["vbench"] == pytest.approx(expected_total(0.805))
     assert expected_total(0.80) - 1e-9 < fast["vbench_low"] < fast["vbench"]
-    assert fast["vbench"] < fast["vbench_high"] < expected_total(0.82) + 1e-9
-    assert fast["vbench_n"] == 3
+    assert fast["vbench"] < fast["vbench_high"] < expected_total(0.81) + 1e-9
+    assert fast["vbench_n"] == 6
     paired = paired_table(frame, job, list(measured.index)).set_index(["method", "against"])
     difference = paired.loc["flowcache_fast", "vanilla"]
-    assert difference["vbench"] == pytest.approx(expected_total(0.81) - expected_total(0.83))
+    assert difference["vbench"] == pytest.approx(expected_total(0.805) - expected_total(0.825))
     # Every prompt differs by as much, so that the pairs leave no doubt, however wide each interval is.
     assert difference["vbench_high"] - difference["vbench_low"] < 1e-9
     ours, *_ = describe(measured, paired.reset_index(), job, "somewhere")
-    assert ours.notes[-1] == f"VBench n/a: no scores of these videos; {HOW} (flowcache_slow)"
+    assert f"VBench % n/a: no scores of these videos; {HOW} (flowcache_slow)" in ours.notes
 
 
 def test_vbench_totals_over_different_prompts_are_not_subtracted(job):
     vbench_scores(job, "flowcache_fast", 0.8)
-    vbench_scores(job, "vanilla", 0.82, num_prompts=4)
+    vbench_scores(job, "vanilla", 0.82, num_prompts=7)
     frame = collect(job)
     paired = paired_table(frame, job, list(main_table(frame, job).index)).set_index(["method", "against"])
     assert np.isnan(paired.loc[("flowcache_fast", "vanilla"), "vbench"])
@@ -180,8 +239,8 @@ def test_a_partial_vbench_total_is_none_and_says_so(job):
     total = read_total(job.output_dir, at_defaults(collect(job), job, "flowcache_fast")["key"])
     assert (total.percent, total.reason) == (None, f"Total (partial: 3 of 16 dimensions); {HOW}")
     (job.output_dir / "vbench" / "damaged.json").write_text('{"videos"')
-    vbench_scores(job, "flowcache_fast", 0.8, num_prompts=4)  # more videos: the better known
-    assert read_total(job.output_dir, at_defaults(collect(job), job, "flowcache_fast")["key"]).num_videos == 4
+    vbench_scores(job, "flowcache_fast", 0.8, num_prompts=7)  # more videos: the better known
+    assert read_total(job.output_dir, at_defaults(collect(job), job, "flowcache_fast")["key"]).num_videos == 7
     assert read_total(job.output_dir, ["other videos"]).reason == f"no scores of these videos; {HOW}"
 
 

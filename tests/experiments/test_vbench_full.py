@@ -2,12 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from eval.vbench.scoring import DimensionScore, Scores
+from eval.vbench.suite import NAMES
 from experiments import vbench_full
 from experiments.errors import BadInput
 from experiments.launch import Launcher
 from experiments.records import RecordStore
+from experiments.results import Column
 from experiments.sweep import jobs_of
 from tests.experiments.conftest import SMALL
 from tests.vbench_stand_in import empty_caches, provide, stand_in_environment
@@ -111,3 +115,23 @@ def test_without_the_package(monkeypatch, tmp_path):
     empty_caches(monkeypatch, tmp_path)
     with pytest.raises(BadInput, match=r"python -m eval\.vbench install"):
         vbench_full.entrants([])
+
+
+@pytest.mark.parametrize("num_prompts", [5, 8])
+def test_every_score_has_its_interval_or_its_reason(num_prompts):
+    per_video = {f"{place}-0.mp4": 0.5 + 0.01 * place for place in range(num_prompts)}
+    result = DimensionScore(float(np.mean(list(per_video.values()))), per_video, num_prompts)
+    names = ("imaging_quality", "aesthetic_quality")  # both of Quality, none of Semantic
+    scores = Scores(dict.fromkeys(names, result), {name: "no weights" for name in NAMES if name not in names})
+    frame = vbench_full.score_frame({"vanilla": scores}).set_index("score")
+    quality = frame.loc["Quality"]
+    if num_prompts == 5:
+        assert np.isnan(quality["vanilla_low"])
+    else:
+        assert quality["vanilla_low"] < quality["vanilla"] < quality["vanilla_high"]
+    assert quality["vanilla_n"] == num_prompts
+    column = Column("vanilla", "vanilla", "{:.2f}", "{vanilla_low:.2f} to {vanilla_high:.2f}")
+    cells = {name: column.cell(row) for name, row in frame.astype({"vanilla": float}).iterrows()}
+    assert cells["Total"] == cells["Semantic"] == cells["scene"] == ("n/a", "")
+    assert cells["imaging_quality"][1].endswith(f"n {num_prompts})")
+    assert (" to " in cells["Quality"][1]) == (num_prompts == 8)

@@ -1,0 +1,65 @@
+"""What a finished job prints: every figure with its interval, narrow enough for a terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from experiments.records import store_of
+from experiments.summary import missing, print_summary, summarise
+from tests.experiments.made_records import job_of, made
+
+
+def records(tmp_path, num_timed: int):
+    job = job_of(tmp_path, "method=flowcache_fast", "num_prompts=8")
+    caption = dict.fromkeys(("right", "colour_right", "shape_right", "motion_right"), True)
+    return job, [
+        made(
+            job,
+            prompt,
+            0.5 + place / 100,
+            latency_s=10.0 + place,
+            baseline_latency_s=20.0 + 3 * place if place < num_timed else None,
+            sections_s={"policy": 0.1 + place / 100, "compression": 0.2},
+            metrics={"psnr": 40.0 + place, "ssim": 0.9 + place / 1000, "lpips": None},
+            notes={"lpips": "no weights"},
+            caption={**caption, "seam_ratio": 1.2 + place / 10, "position_jump_pixels": place if place < 7 else None},
+            kv_bytes_used_peak=2**20 * place,
+        )
+        for place, prompt in enumerate(job.prompts)
+    ]
+
+
+def printed(tmp_path, num_timed: int) -> dict[str, tuple[str, str]]:
+    """Value and spread by figure."""
+    job, made_here = records(tmp_path, num_timed)
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_summary(job, made_here, store_of(job), console)
+    lines = [line for line in console.export_text().splitlines() if line.startswith("│")]
+    rows = [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
+    assert all(figure for figure, _, _ in rows), "a cell takes two lines"
+    return {figure: (value, spread) for figure, value, spread in rows}
+
+
+def test_every_printed_figure_has_its_interval(tmp_path):
+    for figure, (value, spread) in printed(tmp_path, 8).items():
+        assert "95 %" in spread, f"{figure}: {value} without an interval"
+
+
+def test_figures_over_fewer_videos_say_so_and_few_have_no_interval(tmp_path):
+    spreads = {figure: spread for figure, (_, spread) in printed(tmp_path, 5).items()}
+    assert spreads["speed-up (median of pairs)"] == "(5 pairs)"
+    assert spreads["efficiency (speed-up x compute left)"] == "(n 5)"
+    assert spreads["jump at chunk borders, pixels"].endswith("(95 %, n 7)")
+    assert spreads["seam ratio at chunk borders"].endswith("(95 %)")
+
+
+def test_missing_metrics_have_no_figure_but_a_reason(tmp_path):
+    _, made_here = records(tmp_path, 0)
+    summary = summarise(made_here)
+    assert "lpips" not in summary
+    assert (summary["psnr_n"], summary["position_jump_pixels_n"]) == (8, 7)
+    assert summary["pflops"] == pytest.approx(0.000535)
+    assert missing(made_here) == {"lpips": "no weights"}
