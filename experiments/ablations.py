@@ -8,7 +8,7 @@ records. Writes to results/tables/ and results/figures/.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from experiments.collect import described, finished, video_frame
 from experiments.errors import BadInput, command
 from experiments.job import Job
 from experiments.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_figure, save_table
-from experiments.style import COLUMN_WIDTH_IN, LINE_STYLES, PALETTE, styled
+from experiments.style import COLUMN_WIDTH_IN, RANGES, error_bars, look, styled
 from experiments.summary import missing, summarise
 from experiments.sweep import experiment_of, jobs_of
 
@@ -42,11 +42,8 @@ _COLUMNS = (
     ),
 )
 _METRIC_COLUMNS = {"caption": "caption_right"}  # of metrics that are not named after theirs
-_AXES = {  # of a baseline
-    "psnr": "PSNR to {}, dB",
-    "ssim": "SSIM to {}",
-    "flops_share": "compute left (share of {}'s FLOPs)",
-}
+_AXES = {"psnr": "PSNR to {}, dB", "ssim": "SSIM to {}"}  # the baseline
+_SWEEP = "python -m experiments.sweep"
 
 
 def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
@@ -66,7 +63,7 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
         figures = {**dict.fromkeys(reasons, np.nan), **summarise(records)}
         rows.append({**own, **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
     if not rows:
-        raise BadInput("no finished records of this experiment; make them first with python -m experiments.sweep")
+        raise BadInput(f"no finished records of this experiment; make them first with {_SWEEP}")
     frame = pd.DataFrame(rows)
     texts = frame[[name for name in options if name != "method"]].map(str)  # None too, which counts as a value
     varied = [name for name in texts if (texts[name].groupby(frame["method"]).nunique() > 1).any()]
@@ -94,36 +91,56 @@ def table(
 
 
 @styled()
-def draw(frame: pd.DataFrame, x: str, lines: list[str], title: str, baseline: str) -> Figure:
-    """PSNR and SSIM against one column, a line for every combination of others; both with 95 % intervals."""
-    frame = frame[frame["psnr"].notna()]
+def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: str) -> Figure:
+    """PSNR and SSIM against one column, a line for every combination of others; both with 95 % intervals.
+
+    Args:
+        frame: of ``settings_frame``.
+        shown: ``figure`` of the experiment file: ``x`` and its ``label``, ``lines`` and what the legend calls them.
+
+    Raises BadInput where no setting is compared with the baseline yet.
+    """
+    x, lines = shown["x"], shown["lines"]
+    options = [name for name in lines if name != "method"]
+    values = pd.Series([tuple(map(_option, row)) for row in frame[options].to_numpy()], frame.index)
+    looks = {value: place for place, value in enumerate(dict.fromkeys(values))}  # the baseline's first
+    frame = frame[frame["psnr"].notna()] if "psnr" in frame else frame[:0]
+    if frame.empty:
+        raise BadInput(f"no video but {baseline}'s, or none that differs from it; make them with {_SWEEP}")
     numeric = not pd.api.types.is_bool_dtype(frame[x]) and pd.to_numeric(frame[x], errors="coerce").notna().all()
-    places = {value: place for place, value in enumerate(dict.fromkeys(map(_option, frame[x])))}
+    ticks = frame[x].map(lambda value: _shown(x, value))
+    places = {tick: place for place, tick in enumerate(dict.fromkeys(ticks))}
     figure, panels = plt.subplots(2, 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, metric in zip(panels, ("psnr", "ssim"), strict=True):
-        groups = list(frame.groupby(lines, sort=False, dropna=False))
+        groups = list(frame.groupby(["method", *options], sort=False, dropna=False))
         for place, (names, group) in enumerate(groups):
-            at = pd.to_numeric(group[x]) if numeric else group[x].map(lambda value: places[_option(value)])
+            at = pd.to_numeric(group[x]) if numeric else ticks[group.index].map(places)
             if not numeric:  # side by side, or intervals hide each other
                 at = at + 0.1 * (place - (len(groups) - 1) / 2)
             order = at.sort_values().index
             axes.errorbar(
                 at[order],
                 group.loc[order, metric],
-                yerr=group.loc[order, f"{metric}_ci95"],
-                label=", ".join(map(_option, names)),
-                marker="os^Dv<>P"[place % 8],
-                linestyle=LINE_STYLES[place // len(PALETTE) % len(LINE_STYLES)],
+                yerr=error_bars(group.loc[order, metric], group.loc[order, f"{metric}_ci95"], *RANGES[metric]),
+                label=", ".join(_shown(name, group[name].iloc[0]) for name in lines),
                 elinewidth=0.6,
+                **look(names[0], looks[values[group.index[0]]]),
             )
         if not numeric:
             axes.set_xticks(range(len(places)), list(places))
         axes.set_ylabel(_AXES[metric].format(baseline))
-    panels[-1].set_xlabel(_AXES.get(x, x).format(baseline))
+    panels[-1].set_xlabel(shown["label"].format(baseline=baseline))
     panels[0].set_title(f"{title}\n(mean and 95 % interval, n = {frame['n'].max():.0f})")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=", ".join(lines))
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, title=", ".join(lines.values()))
     return figure
+
+
+def _shown(name: str, value: Any) -> str:
+    """An option's value in a figure."""
+    if name == "kv_budget" and pd.isna(value):
+        return "all"
+    return {"True": "yes", "False": "no"}.get(_option(value), _option(value))
 
 
 def _option(value: Any) -> str:
@@ -145,7 +162,7 @@ def main(arguments: list[str]) -> int:
     source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
     notes = (*claims.notes(experiment.get("claims", []), jobs), *experiment.get("notes", []))
     save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
-    save_figure(draw(frame, experiment["figure"]["x"], experiment["figure"]["lines"], title, job.baseline), stem)
+    save_figure(draw(frame, experiment["figure"], title, job.baseline), stem)
     return 0
 
 

@@ -34,8 +34,9 @@ from flowcache.policy import Decision
 from flowcache.sampler import sample
 from flowcache.schedule import Row
 
-OWN_SHIFT = {"magi": 3.0, "skyreels": 8.0}
-SHIFTS = (OWN_SHIFT["magi"], 1.0)
+OWN = "own"
+SHIFTS: dict[str, dict[str, float]] = {OWN: {}, "1": {"shift": 1.0}}  # time grids: options instead of the job's
+_TIMESTEPS = 1000.0  # in the whole process, of a model that counts time in them (SkyReels-V2)
 _FOUND = {
     "growing_share": "growing share",
     "first": "first",
@@ -57,6 +58,8 @@ class Probe:
         self.latents: dict[int, torch.Tensor] = {}
         self.velocities: dict[int, torch.Tensor] = {}
         self.rows: list[dict[str, Any]] = []
+        longest = max(step.t for row in generation.schedule.rows for step in row.steps)
+        self._process = _TIMESTEPS if longest > 1 else 1.0
 
     def __call__(self, row: Row, decision: Decision) -> None:
         for step in row.steps:
@@ -72,7 +75,7 @@ class Probe:
                         "chunk": step.chunk,
                         "step": step.step,
                         "t": step.t,
-                        "dt": abs(step.t_next - step.t),
+                        "dt": abs(step.t_next - step.t) / self._process,
                         **{name: _relative(now, before[step.chunk]) for name, (now, before) in measured.items()},
                     }
                 )
@@ -86,7 +89,7 @@ def _relative(now: torch.Tensor, before: torch.Tensor) -> float:
 
 def measured(job: Job) -> pd.DataFrame:
     """One row a chunk, step, prompt and shift; measured once and kept."""
-    keys = " ".join(new_record(job, "vanilla", VanillaConfig(), prompt).key for prompt in job.prompts)
+    keys = " ".join([*SHIFTS, *(new_record(job, "vanilla", VanillaConfig(), prompt).key for prompt in job.prompts)])
     path = job.output_dir / "l1_rel" / f"{hashlib.sha256(keys.encode()).hexdigest()[:20]}.parquet"
     if job.force or not path.is_file():
         data = measure(job)
@@ -96,25 +99,26 @@ def measured(job: Job) -> pd.DataFrame:
 
 
 def measure(job: Job) -> pd.DataFrame:
-    """One row a chunk, step, prompt and shift."""
+    """One row a chunk, step, prompt and shift: row of the sampler, time t as the model counts it, the step's share dt
+    of the whole process, relative change of the input, and of the velocity where there is one."""
     environment.prepare(job.threads)
     model, frames = job.load_model(), []
-    for shift in (OWN_SHIFT[job.model_name], 1.0):
+    for shift, grid in SHIFTS.items():
         for prompt in job.prompts:
-            options = {**job.generation_options, "shift": shift}
+            options = {**job.generation_options, **grid}
             generation = model.generation(prompt, job.num_frames, VanillaConfig(), job.seed, **options)
             probe = Probe(generation, {"shift": shift, "prompt": prompt})
             for _ in sample(generation, VanillaConfig(), observe=probe):
                 pass
             frames.append(pd.DataFrame(probe.rows))
-            print(f"shift {shift:g}: {prompt}", flush=True)
+            print(f"shift {shift}: {prompt}", flush=True)
     return pd.concat(frames, ignore_index=True)
 
 
 def findings(data: pd.DataFrame) -> pd.DataFrame:
     """By shift and quantity: share of adjacent steps that grow, first, middle and last value, spread between chunks."""
     rows = []
-    for shift, part in data.groupby("shift"):
+    for shift, part in data.groupby("shift", sort=False):
         part = part.assign(input_per_dt=part["input"] / part["dt"])
         for quantity in [name for name in ("input", "input_per_dt", "velocity") if name in part]:
             by_step = part.groupby("step")[quantity].median()
@@ -152,8 +156,9 @@ def table(data: pd.DataFrame, source: str) -> Table:
         "L1_rel over the process.",
         f"Measured here ({source}). Relative L1 change of each chunk from its step before; means over prompts ± "
         "half-width of the 95 % interval. Growing share is the share of steps in which it grows, first, middle and "
-        "last are medians over chunks at those steps, the ratios are the largest chunk's over the smallest's.",
-        (Column("shift", "shift", "{:g}"), Column("quantity", "quantity"), Column("n", "n"), *columns),
+        "last are medians over chunks at those steps; input_per_dt is the input's by the step's share of the process; "
+        "shift is of the time table, own the model's. The ratios are the largest chunk's over the smallest's.",
+        (Column("shift", "shift"), Column("quantity", "quantity"), Column("n", "n"), *columns),
         pd.DataFrame(rows),
     )
 
@@ -161,7 +166,7 @@ def table(data: pd.DataFrame, source: str) -> Table:
 @styled()
 def draw_process(data: pd.DataFrame, subject: str) -> Figure:
     """Every chunk's curve over the rows of the sampler, as the paper's Fig. 2 shows it; the model's own time grid."""
-    own = data[data["shift"] == data["shift"].max()]
+    own = data[data["shift"] == OWN]
     chunks = sorted(own["chunk"].unique())
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.3))
     for chunk, colour in zip(chunks, _shades(len(chunks)), strict=True):
@@ -183,7 +188,7 @@ def draw_process(data: pd.DataFrame, subject: str) -> Figure:
 def draw_steps(data: pd.DataFrame, subject: str) -> Figure:
     """By the chunks' own steps: a panel a quantity and time grid."""
     quantities = [name for name in ("input", "velocity") if name in data]
-    shifts = sorted(data["shift"].unique(), reverse=True)
+    shifts = list(data["shift"].unique())
     chunks = sorted(data["chunk"].unique())
     size = (COLUMN_WIDTH_IN, 1.5 * len(shifts) + 0.5)
     figure, grid = plt.subplots(len(shifts), len(quantities), figsize=size, squeeze=False, sharex=True)
@@ -195,7 +200,7 @@ def draw_steps(data: pd.DataFrame, subject: str) -> Figure:
                 axes.plot(curve.index, curve, color=colour, linewidth=0.8, label=f"{chunk}")
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
-            axes.set_title(f"{quantity}, shift {shift:g}")
+            axes.set_title(f"{quantity}, {'own shift' if shift == OWN else f'shift {shift}'}")
         axes_row[0].set_ylabel("L1_rel")
     for axes in grid[-1]:
         axes.set_xlabel("the chunk's own step")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.results import Column, Table, provenance, save_figure, save_table
 from experiments.reuse_curve import PSNR_CAP_DB
-from experiments.style import COLUMN_WIDTH_IN, LINE_STYLES, styled
+from experiments.style import COLUMN_WIDTH_IN, look, styled
 from experiments.sweep import jobs_of
 
 NUM_COMPARED = 8  # chunks at either end of the video that the table compares
@@ -181,19 +182,26 @@ def draw(chunks: pd.DataFrame, title: str, baseline: str) -> Figure:
 @styled()
 def draw_memory(chunks: pd.DataFrame, subject: str) -> Figure:
     """The KV cache in use over a long video (``kv_frame``), a line a setting."""
-    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.2))
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.5))
     _lines(axes, chunks, "kv_mib", "KV cache in use, MiB")
     axes.set_xlabel("length generated, chunks")
     axes.set_title(f"KV memory (mean of n = {chunks['prompt'].nunique()} prompts; {subject})")
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+def _look(setting: str) -> dict[str, Any]:
+    """Of a setting's line: dashed and half filled with a budget."""
+    method, _, budget = setting.partition(", ")
+    return look(method, option=1 if budget else 0)
 
 
 def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
     for place, (setting, group) in enumerate(chunks.groupby("setting", sort=False)):
         by_chunk = group.groupby("chunk")[column]
         line = by_chunk.median() if column == "seconds" else by_chunk.mean()
-        axes.plot(line.index + 1, line, label=setting, linestyle=LINE_STYLES[place % len(LINE_STYLES)])
+        every = max(1, len(line) // 8)  # markers beside each other's, for where one curve covers another
+        axes.plot(line.index + 1, line, label=setting, markevery=(place * every // 3, every), **_look(setting))
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
 

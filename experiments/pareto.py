@@ -7,10 +7,11 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eval.statistics import mean_and_interval
-from experiments.reuse_curve import FAMILIES, SETTING
-from experiments.style import BLACK, COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, styled
+from experiments.reuse_curve import FAMILIES, PSNR_CAP_DB, SETTING
+from experiments.style import BLACK, COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, RANGES, error_bars, styled
 
 QUALITIES = {"psnr": "PSNR to {}, dB", "ssim": "SSIM to {}"}  # the baseline
+_ENDS = {**RANGES, "psnr": (0.0, PSNR_CAP_DB)}  # of what a mean can be
 _UNITS = (("PFLOPs", 1e15), ("TFLOPs", 1e12), ("GFLOPs", 1e9))
 
 
@@ -61,7 +62,8 @@ def draw_pareto(points: pd.DataFrame, baseline: str, baseline_flops: float, subj
             best = mine[mine[f"{quality}_front"]]
             look = {"color": FAMILY_COLOURS[name], "marker": FAMILY_MARKERS[name], "linestyle": "none"}
             axes.plot(mine["flops"] / scale, mine[quality], **look, markerfacecolor="white", label=title)
-            axes.errorbar(best["flops"] / scale, best[quality], yerr=best[f"{quality}_ci95"], elinewidth=0.6, **look)
+            bars = error_bars(best[quality], best[f"{quality}_ci95"], *_ENDS[quality])
+            axes.errorbar(best["flops"] / scale, best[quality], yerr=bars, elinewidth=0.6, **look)
         axes.axvline(baseline_flops / scale, color=BLACK, linestyle=":", linewidth=0.8, label=f"{baseline}'s compute")
         axes.set_ylabel(label.format(baseline))
     panels[-1].set_xlabel(f"executed {unit} a video (mean)")

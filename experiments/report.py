@@ -27,8 +27,9 @@ from experiments.errors import BadInput, command
 from experiments.job import Job, inside_root, make_job
 from experiments.records import Record, RecordStore, store_of
 from experiments.reported import read_reported
-from experiments.results import Column, provenance, shown_columns
-from experiments.tables import MEASURED, REPORTED, main_table, with_shares
+from experiments.results import Table, provenance
+from experiments.style import BLACK, COMPUTED, HELD, RANGES, REUSED, colour_of, is_hollow, marker_of
+from experiments.tables import describe, main_table
 
 TEMPLATE = Path(__file__).with_name("report_template")
 MARK = '<meta name="generator" content="experiments.report">'  # only a folder whose page has it is ever replaced
@@ -57,8 +58,9 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     _check_replaceable(destination)
     frame = collect(job)
     measured = main_table(frame, job)
-    reported, reported_source = read_reported(job.model_name)
-    reported = with_shares(reported)
+    source = provenance(frame)
+    ours, _, papers = describe(measured, pd.DataFrame(), job, source)  # nothing paired is shown
+    _, reported_source = read_reported(job.model_name)
     store = store_of(job)
     takes = find_takes(job, frame, list(measured.index))
     shown = sorted(takes)
@@ -68,6 +70,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         "fps": job.fps,
         "frames": job.num_frames,
         "methods": list(measured.index),
+        "looks": {name: look_of(name) for name in dict.fromkeys([*measured.index, *papers.data["method"]])},
         "plot": quality_points(measured),
         "clips": [
             {
@@ -94,9 +97,11 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         size=[job.generation_options["width"], job.generation_options["height"]],
         num_prompts=frame["prompt"].nunique(),
         num_clips=len(takes),
-        source=provenance(frame),
+        source=source,
+        notes=ours.notes,
+        actions={"computed": COMPUTED, "reused": REUSED, "held": HELD},
         reported_source=reported_source,
-        tables={"measured": table_cells(measured, MEASURED), "reported": table_cells(reported, REPORTED)},
+        tables={"measured": table_cells(ours), "reported": table_cells(papers)},
         data=data,
     )
     with _atomic_folder(destination) as folder:
@@ -110,20 +115,38 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     return destination / "index.html"
 
 
-def table_cells(table: pd.DataFrame, columns: tuple[Column, ...]) -> dict[str, Any]:
-    """Headings and rows for the page; a cell is its number in full, its text, and its spread."""
-    columns = shown_columns(columns, table)
+def look_of(method: str) -> dict[str, Any]:
+    """Of a method's mark, as in the figures; black is the page's ink, which is light on a dark page."""
+    colour = colour_of(method)
+    return {
+        "colour": "var(--ink)" if colour == BLACK else colour,
+        "marker": marker_of(method),
+        "hollow": is_hollow(method),
+    }
+
+
+def table_cells(table: Table) -> dict[str, Any]:
+    """Headings and rows for the page, the method apart; a cell is what it sorts by (a number in full, or a letter), its
+    text, and its spread."""
+    _, *columns = table.shown
     rows = []
-    for name, row in table.iterrows():
+    for _, row in table.data.iterrows():
         texts = [column.cell(row) for column in columns]
-        values = [None if pd.isna(row[column.key]) else repr(float(row[column.key])) for column in columns]
+        values = [_full(row[column.key]) for column in columns]
         cells = [{"value": v, "text": text, "spread": spread} for v, (text, spread) in zip(values, texts, strict=True)]
-        rows.append({"method": name, "cells": cells})
+        rows.append({"method": row["method"], "cells": cells})
     return {"headings": [c.heading for c in columns], "rows": rows}
 
 
+def _full(value: Any) -> str | None:
+    if pd.isna(value):
+        return None
+    return value if isinstance(value, str) else repr(float(value))
+
+
 def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
-    """For the plot: by quality, every method's compute left, mean, and ends of its 95 % interval (None without one)."""
+    """For the plot: by quality, every method's compute left, mean, and ends of its 95 % interval (None without one),
+    which no mean can lie beyond."""
     qualities = []
     for key, title, more_is_better in QUALITIES:
         points = []
@@ -133,7 +156,8 @@ def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
                 continue
             half = row.get(f"{key}_ci95", math.nan)
             low, high = row.get(f"{key}_low", value - half), row.get(f"{key}_high", value + half)
-            ends = [None if pd.isna(end) else float(end) for end in (low, high)]
+            lowest, highest = RANGES[key]
+            ends = [None if pd.isna(end) else min(max(float(end), lowest), highest) for end in (low, high)]
             identical = row.get("identical_videos", math.nan) if key == "psnr" else math.nan  # without a PSNR
             videos = int(row["n"] - (0 if pd.isna(identical) else identical))
             point = {"method": name, "n": videos, "compute_left": float(row["compute_left"])}

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from eval.statistics import mean_and_interval, paired_difference
 from experiments.errors import BadInput
 from experiments.results import BOOTSTRAP, Column, Table
-from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, family, styled
+from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, error_bars, family, styled
 
 # Method families by the option that is swept; slow and fast rows of one family are points of one curve.
 FAMILIES = {"flowcache": "chunkwise (FlowCache)", "teacache": "uniform (TeaCache)", "every_k": "every k-th step"}
@@ -166,5 +166,5 @@ def draw_warmup_sweep(points: pd.DataFrame, baseline: str, subject: str) -> Figu
 
 
 def _curve(axes: Axes, points: pd.DataFrame, title: str, colour: object, marker: str) -> None:
-    ends = {"yerr": points["psnr_ci95"], "elinewidth": 0.6}
+    ends = {"yerr": error_bars(points["psnr"], points["psnr_ci95"], 0, PSNR_CAP_DB), "elinewidth": 0.6}
     axes.errorbar(points["compute_left"], points["psnr"], **ends, color=colour, marker=marker, label=title)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
+import numpy as np
 from matplotlib import pyplot as plt
 
 COLUMN_WIDTH_IN = 3.3
@@ -20,11 +24,30 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
     "#000000",
 )
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK)
-LINE_STYLES = ("-", "--", "-.", ":")
-# A method looks the same in every figure: a colour a family, hollow where it is the slow one.
-FAMILY_COLOURS = {"flowcache": BLUE, "teacache": ORANGE, "every_k": GREEN, "vanilla": BLACK}
-FAMILY_MARKERS = {"flowcache": "o", "teacache": "s", "every_k": "^", "vanilla": "D"}
+GREY = "#767676"  # of what has no colour of its own
+# A method looks the same in every figure and on the report's page: a colour and a marker a family, hollow where it is
+# the slow one. An option's values are told apart by line style and by how much of the marker is filled.
+FAMILY_COLOURS = {
+    "flowcache": BLUE,
+    "teacache": ORANGE,
+    "every_k": GREEN,
+    "vanilla_causal": SKY,
+    "vanilla_kv": PURPLE,
+    "vanilla": BLACK,  # last: the others' names begin with it
+}
+FAMILY_MARKERS = {
+    "flowcache": "o",
+    "teacache": "s",
+    "every_k": "^",
+    "vanilla_causal": "v",
+    "vanilla_kv": "P",
+    "vanilla": "D",
+}
+OTHER_MARKER = "X"
+LINE_STYLES = ("-", "--", ":", "-.")
+FILLS = ("full", "left", "none", "top")
 COMPUTED, REUSED, HELD = BLUE, ORANGE, PURPLE
+RANGES = {"psnr": (0.0, math.inf), "ssim": (-1.0, 1.0), "lpips": (0.0, math.inf), "caption_right": (0.0, 1.0)}
 
 STYLE = {
     "font.size": 7,
@@ -55,5 +78,37 @@ def styled() -> AbstractContextManager[None]:
 
 
 def family(method: str) -> str:
-    """'flowcache_fast' -> 'flowcache', 'vanilla_kv' -> 'vanilla'."""
+    """'flowcache_fast' -> 'flowcache', 'vanilla_kv' -> 'vanilla_kv'."""
     return next((name for name in FAMILY_COLOURS if method.startswith(name)), method)
+
+
+def colour_of(method: str) -> str:
+    return FAMILY_COLOURS.get(family(method), GREY)
+
+
+def marker_of(method: str) -> str:
+    return FAMILY_MARKERS.get(family(method), OTHER_MARKER)
+
+
+def is_hollow(method: str) -> bool:
+    return "_slow" in method
+
+
+def look(method: str, option: int = 0) -> dict[str, Any]:
+    """Of a method's line, as matplotlib's arguments; ``option`` is the place of an option's value among the others."""
+    return {
+        "color": colour_of(method),
+        "marker": marker_of(method),
+        "linestyle": LINE_STYLES[option % len(LINE_STYLES)],
+        "fillstyle": "none" if is_hollow(method) else FILLS[option % len(FILLS)],
+        "markerfacecoloralt": "white",
+    }
+
+
+def error_bars(
+    values: Sequence[float], half_widths: Sequence[float], lowest: float = -math.inf, highest: float = math.inf
+) -> np.ndarray:
+    """[2, n]: how far each interval reaches below and above its value, cut off at the ends of what is possible; nan,
+    which draws no bar, where there is no interval."""
+    centre, half = np.asarray(values, float), np.asarray(half_widths, float)
+    return np.stack([np.minimum(half, centre - lowest), np.minimum(half, highest - centre)]).clip(min=0)

@@ -42,7 +42,7 @@ from IPython.display import display
 from matplotlib import pyplot as plt
 
 from baselines.vanilla import VanillaConfig
-from experiments.l1_rel import SHIFTS, Probe, findings
+from experiments.l1_rel import Probe, findings
 from flowcache import sample
 from flowcache.models.magi import Magi
 from flowcache.schedule import timesteps
@@ -53,6 +53,7 @@ COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"]  # 
 
 # %% tags=["parameters"]
 NUM_STEPS = 64
+SHIFTS = (3.0, 1.0)  # of MAGI-1's time table: its own, and none
 EXPONENTS = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # p
 DIMENSIONS, PATHS = 256, 16
 NUM_FRAMES = 96  # of the embedded MAGI-1's video: 4 chunks, a full window

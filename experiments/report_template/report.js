@@ -3,17 +3,25 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const by = (id) => document.getElementById(id);
 const percent = (share) => `${Math.round(share * 100)} %`;
 
-// Methods: a colour and a shape a family, hollow for the slow one. -------------------------------------------------
+// Methods: a colour and a shape a family, hollow for the slow one, as in the figures --------------------------------
 
-const family = (name) => name.replace(/_(slow|fast)$/, "");
-const colour = (name) => `var(--${getComputedStyle(document.documentElement).getPropertyValue(`--${family(name)}`) ? family(name) : "other"})`;
+const colour = (name) => data.looks[name].colour;
+/** By matplotlib's letter, the outline about (0, 0), of radius 1. */
+const SHAPES = {
+  o: "M-1 0A1 1 0 0 1 1 0A1 1 0 0 1 -1 0Z",
+  s: "M-.9 -.9H.9V.9H-.9Z",
+  "^": "M0 -1.2L1.15 .9H-1.15Z",
+  v: "M0 1.2L1.15 -.9H-1.15Z",
+  D: "M0 -1.3L1.3 0L0 1.3L-1.3 0Z",
+  P: "M-.45 -1.2H.45V-.45H1.2V.45H.45V1.2H-.45V.45H-1.2V-.45H-.45Z",
+  X: "M-1.1 -.5L-.5 -1.1L0 -.6L.5 -1.1L1.1 -.5L.6 0L1.1 .5L.5 1.1L0 .6L-.5 1.1L-1.1 .5L-.6 0Z",
+};
 
 /** The method's mark as SVG elements, of radius r about (x, y). */
 function mark(name, x, y, r) {
-  const paint = `stroke="${colour(name)}" stroke-width="2" fill="${name.endsWith("_slow") ? "var(--panel)" : colour(name)}"`;
-  if (family(name) === "flowcache") return `<circle cx="${x}" cy="${y}" r="${r}" ${paint}/>`;
-  if (family(name) === "teacache") return `<rect x="${x - r}" y="${y - r}" width="${2 * r}" height="${2 * r}" ${paint}/>`;
-  return `<path d="M${x} ${y - r * 1.3}L${x + r * 1.3} ${y}L${x} ${y + r * 1.3}L${x - r * 1.3} ${y}Z" ${paint}/>`;
+  const { marker, hollow } = data.looks[name];
+  const paint = `stroke="${colour(name)}" stroke-width="2" vector-effect="non-scaling-stroke" fill="${hollow ? "var(--panel)" : colour(name)}"`;
+  return `<path d="${SHAPES[marker]}" transform="translate(${x} ${y}) scale(${r})" ${paint}/>`;
 }
 const chip = (name) => `<svg class="chip" viewBox="0 0 14 14" aria-hidden="true">${mark(name, 7, 7, 4.4)}</svg>`;
 for (const label of document.querySelectorAll("span.method")) {
@@ -215,9 +223,9 @@ if (data.clips.length) {
   const factsOf = (name, take) => {
     const facts = [];
     if (take.share !== null) facts.push(`${percent(take.share)} of the compute`);
+    if (take.psnr === "inf") facts.push("identical to vanilla");
     if (typeof take.psnr === "number") facts.push(`PSNR ${take.psnr.toFixed(2)} dB`);
     if (typeof take.ssim === "number") facts.push(`SSIM ${take.ssim.toFixed(4)}`);
-    if (take.psnr === "inf") facts[facts.length - 1] = "identical to vanilla";
     return [name === "vanilla" ? "the reference" : "", ...facts].filter(Boolean).map((fact) => `<span>${fact}</span>`).join("");
   };
 

@@ -1,15 +1,20 @@
 """Tables and figures of ablations and long videos come from records alone."""
 
+import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.lines import Line2D
 
 from experiments import long_video
 from experiments.ablations import draw, main, settings_frame, table
 from experiments.errors import BadInput
 from experiments.results import markdown
 from experiments.runner import Runner
+from experiments.style import FAMILY_COLOURS
 from experiments.sweep import jobs_of
 from tests.experiments.made_records import made
+
+THRESHOLD = {"x": "threshold", "label": "reuse threshold", "lines": {"method": "method"}}
 
 
 @pytest.fixture
@@ -34,10 +39,56 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     ]
     assert " ± " in lines[6]
     assert "| 2 | 1.000 ± 0.000 | - | 2 |" in lines[5]
-    figure = draw(frame.assign(refresh=[True, True, False]), "refresh", ["threshold"], "Refresh", "vanilla")
-    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["False"]  # all that has a PSNR
-    figure = draw(frame, "threshold", ["method"], "Threshold", "vanilla")
+    refresh = {"x": "refresh", "label": "clean keys", "lines": {"threshold": "threshold"}}
+    figure = draw(frame.assign(refresh=[True, True, False]), refresh, "Refresh", "vanilla")
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["no"]  # all that has a PSNR
+    figure = draw(frame, THRESHOLD, "Threshold", "vanilla")
     assert [len(panel.lines[0].get_xdata()) for panel in figure.axes] == [1, 1]  # the identical one has no PSNR
+
+
+def settings(*rows: tuple[str, str | None, float]) -> pd.DataFrame:
+    """Of methods, KV budgets and SSIMs."""
+    columns = ["method", "kv_budget", "ssim"]
+    return pd.DataFrame(rows, columns=columns).assign(psnr=40.0, psnr_ci95=5.0, ssim_ci95=0.02, n=8)
+
+
+def test_methods_have_their_families_colours_and_budgets_their_line_styles():
+    rows = [(method, budget, 0.9) for method in ("vanilla_kv", "flowcache_fast") for budget in (None, "1 chunk")]
+    lines = {"method": "method", "kv_budget": "KV budget"}
+    shown = {"x": "kv_budget", "label": "KV budget, chunks kept", "lines": lines}
+    figure = draw(settings(*rows), shown, "Budget", "vanilla")
+    containers = figure.axes[0].containers
+    curves = [drawn.lines[0] for drawn in containers]
+    colours, styles = (tuple(map(of, curves)) for of in (Line2D.get_color, Line2D.get_linestyle))
+    assert colours == (FAMILY_COLOURS["vanilla_kv"],) * 2 + (FAMILY_COLOURS["flowcache"],) * 2
+    assert styles == ("-", "--") * 2
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "vanilla_kv, all",
+        "vanilla_kv, 1 chunk",
+        "flowcache_fast, all",
+        "flowcache_fast, 1 chunk",
+    ]
+    assert figure.legends[0].get_title().get_text() == "method, KV budget"
+    assert figure.axes[1].get_xlabel() == "KV budget, chunks kept"
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["all", "1 chunk"]
+
+
+def test_drawn_intervals_end_where_the_metric_does():
+    shown = {"x": "kv_budget", "label": "KV budget", "lines": {"method": "method"}}
+    frame = settings(("flowcache_fast", "1 chunk", 0.99), ("flowcache_fast", "2 chunks", 0.9))
+    _, ssim = draw(frame, shown, "Budget", "vanilla").axes
+    ends = [segment[:, 1].tolist() for segment in ssim.containers[0].lines[2][0].get_segments()]
+    assert ends == [pytest.approx([0.97, 1.0]), pytest.approx([0.88, 0.92])]
+    _, ssim = draw(frame.assign(psnr_ci95=float("nan"), ssim_ci95=float("nan")), shown, "Budget", "vanilla").axes
+    bars = ssim.containers[0].lines[2][0].get_segments()  # too few values: none is drawn
+    assert not any(len(bar) and np.isfinite(bar).all() for bar in bars)
+
+
+def test_nothing_to_compare_is_said(jobs):
+    Runner(jobs[0]).run()
+    frame, _ = settings_frame(jobs)
+    with pytest.raises(BadInput, match=r"no video but vanilla's.*python -m experiments\.sweep"):
+        draw(frame, THRESHOLD, "Threshold", "vanilla")
 
 
 def test_no_budget_is_told_from_a_budget(small_job):
@@ -100,7 +151,12 @@ def test_a_long_video_is_told_chunk_by_chunk(small_job):
     assert len(long_video.draw(chunks, "A long video", "vanilla").axes) == 4
     memory = long_video.kv_frame(jobs)
     assert memory["kv_mib"].tolist() == chunks["kv_mib"].tolist()
-    (axes,) = long_video.draw_memory(memory, "here").axes
+    figure = long_video.draw_memory(memory, "here")
+    (axes,), (legend,) = figure.axes, figure.legends
+    figure.draw_without_rendering()
+    assert legend.get_window_extent().y1 < axes.get_window_extent().y0  # below, so that it covers no curve
+    assert [line.get_color() for line in axes.lines] == [FAMILY_COLOURS["vanilla"], FAMILY_COLOURS["flowcache"]]
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
     assert [list(line.get_xdata()) for line in axes.lines] == [list(range(1, 9))] * 2
 
 

@@ -164,7 +164,7 @@ def test_without_videos_or_sweeps_it_says_how_to_make_them(tmp_path, made_in, ca
 def process(velocity: bool) -> pd.DataFrame:
     """Two chunks, two prompts, two grids; L1_rel is the step's tenth, doubled in the second prompt."""
     rows = []
-    for shift in (3.0, 1.0):
+    for shift in l1_rel.SHIFTS:
         for prompt, factor in (("a", 1), ("b", 2)):
             for entry in trace().itertuples():
                 if entry.step:
@@ -187,10 +187,24 @@ def test_l1_rel_over_the_process_is_the_papers_figure():
 
 def test_l1_rels_findings_have_intervals_over_prompts():
     table = l1_rel.table(process(velocity=False), "here")
-    row = table.data.set_index(["shift", "quantity"]).loc[(3.0, "input")]
+    row = table.data.set_index(["shift", "quantity"]).loc[("own", "input")]
     assert (row["n"], row["growing_share"], row["first"]) == (2, 1, pytest.approx(0.15))
     assert row["first_ci95"] == pytest.approx(12.706205 * 0.05)
     assert set(table.data["quantity"]) == {"input", "input_per_dt"}
+
+
+@pytest.mark.parametrize(("model", "frames"), [("magi", 48), ("skyreels", 37)])  # two chunks
+def test_l1_rel_measures_both_models_on_both_grids(model, frames, tmp_path):
+    small = (f"setting.num_frames={frames}", "setting.num_steps=4", "num_prompts=1", "threads=1")
+    data = l1_rel.measure(job_of(tmp_path, f"model={model}", "method=vanilla", *small))
+    assert ("velocity" in data) == (model == "magi")
+    assert list(data["shift"].unique()) == ["own", "1"]
+    steps = data.groupby(["shift", "chunk"])["step"].agg(list)
+    assert set(map(tuple, steps)) == {(1, 2, 3)}  # nothing comes before the first
+    assert (data["input"] > 0).all()
+    assert data["dt"].between(0, 1, inclusive="neither").all()  # shares of the process, whatever the model counts in
+    at_ends = data[data["step"] == 3].groupby("shift")["dt"].max()
+    assert at_ends["own"] > at_ends["1"]  # a shift towards noise leaves long steps for the end
 
 
 def test_l1_rel_is_measured_once(tmp_path, monkeypatch):

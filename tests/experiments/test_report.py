@@ -6,10 +6,14 @@ import importlib.util
 import json
 import re
 import shutil
+from collections import Counter
+from html import unescape
+from io import BytesIO
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from experiments import report
 from experiments.cli import compose_config
@@ -19,7 +23,10 @@ from experiments.records import RecordStore
 from experiments.reported import read_reported
 from experiments.results import provenance
 from experiments.runner import Runner
-from experiments.tables import main_table
+from experiments.style import FAMILY_COLOURS
+from experiments.tables import MEASURED, describe, main_table
+from experiments.tables import METHODS as ALL_METHODS
+from tests.experiments.made_records import job_of, made
 
 # 32 steps: with fewer, FlowCache's default threshold never reuses.
 SMALL = ["setting.num_frames=48", "setting.num_steps=32", "num_prompts=2", "metrics=[psnr,ssim]", "latency_pairs=1"]
@@ -74,7 +81,7 @@ def test_the_folder_is_self_contained(folder):
 def test_measured_values_are_those_of_the_main_table(folder, job, measured):
     shown = table_of(folder, "measured")
     assert list(shown) == list(measured.index) == list(METHODS)
-    for column in report.MEASURED:
+    for column in MEASURED:
         values = measured[column.key] if column.key in measured else pd.Series(dtype=float)
         for method in measured.index if values.notna().any() else ():
             text = shown[method][column.heading]
@@ -100,7 +107,8 @@ def test_the_plot_has_means_and_interval_ends_of_the_main_table(folder, measured
     for point in by_key["ssim"]["points"]:
         row = measured.loc[point["method"]]
         assert (point["value"], point["compute_left"]) == (row["ssim"], row["compute_left"])
-        assert (point["low"], point["high"]) == (row["ssim"] - row["ssim_ci95"], row["ssim"] + row["ssim_ci95"])
+        ends = (row["ssim"] - row["ssim_ci95"], min(1, row["ssim"] + row["ssim_ci95"]))
+        assert (point["low"], point["high"]) == (ends if pd.notna(row["ssim_ci95"]) else (None, None))
 
 
 def test_a_psnr_says_over_how_many_videos_it_is():
@@ -110,6 +118,21 @@ def test_a_psnr_says_over_how_many_videos_it_is():
     assert [quality["points"][0]["n"] for quality in (psnr, ssim, captions)] == [5, 8, 8]
     ends = [(quality["points"][0]["low"], quality["points"][0]["high"]) for quality in (psnr, ssim, captions)]
     assert ends == [(38, 42), (None, None), (0.4, 0.9)]
+    row |= {"psnr_ci95": float("nan"), "ssim": 0.99, "ssim_ci95": 0.03}
+    psnr, ssim, _ = report.quality_points(pd.DataFrame([row]).set_index("method"))["qualities"]
+    assert psnr["points"][0]["low"] is psnr["points"][0]["high"] is None
+    assert (ssim["points"][0]["low"], ssim["points"][0]["high"]) == (pytest.approx(0.96), 1)  # as far as it goes
+
+
+def test_deviations_and_what_is_not_there_are_said_below_the_table(folder, job, measured):
+    ours, *_ = describe(measured, pd.DataFrame(), job, "here")
+    shown = re.search(r'<ul class="note" id="notes">(.*?)</ul>', (folder / "index.html").read_text(), re.S).group(1)
+    notes = [unescape(note) for note in re.findall("<li>(.*?)</li>", shown)]
+    assert notes == list(ours.notes)
+    assert any(note.startswith("Deviates, a: ") for note in notes)
+    assert any(note.startswith("VBench n/a: ") for note in notes)
+    letters = {name: row["deviates"] for name, row in table_of(folder, "measured").items()}
+    assert letters == {"vanilla": "", "flowcache_fast": "a"}
 
 
 def test_reuse_maps_say_what_the_traces_say(folder, job):
@@ -189,20 +212,70 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="module")
-def page(chromium, folder):  # in this order: without a browser nothing is generated for it
-    """The report in headless Chromium, off the disk; every request is written down."""
+def browser(chromium):
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=180_000)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(180_000)
-        page.requested, page.problems = [], []
-        page.on("request", lambda request: page.requested.append(request.url))
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
-        page.goto((folder / "index.html").as_uri())
-        yield page
+        yield browser
         browser.close()
+
+
+def opened(browser, folder: Path):
+    """A report in headless Chromium, off the disk; every request is written down."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(180_000)
+    page.requested, page.problems = [], []
+    page.on("request", lambda request: page.requested.append(request.url))
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.goto((folder / "index.html").as_uri())
+    return page
+
+
+@pytest.fixture(scope="module")
+def page(browser, folder):  # in this order: without a browser nothing is generated for it
+    return opened(browser, folder)
+
+
+@pytest.fixture(scope="module")
+def page_of_all(browser, tmp_path_factory):
+    """Of records of every method, one of them of an identical video, that no model was run for."""
+    output_dir = tmp_path_factory.mktemp("all")
+    made(job_of(output_dir, "method=vanilla"), "a")
+    for place, name in enumerate(ALL_METHODS[1:]):
+        metrics = {"psnr": "inf" if place == 0 else 40.0 - place, "ssim": 1 - 0.01 * place}
+        made(job_of(output_dir, f"method={name}"), "a", 0.9 - 0.1 * place, metrics=metrics)
+    report.build(job_of(output_dir), output_dir / "page")
+    return opened(browser, output_dir / "page")
+
+
+def test_an_identical_video_says_so_beside_its_other_facts_in_chromium(page_of_all):
+    facts = page_of_all.eval_on_selector_all(
+        "#takes figure", "all => all.map(f => [...f.querySelectorAll('p span')].map(s => s.textContent))"
+    )
+    assert facts[:3] == [
+        ["the reference", "100 % of the compute"],
+        ["90 % of the compute", "identical to vanilla", "SSIM 1.0000"],
+        ["80 % of the compute", "PSNR 39.00 dB", "SSIM 0.9900"],
+    ]
+
+
+def test_every_method_has_a_mark_of_its_own_in_chromium(page_of_all):
+    marks = page_of_all.eval_on_selector_all(
+        "#measured span.method path", "all => all.map(p => ['d', 'fill', 'stroke'].map(a => p.getAttribute(a)).join())"
+    )
+    assert len(set(marks)) == len(marks) == len(ALL_METHODS)
+    assert page_of_all.problems == []
+
+
+def test_the_page_is_not_blank_in_chromium(page):
+    page.locator("#plot").scroll_into_view_if_needed()
+    shown = Image.open(BytesIO(page.locator("#pareto svg").screenshot())).convert("RGB")
+    colours = Counter({colour: n for n, colour in shown.getcolors(shown.width * shown.height)})
+    assert len(colours) > 20  # edges are smoothed
+    assert colours.most_common(1)[0][1] < 0.98 * shown.width * shown.height
+    blue = tuple(int(FAMILY_COLOURS["flowcache"][i : i + 2], 16) for i in (1, 3, 5))
+    assert colours[blue] > 50  # FlowCache's mark, in the figures' colour
 
 
 def test_headings_sort_in_chromium(page, measured):

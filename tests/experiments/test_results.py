@@ -12,7 +12,8 @@ from matplotlib import pyplot as plt
 
 from experiments import results
 from experiments.results import Column, Table, latex, markdown, missing_notes, provenance, save_figure, save_table
-from experiments.style import COLUMN_WIDTH_IN, PALETTE, family, styled
+from experiments.style import COLUMN_WIDTH_IN, PALETTE, colour_of, family, look, marker_of, styled
+from experiments.tables import METHODS
 
 COLUMNS = (
     Column("method", "method"),
@@ -182,4 +183,10 @@ def test_figures_are_a_column_wide_with_readable_text(folder):
 
 def test_families_of_methods():
     names = ("flowcache_slow", "teacache_fast", "vanilla_kv", "every_k", "mine")
-    assert [family(name) for name in names] == ["flowcache", "teacache", "vanilla", "every_k", "mine"]
+    assert [family(name) for name in names] == ["flowcache", "teacache", "vanilla_kv", "every_k", "mine"]
+
+
+def test_every_method_of_the_table_looks_different():
+    looks = {(look(name)["color"], look(name)["marker"], look(name)["fillstyle"]) for name in METHODS}
+    assert len(looks) == len(METHODS)
+    assert len({colour_of(name) for name in METHODS}) == len({marker_of(name) for name in METHODS}) == 6
