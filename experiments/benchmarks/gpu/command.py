@@ -1,6 +1,7 @@
 """Everything that is measured on a GPU: ``python -m experiments.bench gpu [parts=a,b,c,d,e,f,g] [into=results/gpu]``.
 
-Also takes ``attention_backend=`` and ``compile=``, and any other of a job's overrides, for all that it measures.
+``official=`` is a checkout of the official FlowCache code, whose rows are then timed beside ours. Also takes
+``attention_backend=`` and ``compile=``, and any other of a job's overrides, for all that it measures.
 
 a: ceilings, of matrix products and of copies. b: a chunk's forward by context and by kernel. c: SkyReels-V2 videos, and
 diffusers' own pipeline. d: MAGI-1 videos at 16 steps, and an estimate at 64. e: compression against the whole-matrix
@@ -28,13 +29,15 @@ from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.benchmarks.gpu.compression import compression
 from experiments.benchmarks.gpu.diffusers_pipeline import beside_diffusers
 from experiments.benchmarks.gpu.forward import forwards, kernels
+from experiments.benchmarks.gpu.official import beside_official
+from experiments.benchmarks.gpu.official_code import HOW_TO, check_checkout
 from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.errors import BadInput, CasesFailed, explain
 from experiments.job import inside_root
 
-OPTIONS = ("parts", "into")
+OPTIONS = ("parts", "into", "official")
 PARTS = "abcdefg"
 BUDGET = "method.kv_budget=1 chunk"
 MAGI = ("model=magi", "setting=paper", "setting.num_steps=16")
@@ -47,6 +50,8 @@ SKYREELS_ALONE = (
     "model.options.base_num_frames=197",
     "model.options.guidance_scale=1",
 )
+# One window, beside the official code.
+SKYREELS_WINDOW = (*SKYREELS, "setting.num_frames=97", "model.options.corrector=published")
 # 100 chunks of 4 steps each, on smaller frames so that it ends in minutes.
 MAGI_LONG = (
     "model=magi",
@@ -70,8 +75,8 @@ class Case:
         return self.name[0]
 
 
-def all_cases(device: str, overrides: Sequence[str]) -> Iterator[Case]:
-    """In each part what matters most comes first."""
+def all_cases(device: str, overrides: Sequence[str], official: str | None = None) -> Iterator[Case]:
+    """In each part what matters most comes first. The official code's rows need a checkout of it."""
 
     def subject(setting: tuple[str, ...]) -> Subject:
         return Subject((*setting, f"device={device}", *overrides))
@@ -83,28 +88,38 @@ def all_cases(device: str, overrides: Sequence[str]) -> Iterator[Case]:
     for method in ("flowcache_fast", "vanilla", "vanilla_kv", "flowcache_slow", "vanilla_causal"):
         yield Case(f"c_skyreels_{method}", partial(video, subject(SKYREELS), method))
     yield Case("c_skyreels_diffusers", partial(beside_diffusers, subject(SKYREELS)))
+    if official is not None:
+        yield Case("c_skyreels_official", partial(beside_official, subject(SKYREELS_WINDOW), official))
     for method in ("flowcache_fast", "vanilla", "flowcache_slow"):
         yield Case(f"d_magi_{method}", partial(video, subject(MAGI), method))
     for method in ("flowcache_fast", "vanilla"):
         yield Case(f"d_magi_64_{method}", partial(sampled_video, subject(MAGI_64), method))
+    if official is not None:
+        yield Case("d_magi_official", partial(beside_official, subject(MAGI), official))
     yield Case("e_compression", partial(compression, device))
     for model, setting in (("magi", MAGI), ("skyreels", SKYREELS)):
         yield Case(f"f_{model}_flowcache_fast", partial(video, subject(setting), "flowcache_fast", BUDGET))
     yield Case("g_magi_long", partial(long_video, subject(MAGI_LONG)))
 
 
-def run(overrides: Sequence[str], parts: str = ",".join(PARTS), into: str = "results/gpu") -> None:
+def run(
+    overrides: Sequence[str], parts: str = ",".join(PARTS), into: str = "results/gpu", official: str | None = None
+) -> None:
     """Measure what is missing and write the summary. Raises BadInput, and CasesFailed once all others are done."""
     unknown = [part for part in parts.split(",") if part not in tuple(PARTS)]
     if unknown:
         raise BadInput(f"parts={parts}: {unknown[0]!r} is none of {', '.join(PARTS)}; give for example parts=a,b")
+    if official is not None:
+        check_checkout(official)
+    else:
+        print(f"the official code's rows are skipped; to time them too, {HOW_TO}", flush=True)
     if not torch.cuda.is_available():
         raise BadInput(
             f"bench gpu needs a CUDA device and torch {torch.__version__} sees none; run it on a machine with a GPU "
             "and a CUDA build of torch"
         )
     name = re.sub(r"\W+", "_", torch.cuda.get_device_name())
-    cases = [case for part in parts.split(",") for case in all_cases("cuda", overrides) if case.part == part]
+    cases = [case for part in parts.split(",") for case in all_cases("cuda", overrides, official) if case.part == part]
     measure(cases, "cuda", overrides, inside_root(into) / name)
 
 

@@ -26,7 +26,7 @@ def video(subject: Subject, name: str, *overrides: str) -> dict[str, Any]:
     """One video by a method, after a short one that is not timed."""
     job, method = subject.job(), subject.method(name, *overrides)
     model = job.load_model()
-    _warm_up(job, model, method)
+    warm_up(job, model, method)
     taken = take(model, num_frames=job.num_frames, method=method, device=job.device, **inputs(job))
     trace = taken.trace
     return {
@@ -53,7 +53,7 @@ def sampled_video(subject: Subject, name: str, every: int = 8) -> dict[str, Any]
     """
     job, method, config = subject.job(), subject.method(name), subject.config(f"method={name}")
     model = job.load_model()
-    _warm_up(job, model, method)
+    warm_up(job, model, method)
     decisions = method.computed if isinstance(method, Followed) else None
     flops = count(config, make_method(config.method), decisions).trace.flops
     generation = model.generation(num_frames=job.num_frames, method=method, **inputs(job))
@@ -85,7 +85,7 @@ def long_video(subject: Subject, kv_budget: str = "1 chunk") -> dict[str, Any]:
     """Chunk by chunk, seconds and bytes of a video of which the KV cache keeps a fixed part. Frames are let go of."""
     job, method = subject.job(), VanillaConfig(attention="cached", kv_budget=kv_budget)
     model, on_gpu = job.load_model(), torch.device(job.device).type == "cuda"
-    _warm_up(job, model, method)
+    warm_up(job, model, method)
     trace, clock = Trace(), SectionClock(job.device)
     seconds, used, memory = [], [], []
     last = wait(job.device)
@@ -110,6 +110,7 @@ def long_video(subject: Subject, kv_budget: str = "1 chunk") -> dict[str, Any]:
     }
 
 
-def _warm_up(job: Job, model: Any, method: MethodConfig) -> None:
+def warm_up(job: Job, model: Any, method: MethodConfig) -> None:
+    """One chunk in a few steps, not timed."""
     short = inputs(job, num_steps=WARMUP_STEPS)
     take(model, num_frames=model.frames_of(1), method=vanilla_like(method), device=job.device, **short)
