@@ -26,7 +26,10 @@ from filelock import FileLock, Timeout
 
 from eval.atomic import atomic_path
 from eval.cache import cache_folder
+from experiments.errors import BadInput
 from experiments.job import ROOT, Job
+from flowcache.checkpoints import loaded_files
+from flowcache.models.checkpoint import CheckpointError
 
 SCHEMA_VERSION = 2
 CODE_FOLDERS = ("flowcache", "baselines")
@@ -289,12 +292,18 @@ def weights_id(job: Job) -> str:
 
 @cache
 def weights_hash(checkpoint: Path) -> str:
-    """Of a checkpoint's files, names and contents."""
+    """Of the files that a checkpoint is loaded from, names and contents, wherever they lie.
+
+    Raises BadInput for a directory that is no checkpoint, before anything large is read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.suffix != ".md"):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(checkpoint).as_posix()} {size}\0".encode())
-        digest.update(path.read_bytes() if size < LARGE_BYTES else _kept_sha256(path).encode())
+    try:
+        for name, path in sorted(loaded_files(checkpoint).items()):
+            size = path.stat().st_size
+            digest.update(f"{name} {size}\0".encode())
+            digest.update(path.read_bytes() if size < LARGE_BYTES else _kept_sha256(path).encode())
+    except (CheckpointError, OSError, ValueError) as error:
+        raise BadInput(str(error)) from error
     return digest.hexdigest()[:16]
 
 
