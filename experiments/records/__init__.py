@@ -140,17 +140,29 @@ class RecordStore:
 
         Of the records that ``any_code`` allows beside the key's own, the last to be finished.
         """
-        found = self._finished(key)
+        found = self.finished(key)
         if found is None and self.any_code:
-            others = (self._finished(path.name) for path in self.run_path("").glob(f"{_video(key)}-*"))
+            others = (self.finished(path.name) for path in self.run_path("").glob(f"{_video(key)}-*"))
             found = max(filter(None, others), key=lambda record: record.changed or "", default=None)
         return found
 
-    def _finished(self, key: str) -> Record | None:
+    def finished(self, key: str) -> Record | None:
+        """As ``find``, of this key alone."""
         record = self.read(key)
         if record is None or record.status != "finished":
             return None
         return record if all((self.run_path(key) / name).is_file() for name in record.artifacts) else None
+
+    def damage(self, record: Record) -> list[str]:
+        """What is wrong with a finished record's files."""
+        wrong = []
+        for name, expected in record.artifacts.items():
+            path = self.run_path(record.key) / name
+            if not path.is_file():
+                wrong.append(f"{name} is missing")
+            elif sha256(path) != expected:
+                wrong.append(f"{name} is not what was written")
+        return wrong
 
     def read(self, key: str) -> Record | None:
         """A record in whatever state; None if there is none, or it is damaged, of another schema or key."""
@@ -172,18 +184,22 @@ class RecordStore:
         return path
 
     def queue(self, record: Record) -> None:
-        """Note that a video is wanted, where nothing is known of it yet."""
+        """Note that a video is wanted, where nothing is known of it yet and nobody is making it."""
         if self.read(record.key) is None:
-            self.save(record)
+            with self.claim(record.key, wait=False) as mine:
+                if mine and self.read(record.key) is None:
+                    self.save(record)
 
     def withdraw(self, key: str) -> None:
         """Forget that a video is wanted, where nobody has begun it."""
+        if self._is_queued(key):
+            with self.claim(key, wait=False) as mine:
+                if mine and self._is_queued(key):
+                    shutil.rmtree(self.run_path(key), ignore_errors=True)
+
+    def _is_queued(self, key: str) -> bool:
         record = self.read(key)
-        if record is None or record.status != "queued":
-            return
-        with self.claim(key, wait=False) as mine:
-            if mine:
-                shutil.rmtree(self.run_path(key), ignore_errors=True)
+        return record is not None and record.status == "queued"
 
     @contextmanager
     def claim(self, key: str, wait: bool) -> Iterator[bool]:

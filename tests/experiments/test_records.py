@@ -54,6 +54,16 @@ def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):
     assert Runner(wanted).plan().to_make == job.prompts
 
 
+def test_nothing_is_queued_over_what_another_is_making(small_job):
+    job = small_job("method=vanilla", "num_prompts=1")
+    store, record = store_of(job), new_record(job, "vanilla", job.method, job.prompts[0])
+    with store.claim(record.key, wait=False):  # before it says that it runs
+        store.queue(record)
+        assert store.read(record.key) is None
+    store.queue(record)
+    assert store.read(record.key).status == "queued"
+
+
 def test_only_one_holds_a_run_and_a_killed_holder_lets_go(tmp_path):
     store = RecordStore(tmp_path)
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
