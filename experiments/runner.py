@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
+from numpy import ndarray
 
 from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
@@ -115,7 +117,8 @@ class Runner:
         with self.store.claim(record.key, wait) as mine:
             if mine and (self.job.force or self.store.find(record.key) is None):
                 try:
-                    baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress, wait)
+                    with self._failure_noted(record):
+                        baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress, wait)
                 except _Busy:
                     return False
                 self.make(record, self.job.method, prompt, baseline)
@@ -123,7 +126,8 @@ class Runner:
             return mine
 
     def _time_baseline(self, prompt: str, progress: Progress, wait: bool) -> float | None:
-        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing.
+        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing or not
+        what was written.
 
         Raises _Busy if another is making that, unless ``wait`` is asked for.
         """
@@ -131,7 +135,8 @@ class Runner:
         with self.store.claim(reference.key, wait) as mine:
             if not mine:
                 raise _Busy
-            if self.store.find(reference.key) is None:
+            found = self.store.find(reference.key)
+            if found is None or self.store.damage(found):
                 made = self.make(reference, self.job.baseline_method, prompt)
                 progress(f"{self.job.baseline_name}: {prompt}")
                 return made.latency_s
@@ -172,44 +177,66 @@ class Runner:
     def make(
         self, record: Record, method: MethodConfig, prompt: str, baseline_latency_s: float | None = None
     ) -> Record:
-        """Generate one video, measure it, and save video, trace and record, the record last."""
-        record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
-        record.status, record.maker = "running", maker()
-        self.store.save(record)
-        try:
+        """Generate one video, measure it, and save video, trace and record, the record last.
+
+        A finished record, of a video made again, stays until the new one is finished; otherwise the record says that
+        it is running, and if it fails, why.
+        """
+        with self._failure_noted(record):
+            record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
+            record.status, record.maker = "running", maker()
+            self._note(record)
             take = self.take(method, prompt)
+            if self.job.compile:
+                record.environment["compile_s"] = round(compile_seconds(), 1)  # of the warm-up: no take's
+            record.latency_s, record.sections_s = take.latency_s, take.sections_s
+            record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
+            record.baseline_latency_s = baseline_latency_s
+            _describe_work(record, take.trace)
+            reference = None if method == self.job.baseline_method else self.store.find(self._reference(prompt).key)
+            record.baseline_flops = take.trace.flops if reference is None else reference.flops
+            self._measure(record, take.frames, reference, self.job.metrics)
+            write_lossless(self.store.video_path(record.key), take.frames, self.job.fps)
+            write_mp4(self.store.preview_path(record.key), take.frames, self.job.fps)
+            with atomic_path(self.store.trace_path(record.key)) as temporary:
+                pd.DataFrame(take.trace.records()).to_parquet(temporary)
+            record.status = "finished"
+            self.store.save(record)
+        return record
+
+    def _measure(self, record: Record, frames: ndarray, reference: Record | None, names: tuple[str, ...]) -> None:
+        """Add those metrics of the video, or why there are none, to its record; a baseline has no ``reference``."""
+        if self.job.random_weights is not None:
+            metrics, notes = measure.refused(names)
+        elif reference is not None:
+            original = read_lossless(self.store.video_path(reference.key))
+            metrics, notes = measure.quality(frames, original, names, self.job.device)
+        else:
+            metrics, notes = {}, {}
+        if "caption" in names and self.job.random_weights is None:
+            chunks = (self.model.chunk_frames, self.model.frames_of(1))
+            record.caption, reason = measure.caption(frames, record.prompt, *chunks)
+            if reason:
+                notes["caption"] = reason
+        record.metrics, record.notes = {**record.metrics, **metrics}, {**record.notes, **notes}
+
+    @contextmanager
+    def _failure_noted(self, record: Record) -> Iterator[None]:
+        """Whatever keeps a video from being made is said in its record, where that can be written."""
+        try:
+            yield
+        except _Busy:
+            raise
         except Exception as error:
             record.status, record.error = "failed", f"{type(error).__name__}: {error}"
-            self.store.save(record)
+            with suppress(OSError):
+                self._note(record)
             raise
-        if self.job.compile:
-            record.environment["compile_s"] = round(compile_seconds(), 1)  # of the warm-up: no take's
-        record.latency_s, record.sections_s = take.latency_s, take.sections_s
-        record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
-        record.baseline_latency_s = baseline_latency_s
-        _describe_work(record, take.trace)
-        if method == self.job.baseline_method:
-            record.baseline_flops = take.trace.flops
-        else:
-            reference = self.store.find(self._reference(prompt).key)
-            record.baseline_flops = reference.flops
-            if self.job.random_weights is None:
-                frames = read_lossless(self.store.video_path(reference.key))
-                record.metrics, record.notes = measure.quality(take.frames, frames, self.job.metrics, self.job.device)
-        if self.job.random_weights is not None:
-            record.metrics, record.notes = measure.refused(self.job.metrics)
-        elif "caption" in self.job.metrics:
-            chunks = (self.model.chunk_frames, self.model.frames_of(1))
-            record.caption, reason = measure.caption(take.frames, prompt, *chunks)
-            if reason:
-                record.notes["caption"] = reason
-        write_lossless(self.store.video_path(record.key), take.frames, self.job.fps)
-        write_mp4(self.store.preview_path(record.key), take.frames, self.job.fps)
-        with atomic_path(self.store.trace_path(record.key)) as temporary:
-            pd.DataFrame(take.trace.records()).to_parquet(temporary)
-        record.status = "finished"
-        self.store.save(record)
-        return record
+
+    def _note(self, record: Record) -> None:
+        """Save an unfinished record, unless that would replace a finished one."""
+        if self.store.finished(record.key) is None:
+            self.store.save(record)
 
     def take(self, method: MethodConfig, prompt: str) -> Take:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""

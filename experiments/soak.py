@@ -28,7 +28,7 @@ from typing import Any
 from experiments.ablations import settings_frame, table
 from experiments.job import ROOT, Job
 from experiments.records import RecordStore, untimed
-from experiments.records.__main__ import damage, runs
+from experiments.records.__main__ import runs
 from experiments.results import markdown
 from experiments.sweep import jobs_of
 
@@ -79,7 +79,7 @@ def contents(directory: Path) -> dict[str, Any]:
     return {
         "states": sorted((run.key, run.state) for run in found),
         "records": {run.key: untimed(run.record) for run in found if run.record is not None},
-        "damage": [problem for run in found if run.state == "finished" for problem in damage(store, run.record)],
+        "damage": [problem for run in found if run.state == "finished" for problem in store.damage(run.record)],
         "table": markdown(described) + frame.to_csv(index=False),
     }
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from multiprocessing import get_context
 
-from experiments.errors import BadInput, Failure, RunFailed
+from experiments.errors import Failure, RunFailed
 from experiments.fork_server import start_server
 from experiments.job import Job
 from experiments.runner import Progress, Runner
@@ -25,16 +26,18 @@ def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = l
     making the others leave alone, and wait for only when nothing else is left. ``progress`` is told of each video, by
     workers when their prompt is done. The jobs must agree in ``workers`` and ``threads``.
 
-    Raises BadInput before any video is made, RunFailed when all that can be made are, and OSError at once.
+    Raises BadInput before any video is made, RunFailed when all that can be made are, and OSError, or what keeps the
+    model from being loaded, at once; nothing then stays queued.
     """
     runners = [Runner(job) for job in jobs]
     for runner in runners:
         runner.queue(prompts)
     try:
         failures = _run_all(jobs, runners, prompts, progress)
-    except BadInput:
+    except Exception:
         for runner in runners:
-            runner.withdraw(prompts)
+            with suppress(OSError):  # what ails the disk is told already
+                runner.withdraw(prompts)
         raise
     if failures:
         raise RunFailed(failures)

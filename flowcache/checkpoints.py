@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.inventory import Inventory
@@ -18,14 +19,28 @@ GIB = 2**30
 
 def verify(directory: Path) -> Inventory:
     """What a checkpoint directory holds and what is wrong with it. Raises CheckpointError where it is of no family."""
+    return _family(directory).verify(directory)
+
+
+def loaded_files(directory: Path) -> dict[str, Path]:
+    """The files that a checkpoint is loaded from, by names that do not tell where they lie; no other counts as its own.
+
+    Raises CheckpointError where it is of no family, and CheckpointError, OSError or ValueError where its configuration
+    is wrong.
+    """
+    return _family(directory).loaded_files(directory)
+
+
+def _family(directory: Path) -> ModuleType:
+    """The checkpoint module of the family that a directory is of. Raises CheckpointError where it is of none."""
     if not directory.is_dir():
         raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
     if magi.is_magi(directory):
-        return magi.verify(directory)
+        return magi
     from flowcache.models.skyreels import checkpoint as skyreels  # diffusers is needed for this family alone
 
     if skyreels.is_skyreels(directory):
-        return skyreels.verify(directory)
+        return skyreels
     inside = [
         path.name for path in sorted(directory.iterdir()) if path.is_dir() and _is_any(path, skyreels.is_skyreels)
     ]

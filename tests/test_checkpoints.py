@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
 from experiments.job import ROOT
-from flowcache.checkpoints import main, verify
+from flowcache.checkpoints import loaded_files, main, verify
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi
 from flowcache.models.magi.checkpoint import locate
@@ -185,6 +185,7 @@ def shard(release: Path) -> Path:
 
 def test_what_verifies_loads(magi):
     assert verify(magi).all_problems() == []
+    assert loaded_files(magi)["inference_weight.distill/model-00002-of-00003.safetensors"] == shard(magi)
     loaded = Magi.from_pretrained(magi).dit.state_dict()
     expected = load_file(EMBEDDED / "inference_weight.distill" / "model.safetensors")
     assert all(torch.equal(loaded[key], expected[key]) for key in expected)
@@ -198,6 +199,7 @@ def test_an_encoder_published_as_pickles_verifies_and_loads_through_the_restrict
     inventory = verify(magi)
     assert inventory.all_problems() == []
     assert inventory.parts[2].num_parameters > 0
+    assert "t5/pytorch_model.bin" in loaded_files(magi)
     assert torch.equal(Magi.from_pretrained(magi).text_encoder("a red circle")[0], expected)
 
 

@@ -26,7 +26,10 @@ from filelock import FileLock, Timeout
 
 from eval.atomic import atomic_path
 from eval.cache import cache_folder
+from experiments.errors import BadInput
 from experiments.job import ROOT, Job
+from flowcache.checkpoints import loaded_files
+from flowcache.models.checkpoint import CheckpointError
 
 SCHEMA_VERSION = 2
 CODE_FOLDERS = ("flowcache", "baselines")
@@ -137,17 +140,29 @@ class RecordStore:
 
         Of the records that ``any_code`` allows beside the key's own, the last to be finished.
         """
-        found = self._finished(key)
+        found = self.finished(key)
         if found is None and self.any_code:
-            others = (self._finished(path.name) for path in self.run_path("").glob(f"{_video(key)}-*"))
+            others = (self.finished(path.name) for path in self.run_path("").glob(f"{_video(key)}-*"))
             found = max(filter(None, others), key=lambda record: record.changed or "", default=None)
         return found
 
-    def _finished(self, key: str) -> Record | None:
+    def finished(self, key: str) -> Record | None:
+        """As ``find``, of this key alone."""
         record = self.read(key)
         if record is None or record.status != "finished":
             return None
         return record if all((self.run_path(key) / name).is_file() for name in record.artifacts) else None
+
+    def damage(self, record: Record) -> list[str]:
+        """What is wrong with a finished record's files."""
+        wrong = []
+        for name, expected in record.artifacts.items():
+            path = self.run_path(record.key) / name
+            if not path.is_file():
+                wrong.append(f"{name} is missing")
+            elif sha256(path) != expected:
+                wrong.append(f"{name} is not what was written")
+        return wrong
 
     def read(self, key: str) -> Record | None:
         """A record in whatever state; None if there is none, or it is damaged, of another schema or key."""
@@ -169,18 +184,22 @@ class RecordStore:
         return path
 
     def queue(self, record: Record) -> None:
-        """Note that a video is wanted, where nothing is known of it yet."""
+        """Note that a video is wanted, where nothing is known of it yet and nobody is making it."""
         if self.read(record.key) is None:
-            self.save(record)
+            with self.claim(record.key, wait=False) as mine:
+                if mine and self.read(record.key) is None:
+                    self.save(record)
 
     def withdraw(self, key: str) -> None:
         """Forget that a video is wanted, where nobody has begun it."""
+        if self._is_queued(key):
+            with self.claim(key, wait=False) as mine:
+                if mine and self._is_queued(key):
+                    shutil.rmtree(self.run_path(key), ignore_errors=True)
+
+    def _is_queued(self, key: str) -> bool:
         record = self.read(key)
-        if record is None or record.status != "queued":
-            return
-        with self.claim(key, wait=False) as mine:
-            if mine:
-                shutil.rmtree(self.run_path(key), ignore_errors=True)
+        return record is not None and record.status == "queued"
 
     @contextmanager
     def claim(self, key: str, wait: bool) -> Iterator[bool]:
@@ -289,12 +308,18 @@ def weights_id(job: Job) -> str:
 
 @cache
 def weights_hash(checkpoint: Path) -> str:
-    """Of a checkpoint's files, names and contents."""
+    """Of the files that a checkpoint is loaded from, names and contents, wherever they lie.
+
+    Raises BadInput for a directory that is no checkpoint, before anything large is read.
+    """
     digest = hashlib.sha256()
-    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file() and p.suffix != ".md"):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(checkpoint).as_posix()} {size}\0".encode())
-        digest.update(path.read_bytes() if size < LARGE_BYTES else _kept_sha256(path).encode())
+    try:
+        for name, path in sorted(loaded_files(checkpoint).items()):
+            size = path.stat().st_size
+            digest.update(f"{name} {size}\0".encode())
+            digest.update(path.read_bytes() if size < LARGE_BYTES else _kept_sha256(path).encode())
+    except (CheckpointError, OSError, ValueError) as error:
+        raise BadInput(str(error)) from error
     return digest.hexdigest()[:16]
 
 

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from experiments.errors import BadInput, command
 from experiments.job import inside_root
-from experiments.records import Record, RecordStore, code_hash, sha256
+from experiments.records import Record, RecordStore, code_hash
 
 
 @dataclass(frozen=True)
@@ -74,18 +74,6 @@ def runs(store: RecordStore) -> Iterator[Run]:
         yield Run(path.name, record, state)
 
 
-def damage(store: RecordStore, record: Record) -> list[str]:
-    """What is wrong with a finished run's files."""
-    wrong = []
-    for name, expected in record.artifacts.items():
-        path = store.run_path(record.key) / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif sha256(path) != expected:
-            wrong.append(f"{name} is not what was written")
-    return wrong
-
-
 def _list(store: RecordStore, options: argparse.Namespace) -> int:
     table = Table("key", "state", "model", "setting", "method", "seed", "prompt", "changed (UTC)")
     shown = 0
@@ -125,7 +113,7 @@ def _verify(store: RecordStore, options: argparse.Namespace) -> int:
     for run in runs(store):
         if run.state == "finished":
             finished += 1
-            problems = damage(store, run.record)
+            problems = store.damage(run.record)
         else:
             problems = ["its record cannot be read"] if run.state == "damaged" else []
         for problem in problems:
@@ -145,7 +133,7 @@ def _prune(store: RecordStore, options: argparse.Namespace) -> int:
             continue
         if run.state != "finished":
             doomed.append((path, run.state))
-        elif damage(store, record):
+        elif store.damage(record):
             doomed.append((path, "damaged"))
         elif options.other_code and record.code != code_hash():
             doomed.append((path, f"code {record.code}, today's is {code_hash()}"))

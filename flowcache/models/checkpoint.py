@@ -18,6 +18,7 @@ from torch import Tensor, nn
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 FILE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+_TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 _SHOWN_KEYS = 5
@@ -99,6 +100,19 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
         f"no weights in {directory}: expected {FILE_NAMES[0]}, {FILE_NAMES[1]} or a sharded index beside them; "
         "check the path, or download the checkpoint there"
     )
+
+
+def part_files(directory: Path) -> list[Path]:
+    """The files that a network, text encoder or tokenizer is loaded from: settings, vocabulary, weights, their index.
+
+    What is missing or wrong is left out: loading tells.
+    """
+    try:
+        weights = list(find_weights(directory))
+    except CheckpointError:
+        weights = sorted(directory.glob("pytorch_model*"))  # as T5 is published, with its index
+    names = ("config.json", *INDEX_NAMES, *TOKENIZER_FILES, *_TOKENIZER_SETTINGS)
+    return [path for path in (*(directory / name for name in names), *weights) if path.is_file()]
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from experiments.job import ROOT
 from experiments.records import RecordStore, new_record, store_of, todays_key, untimed
 from experiments.records.__main__ import main
 from experiments.runner import Runner
+from flowcache.checkpoints import loaded_files
+from tests.experiments.broken_checkpoints import whole
 
 
 @pytest.fixture
@@ -50,6 +52,16 @@ def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):
     assert sorted(record.status for record in store_of(job).all()) == ["finished"] * 2 + ["queued"] * 2
     assert Runner(job).records(job.prompts) == made
     assert Runner(wanted).plan().to_make == job.prompts
+
+
+def test_nothing_is_queued_over_what_another_is_making(small_job):
+    job = small_job("method=vanilla", "num_prompts=1")
+    store, record = store_of(job), new_record(job, "vanilla", job.method, job.prompts[0])
+    with store.claim(record.key, wait=False):  # before it says that it runs
+        store.queue(record)
+        assert store.read(record.key) is None
+    store.queue(record)
+    assert store.read(record.key).status == "queued"
 
 
 def test_only_one_holds_a_run_and_a_killed_holder_lets_go(tmp_path):
@@ -207,16 +219,53 @@ def test_no_records_is_one_clear_line(tmp_path, capsys):
     assert "there are no records under" in capsys.readouterr().err
 
 
-def test_weights_are_told_apart_by_content_and_large_ones_hashed_once(tmp_path, monkeypatch):
+def test_large_weights_are_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(records, "LARGE_BYTES", 100)
-    hashes = []
-    for index, content in enumerate((b"a" * 200, b"b" * 200, b"a" * 200)):
-        checkpoint = tmp_path / str(index)
-        checkpoint.mkdir()
-        (checkpoint / "model.safetensors").write_bytes(content)
-        hashes.append(records.weights_hash(checkpoint))
-    assert hashes[0] == hashes[2] != hashes[1]
+    before = fresh_hash(whole(tmp_path / "checkpoint"))
     monkeypatch.setattr(records, "sha256", lambda path: pytest.fail("hashed again"))
+    assert fresh_hash(tmp_path / "checkpoint") == before
+
+
+def fresh_hash(checkpoint):
     records.weights_hash.cache_clear()
-    assert records.weights_hash(tmp_path / "0") == hashes[0]
+    return records.weights_hash(checkpoint)
+
+
+def test_the_embedded_weights_keep_their_hashes():
+    """Of published results: whatever changes these makes every video anew."""
+    embedded = ROOT / "experiments" / "embedded"
+    hashes = {name: records.weights_hash(embedded / name) for name in ("magi", "skyreels")}
+    assert hashes == {"magi": "0349e792b4af4b20", "skyreels": "618ace0aed3eed24"}
+
+
+@pytest.mark.parametrize("part", ["vae", "t5", "special_tokens.safetensors"])
+def test_weights_around_a_checkpoint_count_where_they_are_loaded_from(tmp_path, part):
+    """MAGI-1 as downloaded has its VAE and text encoder in folders above."""
+    directory = whole(tmp_path / "downloaded" / "magi" / "4.5B_distill")
+    before = fresh_hash(directory)
+    above = (directory / part).rename(tmp_path / "downloaded" / part)
+    assert fresh_hash(directory) == before
+    changed = next(above.glob("*.safetensors")) if above.is_dir() else above
+    content = bytearray(changed.read_bytes())
+    content[-1] ^= 1
+    changed.unlink()  # a link to the embedded one
+    changed.write_bytes(content)
+    assert fresh_hash(directory) != before
+
+
+def test_files_that_nothing_is_loaded_from_do_not_count(tmp_path):
+    directory = whole(tmp_path / "checkpoint")
+    before = fresh_hash(directory)
+    stray = directory / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
+    stray.parent.mkdir(parents=True)
+    for path in (stray, directory / ".gitattributes", directory / "vae" / "of_my_own.txt"):
+        path.write_text("1793000000.0")
+    assert fresh_hash(directory) == before
+
+
+@pytest.mark.parametrize("model", ["magi", "skyreels"])
+def test_all_that_an_embedded_checkpoint_holds_counts(model):
+    directory = ROOT / "experiments" / "embedded" / model
+    names = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
+    assert set(loaded_files(directory)) == names - {"README.md"}

@@ -170,10 +170,11 @@ def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    Runner(small_job("method=vanilla", "num_prompts=1")).run()
     monkeypatch.setattr("experiments.runner.write_mp4", full)
     with pytest.raises(OSError, match="No space left"):
         Runner(job).run()
-    assert {record.status for record in RecordStore(job.output_dir).all()} == {"running"}
+    assert {record.status for record in RecordStore(job.output_dir).all()} == {"failed", "finished"}
     assert Runner(job).records(job.prompts) == [None]
 
 
@@ -187,6 +188,54 @@ def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, monkey
     monkeypatch.undo()
     (record,) = Runner(job).run()
     assert record.status == "finished"
+
+
+def broken(*args, **kwargs):
+    raise RuntimeError("broken")
+
+
+@pytest.mark.parametrize("step", ["measure.quality", "write_lossless", "environment.describe"])
+def test_a_failure_beside_generation_is_recorded_too(step, small_job, monkeypatch):
+    Runner(small_job("method=vanilla", "num_prompts=1")).run()
+    job = small_job("num_prompts=1")
+    monkeypatch.setattr(f"experiments.runner.{step}", broken)
+    with pytest.raises(RunFailed, match="RuntimeError: broken"):
+        Runner(job).run()
+    by_method = {record.method: record for record in RecordStore(job.output_dir).all()}
+    assert by_method["vanilla"].status == "finished"
+    assert (by_method["flowcache_fast"].status, by_method["flowcache_fast"].error) == ("failed", "RuntimeError: broken")
+
+
+def test_a_reference_that_fails_fails_what_needs_it(small_job, monkeypatch):
+    job = small_job("num_prompts=1")
+    monkeypatch.setattr("eval.latency.generate", broken)
+    with pytest.raises(RunFailed, match="RuntimeError: broken"):
+        Runner(job).run()
+    states = {(record.method, record.status) for record in RecordStore(job.output_dir).all()}
+    assert states == {("vanilla", "failed"), ("flowcache_fast", "failed")}
+
+
+def test_a_damaged_reference_is_made_again(small_job):
+    (reference,) = Runner(small_job("method=vanilla", "num_prompts=1")).run()
+    job, store = small_job("num_prompts=1", "latency_pairs=0"), RecordStore(small_job().output_dir)
+    with store.video_path(reference.key).open("r+b") as video:
+        video.seek(1000)
+        video.write(b"damage")
+    (record,) = Runner(job).run()
+    assert record.metrics["psnr"] is not None
+    assert store.damage(store.find(reference.key)) == []
+
+
+def test_a_video_that_could_not_be_made_again_is_still_there(small_job, monkeypatch):
+    job = small_job("method=vanilla", "num_prompts=1")
+    made = Runner(job).run()
+    monkeypatch.setattr("eval.latency.generate", broken)
+    with pytest.raises(RunFailed):
+        Runner(replace(job, force=True)).run()
+    assert Runner(job).records(job.prompts) == made
+    monkeypatch.undo()
+    (again,) = Runner(replace(job, force=True)).run()
+    assert again.latency_s != made[0].latency_s
 
 
 def test_one_failure_does_not_stop_the_others(small_job, monkeypatch):

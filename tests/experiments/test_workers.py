@@ -30,3 +30,15 @@ def test_a_workers_failure_is_raised_here(small_job, tmp_path):
     job = replace(small_job(), workers=2, output_dir=in_the_way)
     with pytest.raises(OSError, match="file"):
         run_jobs([job], job.prompts)
+
+
+@pytest.mark.parametrize("error", [MemoryError("none left"), RuntimeError("DefaultCPUAllocator: none left")])
+def test_nothing_stays_queued_where_the_model_cannot_be_loaded(small_job, monkeypatch, error):
+    def refuse(self):
+        raise error
+
+    monkeypatch.setattr("experiments.job.Job.load_model", refuse)
+    job = small_job("method=vanilla")
+    with pytest.raises(type(error), match="none left"):
+        run_jobs([job], job.prompts)
+    assert list(RecordStore(job.output_dir).all()) == []

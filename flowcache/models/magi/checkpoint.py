@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from flowcache.models.checkpoint import CheckpointError, Stored, read_headers, read_json
+from flowcache.models.checkpoint import CheckpointError, Stored, part_files, read_headers, read_json
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.magi.config import NETWORKS, MagiConfig, Runtime
 from flowcache.models.magi.network import MagiDit
@@ -88,6 +88,19 @@ def locate(directory: Path) -> MagiFiles:
         next((folder for folder in text if (folder / "config.json").is_file()), directory / "t5"),
         next((path for path in tokens if path.is_file()), directory / "special_tokens.npz"),
     )
+
+
+def loaded_files(directory: Path) -> dict[str, Path]:
+    """What a checkpoint is loaded from, wherever it lies, by the name that it has where all lie in ``directory``.
+
+    Files that are missing are left out. Raises as ``locate``.
+    """
+    files = locate(directory)
+    parts = {files.weights.name: files.weights, "vae": files.vae, "t5": files.t5}
+    single = {"config.json": directory / "config.json", files.special_tokens.name: files.special_tokens}
+    return {name: path for name, path in single.items() if path.is_file()} | {
+        f"{name}/{path.name}": path for name, folder in parts.items() for path in part_files(folder)
+    }
 
 
 def read_vae_config(directory: Path) -> VaeConfig:

@@ -15,11 +15,19 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 
-from flowcache.models.checkpoint import PICKLE_SUFFIXES, CheckpointError, check_weights, load_weights, read_json
+from flowcache.models.checkpoint import (
+    PICKLE_SUFFIXES,
+    CheckpointError,
+    check_weights,
+    load_weights,
+    part_files,
+    read_json,
+)
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.network import unusable
 
+_SCHEDULER = "scheduler/scheduler_config.json"
 # Original names and diffusers', part by part (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py). The
 # norms before the cross-attention and before the feed-forward exchange their numbers.
 _PARTS = {
@@ -154,6 +162,20 @@ def is_skyreels(directory: Path) -> bool:
         return "num_heads" in read_json(directory / "config.json", "a configuration")
     except (OSError, CheckpointError):
         return False
+
+
+def loaded_files(directory: Path) -> dict[str, Path]:
+    """What a checkpoint is loaded from, by its name in diffusers' layout, and what says there which pipeline it is of.
+
+    Files that are missing are left out.
+    """
+    parts = {name: directory / name for name in ("transformer", "vae", "text_encoder", "tokenizer")}
+    if not parts["transformer"].is_dir():
+        parts["transformer"] = directory  # as originally released
+    single = {name: directory / name for name in ("model_index.json", "sampling.json", _SCHEDULER)}
+    return {name: path for name, path in single.items() if path.is_file()} | {
+        f"{name}/{path.name}": path for name, folder in parts.items() for path in part_files(folder)
+    }
 
 
 def read_sampling(directory: Path) -> Sampling:
