@@ -16,7 +16,7 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.cli import CONF, check_jobs, check_overrides
-from experiments.errors import complain
+from experiments.errors import complain, stopped
 from experiments.fork_server import start_server
 from experiments.launch import is_launched, launcher_name, prepare, sendable
 
@@ -57,8 +57,7 @@ def main() -> int:
             check_jobs([a for a in arguments if not a.startswith("-")], multirun, here)
         job()
     except KeyboardInterrupt:
-        print("run.py: stopped; finished videos are kept, and the same command goes on from them", file=sys.stderr)
-        _exit_codes.append(1)
+        _exit_codes.append(stopped("run.py"))
     except Exception as error:
         if "debug=true" in arguments:
             raise

@@ -8,6 +8,8 @@ import torch
 
 from experiments.errors import BadInput
 
+GPU_KERNELS = ("cudnn", "efficient")  # of flowcache.kernels.ATTENTION_BACKENDS, those that torch has on no CPU
+
 
 def known_device(name: str) -> str:
     """The device that a name means; "auto" is a GPU if there is one. Raises BadInput for one that cannot run jobs."""
@@ -32,6 +34,12 @@ def check_device(name: str) -> None:
         raise BadInput(f"device={name} but torch sees no CUDA device; use device=cpu, or install a CUDA build of torch")
     if (torch.device(name).index or 0) >= torch.cuda.device_count():
         raise BadInput(f"device={name} but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+
+
+def check_kernel(attention_backend: str, device: str) -> None:
+    """Refuse a kernel that a CPU does not have. Raises BadInput."""
+    if torch.device(device).type == "cpu" and attention_backend in GPU_KERNELS:
+        raise BadInput(f"attention_backend={attention_backend} is a GPU's; on a CPU choose auto, flash or math")
 
 
 def default_workers(embedded: bool, device: str, num_prompts: int) -> int:

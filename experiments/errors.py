@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -58,6 +59,7 @@ _LESS_MEMORY = (
     "or workers=1"
 )
 _GO_ON = "finished videos are kept, and the same command goes on from them"
+_HELP = {"--help", "-h"}
 
 
 def explain(error: BaseException) -> str:
@@ -71,6 +73,8 @@ def explain(error: BaseException) -> str:
         return f"memory ran out ({text}); {_LESS_MEMORY}; {_GO_ON}"
     if isinstance(error, BrokenProcessPool):
         return f"a worker was killed, most likely because memory ran out ({text}); {_LESS_MEMORY}; {_GO_ON}"
+    if type(error).__module__.startswith(("torch._inductor", "torch._dynamo")):
+        return f"compiling failed ({text}); install the C++ compiler that torch.compile needs, or give compile=false"
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk is full ({text}); free some space, or give output_dir=<folder elsewhere>; {_GO_ON}"
@@ -87,14 +91,28 @@ def complain(program: str, error: Exception) -> int:
     return 2 if bad_input else 1
 
 
-def command(program: str) -> Callable[[_Main], _Main]:
-    """Of a command's ``main(arguments)``: errors are one line and an exit code; ``debug=true`` lets them through."""
+def stopped(program: str) -> int:
+    """Say that the user stopped the program; returns the exit code."""
+    print(f"{program}: stopped; {_GO_ON}", file=sys.stderr)
+    return 1
+
+
+def command(program: str, own_help: bool = False) -> Callable[[_Main], _Main]:
+    """Of a command's ``main(arguments)``: errors are one line and an exit code; ``debug=true`` lets them through.
+
+    ``--help`` prints the docstring of the command's module, unless the command has an ``own_help``.
+    """
 
     def guard(main: _Main) -> _Main:
         @wraps(main)
         def guarded(arguments: list[str]) -> int:
+            if not own_help and _HELP & set(arguments):
+                print(inspect.cleandoc(sys.modules[main.__module__].__doc__ or ""))
+                return 0
             try:
                 return main(arguments)
+            except KeyboardInterrupt:
+                return stopped(program)
             except Exception as error:
                 if "debug=true" in arguments:
                     raise

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
+import logging
 import os
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,16 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from baselines.vanilla import VanillaConfig
-from experiments.device import check_device, default_workers, known_device, num_cores
+from experiments.device import check_device, check_kernel, default_workers, known_device, num_cores
 from experiments.errors import BadInput
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
+
+logging.getLogger("hydra.utils").setLevel(
+    logging.CRITICAL
+)  # what cannot be imported is said once, by who raises BadInput
 
 ROOT = Path(__file__).parents[1]
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
@@ -124,12 +131,27 @@ def _load(
     from transformers.utils.logging import disable_progress_bar  # imported late: the dry run does without
 
     disable_progress_bar()  # it would draw into ours
-    if random is None:
-        model = get_object(loader)(checkpoint, device=device)
-    else:
-        model = get_object(loader)(**dict(random), checkpoint=checkpoint, device=device)
+    model = _loader(loader, checkpoint, device, random)()
     model.set_kernels(attention_backend, compiled)
     return model
+
+
+def _loader(
+    name: str, checkpoint: Path | None, device: str, random: tuple[tuple[str, Any], ...] | None
+) -> Callable[[], Any]:
+    """The function that a configuration names, with its arguments, if it takes such. Raises BadInput."""
+    positional, named = (checkpoint,), {"device": device}
+    if random is not None:
+        positional, named = (), {**dict(random), "checkpoint": checkpoint, **named}
+    try:
+        loader = get_object(name)
+        inspect.signature(loader).bind(*positional, **named)
+    except Exception as error:  # whatever importing it raises
+        raise BadInput(
+            f"model.loader={name!r} is no loader of a model ({' '.join(str(error).split())}); expected a function of a "
+            "checkpoint's directory and a device that returns a flowcache.models.base.VideoModel"
+        ) from error
+    return partial(loader, *positional, **named)
 
 
 def make_job(config: DictConfig) -> Job:
@@ -137,6 +159,7 @@ def make_job(config: DictConfig) -> Job:
     _check_types(config)
     setting, model, options = config.setting, config.model, generation_options(config)
     device, prompts = known_device(config.device), read_prompts(config)
+    check_kernel(config.attention_backend, device)
     workers = default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
     _whole_numbers({"workers": workers, "setting.fps": setting.fps}, smallest=1)
     _whole_numbers({"latency_pairs": config.latency_pairs})
@@ -225,6 +248,8 @@ def _check_types(config: DictConfig) -> None:
     for key in ("force", "any_code", "debug", "compile"):
         if not isinstance(config[key], bool):
             raise BadInput(f"{key}={config[key]} must be true or false")
+    if not isinstance(config.setting.embedded, bool):
+        raise BadInput(f"setting.embedded={config.setting.embedded} must be true or false")
     if config.attention_backend not in (AUTO, *ATTENTION_BACKENDS):
         known = (AUTO, *ATTENTION_BACKENDS)
         raise BadInput(

@@ -29,6 +29,7 @@ from experiments.errors import command
 from experiments.job import Job, make_job, refuse_random_weights
 from experiments.records import code_hash, new_record, weights_hash
 from experiments.results import Column, Table, save_figure, save_table
+from experiments.runner import Runner
 from experiments.style import COLUMN_WIDTH_IN, styled
 from flowcache.policy import Decision
 from flowcache.sampler import sample
@@ -101,6 +102,7 @@ def measured(job: Job) -> pd.DataFrame:
 def measure(job: Job) -> pd.DataFrame:
     """One row a chunk, step, prompt and shift: row of the sampler, time t as the model counts it, the step's share dt
     of the whole process, relative change of the input, and of the velocity where there is one."""
+    Runner(job).check(job.prompts[0])
     environment.prepare(job.threads)
     model, frames = job.load_model(), []
     for shift, grid in SHIFTS.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from experiments.errors import RunFailed
-from experiments.job import make_job
+from experiments.job import Job, make_job
 from experiments.records import Record
 from experiments.runner import Runner
 from experiments.summary import print_summary
@@ -37,19 +39,10 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
 
         runner.check(plan.to_make[0])
         print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
-    columns = (
-        TextColumn("{task.description}", markup=False),  # prompts may hold brackets
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
     failed = None
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("generating", total=runner.num_videos(plan))
+    if plan.to_make:
         try:
-            run_jobs([job], plan.to_make, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))
+            _make(job, plan.to_make, runner.num_videos(plan), console)
         except RunFailed as error:
             failed = error
     records = [record for record in runner.records(job.prompts) if record is not None]
@@ -61,3 +54,18 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     if failed is not None:
         raise failed
     return records
+
+
+def _make(job: Job, prompts: Sequence[str], num_videos: int, console: Console) -> None:
+    """Make the prompts' videos, ``num_videos`` with the references, under a progress bar. Raises what run_jobs does."""
+    columns = (
+        TextColumn("{task.description}", markup=False),  # prompts may hold brackets
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("generating", total=num_videos)
+        run_jobs([job], prompts, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))

@@ -38,7 +38,8 @@ def reuse_videos(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         raise BadInput(_NO_VIDEOS)
     frame["family"] = frame["method"].map(family)
-    frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame.get("every"))
+    frame = frame.reindex(columns=frame.columns.union(["threshold", "every"], sort=False))  # some families lack one
+    frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame["every"])
     frame["psnr"] = pd.to_numeric(frame["psnr"]).clip(upper=PSNR_CAP_DB)
     standard = frame["reuse"].isna() & frame["refresh_clean_kv"] & frame["near_clean"] & frame["kv_budget"].isna()
     frame = frame[standard].drop_duplicates([*SETTING, "prompt", "seed"])

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 from baselines.vanilla import VanillaConfig
-from experiments import environment
 from experiments.cli import check_overrides, compose_config
 from experiments.errors import BadInput, command
 from experiments.job import Job, make_job, refuse_random_weights
+from experiments.runner import Runner
 from flowcache.method import MethodConfig
 from flowcache.sampler import sample
 from flowcache.trace import Trace
@@ -34,9 +34,13 @@ def executed_flops(job: Job, model: Any, method: MethodConfig) -> float:
 
 
 def tune(job: Job, share: float, low: float = 0.0, high: float = 1.0, tolerance: float = 0.004) -> tuple[float, float]:
-    """Threshold and the share of vanilla's FLOPs it leaves; the closest seen after bisection to ``tolerance``."""
-    environment.prepare(job.threads)
-    model = job.load_model()
+    """Threshold and the share of vanilla's FLOPs it leaves; the closest seen after bisection to ``tolerance``.
+
+    Raises BadInput before any work.
+    """
+    runner = Runner(job)
+    runner.check(job.prompts[0])
+    model = runner.model
     vanilla = executed_flops(replace(job, prompts=job.prompts[:1]), model, VanillaConfig())  # the same for every prompt
     best = (0.0, 1.0)
     for _ in range(14):

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_args
 
 from rich import print_json
 from rich.console import Console
@@ -18,7 +19,7 @@ from rich.table import Table
 
 from experiments.errors import BadInput, command
 from experiments.job import inside_root
-from experiments.records import Record, RecordStore, code_hash
+from experiments.records import Record, RecordStore, Status, code_hash
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Run:
     state: str
 
 
-@command("records")
+@command("records", own_help=True)
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
@@ -52,7 +53,8 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     listing = add("list", _list, "a line a run")
-    listing.add_argument("--state", help="only queued, running, interrupted, finished, failed or damaged ones")
+    states = (*get_args(Status), "interrupted", "damaged")
+    listing.add_argument("--state", choices=states, help="only those in this state")
     listing.add_argument("--method", help="only this method's")
     add("show", _show, "one record, whole").add_argument("key", help="or the beginning of one")
     add("verify", _verify, "check every finished run's files against their checksums")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import importlib
+import inspect
 import json
 import os
 import re
@@ -17,10 +19,11 @@ from hydra.core.global_hydra import GlobalHydra
 
 import run
 from eval.video_io import read_lossless
-from experiments import sweep, tune
+from experiments import l1_rel, sweep, tune
 from experiments.errors import RunFailed
 from experiments.job import MOST_PROMPT_CHARACTERS, ROOT
 from experiments.records import Record, RecordStore
+from experiments.records import __main__ as records
 from flowcache.models.base import MOST_SEED
 from tests.experiments.broken_checkpoints import BROKEN, sign, whole
 
@@ -155,6 +158,11 @@ USAGE = {
     "any_code is text": (["any_code=maybe"], "any_code=maybe must be true or false"),
     "W&B tags are no list": (["wandb.tags=one"], r"wandb.tags=one must be a list"),
     "unknown kernel": (["attention_backend=flsh"], "attention_backend=flsh is unknown; did you mean flash"),
+    "a GPU's kernel on a CPU": (
+        ["attention_backend=cudnn", "device=cpu"],
+        "attention_backend=cudnn is a GPU's; on a CPU choose auto, flash or math",
+    ),
+    "embedded is text": (["setting.embedded=perhaps"], "setting.embedded=perhaps must be true or false"),
     "compile is no switch": (["compile=maybe"], "compile=maybe must be true or false"),
     "unknown weights": (["weights=randm"], "weights=randm is unknown; did you mean random"),
     "distances of random weights": (["weights=random"], "which random weights make meaningless; give .*replay="),
@@ -196,6 +204,18 @@ IMPOSSIBLE = {
     "no steps": (["setting.num_steps=0"], "num_steps=0 must be a whole number of at least 1"),
     "guidance of no kind": (["model.options.cfg_number=2"], "choose 1 .distilled. or 3"),
     "shift of nothing": (["model.options.shift=0"], "shift=0 must be a finite number above 0"),
+    "look-back of words": (
+        ["model.options.noise2clean_kvrange=[a]"],
+        r"noise2clean_kvrange=\('a',\) must be a list of",
+    ),
+    "look-back is no list": (["model.options.noise2clean_kvrange=5"], "noise2clean_kvrange=5 must be a list of whole"),
+    "look-back of nothing": (["model.options.noise2clean_kvrange=[0]"], "whole numbers of at least 1"),
+    "clean look-back of nothing": (["model.options.clean_chunk_kvrange=0"], "whole number of at least 1, or -1"),
+    "a loader that is none": (
+        ["model.loader=os.system"],
+        "'os.system' is no loader of a model",
+    ),
+    "a loader that does not exist": (["model.loader=flowcache.models.magy.Magi"], "is no loader of a model"),
     "budget too small in bytes": (["method.kv_budget=1 KiB"], "the smallest that would do is '"),
     "budget of nothing": (["method.kv_budget=0 tokens"], "the smallest that would do is '1 tokens'"),
     "budget beyond memory": (["method.kv_budget=99999999 GiB"], "GiB' takes .*; lower it"),
@@ -274,6 +294,13 @@ def fails(error: BaseException):
     return fail
 
 
+class InductorError(RuntimeError):
+    """Stands for torch's, whose module takes seconds to import."""
+
+
+InductorError.__module__ = "torch._inductor.exc"
+
+
 def full(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -305,6 +332,11 @@ RUN = {
         "experiments.runner.take",
         fails(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
         "memory ran out .*num_frames",
+    ),
+    "no compiler": (
+        "experiments.runner.take",
+        fails(InductorError(RuntimeError("Failed to find C compiler."))),
+        "compiling failed .*Failed to find C compiler.*compile=false",
     ),
     "worker killed": (
         "experiments.main_job.run_jobs",
@@ -368,6 +400,9 @@ def test_a_long_or_bracketed_prompt_is_text_like_any_other(command, tmp_path):
         (sweep.main, ["output_dir=/dev/null"], "is a file; give output_dir=<folder>"),
         (tune.main, ["method=teacache_fast", "share=most"], "give share=<wanted share of vanilla's compute>"),
         (tune.main, ["method=vanilla", "share=0.5"], "method vanilla has no threshold to tune"),
+        (tune.main, ["setting.num_frames=25", "share=0.5"], "try num_frames=24"),
+        (tune.main, ["method.warmup_steps=65", "share=0.5"], "warmup_steps=65 is more than the 64 steps"),
+        (l1_rel.main, ["setting.num_frames=25", "output_dir=no_such_folder"], "try num_frames=24"),
     ],
 )
 def test_other_commands_say_it_as_well(main, arguments, message, capsys):
@@ -375,6 +410,35 @@ def test_other_commands_say_it_as_well(main, arguments, message, capsys):
     said = capsys.readouterr().err
     assert re.search(message, said)
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["sweep", "tune", "figures", "tables", "bench"])
+def test_help_is_the_commands_docstring(name, capsys):
+    module = importlib.import_module(f"experiments.{name}")
+    for arguments in (["--help"], ["seed=[1", "-h"]):
+        assert module.main(arguments) == 0
+        assert capsys.readouterr() == (f"{inspect.cleandoc(module.__doc__)}\n", "")
+
+
+def test_help_of_the_records_is_their_parsers(capsys):
+    with pytest.raises(SystemExit) as ended:
+        records.main(["list", "--help"])
+    assert ended.value.code == 0
+    assert "--state {queued,running,finished,failed,interrupted,damaged}" in capsys.readouterr().out
+
+
+def test_a_state_that_does_not_exist_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        records.main(["list", "--state", "finishd"])
+    assert ended.value.code == 2
+    assert "invalid choice: 'finishd'" in capsys.readouterr().err
+
+
+def test_every_command_can_be_stopped_by_hand(monkeypatch, capsys):
+    monkeypatch.setattr("experiments.sweep.find_jobs", fails(KeyboardInterrupt()))
+    assert sweep.main(["debug=true"]) == 1
+    said = "sweep: stopped; finished videos are kept, and the same command goes on from them\n"
+    assert capsys.readouterr() == ("", said)
 
 
 def test_debug_shows_where(command, monkeypatch):

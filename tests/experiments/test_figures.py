@@ -99,6 +99,16 @@ def test_curves_have_a_line_a_family_and_a_warm_up(job):
     assert len(sweep.axes) == 3
 
 
+def test_one_family_alone_has_its_curve(tmp_path):
+    """Of every_k alone, whose records name no threshold."""
+    for prompt in PROMPTS:
+        made(job_of(tmp_path, "method=vanilla"), prompt)
+        made(job_of(tmp_path, "method=every_k", "method.every=2"), prompt, 0.55, metrics={"psnr": 50.0, "ssim": 0.9})
+    points = reuse_points(reuse_videos(collect(job_of(tmp_path, "prompts=[a,b]"))))
+    assert points[["family", "option", "n"]].values.tolist() == [["every_k", 2, 2]]
+    draw_reuse_curve(points, 5, "vanilla", "here")
+
+
 def test_strips_show_a_frame_of_every_part():
     video = np.repeat(np.arange(9, dtype=np.uint8), 4 * 4 * 3).reshape(9, 4, 4, 3)
     shown = strip(video, 3)

@@ -40,6 +40,10 @@ def check_sizes(config: Any, names: Sequence[str], least: int = 1) -> None:
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
+def _is_range(chunks: Any) -> bool:
+    return isinstance(chunks, int) and not isinstance(chunks, bool) and chunks >= 1
+
+
 @dataclass(frozen=True)
 class DitConfig:
     """Sizes of the transformer, under the names of the official ``model_config``.
@@ -188,7 +192,15 @@ class Runtime:
             raise ValueError(f"cfg_number={self.cfg_number} is not a guidance of MAGI-1; choose 1 (distilled) or 3")
         if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must have one entry each per time range")
-        stages = len(self.noise2clean_kvrange)
+        ranges, clean = self.noise2clean_kvrange, self.clean_chunk_kvrange
+        if not isinstance(ranges, tuple) or not all(_is_range(chunks) for chunks in ranges):
+            raise ValueError(
+                f"noise2clean_kvrange={ranges!r} must be a list of whole numbers of at least 1, how many chunks back a "
+                "chunk sees by stage, itself included; an empty one is all"
+            )
+        if clean != -1 and not _is_range(clean):
+            raise ValueError(f"clean_chunk_kvrange={clean!r} must be a whole number of at least 1, or -1")
+        stages = len(ranges)
         if stages and self.num_steps % stages:
             raise ValueError(f"num_steps={self.num_steps} does not divide into {stages} entries of noise2clean_kvrange")
 

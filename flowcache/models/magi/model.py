@@ -194,7 +194,8 @@ class Magi:
         """
         given = {"num_steps": num_steps, "video_size_h": height, "video_size_w": width}
         given |= {"cfg_number": cfg_number, "shift": shift, "clean_chunk_kvrange": clean_chunk_kvrange}
-        given["noise2clean_kvrange"] = None if noise2clean_kvrange is None else tuple(noise2clean_kvrange)
+        ranges = noise2clean_kvrange
+        given["noise2clean_kvrange"] = tuple(ranges) if isinstance(ranges, Sequence) else ranges
         check_request(prompt, seed)
         runtime = replace(self.config.runtime, **{k: v for k, v in given.items() if v is not None})
         if image is not None and prefix_video is not None:

@@ -1,0 +1,86 @@
+"""What a sweep says while it runs and when it ends, from records that no model was run for."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from rich.console import Console
+
+from experiments import sweep
+from experiments.cli import compose_config
+from experiments.errors import Failure, RunFailed
+from experiments.main_job import run_job
+from experiments.records import store_of
+from experiments.sweep import Countdown, finished_at, told_by_method
+from tests.experiments.made_records import job_of, made
+
+PROMPTS = "prompts=[a,b]"
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    """Vanilla, and a method at two thresholds."""
+    fast = ["method=flowcache_fast", "method.threshold="]
+    settings = [["method=vanilla"], *([fast[0], fast[1] + threshold] for threshold in ("0.1", "0.2"))]
+    return [job_of(tmp_path, PROMPTS, *overrides) for overrides in settings]
+
+
+def test_what_is_left_is_said_once_it_means_something(monkeypatch, capsys):
+    """Two workers of three videos a prompt tell in bursts, the first of them late."""
+    clock = iter([100.0, *([140.0] * 3), *([148.0] * 3)])
+    monkeypatch.setattr(sweep.time, "monotonic", lambda: next(clock))
+    countdown = Countdown(60, first_round=6)
+    for _ in range(14):
+        countdown("a video")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "1 of 60  a video"
+    assert [number for number, line in enumerate(lines, 1) if "left" in line] == [12, 13, 14]
+    assert lines[11] == "12 of 60, 5 min left  a video"  # 48 at 6 in 40 s
+
+
+def test_a_line_a_method_says_what_became_of_it(jobs, tmp_path):
+    vanilla, low, high = jobs
+    for prompt, latency_s in (("a", 1.0), ("b", 3.0)):
+        made(vanilla, prompt, latency_s=latency_s)
+    made(low, "a", 0.5, latency_s=1.0)
+    before = finished_at(jobs)
+    made(high, "a", 0.25, latency_s=0.5)
+    failed = made(high, "b", 0.25)
+    failed.status = "failed"
+    store_of(high).save(failed)
+    assert list(told_by_method(jobs, before)) == [
+        "vanilla: 0 made, 0 failed, 2 finished in all; median 2 s; compute left 1.000",
+        "flowcache_fast: 1 made, 1 failed, 2 finished in all; median 0.75 s; compute left 0.250 to 0.500",
+    ]
+
+
+def test_a_method_without_videos_says_so(jobs):
+    assert list(told_by_method(jobs[:1], {})) == ["vanilla: 0 made, 0 failed, 0 finished in all"]
+
+
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "tasks=2"]])
+def test_a_sweep_ends_with_its_summary_even_where_videos_failed(launcher, tmp_path, monkeypatch, capsys):
+    def make(launcher, jobs, find_jobs):
+        print("2 videos to make")
+        made(jobs[0], jobs[0].prompts[0], latency_s=2.0)
+        raise RunFailed([Failure("vanilla", "b", RuntimeError("broken"))])
+
+    monkeypatch.setattr(sweep, "share_out", make)
+    monkeypatch.setattr(sweep, "launcher_of", lambda arguments: (None, [a for a in arguments if a not in launcher]))
+    assert sweep.main([PROMPTS, "num_prompts=2", "wandb.mode=disabled", f"output_dir={tmp_path}", *launcher]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "vanilla: 1 made, 0 failed, 1 finished in all; median 2 s; compute left 1.000" in said
+    assert said[-1] == f"records are in {tmp_path / 'runs'}"
+
+
+def test_a_run_with_nothing_to_make_shows_no_bar(tmp_path):
+    overrides = ["method=vanilla", PROMPTS, "wandb.mode=disabled", f"output_dir={tmp_path}"]
+    job = job_of(tmp_path, *overrides[:-1])
+    for prompt in job.prompts:
+        made(job, prompt, latency_s=1.0, chunk_latency_s=[1.0])
+    console = Console(record=True, width=200, quiet=False)
+    assert len(run_job(compose_config(overrides), console)) == 2
+    printed = console.export_text()
+    assert re.search("2 finished already, 0 videos to make", printed)
+    assert "generating" not in printed
