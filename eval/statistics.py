@@ -22,6 +22,8 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
     mean = float(np.mean(values)) if len(values) else float("nan")
     if len(values) < 2:
         return mean, float("nan")
+    if np.ptp(values) == 0:  # where the error of the mean's own rounding would be told as theirs
+        return mean, 0.0
     return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
 
 

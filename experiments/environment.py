@@ -15,6 +15,11 @@ import torch
 from experiments.job import ROOT
 
 _PACKAGES = ("torch", "transformers", "numpy", "torchmetrics", "scikit-image", "av")
+# What the same command, seed, machine and versions give again.
+_DETERMINISTIC = {
+    "cpu": "latents and files of videos to the byte; not times",
+    "cuda": "initial noise; kernels of attention, matrix products and compiled blocks may round differently",
+}
 LOAD_AVERAGE_1MIN = round(psutil.getloadavg()[0], 2)  # as it is imported: a job's own work is not in it yet
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
@@ -34,7 +39,8 @@ def _static() -> dict[str, Any]:
 
 
 def describe(device: str) -> dict[str, Any]:
-    """Machine, its load before this process's own work, driver, threads, versions and code revision."""
+    """Machine, its load before this process's own work, driver, threads, versions, code revision, and what is
+    deterministic on it."""
     gpu = {}
     if torch.device(device).type == "cuda":
         properties = torch.cuda.get_device_properties(device)
@@ -44,7 +50,9 @@ def describe(device: str) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "driver": _driver(),
         }
-    return {**_static(), "device": torch.device(device).type, "threads": torch.get_num_threads(), **gpu}
+    kind = torch.device(device).type
+    own = {"device": kind, "threads": torch.get_num_threads(), "deterministic": _DETERMINISTIC.get(kind)}
+    return {**_static(), **own, **gpu}
 
 
 def prepare(threads: int) -> None:

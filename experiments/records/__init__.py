@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
 
 from eval.atomic import atomic_path
 from eval.cache import cache_folder
@@ -167,7 +168,9 @@ class RecordStore:
     def read(self, key: str) -> Record | None:
         """A record in whatever state; None if there is none, or it is damaged, of another schema or key."""
         try:
-            record = Record(**json.loads(self.record_path(key).read_text()))
+            text = self.record_path(key).read_text()
+            record = Record(**json.loads(text))
+            _FIELDS.validate_json(text, strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
             return None
         return record if record.schema_version == SCHEMA_VERSION and record.key == key else None
@@ -260,6 +263,9 @@ def sha256(path: Path) -> str:
 def untimed(record: Record) -> dict[str, Any]:
     """The part of a record that is the same whenever and beside whatever the video is made."""
     return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in TIMED}
+
+
+_FIELDS = TypeAdapter(Record)  # their types, as annotated
 
 
 def new_record(job: Job, method_name: str, method: Any, prompt: str) -> Record:

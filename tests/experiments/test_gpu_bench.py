@@ -183,7 +183,7 @@ def figures(measured: list[str], name: str, fail: bool = False) -> Case:
     return Case(name, take)
 
 
-def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, capsys):
+def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, capsys, monkeypatch):
     measured: list[str] = []
     cases = [figures(measured, "a_ceilings"), figures(measured, "b_bad", fail=True), figures(measured, "c_last")]
     with pytest.raises(CasesFailed, match="b_bad could not be measured"):
@@ -199,6 +199,9 @@ def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, cap
     assert measured == ["a_ceilings", "b_bad", "c_last", "b_bad"]
     measure(cases[:1], "cpu", [], tmp_path)  # another way of running it
     assert measured[4:] == ["a_ceilings"]
+    monkeypatch.setattr("experiments.benchmarks.gpu.command.code_hash", lambda: "another code")
+    measure(cases[:1], "cpu", [], tmp_path)
+    assert measured[5:] == ["a_ceilings"]
 
 
 def write(folder, name: str, **figures) -> None:

@@ -107,7 +107,10 @@ def test_the_report_escapes_what_a_prompt_says(small_job, tmp_path):
     assert [clip["prompt"] for clip in json.loads(data)["clips"]] == [prompt]
 
 
-@pytest.mark.parametrize("damage", ["binary", "a list", "nested", "another's key", "unknown entries"])
+WRONG_TYPES = {"artifacts": None, "prompt": 7, "flops": "many", "metrics": {"psnr": [1.0]}, "environment": "a machine"}
+
+
+@pytest.mark.parametrize("damage", ["binary", "a list", "nested", "another's key", "unknown entries", *WRONG_TYPES])
 def test_foreign_records_count_as_none(small_job, damage):
     job = small_job("method=vanilla", "num_prompts=1")
     store, record = RecordStore(job.output_dir), new_record(job, job.method_name, job.method, job.prompts[0])
@@ -119,6 +122,7 @@ def test_foreign_records_count_as_none(small_job, damage):
         "nested": b"[" * 100_000,
         "another's key": json.dumps(document | {"key": "../../elsewhere"}).encode(),
         "unknown entries": json.dumps(document | {"run_this": "rm"}).encode(),
+        **{name: json.dumps(document | {name: value}).encode() for name, value in WRONG_TYPES.items()},
     }[damage]
     path = store.record_path(record.key)
     path.parent.mkdir(parents=True)

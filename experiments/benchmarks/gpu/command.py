@@ -36,6 +36,7 @@ from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.errors import BadInput, CasesFailed, explain
 from experiments.job import inside_root
+from experiments.records import code_hash
 
 OPTIONS = ("parts", "into", "official")
 PARTS = "abcdefg"
@@ -141,7 +142,8 @@ def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder
             print(f"{case.name}: {explain(error)}", flush=True)
             continue
         wall_s = round(time.perf_counter() - started, 1)
-        document = {"overrides": list(overrides), "wall_s": wall_s, "environment": environment.describe(device)}
+        document = {"overrides": list(overrides), "code": code_hash(), "wall_s": wall_s}
+        document["environment"] = environment.describe(device)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps({**document, "figures": figures}, indent=1) + "\n")
         print(f"{case.name}: measured in {wall_s} s", flush=True)
@@ -154,4 +156,8 @@ def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder
 
 
 def _is_measured(path: Path, overrides: Sequence[str]) -> bool:
-    return path.is_file() and json.loads(path.read_text())["overrides"] == list(overrides)
+    """By the same command and the same code."""
+    if not path.is_file():
+        return False
+    document = json.loads(path.read_text())
+    return (document["overrides"], document.get("code")) == (list(overrides), code_hash())

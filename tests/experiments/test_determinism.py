@@ -1,0 +1,41 @@
+"""One seed on one machine: the same latents to the byte, whatever the method, and a record that says so."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from experiments import environment
+from experiments.cli import config_files
+from flowcache.sampler import sample
+
+REUSING = {"every_k": "method.every=2"}  # at so few steps
+REUSING |= dict.fromkeys(("teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast"), "method.threshold=0.2")
+CASES = [(path.stem, ()) for path in config_files("method")] + [("flowcache_fast", ("method.kv_budget=1 chunk",))]
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return {}
+
+
+@pytest.mark.parametrize(("model", "num_frames"), [("magi", 96), ("skyreels", 57)])
+@pytest.mark.parametrize(("name", "options"), CASES, ids=["-".join([name, *options]) for name, options in CASES])
+def test_the_same_seed_gives_the_same_latents(name, options, model, num_frames, small_job, loaded):
+    reusing = [REUSING[name], "method.warmup_steps=1"] if name in REUSING else []
+    job = small_job(f"model={model}", f"method={name}", f"setting.num_frames={num_frames}", *reusing, *options)
+    network = loaded.setdefault(model, job.load_model())
+
+    def latents(seed):
+        given = (job.prompts[0], job.num_frames, job.method, seed)
+        return dict(sample(network.generation(*given, **job.generation_options), job.method))
+
+    first, second, other = latents(3), latents(3), latents(4)
+    assert len(first) > 1
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[chunk], second[chunk]) for chunk in first)
+    assert not any(torch.equal(first[chunk], other[chunk]) for chunk in first)
+
+
+def test_a_record_says_what_is_deterministic():
+    assert environment.describe("cpu")["deterministic"] == "latents and files of videos to the byte; not times"
