@@ -1,6 +1,6 @@
 """Kill, crowd and starve a sweep and compare what it leaves with an undisturbed one: ``python -m experiments.soak``.
 
-Three parts, each on the same small sweep of the embedded MAGI-1 (5 methods x 4 prompts, 2 chunks, 8 steps):
+Three parts, each on the same small sweep of the embedded MAGI-1 (6 methods x 4 prompts, 2 chunks, 8 steps):
 
 - kills: the sweep is killed (SIGKILL, with its workers) at random moments, again and again, then let finish;
 - crowd: several processes run the same command on one store at once;
