@@ -201,7 +201,9 @@ def draw_steps(data: pd.DataFrame, subject: str) -> Figure:
                 curve = part[part["chunk"] == chunk].groupby("step")[quantity].median()
                 axes.plot(curve.index, curve, color=colour, linewidth=0.8, label=f"{chunk}")
             axes.set_yscale("log")
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            lowest, highest = axes.get_ylim()
+            if highest >= 10 * lowest:  # else a decade may not be among the ticks, and theirs are the only labels
+                axes.yaxis.set_minor_formatter(NullFormatter())
             axes.set_title(f"{quantity}, {'own shift' if shift == OWN else f'shift {shift}'}")
         axes_row[0].set_ylabel("L1_rel")
     for axes in grid[-1]:

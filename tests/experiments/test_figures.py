@@ -195,6 +195,18 @@ def test_l1_rel_over_the_process_is_the_papers_figure():
     assert len(draw_steps(process(velocity=False), "here").axes) == 2  # SkyReels-V2
 
 
+@pytest.mark.parametrize("spread", [0.02, 100])
+def test_a_logarithmic_axis_has_labels_whether_or_not_it_reaches_over_a_decade(spread):
+    data = process(velocity=False)
+    data["input"] = 0.042 + spread * (data["input"] - data["input"].min())
+    drawn = draw_steps(data, "here")
+    drawn.canvas.draw()
+    for axes in drawn.axes:
+        lowest, highest = axes.get_ylim()
+        ticks = [*axes.yaxis.get_major_ticks(), *axes.yaxis.get_minor_ticks()]
+        assert [tick for tick in ticks if lowest <= tick.get_loc() <= highest and tick.label1.get_text()]
+
+
 def test_l1_rels_findings_have_intervals_over_prompts():
     table = l1_rel.table(process(velocity=False), "here")
     row = table.data.set_index(["shift", "quantity"]).loc[("own", "input")]
