@@ -27,9 +27,8 @@ from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
 
-logging.getLogger("hydra.utils").setLevel(
-    logging.CRITICAL
-)  # what cannot be imported is said once, by who raises BadInput
+# What cannot be imported is said once, by the BadInput.
+logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 ROOT = Path(__file__).parents[1]
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
