@@ -7,8 +7,10 @@ import os
 import torch
 
 from experiments.errors import BadInput
+from flowcache.kernels import FLASH_PACKAGES, check_backend
 
-GPU_KERNELS = ("cudnn", "efficient")  # of flowcache.kernels.ATTENTION_BACKENDS, those that torch has on no CPU
+# Of flowcache.kernels.ATTENTION_BACKENDS, those that torch has on no CPU.
+GPU_KERNELS = ("cudnn", "efficient", *FLASH_PACKAGES)
 
 
 def known_device(name: str) -> str:
@@ -37,9 +39,13 @@ def check_device(name: str) -> None:
 
 
 def check_kernel(attention_backend: str, device: str) -> None:
-    """Refuse a kernel that a CPU does not have. Raises BadInput."""
+    """Refuse a kernel that the device does not have, or whose package is missing. Raises BadInput."""
     if torch.device(device).type == "cpu" and attention_backend in GPU_KERNELS:
         raise BadInput(f"attention_backend={attention_backend} is a GPU's; on a CPU choose auto, flash or math")
+    try:
+        check_backend(attention_backend)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
 
 
 def default_workers(embedded: bool, device: str, num_prompts: int) -> int:

@@ -13,8 +13,9 @@ import psutil
 import torch
 
 from experiments.job import ROOT
+from flowcache.kernels import FLASH_PACKAGES
 
-_PACKAGES = ("torch", "transformers", "numpy", "torchmetrics", "scikit-image", "av")
+_PACKAGES = ("torch", "diffusers", "transformers", "numpy", "torchmetrics", "scikit-image", "av")
 # What the same command, seed, machine and versions give again.
 _DETERMINISTIC = {
     "cpu": "latents and files of videos to the byte; not times",
@@ -33,7 +34,7 @@ def _static() -> dict[str, Any]:
         "cores": psutil.cpu_count(logical=True),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "load_average_1min": LOAD_AVERAGE_1MIN,
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: _version(name) for name in (*_PACKAGES, *FLASH_PACKAGES.values())},
         "revision": _revision(),
     }
 
@@ -70,7 +71,7 @@ def prepare(threads: int) -> None:
 
 
 def _version(package: str) -> str | None:
-    """None where it is not installed: a benchmark needs fewer packages than a run."""
+    """None where it is not installed: some are a GPU's, and a benchmark needs fewer than a run."""
     try:
         return version(package)
     except PackageNotFoundError:

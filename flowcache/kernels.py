@@ -8,16 +8,21 @@ from typing import Protocol
 
 import torch
 from torch import nn
+from torch.nn import attention
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 AUTO = "auto"
+# torch's own flash kernel is FlashAttention 2; where these packages are installed, theirs can take its place.
+FLASH_PACKAGES = {"fa3": "flash_attn_3", "fa4": "flash-attn-4"}
 ATTENTION_BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
+    **dict.fromkeys(FLASH_PACKAGES, SDPBackend.FLASH_ATTENTION),
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
 }
-_REFUSALS = ("No available kernel", "No viable backend")  # torch's words, on CUDA and on a CPU
+# torch's words: on CUDA, on a CPU, and before it calls a package's kernel.
+_REFUSALS = ("No available kernel", "No viable backend", "SDPA forward unsupported")
 
 
 class BlockNetwork(Protocol):
@@ -35,14 +40,21 @@ def set_kernels(network: BlockNetwork, attention_backend: str = AUTO, compiled: 
         attention_backend: of ``ATTENTION_BACKENDS``, or "auto" for torch's own choice.
         compiled: compile its blocks, at their first call; see ``compile_seconds``.
 
-    Raises ValueError for an unknown backend.
+    Raises ValueError for an unknown backend, and for one whose package is not installed.
     """
-    if attention_backend not in (AUTO, *ATTENTION_BACKENDS):
-        known = ", ".join(ATTENTION_BACKENDS)
-        raise ValueError(f"attention_backend={attention_backend!r} is unknown; choose {AUTO} or one of {known}")
+    check_backend(attention_backend)
     network.attention_backend = attention_backend
     if compiled:
         network.compile_blocks()
+
+
+def check_backend(attention_backend: str) -> None:
+    """Raises ValueError for an unknown attention backend, and for one whose package is not installed."""
+    if attention_backend not in (AUTO, *ATTENTION_BACKENDS):
+        known = ", ".join(ATTENTION_BACKENDS)
+        raise ValueError(f"attention_backend={attention_backend!r} is unknown; choose {AUTO} or one of {known}")
+    with _flash_kernel(attention_backend):
+        pass
 
 
 @contextmanager
@@ -54,7 +66,7 @@ def attention_kernel(backend: str) -> Iterator[None]:
     if backend == AUTO:
         yield
         return
-    with sdpa_kernel(ATTENTION_BACKENDS[backend]):
+    with _flash_kernel(backend), sdpa_kernel(ATTENTION_BACKENDS[backend]):
         try:
             yield
         except RuntimeError as error:
@@ -64,6 +76,25 @@ def attention_kernel(backend: str) -> Iterator[None]:
                     f"a compressed cache); choose {AUTO}"
                 ) from error
             raise
+
+
+@contextmanager
+def _flash_kernel(backend: str) -> Iterator[None]:
+    """Within it torch's flash attention is the package's that the backend names; any other leaves it."""
+    if backend not in FLASH_PACKAGES:
+        yield
+        return
+    try:
+        attention.activate_flash_attention_impl(backend.upper())
+    except (ImportError, RuntimeError) as error:
+        raise ValueError(
+            f"attention_backend={backend} runs the package {FLASH_PACKAGES[backend]}, which cannot be used here "
+            f"({error}); install it, or choose {AUTO}"
+        ) from error
+    try:
+        yield
+    finally:
+        attention.restore_flash_attention_impl()
 
 
 def compile_methods(module: nn.Module | object, *names: str) -> None:

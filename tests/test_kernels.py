@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention._registry import _FLASH_ATTENTION_IMPLS
 
-from flowcache.kernels import attention_kernel, compile_seconds, set_kernels
+from flowcache.kernels import FLASH_PACKAGES, attention_kernel, compile_seconds, set_kernels
 from flowcache.kv_cache import KvCache
 from flowcache.models.magi.attention import Member
 from flowcache.models.magi.network import MagiDit
@@ -74,8 +75,50 @@ def test_other_errors_pass_through_and_the_choice_ends_with_the_block():
     with pytest.raises(ValueError, match="cudnn cannot run"), attention_kernel("cudnn"):
         F.scaled_dot_product_attention(query, query, query)
     assert F.scaled_dot_product_attention(query, query, query).shape == query.shape
-    with pytest.raises(ValueError, match="attention_backend='triton' is unknown; choose auto or one of flash, cudnn"):
+    with pytest.raises(ValueError, match="attention_backend='triton' is unknown; choose auto or one of flash, fa3"):
         set_kernels(magi_dit(), "triton")
+
+
+class Package:
+    """Stands for a flash-attn package: torch asks it to put its kernel in place, and to take it away again."""
+
+    def __init__(self) -> None:
+        self.active = False
+
+    def __call__(self) -> Package:
+        self.active = True
+        return self
+
+    def remove(self) -> None:
+        self.active = False
+
+
+def test_a_flash_attn_package_runs_torchs_flash_attention_within_the_block_alone(monkeypatch):
+    package, query = Package(), torch.randn(1, 2, 3, 8)
+    monkeypatch.setitem(_FLASH_ATTENTION_IMPLS, "FA4", package)
+    network = magi_dit()
+    set_kernels(network, "fa4")
+    assert network.attention_backend == "fa4"
+    assert not package.active
+    with attention_kernel("fa4"):
+        assert package.active
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            F.scaled_dot_product_attention(query, query, query)
+    assert "aten::_scaled_dot_product_flash_attention_for_cpu" in {event.key for event in profiler.key_averages()}
+    assert not package.active
+    words = "FA4 SDPA forward unsupported: FA4 requires compute capability 9.0 or 10.0"
+    with pytest.raises(ValueError, match="attention_backend=fa4 cannot run this attention"), attention_kernel("fa4"):
+        raise RuntimeError(words)
+    assert not package.active
+    for other in ("auto", "flash"):
+        with attention_kernel(other):
+            assert not package.active
+
+
+@pytest.mark.parametrize(("backend", "package"), FLASH_PACKAGES.items())
+def test_a_flash_attn_package_that_is_missing_is_named(backend, package):
+    with pytest.raises(ValueError, match=f"attention_backend={backend} runs the package {package}, .*; install it, or"):
+        set_kernels(magi_dit(), backend)
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ that has locks, drain one list of videos and none is made twice.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import math
@@ -295,12 +296,23 @@ def new_record(job: Job, method_name: str, method: Any, prompt: str) -> Record:
 
 @cache
 def code_hash() -> str:
-    """Of the library's and the methods' source: a change that could alter a video makes new records."""
+    """Of the library's and the methods' source: a change that could alter a video makes new records. Comments,
+    docstrings and layout are left out, since they cannot."""
     digest = hashlib.sha256()
     for folder in CODE_FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+            digest.update(f"{path.relative_to(ROOT).as_posix()}\0{statements(path.read_text())}\0".encode())
     return digest.hexdigest()[:16]
+
+
+def statements(source: str) -> str:
+    """Python source without comments, docstrings and its layout."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    for node in ast.walk(tree):
+        if isinstance(node, documented) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
 
 
 def weights_id(job: Job) -> str:

@@ -19,6 +19,7 @@ from experiments.benchmarks.gpu.forward import forwards, kernels
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs
 from experiments.benchmarks.gpu.summary import SUMMARY, write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
+from experiments.device import GPU_KERNELS
 from experiments.dry_run import _model
 from experiments.errors import CasesFailed
 from flowcache.policy import Replay
@@ -71,7 +72,7 @@ def test_a_chunks_forward_costs_more_by_every_chunk_that_it_sees(subject):
 def test_kernels_are_measured_or_said_to_be_refused():
     found = kernels(MAGI, context=2)
     refused = {name for name, case in found["backends"].items() if "refused" in case}
-    assert refused == {"cudnn", "efficient"}  # which CPUs do not have
+    assert refused == set(GPU_KERNELS)
     assert found["backends"]["auto"]["flops"] == found["compiled"]["flops"]
     assert found["compile_s"] > 0
     assert MAGI.job().load_model().dit.attention_backend == "auto"

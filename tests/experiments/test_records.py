@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from textwrap import dedent
 
 import pytest
 
@@ -42,6 +43,35 @@ def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
     assert files == {"record.json", "video.mkv", "video.mp4", "trace.parquet"}
     assert record.artifacts == {name: records.sha256(store.run_path(record.key) / name) for name in record.artifacts}
     assert set(record.artifacts) == files - {"record.json"}
+
+
+def test_comments_docstrings_and_layout_are_no_other_code():
+    plain = dedent("""
+        class A:
+            def f(self, x):
+                return x + 1
+
+            def g(self):
+                pass
+    """)
+    told = dedent("""
+        '''Of a module.'''
+
+        # Why.
+        class A:
+            '''Of a class.'''
+            def f(self, x):
+                '''Of a function.'''
+                return (
+                    x + 1  # Why.
+                )
+
+            def g(self):
+                '''Of what does nothing.'''
+    """)
+    assert records.statements(told) == records.statements(plain)
+    assert records.statements(plain.replace("+ 1", "+ 2")) != records.statements(plain)
+    assert records.statements("x = 'text'") != records.statements("x = 'other'")
 
 
 def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):
@@ -83,6 +113,7 @@ def test_only_one_holds_a_run_and_a_killed_holder_lets_go(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
+from textwrap import dedent
 from experiments.records import RecordStore
 with RecordStore(Path(sys.argv[1])).claim("a", wait=False):
     print("held", flush=True)

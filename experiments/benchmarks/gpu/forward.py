@@ -28,8 +28,8 @@ def kernels(subject: Subject, context: int = 5) -> dict[str, Any]:
     job = subject.job()
     model, backends = job.load_model(), {}
     for backend in (AUTO, *(name for name in ATTENTION_BACKENDS if name != "math")):
-        model.set_kernels(backend)
         try:
+            model.set_kernels(backend)
             backends[backend] = _forward(job, model, context)
         except ValueError as error:
             backends[backend] = {"refused": str(error)}
