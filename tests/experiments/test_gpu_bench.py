@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from experiments.benchmarks.gpu.command import PARTS, Case, all_cases, measure
 from experiments.benchmarks.gpu.compression import compression
 from experiments.benchmarks.gpu.diffusers_pipeline import STEPS, beside_diffusers
 from experiments.benchmarks.gpu.forward import forwards, kernels
+from experiments.benchmarks.gpu.guidance import _check_same, branches
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs
 from experiments.benchmarks.gpu.summary import SUMMARY, write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
@@ -76,6 +78,31 @@ def test_kernels_are_measured_or_said_to_be_refused():
     assert found["backends"]["auto"]["flops"] == found["compiled"]["flops"]
     assert found["compile_s"] > 0
     assert MAGI.job().load_model().dit.attention_backend == "auto"
+
+
+def test_guidance_branches_are_timed_both_ways_over_the_same_tokens(skyreels):
+    sizes, transformer = [], skyreels.job().load_model().network.transformer
+    hook = transformer.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[::2][:2]))
+    found = branches(skyreels, caption_tokens=4, runs=2)
+    hook.remove()
+    # Frames 2 and 6, each way once for the check, once not timed and twice timed.
+    assert Counter(sizes) == {(1, 2): 8, (2, 2): 4, (1, 6): 8, (2, 6): 4}
+    assert [(case["part"], case["tokens"]) for case in found["cases"]] == [("chunk", 8), ("window", 24)]
+    for case in found["cases"]:
+        assert case["ratio"] == pytest.approx(case["in_turn_s"]["median"] / case["batched_s"]["median"])
+        assert case["relative_difference"] < 1e-5
+        assert case["batched_peak_memory_gib"] is None
+
+
+def test_branches_that_do_not_compute_the_same_are_refused():
+    in_turn = torch.randn(2, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert _check_same(in_turn, in_turn.clone(), 0.05) == 0
+    for wrong in (in_turn.flip(0), in_turn[:1].expand_as(in_turn), in_turn * torch.nan):
+        with pytest.raises(RuntimeError, match="batched branches differ"):
+            _check_same(in_turn, wrong, 0.05)
+    same = in_turn[:1].expand_as(in_turn)  # one caption twice
+    with pytest.raises(RuntimeError, match=r"and the branches by 0\.0e"):
+        _check_same(same, same, 0.05)
 
 
 def test_methods_that_decide_by_distances_measure_them_and_follow_the_published_compute(subject):
@@ -216,6 +243,10 @@ def a_video(method: str, latency_s: float, flops: float, **sections_s: float) ->
     return {"method": method, "latency_s": latency_s, "flops": flops, "sections_s": sections_s, **sizes}
 
 
+def spread(median: float) -> dict[str, float]:
+    return {"median": median, "low": median - 0.02, "high": median + 0.02}
+
+
 def test_the_summary_holds_figures_against_targets(tmp_path):
     write(tmp_path, "a_ceilings", matmul_tflops=800.0, matmul_size=8192, copy_bytes=2**32, copy_gb_per_s=3000.0)
     contexts = [
@@ -223,6 +254,12 @@ def test_the_summary_holds_figures_against_targets(tmp_path):
         for c, rate in ((1, 400.0), (2, 500.0))
     ]
     write(tmp_path, "b_magi_forward", contexts=contexts, runs=5)
+    cases = [
+        {"part": part, "tokens": 10200, "in_turn_s": spread(1.0), "batched_s": spread(batched), "ratio": 1 / batched}
+        | {"in_turn_peak_memory_gib": 10.04, "batched_peak_memory_gib": None}
+        for part, batched in (("chunk", 0.8), ("window", 1.25), ("window again", 1.01))
+    ]
+    write(tmp_path, "b_skyreels_branches", cases=cases, runs=5)
     write(tmp_path, "c_skyreels_vanilla", **a_video("vanilla", 110.0, 100e15, transformer=100.0, vae=10.0))
     fast = a_video("flowcache_fast", 35.0, 25e15, transformer=24.0, policy=1.0, vae=10.0)
     write(tmp_path, "c_skyreels_flowcache_fast", **fast)
@@ -233,6 +270,9 @@ def test_the_summary_holds_figures_against_targets(tmp_path):
     assert "| skyreels: a chunk's forward, share of the matmul ceiling, least | >= 0.6 | - | not measured |" in text
     assert "| skyreels: efficiency of flowcache_fast | >= 0.95 | 0.786 | **missed** |" in text
     assert "| policy and compression, share of the time, most | < 0.02 | 0.029 | **missed** |" in text
+    assert "| chunk | 10200 | 1000.00 | 800.00 | 1.250 | 10.0 | - | batched faster by 25.0% |" in text
+    assert "| window | 10200 | 1000.00 | 1250.00 | 0.800 | 10.0 | - | not: in turn faster by 25.0% |" in text
+    assert "| window again | 10200 | 1000.00 | 1010.00 | 0.990 | 10.0 | - | not: spreads overlap |" in text
     # 110 / 35 = 3.14 at 4 times fewer FLOPs; without the VAE 100 / 25 = 4.
     assert "| skyreels | flowcache_fast | 35.0 | 3.14 | 4.00 | 0.79 | 25.0 | 1.00 |" in text
     assert "nan" not in text

@@ -3,11 +3,12 @@
 ``official=`` is a checkout of the official FlowCache code, whose rows are then timed beside ours. Also takes
 ``attention_backend=`` and ``compile=``, and any other of a job's overrides, for all that it measures.
 
-a: ceilings, of matrix products and of copies. b: a chunk's forward by context and by kernel. c: SkyReels-V2 videos, and
-diffusers' own pipeline. d: MAGI-1 videos at 16 steps, and an estimate at 64. e: compression against the whole-matrix
-form. f: the same videos with a compressed cache. g: a video ten times as long. Weights are random, decisions follow a
-schedule of the published compute. Every case is a file of its own in ``<into>/<device>/``, written once it is whole;
-the same command again measures what is missing, or was measured with other overrides, and writes the summary anew.
+a: ceilings, of matrix products and of copies. b: a chunk's forward by context and by kernel; guidance branches batched
+and in turn. c: SkyReels-V2 videos, and diffusers' own pipeline. d: MAGI-1 videos at 16 steps, and an estimate at 64. e:
+compression against the whole-matrix form. f: the same videos with a compressed cache. g: a video ten times as long.
+Weights are random, decisions follow a schedule of the published compute. Every case is a file of its own in
+``<into>/<device>/``, written once it is whole; the same command again measures what is missing, or was measured with
+other overrides, and writes the summary anew.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.benchmarks.gpu.compression import compression
 from experiments.benchmarks.gpu.diffusers_pipeline import beside_diffusers
 from experiments.benchmarks.gpu.forward import forwards, kernels
+from experiments.benchmarks.gpu.guidance import branches
 from experiments.benchmarks.gpu.official import beside_official
 from experiments.benchmarks.gpu.official_code import HOW_TO, check_checkout
 from experiments.benchmarks.gpu.subject import Subject
@@ -86,6 +88,7 @@ def all_cases(device: str, overrides: Sequence[str], official: str | None = None
     for model, setting in (("magi", MAGI), ("skyreels", SKYREELS_ALONE)):
         yield Case(f"b_{model}_forward", partial(forwards, subject(setting)))
         yield Case(f"b_{model}_kernels", partial(kernels, subject(setting)))
+    yield Case("b_skyreels_branches", partial(branches, subject(SKYREELS)))
     for method in ("flowcache_fast", "vanilla", "vanilla_kv", "flowcache_slow", "vanilla_causal"):
         yield Case(f"c_skyreels_{method}", partial(video, subject(SKYREELS), method))
     yield Case("c_skyreels_diffusers", partial(beside_diffusers, subject(SKYREELS)))

@@ -56,6 +56,18 @@ def _tables(figures: Figures) -> Iterator[Table]:
     columns = ("model", "kernel", "context", "ms", "TFLOP/s", "share of ceiling", "compile s")
     yield _table("The same by kernel (b).", "`math` would not fit.", _kernels(figures), columns)
     columns = (
+        "of a",
+        "tokens",
+        "ms in turn",
+        "ms batched",
+        "in turn / batched",
+        "GiB in turn",
+        "GiB batched",
+        "verdict",
+    )
+    text = "SkyReels-V2's two by diffusers' forward; medians, and the whole spread in the verdict."
+    yield _table("Guidance branches in turn and batched (b).", text, _branches(figures), columns)
+    columns = (
         "model",
         "method",
         "s",
@@ -166,6 +178,33 @@ def _kernels(figures: Figures) -> list[tuple]:
                 rows.append((model, backend, f["context"], *rate, "-"))
             rows.append((model, "compiled", f["context"], *_rate(figures, f["compiled"]), f"{f['compile_s']:.1f}"))
     return rows
+
+
+def _branches(figures: Figures) -> list[tuple]:
+    rows = []
+    for case in figures.get("b_skyreels_branches", {"cases": []})["cases"]:
+        in_turn, batched = case["in_turn_s"], case["batched_s"]
+        peaks = (case[f"{way}_peak_memory_gib"] for way in ("in_turn", "batched"))
+        rows.append(
+            (
+                case["part"],
+                case["tokens"],
+                *(f"{1e3 * seconds['median']:.2f}" for seconds in (in_turn, batched)),
+                f"{case['ratio']:.3f}",
+                *("-" if peak is None else f"{peak:.1f}" for peak in peaks),
+                _faster(in_turn, batched),
+            )
+        )
+    return rows
+
+
+def _faster(in_turn: dict[str, float], batched: dict[str, float]) -> str:
+    """By medians, where no run of the one took as long as any of the other."""
+    if batched["high"] < in_turn["low"]:
+        return f"batched faster by {in_turn['median'] / batched['median'] - 1:.1%}"
+    if in_turn["high"] < batched["low"]:
+        return f"not: in turn faster by {batched['median'] / in_turn['median'] - 1:.1%}"
+    return "not: spreads overlap"
 
 
 def _gain(method: dict[str, Any], vanilla: dict[str, Any], left_out: float, left_out_of_vanilla: float) -> tuple:
