@@ -8,7 +8,6 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
@@ -24,51 +23,24 @@ from flowcache.models.magi.config import NETWORKS as MAGI_NETWORKS
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.checkpoint import diffusers_name, set_dtypes
+from flowcache.models.skyreels.checkpoint import set_dtypes
 from flowcache.models.skyreels.config import NETWORKS as SKYREELS_NETWORKS
-from tests.models.headers import write_shards, write_sparse
 from tests.models.magi_goldens import GOLDENS as MAGI_GOLDENS
-from tests.models.skyreels_goldens import tensors as skyreels_golden
+from tests.models.releases import in_layers, write_magi, write_original_skyreels, write_skyreels
 from tests.models.skyreels_pipeline import write_checkpoint
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
 SIZES = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}  # T5-v1.1-XXL and UMT5-XXL
 
 
-def in_layers(keys) -> set[str]:
-    """Names without the layers' numbers."""
-    return {re.sub(r"(blocks|layers)\.\d+\.", r"\1.*.", key) for key in keys}
-
-
 # Layouts at their true sizes, of headers alone.
 
 
-def write_text_encoder(directory: Path, encoder_class: type, config: T5Config, tokenizer: Path) -> None:
+def write_magi_headers(download: Path, size: str, distill: bool) -> Path:
     with torch.device("meta"):
-        encoder = encoder_class(config)
-    write_shards(directory, "model", encoder.to(torch.bfloat16).state_dict(), 3)
-    config.save_pretrained(directory)
-    tokenizer.mkdir(exist_ok=True)
-    (tokenizer / "spiece.model").write_bytes(b"never opened")
-
-
-def write_magi(download: Path, size: str, distill: bool) -> Path:
-    """As downloaded: ckpt/magi/<release>, ckpt/vae, ckpt/t5, and the repository's example folder beside."""
-    release = download / "ckpt" / "magi" / f"{size}_{'distill' if distill else 'base'}"
-    with torch.device("meta"):
-        network, vae = MagiDit(replace(MAGI_NETWORKS[size], distill=distill)), MagiVae(VaeConfig())
-    weights = release / ("inference_weight.distill" if distill else "inference_weight")
-    write_shards(weights, "model", network.state_dict(), 4)
-    write_sparse(download / "ckpt" / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
-    (download / "ckpt" / "vae" / "config.json").write_text(json.dumps({"ddconfig": {}, "model_type": "vit"}))
-    text = download / "ckpt" / "t5" / "t5-v1_1-xxl"
-    text.mkdir(parents=True)
-    config = T5Config(**SIZES, vocab_size=32128, feed_forward_proj="gated-gelu")
-    write_text_encoder(text, T5EncoderModel, config, text)
-    other = np.zeros((17, 4096), np.float32)
-    tokens = {"caption_token": other[:1], "logo_token": other[:1], "other_tokens": other}
-    np.savez(download / "ckpt" / "special_tokens.npz", **tokens)
-    return release
+        dit, vae = MagiDit(replace(MAGI_NETWORKS[size], distill=distill)), MagiVae(VaeConfig())
+        text = T5EncoderModel(T5Config(**SIZES, vocab_size=32128, feed_forward_proj="gated-gelu"))
+    return write_magi(download, size, distill, dit, vae, text)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +53,7 @@ def write_magi(download: Path, size: str, distill: bool) -> Path:
     ],
 )
 def test_magi_as_downloaded_is_recognised_without_a_configuration(tmp_path, capsys, size, distill, settings):
-    release = write_magi(tmp_path, size, distill)
+    release = write_magi_headers(tmp_path, size, distill)
     inventory = verify(release)
     assert inventory.all_problems() == []
     assert inventory.name == f"MAGI-1 {size}, {'distilled' if distill else 'base'}"
@@ -108,24 +80,17 @@ def test_magi_names_are_those_of_the_official_code(gated):
     with torch.device("meta"):
         own = MagiDit(replace(MAGI_NETWORKS["4.5B"], gated_linear_unit=gated == "glu"))
     assert in_layers(own.state_dict()) == in_layers(official)
-
-
-def write_skyreels(directory: Path, size: str) -> Path:
     with torch.device("meta"):
-        transformer, vae = SkyReelsV2Transformer3DModel(**SKYREELS_NETWORKS[size]), AutoencoderKLWan()
-    set_dtypes(transformer, torch.bfloat16)
-    write_shards(directory / "transformer", "diffusion_pytorch_model", transformer.state_dict(), 3)
-    transformer.save_config(directory / "transformer")
-    write_sparse(directory / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
-    vae.save_config(directory / "vae")
-    config = UMT5Config(**SIZES, vocab_size=256384, feed_forward_proj="gated-gelu")
-    write_text_encoder(directory / "text_encoder", UMT5EncoderModel, config, directory / "tokenizer")
-    return directory
+        vae = MagiVae(VaeConfig())
+    assert in_layers(vae.state_dict()) == in_layers(load_file(MAGI_GOLDENS / "vae_weights.safetensors"))
 
 
 @pytest.mark.parametrize(("size", "billions"), [("1.3B", 1.42), ("14B", 14.29)])
 def test_skyreels_as_diffusers_lays_it_out(tmp_path, size, billions):
-    inventory = verify(write_skyreels(tmp_path, size))
+    with torch.device("meta"):
+        transformer, vae = SkyReelsV2Transformer3DModel(**SKYREELS_NETWORKS[size]), AutoencoderKLWan()
+        text = UMT5EncoderModel(UMT5Config(**SIZES, vocab_size=256384, feed_forward_proj="gated-gelu"))
+    inventory = verify(write_skyreels(tmp_path, transformer, vae, text))
     assert inventory.all_problems() == []
     assert inventory.name == f"SkyReels-V2 {size}, diffusers"
     assert inventory.parts[0].num_parameters / 1e9 == pytest.approx(billions, rel=0.02)
@@ -135,25 +100,14 @@ def test_skyreels_as_diffusers_lays_it_out(tmp_path, size, billions):
 
 @pytest.mark.parametrize("size", ["1.3B", "14B"])
 def test_skyreels_as_originally_released(tmp_path, size):
-    """Names from weights that the original code made; shards without an index, pickles beside."""
-    network = SKYREELS_NETWORKS[size]
     with torch.device("meta"):
-        own = SkyReelsV2Transformer3DModel(**network).state_dict()
-    templates = in_layers(skyreels_golden("weights_upstream"))
-    if not network["inject_sample_info"]:
-        templates = {name for name in templates if not name.startswith("fps_")}
-    layers = range(network["num_layers"])
-    official = [t.replace("*", str(layer)) for t in sorted(templates) for layer in (layers if "*" in t else [0])]
-    write_shards(tmp_path, "model", {name: own[diffusers_name(name)] for name in official}, 3, index=False)
-    width = network["num_attention_heads"] * 128
-    config = {"num_heads": network["num_attention_heads"], "dim": width, "in_dim": 16, "out_dim": 16, "freq_dim": 256}
-    config |= {name: network[name] for name in ("ffn_dim", "num_layers", "inject_sample_info")}
-    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "t2v", "text_len": 512}))
-    (tmp_path / "Wan2.1_VAE.pth").write_bytes(b"never opened")
+        transformer = SkyReelsV2Transformer3DModel(**SKYREELS_NETWORKS[size])
+    set_dtypes(transformer, torch.bfloat16)
+    write_original_skyreels(tmp_path, transformer, 3)
     inventory = verify(tmp_path)
     assert inventory.all_problems() == []
     assert inventory.name == f"SkyReels-V2 {size}, original names"
-    assert len(inventory.parts[0].tensors) == len(own)
+    assert len(inventory.parts[0].tensors) == len(transformer.state_dict())
     assert "Wan2.1_VAE.pth are pickles, which are not opened" in inventory.notes[0]
 
 
@@ -309,7 +263,7 @@ def test_every_damage_has_one_message_and_nothing_is_loaded(magi, damage, capsys
 
 
 def test_another_releases_weights_are_named(tmp_path):
-    release = write_magi(tmp_path, "4.5B", True)
+    release = write_magi_headers(tmp_path, "4.5B", True)
     document = {"model_config": {}, "runtime_config": {}, "engine_config": {"distill": True}}
     names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
     names += ("in_channels", "out_channels", "half_channel_vae", "x_rescale_factor", "gated_linear_unit")

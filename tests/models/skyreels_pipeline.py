@@ -50,6 +50,11 @@ def write_checkpoint(directory: Path) -> Path:
 
 
 def write_text_encoder(directory: Path) -> None:
+    tiny_text_encoder().save_pretrained(directory / "text_encoder")
+    write_tokenizer(directory)
+
+
+def tiny_text_encoder() -> UMT5EncoderModel:
     torch.manual_seed(2)
     config = UMT5Config(
         vocab_size=len(WORDS),
@@ -61,7 +66,10 @@ def write_text_encoder(directory: Path) -> None:
         relative_attention_num_buckets=8,
         relative_attention_max_distance=16,
     )
-    UMT5EncoderModel(config).save_pretrained(directory / "text_encoder")
+    return UMT5EncoderModel(config)
+
+
+def write_tokenizer(directory: Path) -> None:
     words = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")

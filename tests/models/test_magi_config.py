@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
+from flowcache.models.magi.checkpoint import RELEASES
 from flowcache.models.magi.config import NETWORKS, MagiConfig, Runtime
 from tests.models.magi_goldens import manifest
+from tests.models.releases import magi_document
 
 RANGES = manifest("h_kv_ranges_in_chunks")
 LOOK_BACKS = {
@@ -19,62 +22,6 @@ LOOK_BACKS = {
     "n2c21_clean3": {"noise2clean_kvrange": (2, 1), "clean_chunk_kvrange": 3},
 }
 CLEAN_STEP = 8  # of 8: how the recorded tables name the clean chunk
-OFFICIAL = {
-    "model_config": {
-        "model_name": "videodit_ardf",
-        "num_layers": 34,
-        "hidden_size": 3072,
-        "ffn_hidden_size": 12288,
-        "num_attention_heads": 24,
-        "num_query_groups": 8,
-        "kv_channels": 128,
-        "layernorm_epsilon": 1e-6,
-        "apply_layernorm_1p": True,
-        "x_rescale_factor": 1,
-        "half_channel_vae": False,
-        "params_dtype": "torch.bfloat16",
-        "patch_size": 2,
-        "t_patch_size": 1,
-        "in_channels": 16,
-        "out_channels": 16,
-        "cond_hidden_ratio": 0.25,
-        "caption_channels": 4096,
-        "caption_max_length": 800,
-        "xattn_cond_hidden_ratio": 1.0,
-        "cond_gating_ratio": 1.0,
-        "gated_linear_unit": False,
-    },
-    "runtime_config": {
-        "cfg_number": 1,
-        "cfg_t_range": [0.0, 0.0217, 0.1, 0.3, 0.999],
-        "prev_chunk_scales": [1.5, 1.5, 1.5, 1.0, 1.0],
-        "text_scales": [7.5, 7.5, 7.5, 0.0, 0.0],
-        "noise2clean_kvrange": [5, 4, 3, 2],
-        "clean_chunk_kvrange": 1,
-        "clean_t": 0.9999,
-        "seed": 1234,
-        "num_frames": 96,
-        "video_size_h": 720,
-        "video_size_w": 720,
-        "num_steps": 16,
-        "window_size": 4,
-        "fps": 24,
-        "chunk_width": 6,
-        "t5_pretrained": "./t5",
-        "vae_pretrained": "./vae",
-        "scale_factor": 0.18215,
-        "temporal_downsample_factor": 4,
-        "load": "./weights",
-    },
-    "engine_config": {
-        "distributed_backend": "nccl",
-        "cp_size": 1,
-        "fp8_quant": False,
-        "distill_nearly_clean_chunk_threshold": 0.25,
-        "shortcut_mode": "16,16,8",
-        "distill": True,
-    },
-}
 
 
 @pytest.mark.parametrize("case", sorted(RANGES))
@@ -124,8 +71,8 @@ def test_bad_settings_are_refused():
 
 
 def write(path, **changes):
-    """The official document with some entries replaced."""
-    document = {section: dict(entries) for section, entries in OFFICIAL.items()}
+    """The distilled 4.5B's official document with some entries replaced."""
+    document = magi_document("4.5B", distill=True)
     for section, entries in changes.items():
         document[section].update(entries)
     path.write_text(json.dumps(document))
@@ -133,7 +80,9 @@ def write(path, **changes):
 
 
 def test_reads_an_official_configuration(tmp_path):
-    config = MagiConfig.from_json(write(tmp_path / "config.json"))
+    engine = {"distill_nearly_clean_chunk_threshold": 0.25, "shortcut_mode": "16,16,8"}
+    path = write(tmp_path / "config.json", runtime_config={"num_steps": 16}, engine_config=engine)
+    config = MagiConfig.from_json(path)
     dit, runtime = config.dit, config.runtime
     assert (dit.num_layers, dit.hidden_size, dit.num_query_groups, dit.caption_max_length) == (34, 3072, 8, 800)
     assert (dit.params_dtype, dit.distill, dit.gated_linear_unit) == (torch.bfloat16, True, False)
@@ -141,16 +90,19 @@ def test_reads_an_official_configuration(tmp_path):
     assert runtime.noise2clean_kvrange == (5, 4, 3, 2)
     assert runtime.text_scales == (7.5, 7.5, 7.5, 0.0, 0.0)
     assert (runtime.near_clean_threshold, runtime.shortcut_mode) == (0.25, "16,16,8")
-    assert hash(config) == hash(MagiConfig.from_json(tmp_path / "config.json"))
+    assert hash(config) == hash(MagiConfig.from_json(path))
 
 
-def test_the_released_networks_are_those_of_the_official_files(tmp_path):
-    small = write(tmp_path / "small.json")
-    assert MagiConfig.from_json(small).dit == NETWORKS["4.5B"]
-    sizes = {"num_layers": 48, "hidden_size": 6144, "ffn_hidden_size": 16384, "num_attention_heads": 48}
-    latents = {"in_channels": 32, "out_channels": 32, "half_channel_vae": True, "x_rescale_factor": 0.1}
-    large = write(tmp_path / "large.json", model_config={**sizes, **latents, "gated_linear_unit": True})
-    assert MagiConfig.from_json(large).dit == NETWORKS["24B"]
+@pytest.mark.parametrize(("size", "distill"), RELEASES)
+def test_the_releases_are_those_of_the_official_files(tmp_path, size, distill):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(magi_document(size, distill)))
+    config, release = MagiConfig.from_json(path), RELEASES[size, distill]
+    assert config == release
+    assert replace(config.dit, distill=True) == NETWORKS[size]
+    # What the official code fixes outside its configurations.
+    runtime = release.runtime
+    assert (runtime.schedule, runtime.shift, runtime.near_clean_history_weight) == ("sd3", 3.0, 0.7)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float32"])

@@ -20,6 +20,7 @@ from flowcache.models.magi.text import load_special_tokens
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 
 WEIGHTS_FOLDERS = {True: ("inference_weight.distill", "inference_weight"), False: ("inference_weight",)}
+QUANTISED_WEIGHTS = "inference_weight.fp8"  # beginning of the folder's name in the releases called distill+fp8_quant
 SPECIAL_TOKENS = ("special_tokens.safetensors", "special_tokens.npz", "example/assets/special_tokens.npz")
 # What all released configurations share, against the FlowCache paper's setting.
 _RELEASED = Runtime(
@@ -72,8 +73,14 @@ def locate(directory: Path) -> MagiFiles:
 
     They lie in ``directory`` (vae, t5, special_tokens.npz beside the weights), or around it as downloaded: vae and t5
     (also t5_pretrained) up to two folders above, t5 with or without its own folder t5-v1_1-xxl. Raises CheckpointError,
-    FileNotFoundError or ValueError for a configuration that is missing or wrong.
+    FileNotFoundError or ValueError for a configuration that is missing or wrong, and for quantised weights alone.
     """
+    folders = sorted(path.name for path in directory.glob("inference_weight*") if path.is_dir())
+    if folders and all(name.startswith(QUANTISED_WEIGHTS) for name in folders):
+        raise CheckpointError(
+            f"{directory} holds only quantised weights ({', '.join(folders)}), which this library does not run; use "
+            "the release in bfloat16"
+        )
     config = _config(directory)
     names = WEIGHTS_FOLDERS[config.dit.distill]
     weights = next((directory / name for name in names if (directory / name).is_dir()), directory / names[0])
