@@ -44,10 +44,14 @@ def write_checkpoint(directory: Path) -> Path:
     """Write the folders of a diffusers checkpoint and ``sampling.json``."""
     transformer().save_pretrained(directory / "transformer")
     tiny_vae().vae.save_pretrained(directory / "vae")
-    tiny_text_encoder().save_pretrained(directory / "text_encoder")
-    write_tokenizer(directory)
+    write_text_encoder(directory)
     (directory / "sampling.json").write_text(json.dumps(SETTINGS))
     return directory
+
+
+def write_text_encoder(directory: Path) -> None:
+    tiny_text_encoder().save_pretrained(directory / "text_encoder")
+    write_tokenizer(directory)
 
 
 def tiny_text_encoder() -> UMT5EncoderModel:
