@@ -25,6 +25,13 @@ def test_every_method_composes_to_its_dataclass(path):
     assert set(config.method.keys()) == {"name", "_target_", *method.__dataclass_fields__}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "pairs"), [([], 8), (["setting=paper"], 3), (["setting=paper", "latency_pairs=6"], 6)]
+)
+def test_a_setting_says_how_many_pairs_are_timed(arguments, pairs):
+    assert compose_config(arguments).latency_pairs == pairs
+
+
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("path", config_files("experiment"), ids=lambda p: p.stem)
 def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model):
