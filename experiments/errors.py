@@ -20,9 +20,13 @@ class BadInput(ValueError):
     """The request is wrong: nothing was started. Exit code 2."""
 
 
+class VideoLost(Exception):
+    """A finished video's lossless file, which a metric needs, is gone or damaged; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class Failure:
-    """A video that could not be made."""
+    """A video that could not be made, or not be measured."""
 
     method_name: str
     prompt: str
@@ -30,13 +34,15 @@ class Failure:
 
 
 class RunFailed(Exception):
-    """Some videos could not be made; the others were. Its cause is the first failure's error. Exit code 1."""
+    """Some videos could not be made or measured; the others were. Its cause is the first one's error. Exit code 1."""
 
     def __init__(self, failures: Sequence[Failure]) -> None:
         first = failures[0]
+        lost = isinstance(first.error, VideoLost)
         super().__init__(
-            f"{len(failures)} of the videos could not be made, the first {first.method_name}: {first.prompt!r}: "
-            f"{explain(first.error)}; the same command tries them again"
+            f"{len(failures)} of the videos could not be {'measured' if lost else 'made'}, the first "
+            f"{first.method_name}: {first.prompt!r}: {explain(first.error)}"
+            + ("" if lost else "; the same command tries them again")
         )
         self.__cause__ = first.error
 
@@ -65,7 +71,7 @@ _HELP = {"--help", "-h"}
 def explain(error: BaseException) -> str:
     """One line: what went wrong, and which knob to turn."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, (RunFailed, CasesFailed, TaskFailed)):
+    if isinstance(error, (VideoLost, RunFailed, CasesFailed, TaskFailed)):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch for it
         return f"the GPU is out of memory ({text}); {_LESS_MEMORY}; or take another device=; {_GO_ON}"

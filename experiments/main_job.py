@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.errors import RunFailed
 from experiments.job import Job, make_job
 from experiments.records import Record
-from experiments.runner import Runner
+from experiments.runner import Plan, Runner
 from experiments.summary import print_summary
 from experiments.tracking import track
 from experiments.workers import run_jobs
@@ -31,6 +31,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"{job.seed}, {job.num_frames} frames each\n"
         f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
         f"{len(plan.references_to_make)} references to make first; results go to {job.output_dir}\n"
+        f"{_told_lacking(plan)}"
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
         markup=False,
     )
@@ -40,9 +41,9 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         runner.check(plan.to_make[0])
         print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
     failed = None
-    if plan.to_make:
+    if plan.unfinished:
         try:
-            _make(job, plan.to_make, runner.num_videos(plan), console)
+            _make(job, plan.unfinished, runner.num_steps(plan), console)
         except RunFailed as error:
             failed = error
     records = [record for record in runner.records(job.prompts) if record is not None]
@@ -56,8 +57,18 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     return records
 
 
-def _make(job: Job, prompts: Sequence[str], num_videos: int, console: Console) -> None:
-    """Make the prompts' videos, ``num_videos`` with the references, under a progress bar. Raises what run_jobs does."""
+def _told_lacking(plan: Plan) -> str:
+    if not plan.to_measure:
+        return ""
+    names = ", ".join(plan.lacking)
+    return f"      {len(plan.to_measure)} videos are there but lack {names}: measured from their lossless files\n"
+
+
+def _make(job: Job, prompts: Sequence[str], num_steps: int, console: Console) -> None:
+    """Make or measure the prompts' videos, ``num_steps`` with the references, under a progress bar.
+
+    Raises what run_jobs does.
+    """
     columns = (
         TextColumn("{task.description}", markup=False),  # prompts may hold brackets
         BarColumn(),
@@ -67,5 +78,5 @@ def _make(job: Job, prompts: Sequence[str], num_videos: int, console: Console) -
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task("generating", total=num_videos)
+        task = bar.add_task("generating", total=num_steps)
         run_jobs([job], prompts, lambda text: bar.update(task, advance=1, description=text[:34].ljust(34)))

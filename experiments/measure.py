@@ -7,6 +7,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy import ndarray
 
 from eval.caption_score import score
@@ -14,6 +15,7 @@ from eval.errors import MetricUnavailable
 from eval.lpips import lpips
 from eval.psnr import psnr, psnr_frame
 from eval.ssim import ssim, ssim_skimage
+from experiments.records import Record
 
 QUALITY: dict[str, Callable[..., float]] = {
     "psnr": psnr,
@@ -43,6 +45,26 @@ def quality(
             except MetricUnavailable as error:
                 values[name], notes[name] = None, str(error)
     return values, notes
+
+
+def lacking(record: Record, names: tuple[str, ...], is_baseline: bool) -> tuple[str, ...]:
+    """Those metrics that a finished record says nothing of, or calls unavailable though they could be had now.
+
+    A baseline's quality is never asked for: it is what the others are compared with.
+    """
+    return tuple(name for name in names if not (is_baseline and name in QUALITY) and not _told(record, name))
+
+
+def _told(record: Record, name: str) -> bool:
+    if name in QUALITY:
+        return name in record.metrics and not (name in record.notes and _available(name))
+    return record.caption is not None or name in record.notes
+
+
+def _available(name: str) -> bool:
+    """Whether a metric of quality can be had here, which is tried on a small frame."""
+    frame = np.zeros((1, 64, 64, 3), np.uint8)
+    return not quality(frame, frame, (name,))[1]
 
 
 RANDOM_WEIGHTS = "the weights are random, so that no video means anything"

@@ -1,4 +1,7 @@
-"""Generate, time and measure the videos of a job, one record each; finished records are never made again."""
+"""Generate, time and measure the videos of a job, one record each; finished videos are never made again.
+
+A metric that is asked for later is measured from the finished videos' lossless files.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from eval.atomic import atomic_path
 from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments import environment, measure
-from experiments.errors import BadInput, Failure, RunFailed
+from experiments.errors import BadInput, Failure, RunFailed, VideoLost
 from experiments.job import Job
-from experiments.records import Record, maker, new_record, store_of
+from experiments.records import Record, maker, new_record, store_of, with_code
 from flowcache.kernels import compile_seconds
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.trace import Trace
@@ -27,11 +30,24 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job will do: prompts whose method video, and whose reference, the baseline's, are still to be made."""
+    """What a job will do.
+
+    Attributes:
+        to_make, references_to_make: prompts whose method video, and whose reference, the baseline's, are to be made.
+        to_measure: prompts whose videos are there but lack a metric.
+        lacking: the metrics that any of those lack, in the order of the job's.
+        finished: prompts that nothing is left to do for.
+    """
 
     to_make: tuple[str, ...]
     references_to_make: tuple[str, ...]
+    to_measure: tuple[str, ...]
+    lacking: tuple[str, ...]
     finished: int
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        return self.to_measure + self.to_make
 
 
 class _Busy(Exception):
@@ -72,11 +88,21 @@ class Runner:
     def plan(self, prompts: Sequence[str] | None = None) -> Plan:
         """``prompts`` are those of the job, if not given."""
         prompts = self.job.prompts if prompts is None else prompts
-        to_make = [p for p in prompts if self.job.force or self.store.find(self._record(p).key) is None]
-        references = [
+        found = {p: None if self.job.force else self.store.find(self._record(p).key) for p in prompts}
+        to_make = tuple(p for p in prompts if found[p] is None)
+        references = tuple(
             p for p in to_make if not self.job.is_baseline and self.store.find(self._reference(p).key) is None
-        ]
-        return Plan(tuple(to_make), tuple(references), len(prompts) - len(to_make))
+        )
+        lacking = {p: self.lacking(record) for p, record in found.items() if record is not None}
+        to_measure = tuple(p for p in prompts if lacking.get(p))
+        names = tuple(name for name in self.job.metrics if any(name in own for own in lacking.values()))
+        return Plan(to_make, references, to_measure, names, len(prompts) - len(to_make) - len(to_measure))
+
+    def lacking(self, record: Record) -> tuple[str, ...]:
+        """Metrics of the job that a finished record of it lacks; of random weights none can be had."""
+        if self.job.random_weights is not None:
+            return ()
+        return measure.lacking(record, self.job.metrics, self.job.is_baseline)
 
     def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
         """Make what is missing and return the records of the prompts (the job's, if not given), in order.
@@ -97,12 +123,12 @@ class Runner:
         A video's failure is recorded and the next one made; OSError is raised, for what ails the disk ails all.
         """
         failures, busy = [], []
-        to_make = self.plan(prompts).to_make
-        if to_make and not self._warm:
-            self.check(to_make[0])
-        for prompt in to_make:
+        plan = self.plan(prompts)
+        if plan.to_make and not self._warm:
+            self.check(plan.to_make[0])
+        for prompt in plan.unfinished:
             try:
-                if not self._make_unclaimed(prompt, progress, wait):
+                if not self._finish_unclaimed(prompt, progress, wait):
                     busy.append(prompt)
             except (OSError, BadInput):
                 raise
@@ -111,19 +137,28 @@ class Runner:
                 progress(f"{self.job.method_name}: {prompt}: failed, {type(error).__name__}: {error}")
         return Outcome(tuple(failures), tuple(busy))
 
-    def _make_unclaimed(self, prompt: str, progress: Progress, wait: bool) -> bool:
-        """Whether the video is there now; not, if another is making it."""
+    def _finish_unclaimed(self, prompt: str, progress: Progress, wait: bool) -> bool:
+        """Whether the video is there now, with every metric; not, if another is at it."""
         record = self._record(prompt)
-        with self.store.claim(record.key, wait) as mine:
-            if mine and (self.job.force or self.store.find(record.key) is None):
-                try:
-                    with self._failure_noted(record):
-                        baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress, wait)
-                except _Busy:
-                    return False
-                self.make(record, self.job.method, prompt, baseline)
-                progress(f"{self.job.method_name}: {prompt}")
-            return mine
+        found = None if self.job.force else self.store.find(record.key)
+        key = record.key if found is None else found.key  # of other code's, if that counts
+        with self.store.claim(key, wait) as mine:
+            if not mine:
+                return False
+            found = None if self.job.force else self.store.finished(key)  # as nobody else changes it now
+            if found is not None:
+                if lacking := self.lacking(found):
+                    self._measure_finished(found, lacking)
+                    progress(f"{self.job.method_name}, measured: {prompt}")
+                return True
+            try:
+                with self._failure_noted(record):
+                    baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress, wait)
+            except _Busy:
+                return False
+            self.make(record, self.job.method, prompt, baseline)
+            progress(f"{self.job.method_name}: {prompt}")
+            return True
 
     def _time_baseline(self, prompt: str, progress: Progress, wait: bool) -> float | None:
         """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing or not
@@ -162,12 +197,12 @@ class Runner:
         """Finished records of some prompts; None for those that are not."""
         return [self.store.find(self._record(prompt).key) for prompt in prompts]
 
-    def num_videos(self, plan: Plan) -> int:
-        """Videos that ``run`` will generate, for a progress bar."""
+    def num_steps(self, plan: Plan) -> int:
+        """Videos that ``run`` will generate or measure later, for a progress bar."""
         if self.job.is_baseline:
-            return len(plan.to_make)
+            return len(plan.unfinished)
         baselines = {p for p in plan.to_make if p in self._timed_prompts} | set(plan.references_to_make)
-        return len(plan.to_make) + len(baselines)
+        return len(plan.unfinished) + len(baselines)
 
     @property
     def _timed_prompts(self) -> tuple[str, ...]:
@@ -209,7 +244,7 @@ class Runner:
         if self.job.random_weights is not None:
             metrics, notes = measure.refused(names)
         elif reference is not None:
-            original = read_lossless(self.store.video_path(reference.key))
+            original = self._lossless(reference)
             metrics, notes = measure.quality(frames, original, names, self.job.device)
         else:
             metrics, notes = {}, {}
@@ -218,7 +253,31 @@ class Runner:
             record.caption, reason = measure.caption(frames, record.prompt, *chunks)
             if reason:
                 notes["caption"] = reason
-        record.metrics, record.notes = {**record.metrics, **metrics}, {**record.notes, **notes}
+        old_notes = {name: note for name, note in record.notes.items() if name not in names}
+        record.metrics, record.notes = {**record.metrics, **metrics}, {**old_notes, **notes}
+
+    def _measure_finished(self, record: Record, names: tuple[str, ...]) -> None:
+        """Add metrics to a finished record, from the lossless files; the rest of it stays. Raises VideoLost."""
+        reference = None if self.job.is_baseline else self._reference_of(record)
+        if reference is None and set(names) & measure.QUALITY.keys():
+            raise VideoLost(
+                f"{self.job.baseline_name}'s video of this prompt, which {', '.join(names)} would compare with, is "
+                "gone; force=true makes both again"
+            )
+        self._measure(record, self._lossless(record), reference, names)
+        self.store.amend(record)
+
+    def _reference_of(self, record: Record) -> Record | None:
+        """The finished reference of a finished record: of the same code, or else of what counts beside today's."""
+        key = self._reference(record.prompt).key
+        return self.store.finished(with_code(key, record.code)) or self.store.find(key)
+
+    def _lossless(self, record: Record) -> ndarray:
+        """Frames of a finished video. Raises VideoLost."""
+        try:
+            return read_lossless(self.store.video_path(record.key))
+        except (FileNotFoundError, ValueError) as error:
+            raise VideoLost(f"{error}; force=true makes the video again") from error
 
     @contextmanager
     def _failure_noted(self, record: Record) -> Iterator[None]:

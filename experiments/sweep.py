@@ -28,6 +28,7 @@ from experiments.estimate import estimate, told
 from experiments.job import Job, check_writable, make_job, nearest
 from experiments.launch import Launcher, launcher_of
 from experiments.records import new_record, store_of
+from experiments.runner import Runner
 from experiments.summary import summarise
 from experiments.tracking import track
 from experiments.workers import run_jobs
@@ -85,7 +86,7 @@ class Countdown:
     before a second one has told.
 
     Args:
-        total: videos to make.
+        total: videos to make, or to measure.
         first_round: of them, how many make the first round.
     """
 
@@ -105,23 +106,25 @@ class Countdown:
 
 
 def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callable[[], list[Job]]) -> None:
-    """Say how much is missing of the jobs and what it will take, and make it: here, or in the launcher's tasks.
+    """Say how much is missing of the jobs and what it will take, and do it: here, or in the launcher's tasks.
 
-    Every task finds the jobs anew, for its own machine, and makes what is missing beside all others. Raises what
+    Every task finds the jobs anew, for its own machine, and does what is missing beside all others. Raises what
     ``run_jobs`` does, or the BadInput or TaskFailed of a task.
     """
     if launcher is not None and jobs[0].force:
         raise BadInput("force=true would have every task make every video; give another output_dir=<folder> instead")
     shares = estimate(jobs)
-    total = sum(share.num_videos for share in shares)
-    print(f"{total} videos to make", flush=True)
+    lacking = 0 if jobs[0].force else num_lacking(jobs)
+    total = sum(share.num_videos for share in shares) + lacking
+    more = f", {lacking} finished ones lack a metric, measured from their lossless files" if lacking else ""
+    print(f"{total - lacking} videos to make{more}", flush=True)
     if shares:
         print(told(shares, jobs[0], launcher.num_tasks if launcher else 1), flush=True)
     if launcher is None:
         num_prompts = len(jobs[0].prompts)
         first_round = math.ceil(total * min(jobs[0].workers, num_prompts) / num_prompts)
         run_jobs(jobs, jobs[0].prompts, Countdown(total, first_round))
-    elif shares:
+    elif total:
         print(f"{launcher.num_tasks} tasks by {launcher.name}; python -m experiments.records list tells what is made")
         launcher.run(partial(_drain, find_jobs))
 
@@ -134,6 +137,11 @@ def _drain(find_jobs: Callable[[], list[Job]]) -> None:
 def find_jobs(arguments: list[str]) -> list[Job]:
     """The jobs that a command's arguments name."""
     return jobs_of(*experiment_of(arguments))[0]
+
+
+def num_lacking(jobs: Sequence[Job]) -> int:
+    """Finished videos that lack a metric of their job, each counted once."""
+    return len({record.key for job in jobs for record in finished(job) if Runner(job).lacking(record)})
 
 
 def finished_at(jobs: Sequence[Job]) -> dict[str, str | None]:

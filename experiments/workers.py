@@ -20,7 +20,9 @@ _runners: list[Runner] = []  # of this worker process; they keep their model and
 
 
 def run_jobs(jobs: Sequence[Job], prompts: Sequence[str], progress: Progress = lambda text: None) -> None:
-    """Make what is missing of every job on every prompt, all jobs of a prompt by the same worker, in their order.
+    """Make what is missing of every job on every prompt, videos or metrics of finished ones.
+
+    All jobs of a prompt are done by the same worker, in their order.
 
     The same call in other processes, on this machine or others that share its file system, shares the work: what one is
     making the others leave alone, and wait for only when nothing else is left. ``progress`` is told of each video, by

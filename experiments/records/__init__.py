@@ -182,6 +182,10 @@ class RecordStore:
             files = (self.video_path(record.key), self.preview_path(record.key), self.trace_path(record.key))
             record.artifacts = {path.name: sha256(path) for path in files if path.is_file()}
         record.changed = datetime.now(UTC).isoformat(timespec="seconds")
+        return self.amend(record)
+
+    def amend(self, record: Record) -> Path:
+        """Write a record of which only what is said of its video is new: date and checksums stay as they are."""
         path = self.record_path(record.key)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(_plain(asdict(record)), indent=1, sort_keys=True) + "\n")
@@ -243,7 +247,12 @@ def store_of(job: Job) -> RecordStore:
 
 def todays_key(key: str) -> str:
     """The key that today's code would give the same video."""
-    return f"{_video(key)}-{code_hash()}"
+    return with_code(key, code_hash())
+
+
+def with_code(key: str, code: str) -> str:
+    """The key that the code of this hash would give the same video."""
+    return f"{_video(key)}-{code}"
 
 
 def _video(key: str) -> str:

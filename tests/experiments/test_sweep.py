@@ -78,7 +78,7 @@ def test_a_run_with_nothing_to_make_shows_no_bar(tmp_path):
     overrides = ["method=vanilla", PROMPTS, "wandb.mode=disabled", f"output_dir={tmp_path}"]
     job = job_of(tmp_path, *overrides[:-1])
     for prompt in job.prompts:
-        made(job, prompt, latency_s=1.0, chunk_latency_s=[1.0])
+        made(job, prompt, latency_s=1.0, chunk_latency_s=[1.0], notes={"caption": "it names no shape"})
     console = Console(record=True, width=200, quiet=False)
     assert len(run_job(compose_config(overrides), console)) == 2
     printed = console.export_text()
