@@ -98,10 +98,10 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
     """One row a method, at its default options: figures, their intervals, what they are over, and why some are missing.
 
     A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends (``_low``,
-    ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. Raises BadInput
-    where no method has records.
+    ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. ``codes`` is there
+    where several made the videos (any_code): how many each made. Raises BadInput where no method has records.
     """
-    rows = []
+    rows, codes = [], set()
     for name in methods:
         mine = at_defaults(frame, job, name)
         if mine.empty:
@@ -139,10 +139,15 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
         for seam in [name for name in SEAMS if f"caption_{name}" in mine]:
             _add_mean(row, seam, pd.to_numeric(mine[f"caption_{seam}"]))
         row["deviations"] = method_deviation(job.model_name, name, options)
+        row["codes"] = ", ".join(
+            f"{code} {n}" for code, n in mine["code"].value_counts(sort=False).sort_index().items()
+        )
+        codes.update(mine["code"])
         rows.append(row)
     if not rows:
         raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
-    return pd.DataFrame(rows).set_index("method")
+    table = pd.DataFrame(rows).set_index("method")
+    return table if len(codes) > 1 else table.drop(columns="codes")
 
 
 def _add_mean(row: dict, key: str, values: pd.Series) -> None:
@@ -214,6 +219,8 @@ def describe(measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str
     letters, notes = marks(measured["deviations"])
     setting = setting_deviation(job.model_name, job.settings)
     ours = measured.assign(deviates=letters).reset_index()
+    if "codes" in measured:
+        notes.append("Videos by code: " + "; ".join(f"{name} {codes}" for name, codes in measured["codes"].items()))
     papers = with_shares(reported).reset_index()
     return [
         Table(

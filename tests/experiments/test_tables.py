@@ -11,7 +11,7 @@ import pytest
 
 from eval.statistics import median_and_interval, paired_difference
 from eval.vbench.suite import NAMES, SUITE
-from experiments import results, tables
+from experiments import records, results, tables
 from experiments.collect import at_defaults, collect
 from experiments.errors import BadInput
 from experiments.job import Job
@@ -262,3 +262,43 @@ def test_records_of_no_default_are_refused(tmp_path):
     made(job, "a", 0.5, metrics={"psnr": 30.0})
     with pytest.raises(BadInput, match=r"none of vanilla, .* at its default options"):
         main_table(collect(job), job)
+
+
+def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    old, new = "0123456789abcdef", "feedfacefeedface"
+    vanilla, slow, fast = (job_of(tmp_path, f"method={m}") for m in ("vanilla", "flowcache_slow", "flowcache_fast"))
+    arguments = [f"output_dir={tmp_path}"]
+    monkeypatch.setattr(records, "code_hash", lambda: old)
+    for prompt in PROMPTS[:3]:
+        made(vanilla, prompt, latency_s=10.0)
+        made(fast, prompt, 0.9, metrics={"psnr": 20.0})
+    assert tables.main(arguments) == 0
+    assert "Videos by code" not in capsys.readouterr().out  # of one code there is nothing to tell apart
+    assert not any(f"{old} " in line for line in (tmp_path / "tables" / "magi_embedded_main.csv").open())
+    monkeypatch.setattr(records, "code_hash", lambda: new)
+    assert tables.main(arguments) == 2
+    assert "no finished records" in capsys.readouterr().err
+    for prompt in PROMPTS[:2]:
+        made(slow, prompt, 0.5, metrics={"psnr": 30.0})
+    made(fast, PROMPTS[0], 0.9, metrics={"psnr": 50.0})  # in the place of the older one
+
+    assert tables.main(arguments) == 0  # the older are left out
+    printed = capsys.readouterr().out
+    assert (old in printed, f"code {new}\n" in printed or f"code {new}." in printed) == (False, True)
+    assert list(main_table(collect(fast), fast).index) == ["flowcache_slow", "flowcache_fast"]
+
+    assert tables.main([*arguments, "any_code=true"]) == 0
+    printed, *_ = capsys.readouterr().out.split("**Paired differences**")
+    caption = printed.splitlines()[0]
+    assert f"code {old}, {new}" in caption
+    assert (
+        f"- Videos by code: vanilla {old} 3; flowcache_slow {new} 2; flowcache_fast {old} 2, {new} 1"
+        in printed.splitlines()
+    )
+    both = main_table(collect(job := job_of(tmp_path, "any_code=true")), job)
+    assert both["n"].to_dict() == {"vanilla": 3, "flowcache_slow": 2, "flowcache_fast": 3}
+    assert both.loc["flowcache_fast", "psnr"] == 30  # of 50, 20 and 20
+    latex = (tmp_path / "tables" / "magi_embedded_main.tex").read_text()
+    assert f"Videos by code: vanilla {old} 3;" in latex
