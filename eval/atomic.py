@@ -22,13 +22,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         with partial.open("rb") as written:
             os.fsync(written.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Have the new name on the disk too, where the system can: folders cannot be opened everywhere."""
+def sync_folder(folder: Path) -> None:
+    """Have a folder's new names on the disk too, where the system can: folders cannot be opened everywhere."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:

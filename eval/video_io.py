@@ -2,13 +2,15 @@
 
 Quality is computed on raw frames or on a lossless file, never on an mp4 for viewing: plain H.264 alone caps PSNR near
 43 dB. Every file is written under a temporary name and renamed, so a kill leaves no half video behind.
+
+A video of random weights says so in its file, and only who asks for such can read it: no metric means anything of it.
 """
 
 import hashlib
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
 
@@ -27,6 +29,8 @@ PathLike = str | os.PathLike[str]
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska"}
 # Prefix of the container's comment that carries the hash of a lossless file's frames.
 HASH_TAG = "frames sha256 "
+# In the metadata of a video of random weights, whatever the container; a copy of its streams keeps it.
+RANDOM_WEIGHTS_TAG = {"description": "random weights"}
 # One thread and no dates or random ids: the same frames give the same bytes on every machine with the same x264.
 REPRODUCIBLE = {"fflags": "+bitexact"}
 THREADS = "1"
@@ -35,7 +39,7 @@ THREADS = "1"
 WITHOUT_MACROBLOCK_TREE = "mbtree=0"
 
 
-def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18) -> None:
+def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18, random_weights: bool = False) -> None:
     """Write an mp4 for viewing: H.264, yuv420p, BT.709. Lossy, not for metrics.
 
     Args:
@@ -43,6 +47,7 @@ def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18
         frames: uint8 [F, H, W, 3], H and W even; nothing is padded or scaled.
         fps: frames per second, > 0.
         crf: x264's constant rate factor, 0..51, lower is better.
+        random_weights: whether a network of random weights made the frames, which the file then says.
 
     Raises:
         TypeError: frames are not uint8.
@@ -55,10 +60,11 @@ def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18
     if not 0 <= crf <= 51:
         raise ValueError(f"crf must be in 0..51, got {crf}")
     encoding = {"crf": str(crf), "preset": "veryfast", "x264-params": WITHOUT_MACROBLOCK_TREE}
-    _write(path, frames, fps, "libx264", "yuv420p", encoding, metadata={}, suffixes=(".mp4",))
+    metadata = RANDOM_WEIGHTS_TAG if random_weights else {}
+    _write(path, frames, fps, "libx264", "yuv420p", encoding, metadata, suffixes=(".mp4",))
 
 
-def write_lossless(path: PathLike, frames: Clip, fps: float | Fraction) -> None:
+def write_lossless(path: PathLike, frames: Clip, fps: float | Fraction, random_weights: bool = False) -> None:
     """Write frames so that `read_lossless` returns them bit for bit: H.264 in RGB with quantiser 0.
 
     The file carries the hash of its frames, which `read_lossless` verifies.
@@ -67,51 +73,62 @@ def write_lossless(path: PathLike, frames: Clip, fps: float | Fraction) -> None:
         path: ends in `.mkv` or `.mp4`; an existing file is replaced.
         frames: uint8 [F, H, W, 3], any size that x264 takes, odd ones too.
         fps: frames per second, > 0.
+        random_weights: as of `write_mp4`.
 
     Raises:
         TypeError: frames are not uint8.
         ValueError: wrong shape, suffix or fps.
     """
     check_clip(frames, "frames")
-    metadata = {"comment": HASH_TAG + _frames_sha256(frames)}
+    metadata = {"comment": HASH_TAG + _frames_sha256(frames)} | (RANDOM_WEIGHTS_TAG if random_weights else {})
     encoding = {"qp": "0", "preset": "veryfast"}
     _write(path, frames, fps, "libx264rgb", "rgb24", encoding, metadata, suffixes=(".mkv", ".mp4"))
 
 
-def read_lossless(path: PathLike) -> Clip:
+def read_lossless(path: PathLike, random_weights: bool = False) -> Clip:
     """Read a file of `write_lossless`, verified against the hash it carries.
+
+    Args:
+        random_weights: as of `read_video`.
 
     Returns:
         uint8 [F, H, W, 3], equal to what was written.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a file of `write_lossless`, damaged or cut short.
+        ValueError: not a file of `write_lossless`, damaged, cut short, or of random weights.
     """
     path = _existing(path)
     with _reading(path), av.open(str(path)) as container:
-        comment = {key.lower(): value for key, value in container.metadata.items()}.get("comment", "")
+        comment = _metadata(container).get("comment", "")
     if not comment.startswith(HASH_TAG):
         raise ValueError(f"{path} was not written by write_lossless; use read_video for other files")
-    frames = read_video(path)
+    frames = read_video(path, random_weights=random_weights)
     if (found := _frames_sha256(frames)) != (wanted := comment.removeprefix(HASH_TAG)):
         raise ValueError(f"{path} is damaged: its {len(frames)} frames have sha256 {found}, expected {wanted}")
     return frames
 
 
-def read_video(path: PathLike, num_frames: int | None = None) -> Clip:
+def refuse_random_video(path: PathLike) -> None:
+    """Raise ValueError for a video that says that random weights made it; what is no video says nothing."""
+    with suppress(av.FFmpegError), av.open(str(path)) as container:
+        _refuse_random_video(path, container)
+
+
+def read_video(path: PathLike, num_frames: int | None = None, random_weights: bool = False) -> Clip:
     """Read a video as RGB.
 
     Args:
         path: any file that FFmpeg decodes.
         num_frames: how many frames from the start, >= 1; all of them by default.
+        random_weights: also read what random weights made, to be looked at and not measured.
 
     Returns:
         uint8 [F, H, W, 3].
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a video, damaged, no frames, or fewer than `num_frames`.
+        ValueError: not a video, damaged, no frames, fewer than `num_frames`, or of random weights.
     """
     path = _existing(path)
     if num_frames is not None and num_frames < 1:
@@ -120,6 +137,8 @@ def read_video(path: PathLike, num_frames: int | None = None) -> Clip:
     with _reading(path), av.open(str(path)) as container:
         if not container.streams.video:
             raise ValueError(f"{path} holds no video stream")
+        if not random_weights:
+            _refuse_random_video(path, container)
         stream = container.streams.video[0]
         # A damaged frame must raise instead of being patched over from its neighbours.
         stream.codec_context.options = {"err_detect": "explode"}
@@ -190,6 +209,19 @@ def _write(
                 frame = frame.reformat(format=pixel_format, dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def _refuse_random_video(path: PathLike, container: av.container.InputContainer) -> None:
+    if RANDOM_WEIGHTS_TAG.items() <= _metadata(container).items():
+        raise ValueError(
+            f"{path} was made with random weights, so that no metric says anything of it; leave it out, or make the "
+            "video again with checkpoint=<directory> in place of weights=random"
+        )
+
+
+def _metadata(container: av.container.InputContainer) -> dict[str, str]:
+    """The container's tags; Matroska gives their names in capitals."""
+    return {name.lower(): text for name, text in container.metadata.items()}
 
 
 def _existing(path: PathLike) -> Path:

@@ -104,7 +104,7 @@ def save_pareto(subject: Subject) -> None:
 
 
 def save_reuse_map(subject: Subject) -> None:
-    traces = {name: pd.read_parquet(subject.store.trace_path(r.key)) for name, r in subject.takes().items()}
+    traces = {name: subject.store.trace(r.key) for name, r in subject.takes().items()}
     subject.save(draw_reuse_map(traces, f"{subject.job.prompts[0]!r} ({subject.name})"), "reuse_map")
 
 

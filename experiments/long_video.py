@@ -64,7 +64,7 @@ def _setting(job: Job) -> str:
 
 
 def _trace(job: Job, record: Record) -> pd.DataFrame:
-    return pd.read_parquet(store_of(job).trace_path(record.key))
+    return store_of(job).trace(record.key)
 
 
 def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:

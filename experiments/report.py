@@ -197,15 +197,14 @@ def _video(key: str) -> str:
 
 def _describe_take(store: RecordStore, record: Record) -> dict[str, Any]:
     """What the page shows of one video."""
-    preview, trace = store.preview_path(record.key), store.trace_path(record.key)
-    columns = ["row", "chunk", "action"]
+    preview, has_trace = store.preview_path(record.key), store.trace_path(record.key).is_file()
     return {
         "video": _video(record.key) if preview.is_file() else None,
         "computed": record.computed_fraction,
         "share": record.flops / record.baseline_flops if record.baseline_flops else None,
         "psnr": record.metrics.get("psnr"),
         "ssim": record.metrics.get("ssim"),
-        "map": reuse_map(pd.read_parquet(trace, columns=columns)) if trace.is_file() else None,
+        "map": reuse_map(store.trace(record.key, ["row", "chunk", "action"])) if has_trace else None,
     }
 
 

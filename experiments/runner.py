@@ -214,8 +214,8 @@ class Runner:
     ) -> Record:
         """Generate one video, measure it, and save video, trace and record, the record last.
 
-        A finished record, of a video made again, stays until the new one is finished; otherwise the record says that
-        it is running, and if it fails, why.
+        A finished record and its files, of a video made again, stay until all of the new ones are written; otherwise
+        the record says that it is running, and if it fails, why.
         """
         with self._failure_noted(record):
             record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
@@ -231,12 +231,12 @@ class Runner:
             reference = None if method == self.job.baseline_method else self.store.find(self._reference(prompt).key)
             record.baseline_flops = take.trace.flops if reference is None else reference.flops
             self._measure(record, take.frames, reference, self.job.metrics)
-            write_lossless(self.store.video_path(record.key), take.frames, self.job.fps)
-            write_mp4(self.store.preview_path(record.key), take.frames, self.job.fps)
-            with atomic_path(self.store.trace_path(record.key)) as temporary:
-                pd.DataFrame(take.trace.records()).to_parquet(temporary)
-            record.status = "finished"
-            self.store.save(record)
+            random_weights = self.job.random_weights is not None
+            with self.store.finishing(record) as aside:
+                write_lossless(aside.video_path(record.key), take.frames, self.job.fps, random_weights)
+                write_mp4(aside.preview_path(record.key), take.frames, self.job.fps, random_weights=random_weights)
+                with atomic_path(aside.trace_path(record.key)) as temporary:
+                    pd.DataFrame(take.trace.records()).to_parquet(temporary)
         return record
 
     def _measure(self, record: Record, frames: ndarray, reference: Record | None, names: tuple[str, ...]) -> None:

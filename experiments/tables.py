@@ -98,8 +98,8 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
     """One row a method, at its default options: figures, their intervals, what they are over, and why some are missing.
 
     A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends (``_low``,
-    ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. ``codes`` is there
-    where several made the videos (any_code): how many each made. Raises BadInput where no method has records.
+    ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. ``codes`` is
+    there where several made the videos (any_code): how many each made. Raises BadInput where no method has records.
     """
     rows, codes = [], set()
     for name in methods:

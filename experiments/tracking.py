@@ -6,6 +6,7 @@ one line.
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -75,7 +76,7 @@ def _log(job: Job, records: Sequence[Record], group: str | None) -> str:
         store = store_of(job)
         run.define_metric("row/index")
         run.define_metric("row/*", step_metric="row/index")
-        for row in row_metrics([pd.read_parquet(store.trace_path(record.key)) for record in records]):
+        for row in row_metrics([store.trace(record.key) for record in records]):
             run.log(row)
         with tempfile.TemporaryDirectory() as folder:
             run.log({**_tables(wandb, records), **_media(wandb, job, store, records[0], Path(folder))})
@@ -148,16 +149,17 @@ def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Pat
     reference = store.find(new_record(job, job.baseline_name, job.baseline_method, record.prompt).key)
     shown = {job.baseline_name: reference} if reference is not None and reference.key != record.key else {}
     shown[job.method_name] = record
-    traces = {name: pd.read_parquet(store.trace_path(each.key)) for name, each in shown.items()}
+    traces = {name: store.trace(each.key) for name, each in shown.items()}
     media = {"figures/reuse_map": _image(wandb, draw_reuse_map(traces, repr(record.prompt)), folder / "map.png")}
     if len(shown) == 1:
         return {**media, "video": wandb.Video(str(store.preview_path(record.key)), record.prompt, format="mp4")}
-    original, video = (read_lossless(store.video_path(each.key)) for each in shown.values())
+    random_weights = job.random_weights is not None
+    original, video = (read_lossless(store.video_path(each.key), random_weights) for each in shown.values())
     strips = draw_frames(original, {job.method_name: video}, len(record.chunk_latency_s), repr(record.prompt))
     media["figures/frames"] = _image(wandb, strips, folder / "frames.png")
     gain = common_gain({job.method_name: video}, original)
     beside = np.concatenate([original, video, difference(video, original, gain)], axis=2)
-    write_mp4(folder / "beside.mp4", beside, job.fps)
+    write_mp4(folder / "beside.mp4", beside, job.fps, random_weights=random_weights)
     caption = f"{job.baseline_name}, {job.method_name}, difference x {gain}: {record.prompt}"
     return {**media, "video": wandb.Video(str(folder / "beside.mp4"), caption, format="mp4")}
 
@@ -171,7 +173,7 @@ def _image(wandb: Any, figure: Figure, path: Path) -> Any:
 def _artifact(wandb: Any, job: Job, store: RecordStore, records: Sequence[Record]) -> Any:
     """Records and traces of all videos; the files are named, not copied."""
     name = f"{job.model_name}-{job.setting_name}-{job.method_name}-{records[0].key}"
-    artifact = wandb.Artifact(name, type="records")
+    artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", name), type="records")  # "every_k, random weights"
     for record in records:
         for path in (store.record_path(record.key), store.trace_path(record.key)):
             artifact.add_file(str(path), f"{path.parent.name}/{path.name}", policy="immutable", skip_cache=True)

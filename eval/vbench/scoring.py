@@ -13,6 +13,7 @@ from typing import Any, Literal
 from eval.errors import MetricUnavailable
 from eval.vbench import environment
 from eval.vbench.suite import NAMES, Dimension, dimensions, root_folder
+from eval.video_io import refuse_random_video
 
 Mode = Literal["custom_input", "vbench_standard"]
 VIDEOS_PER_PROMPT = 5  # in the official protocol
@@ -75,8 +76,8 @@ def score(
 
     Raises:
         MetricUnavailable: the environment is not installed.
-        ValueError: unknown dimension, mode or device, one that the mode does not allow, no videos, or missing ones
-            without `partial`.
+        ValueError: unknown dimension, mode or device, one that the mode does not allow, no videos, one of random
+            weights, or missing ones without `partial`.
     """
     if mode not in ("custom_input", "vbench_standard"):
         raise ValueError(f"unknown VBench mode {mode!r}; choose custom_input or vbench_standard")
@@ -111,7 +112,7 @@ def videos_of_the_protocol(dimension: str, full_info: list[dict[str, Any]]) -> l
 
 
 def _files(videos: str | os.PathLike[str] | Mapping[str, Path]) -> dict[str, Path]:
-    """Videos by name; ValueError unless there are any and each is an existing mp4."""
+    """Videos by name; ValueError unless there are any and each is an existing mp4, and not of random weights."""
     if isinstance(videos, Mapping):
         files = {name: Path(path) for name, path in videos.items()}
         if not files:
@@ -128,6 +129,7 @@ def _files(videos: str | os.PathLike[str] | Mapping[str, Path]) -> dict[str, Pat
             raise ValueError(f"{name!r} is no name for a video; write <prompt>-<index>.mp4")
         if not path.is_file():
             raise ValueError(f"no video at {path}")
+        refuse_random_video(path)
     return files
 
 

@@ -17,21 +17,25 @@ import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
-from eval.atomic import atomic_path
+from eval.atomic import atomic_path, sync_folder
 from eval.cache import cache_folder
 from experiments.errors import BadInput
 from experiments.job import ROOT, Job
 from flowcache.checkpoints import loaded_files
 from flowcache.models.checkpoint import CheckpointError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = 2
 CODE_FOLDERS = ("flowcache", "baselines")
@@ -190,6 +194,43 @@ class RecordStore:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(_plain(asdict(record)), indent=1, sort_keys=True) + "\n")
         return path
+
+    def trace(self, key: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """A finished video's flowcache.trace.TraceEntry each row, of all or some columns.
+
+        Raises BadInput for a file that is gone or damaged.
+        """
+        import pandas as pd  # imported late: the list of what is to be made does without
+
+        path = self.trace_path(key)
+        try:
+            return pd.read_parquet(path, columns=columns)
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"{path} is no whole trace ({' '.join(str(error).split())}); python -m experiments.records verify "
+                "tells what else is damaged, and force=true makes a video again"
+            ) from error
+
+    @contextmanager
+    def finishing(self, record: Record) -> Iterator[RecordStore]:
+        """Give a store aside for the files of a running record; once the block ends without an error, they and the
+        record, then finished, take the place of what is there.
+
+        Everything is written before anything is replaced, so that a failure keeps an older video. Then its record gives
+        way to one that says running, the files follow and the finished record comes last: a kill in between leaves a
+        run to be made again, never a record of other files.
+        """
+        run = self.run_path(record.key)
+        run.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=run, prefix=".", suffix=".partial") as folder:
+            aside = RecordStore(Path(folder))
+            yield aside
+            record.status = "finished"
+            aside.save(record)
+            self.save(replace(record, status="running", artifacts={}))
+            for path in (*map(aside.run_path(record.key).joinpath, record.artifacts), aside.record_path(record.key)):
+                os.replace(path, run / path.name)
+            sync_folder(run)
 
     def queue(self, record: Record) -> None:
         """Note that a video is wanted, where nothing is known of it yet and nobody is making it."""

@@ -139,8 +139,8 @@ def _prune(store: RecordStore, options: argparse.Namespace) -> int:
             doomed.append((path, "damaged"))
         elif options.other_code and record.code != code_hash():
             doomed.append((path, f"code {record.code}, today's is {code_hash()}"))
-        else:
-            doomed += [(partial, "left by a kill") for partial in sorted(path.glob(".*.partial"))]
+        elif (partials := sorted(path.glob(".*.partial"))) and not store.is_claimed(run.key):
+            doomed += [(partial, "left by a kill") for partial in partials]
     for path, why in doomed:
         print(f"{path.relative_to(store.directory)}: {why}")
         if options.yes:
@@ -150,13 +150,12 @@ def _prune(store: RecordStore, options: argparse.Namespace) -> int:
 
 
 def _remove(store: RecordStore, path: Path) -> None:
-    """A run's directory, unless somebody took it up meanwhile; or a file in one."""
-    if path.is_file():
-        path.unlink(missing_ok=True)
-        return
-    with store.claim(path.name, wait=False) as free:
-        if free:
+    """A run's directory, or what a kill left in one, unless somebody took the run up meanwhile."""
+    with store.claim(path.relative_to(store.run_path("")).parts[0], wait=False) as free:
+        if free and path.is_dir():
             shutil.rmtree(path)
+        elif free:
+            path.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -195,10 +195,13 @@ def test_command_line_scores_and_totals(stand_in, capsys):
         (["{clips}", "--dimensions", "scene,color"], "color, scene: scored on the benchmark's own prompts only"),
         (["{clips}", "--device", "tpu"], "choose auto, cpu or cuda"),
         (["{clips}", "--standard"], "needs 5 videos and 5 are missing"),
+        (["{random}"], "random/b.mp4 was made with random weights, so that no metric says anything of it"),
     ],
 )
 def test_bad_input_is_one_message(stand_in, capsys, arguments, message):
-    places = {"clips": touch(stand_in / "clips", "a.mp4"), "empty": touch(stand_in / "empty")}
+    folders = {"clips": ["a.mp4"], "empty": [], "random": ["a.mp4"]}
+    places = {name: touch(stand_in / name, *files) for name, files in folders.items()}
+    write_mp4(places["random"] / "b.mp4", np.zeros((2, 16, 16, 3), np.uint8), 24, random_weights=True)
     assert main(["score", *(a.format(**places) for a in arguments)]) == 2
     said = capsys.readouterr().err
     assert message in said

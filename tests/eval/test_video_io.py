@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from eval import video_io
-from eval.video_io import read_image, read_lossless, read_video, write_lossless, write_mp4
+from eval.video_io import read_image, read_lossless, read_video, refuse_random_video, write_lossless, write_mp4
 
 
 @pytest.fixture
@@ -136,6 +136,26 @@ def test_mp4_refuses_odd_sizes(tmp_path, shape):
     with pytest.raises(ValueError, match=f"even sizes, got {shape[1]}x{shape[2]}"):
         write_mp4(tmp_path / "clip.mp4", np.zeros(shape, np.uint8), 24)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("write", "suffix"), [(write_mp4, ".mp4"), (write_lossless, ".mp4"), (write_lossless, ".mkv")])
+def test_a_video_of_random_weights_says_so_and_is_read_by_who_asks_for_it_alone(tmp_path, clip, write, suffix):
+    paths = plain, marked, again = [tmp_path / f"{name}{suffix}" for name in ("plain", "marked", "again")]
+    for path in paths:
+        write(path, clip, 24, random_weights=path != plain)
+    assert marked.read_bytes() == again.read_bytes() != plain.read_bytes()
+    refuse_random_video(plain)
+    readers = [refuse_random_video, read_video] + [read_lossless] * (write == write_lossless)
+    for read in readers:
+        with pytest.raises(ValueError, match=f"{marked} was made with random weights.*leave it out, or make the video"):
+            read(marked)
+    for read in readers[1:]:
+        assert np.array_equal(read(marked, random_weights=True), read(plain))
+
+
+def test_what_is_no_video_does_not_say_that_its_weights_are_random(tmp_path):
+    (tmp_path / "notes.mp4").write_text("random weights")
+    refuse_random_video(tmp_path / "notes.mp4")
 
 
 def test_read_video_takes_the_first_frames(tmp_path, clip):

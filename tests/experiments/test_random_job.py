@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eval.video_io import read_lossless
+from eval.video_io import read_lossless, refuse_random_video
 from experiments import l1_rel, tune
 from experiments.cli import compose_config
 from experiments.collect import collect
@@ -67,6 +67,10 @@ def test_random_weights_follow_a_recording_and_are_marked_everywhere(small_job, 
         assert marked.caption is None
         assert all(value is None for value in marked.metrics.values())
         assert marked.notes["psnr"] == marked.notes["caption"] == RANDOM_WEIGHTS
+        for path in (store.video_path(marked.key), store.preview_path(marked.key)):
+            with pytest.raises(ValueError, match="was made with random weights"):
+                refuse_random_video(path)
+    refuse_random_video(store.preview_path(original.key))
     frame = collect(job)
     assert len(frame) == 2
     assert frame["method"].str.contains("random weights").all()

@@ -1,13 +1,17 @@
 """The main job: records, resume, failure, and what a rerun does."""
 
 import json
+import os
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from baselines.vanilla import VanillaConfig
+from eval.latency import take
 from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
@@ -151,7 +155,7 @@ def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, 
 
     def die_on_the_second(self, record):
         calls.append(record)
-        if len(calls) == 4:  # each is saved when it is begun and when it is finished
+        if len(calls) == 5:  # each is saved when it is begun, and twice as it is finished
             raise KeyboardInterrupt
         return original(self, record)
 
@@ -236,6 +240,64 @@ def test_a_video_that_could_not_be_made_again_is_still_there(small_job, monkeypa
     monkeypatch.undo()
     (again,) = Runner(replace(job, force=True)).run()
     assert again.latency_s != made[0].latency_s
+
+
+@pytest.fixture
+def made_again(small_job, monkeypatch):
+    """A job that replaces a finished video by one of other frames, and that video's record."""
+    job = small_job("method=vanilla", "num_prompts=1", "metrics=[]")
+    (record,) = Runner(job).run()
+
+    def inverted(*arguments, **options):
+        taken = take(*arguments, **options)
+        return replace(taken, frames=255 - taken.frames)
+
+    monkeypatch.setattr("experiments.runner.take", inverted)
+    return replace(job, force=True), record
+
+
+@pytest.mark.parametrize("num_renames", range(6))
+def test_a_kill_while_a_video_is_replaced_leaves_no_record_of_other_files(num_renames, made_again, monkeypatch):
+    job, old = made_again
+    store, rename, renamed = RecordStore(job.output_dir), os.replace, []
+
+    def rename_until_killed(source, target):
+        if Path(target).parent == store.run_path(old.key):
+            if len(renamed) == num_renames:
+                raise KeyboardInterrupt
+            renamed.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr("os.replace", rename_until_killed)
+    with pytest.raises(KeyboardInterrupt) if num_renames < 5 else nullcontext():  # two of the record, three files
+        Runner(job).run()
+    monkeypatch.setattr("os.replace", rename)
+    found = store.find(old.key)
+    if num_renames == 0:
+        assert found == old
+    elif num_renames < 5:
+        assert (found, store.read(old.key).status) == (None, "running")
+        (found,) = Runner(replace(job, force=False)).run()
+    assert store.damage(found) == []
+    assert not list(store.run_path(old.key).glob(".*.partial"))
+
+
+@pytest.mark.parametrize(
+    "step", ["experiments.runner.write_mp4", "pandas.DataFrame.to_parquet", "experiments.records.RecordStore.save"]
+)
+def test_a_full_disk_keeps_the_video_that_was_to_be_replaced(step, made_again, monkeypatch):
+    job, old = made_again
+    store = RecordStore(job.output_dir)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(step, full)
+    with pytest.raises(OSError, match="No space left"):
+        Runner(job).run()
+    assert store.find(old.key) == old
+    assert store.damage(old) == []
+    assert not list(store.run_path(old.key).glob(".*.partial"))
 
 
 def test_one_failure_does_not_stop_the_others(small_job, monkeypatch):

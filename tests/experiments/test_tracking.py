@@ -7,7 +7,7 @@ import sys
 import pandas as pd
 import pytest
 
-from eval.video_io import read_video
+from eval.video_io import read_video, refuse_random_video
 from experiments import sweep
 from experiments.cli import compose_config
 from experiments.errors import BadInput
@@ -83,6 +83,16 @@ def test_an_offline_run_holds_everything(small_job, tmp_path):
     (artifact,) = [each for each in logged.artifacts if each.type == "records"]  # beside W&B's own of the tables
     expected = {f"{record.key}/{name}" for record in records for name in ("record.json", "trace.parquet")}
     assert {entry.path for entry in artifact.manifest.contents} == expected
+
+
+def test_the_video_beside_its_baseline_is_marked_where_weights_are_random(small_job, tmp_path):
+    job = small_job("method=every_k", "weights=random", "num_prompts=1", "wandb.mode=offline")
+    said = []
+    track(job, Runner(job).run(), say=said.append)
+    assert said == []
+    (video,) = tmp_path.glob("wandb/offline-run-*/files/media/videos/*.mp4")
+    with pytest.raises(ValueError, match="was made with random weights"):
+        refuse_random_video(video)
 
 
 @pytest.fixture
