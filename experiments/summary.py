@@ -94,6 +94,7 @@ _ROWS = (
     ("videos identical to baseline's", "identical_videos", "{:.0f}"),
     ("SSIM", "ssim", "{:.4f}"),
     ("LPIPS (alex)", "lpips", "{:.4f}"),
+    ("LPIPS (vgg)", "lpips_vgg", "{:.4f}"),
     ("caption: colour right", "caption_colour_right", "{:.0%}"),
     ("caption: shape right", "caption_shape_right", "{:.0%}"),
     ("caption: motion right", "caption_motion_right", "{:.0%}"),

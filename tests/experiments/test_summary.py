@@ -23,7 +23,7 @@ def records(tmp_path, num_timed: int):
             latency_s=10.0 + place,
             baseline_latency_s=20.0 + 3 * place if place < num_timed else None,
             sections_s={"policy": 0.1 + place / 100, "compression": 0.2},
-            metrics={"psnr": 40.0 + place, "ssim": 0.9 + place / 1000, "lpips": None},
+            metrics={"psnr": 40.0 + place, "ssim": 0.9 + place / 1000, "lpips": None, "lpips_vgg": place / 100},
             notes={"lpips": "no weights"},
             caption={**caption, "seam_ratio": 1.2 + place / 10, "position_jump_pixels": place if place < 7 else None},
             kv_bytes_used_peak=2**20 * place,
@@ -46,6 +46,10 @@ def printed(tmp_path, num_timed: int) -> dict[str, tuple[str, str]]:
 def test_every_printed_figure_has_its_interval(tmp_path):
     for figure, (value, spread) in printed(tmp_path, 8).items():
         assert "95 %" in spread, f"{figure}: {value} without an interval"
+
+
+def test_a_metric_beside_the_usual_ones_is_printed(tmp_path):
+    assert printed(tmp_path, 8)["LPIPS (vgg)"][0] == "0.0350"
 
 
 def test_figures_over_fewer_videos_say_so_and_few_have_no_interval(tmp_path):
