@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.cli import compose_config
 from experiments.errors import BadInput
 from experiments.job import Job, make_method
-from experiments.records import Record, new_record, store_of, todays_key, weights_id
+from experiments.records import Record, RecordStore, new_record, sha256, store_of, todays_key, weights_id
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
 
@@ -104,3 +104,14 @@ def finished(job: Job) -> list[Record]:
     store = store_of(job)
     found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
     return [record for record in found if record is not None]
+
+
+def read_trace(store: RecordStore, record: Record) -> pd.DataFrame:
+    """A finished record's trace, a row an entry. Raises BadInput where its file is not the one that was written."""
+    path = store.trace_path(record.key)
+    if not path.is_file() or sha256(path) != record.artifacts.get(path.name):
+        raise BadInput(
+            f"{path} is missing or damaged; remove the run with python -m experiments.records prune --yes, and make it "
+            f"again with the run.py command that made it ({record.method}: {record.prompt!r})"
+        )
+    return pd.read_parquet(path)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from eval.video_io import read_lossless
 from experiments.cli import check_overrides, compose_config
-from experiments.collect import at_defaults, collect
+from experiments.collect import at_defaults, collect, read_trace
 from experiments.errors import BadInput, command
 from experiments.frame_strips import draw_frames
 from experiments.job import Job, make_job
@@ -104,7 +104,7 @@ def save_pareto(subject: Subject) -> None:
 
 
 def save_reuse_map(subject: Subject) -> None:
-    traces = {name: subject.store.trace(r.key) for name, r in subject.takes().items()}
+    traces = {name: read_trace(subject.store, record) for name, record in subject.takes().items()}
     subject.save(draw_reuse_map(traces, f"{subject.job.prompts[0]!r} ({subject.name})"), "reuse_map")
 
 

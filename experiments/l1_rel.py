@@ -25,7 +25,7 @@ from eval.atomic import atomic_path
 from eval.statistics import mean_and_interval
 from experiments import environment
 from experiments.cli import check_overrides, compose_config
-from experiments.errors import command
+from experiments.errors import BadInput, command
 from experiments.job import Job, make_job, refuse_random_weights
 from experiments.records import code_hash, new_record, weights_hash
 from experiments.results import Column, Table, save_figure, save_table
@@ -89,14 +89,17 @@ def _relative(now: torch.Tensor, before: torch.Tensor) -> float:
 
 
 def measured(job: Job) -> pd.DataFrame:
-    """One row a chunk, step, prompt and shift; measured once and kept."""
+    """One row a chunk, step, prompt and shift; measured once and kept. Raises BadInput where that is damaged."""
     keys = " ".join([*SHIFTS, *(new_record(job, "vanilla", VanillaConfig(), prompt).key for prompt in job.prompts)])
     path = job.output_dir / "l1_rel" / f"{hashlib.sha256(keys.encode()).hexdigest()[:20]}.parquet"
     if job.force or not path.is_file():
         data = measure(job)
         with atomic_path(path) as temporary:
             data.to_parquet(temporary)
-    return pd.read_parquet(path)
+    try:
+        return pd.read_parquet(path)
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
+        raise BadInput(f"{path} is damaged ({error}); give force=true, which measures again") from error
 
 
 def measure(job: Job) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from eval.caption_score import per_chunk
 from eval.psnr import psnr
 from eval.statistics import mean_and_interval
 from eval.video_io import read_lossless
-from experiments.collect import finished, video_frame
+from experiments.collect import finished, read_trace, video_frame
 from experiments.errors import BadInput, command
 from experiments.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
@@ -63,10 +63,6 @@ def _setting(job: Job) -> str:
     return job.method_name + (f", {budget}" if budget else "")
 
 
-def _trace(job: Job, record: Record) -> pd.DataFrame:
-    return store_of(job).trace(record.key)
-
-
 def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:
     """By chunk, what the caches hold as it finishes."""
     tokens = trace.sort_values("row").groupby("chunk")["kv_tokens"].last()
@@ -79,7 +75,7 @@ def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
     first, usual = model.frames_of(1), model.chunk_frames
     starts = [0, *range(first, len(video), usual)]
     scores = per_chunk(video, record.prompt, usual, first)
-    kv_mib = _kv_mib(record, _trace(job, record))
+    kv_mib = _kv_mib(record, read_trace(store, record))
     rows = []
     for chunk, (start, score) in enumerate(zip(starts, scores, strict=True)):
         part = slice(start, starts[chunk + 1] if chunk + 1 < len(starts) else None)
@@ -106,7 +102,7 @@ def kv_frame(jobs: list[Job]) -> pd.DataFrame:
     rows = []
     for job in jobs:
         for record in finished(job):
-            by_chunk = _kv_mib(record, _trace(job, record))
+            by_chunk = _kv_mib(record, read_trace(store_of(job), record))
             rows += [
                 {"setting": _setting(job), "prompt": record.prompt, "chunk": chunk, "kv_mib": mib}
                 for chunk, mib in by_chunk.items()

@@ -18,9 +18,9 @@ def read_decisions(path: Path) -> list[list[int]]:
     """
     try:
         entries = [TraceEntry(**entry) for entry in pd.read_parquet(path).to_dict("records")]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, NotImplementedError) as error:
         raise BadInput(
-            f"replay={path} is not a trace of a run ({error}); give the trace.parquet of a run, in "
+            f"replay={path} is not a trace of a run, or is damaged ({error}); give the trace.parquet of a run, in "
             "<output_dir>/runs/<key>"
         ) from error
     if any(entry.action == "held" for entry in entries):

@@ -22,7 +22,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.cli import check_overrides, compose_config
-from experiments.collect import at_defaults, collect
+from experiments.collect import at_defaults, collect, read_trace
 from experiments.errors import BadInput, command
 from experiments.job import Job, inside_root, make_job
 from experiments.records import Record, RecordStore, store_of
@@ -197,14 +197,14 @@ def _video(key: str) -> str:
 
 def _describe_take(store: RecordStore, record: Record) -> dict[str, Any]:
     """What the page shows of one video."""
-    preview, has_trace = store.preview_path(record.key), store.trace_path(record.key).is_file()
+    has_trace = store.trace_path(record.key).is_file()
     return {
-        "video": _video(record.key) if preview.is_file() else None,
+        "video": _video(record.key) if store.preview_path(record.key).is_file() else None,
         "computed": record.computed_fraction,
         "share": record.flops / record.baseline_flops if record.baseline_flops else None,
         "psnr": record.metrics.get("psnr"),
         "ssim": record.metrics.get("ssim"),
-        "map": reuse_map(store.trace(record.key, ["row", "chunk", "action"])) if has_trace else None,
+        "map": reuse_map(read_trace(store, record)) if has_trace else None,
     }
 
 

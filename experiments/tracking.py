@@ -21,6 +21,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eval.video_io import read_lossless, write_mp4
+from experiments.collect import read_trace
 from experiments.frame_strips import common_gain, difference, draw_frames
 from experiments.job import Job
 from experiments.records import Record, RecordStore, new_record, store_of
@@ -76,7 +77,7 @@ def _log(job: Job, records: Sequence[Record], group: str | None) -> str:
         store = store_of(job)
         run.define_metric("row/index")
         run.define_metric("row/*", step_metric="row/index")
-        for row in row_metrics([store.trace(record.key) for record in records]):
+        for row in row_metrics([read_trace(store, record) for record in records]):
             run.log(row)
         with tempfile.TemporaryDirectory() as folder:
             run.log({**_tables(wandb, records), **_media(wandb, job, store, records[0], Path(folder))})
@@ -149,7 +150,7 @@ def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Pat
     reference = store.find(new_record(job, job.baseline_name, job.baseline_method, record.prompt).key)
     shown = {job.baseline_name: reference} if reference is not None and reference.key != record.key else {}
     shown[job.method_name] = record
-    traces = {name: store.trace(each.key) for name, each in shown.items()}
+    traces = {name: read_trace(store, each) for name, each in shown.items()}
     media = {"figures/reuse_map": _image(wandb, draw_reuse_map(traces, repr(record.prompt)), folder / "map.png")}
     if len(shown) == 1:
         return {**media, "video": wandb.Video(str(store.preview_path(record.key)), record.prompt, format="mp4")}
@@ -173,7 +174,7 @@ def _image(wandb: Any, figure: Figure, path: Path) -> Any:
 def _artifact(wandb: Any, job: Job, store: RecordStore, records: Sequence[Record]) -> Any:
     """Records and traces of all videos; the files are named, not copied."""
     name = f"{job.model_name}-{job.setting_name}-{job.method_name}-{records[0].key}"
-    artifact = wandb.Artifact(re.sub(r"[^\w.-]+", "-", name), type="records")  # "every_k, random weights"
+    artifact = wandb.Artifact(re.sub(r"[^A-Za-z0-9_.-]+", "-", name), type="records")  # "every_k, random weights"
     for record in records:
         for path in (store.record_path(record.key), store.trace_path(record.key)):
             artifact.add_file(str(path), f"{path.parent.name}/{path.name}", policy="immutable", skip_cache=True)

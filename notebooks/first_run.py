@@ -29,6 +29,7 @@ os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
+import pandas as pd
 import torch
 from IPython.display import display
 from matplotlib import pyplot as plt
@@ -103,7 +104,7 @@ assert record.flops < vanilla.flops == record.baseline_flops
 # resemble each other and the last velocity is reused; as the steps grow longer reuse becomes rarer and ends.
 
 # %%
-trace = runner.store.trace(record.key)
+trace = pd.read_parquet(runner.store.trace_path(record.key))
 display(trace.iloc[[0, 40, 100]][["row", "chunk", "step", "t", "action", "distance", "accumulated", "flops"]])
 
 num_rows, num_chunks = trace["row"].max() + 1, trace["chunk"].max() + 1

@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
@@ -33,9 +33,6 @@ from experiments.errors import BadInput
 from experiments.job import ROOT, Job
 from flowcache.checkpoints import loaded_files
 from flowcache.models.checkpoint import CheckpointError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCHEMA_VERSION = 2
 CODE_FOLDERS = ("flowcache", "baselines")
@@ -194,22 +191,6 @@ class RecordStore:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(_plain(asdict(record)), indent=1, sort_keys=True) + "\n")
         return path
-
-    def trace(self, key: str, columns: list[str] | None = None) -> pd.DataFrame:
-        """A finished video's flowcache.trace.TraceEntry each row, of all or some columns.
-
-        Raises BadInput for a file that is gone or damaged.
-        """
-        import pandas as pd  # imported late: the list of what is to be made does without
-
-        path = self.trace_path(key)
-        try:
-            return pd.read_parquet(path, columns=columns)
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                f"{path} is no whole trace ({' '.join(str(error).split())}); python -m experiments.records verify "
-                "tells what else is damaged, and force=true makes a video again"
-            ) from error
 
     @contextmanager
     def finishing(self, record: Record) -> Iterator[RecordStore]:

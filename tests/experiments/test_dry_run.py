@@ -238,7 +238,12 @@ def test_recordings_that_cannot_be_replayed_are_refused(tmp_path, entries, messa
         dry_run(compose_config([*SMALL, "device=meta", f"replay={path}"]), Console(file=io.StringIO()))
 
 
-def test_a_file_that_is_no_parquet_is_refused(tmp_path):
-    (tmp_path / "trace.parquet").write_text("row,chunk\n0,0\n")
-    with pytest.raises(BadInput, match="is not a trace of a run"):
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_file_that_is_no_parquet_or_is_cut_is_refused(tmp_path, cut):
+    if cut:
+        pd.DataFrame([ENTRY]).to_parquet(tmp_path / "trace.parquet")
+        (tmp_path / "trace.parquet").write_bytes((tmp_path / "trace.parquet").read_bytes()[:-50])
+    else:
+        (tmp_path / "trace.parquet").write_text("row,chunk\n0,0\n")
+    with pytest.raises(BadInput, match="is not a trace of a run, or is damaged"):
         read_decisions(tmp_path / "trace.parquet")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +12,7 @@ from matplotlib.colors import to_hex
 from eval.video_io import write_lossless
 from experiments import figures, l1_rel, results
 from experiments.collect import collect
+from experiments.errors import BadInput
 from experiments.frame_strips import common_gain, difference, draw_frames, strip
 from experiments.job import Job
 from experiments.l1_rel import draw_process, draw_steps
@@ -238,3 +241,26 @@ def test_l1_rel_is_measured_once(tmp_path, monkeypatch):
     assert len(calls) == 1
     l1_rel.measured(job_of(tmp_path, "method=vanilla", "prompts=[a]"))
     assert len(calls) == 2  # other prompts are another measurement
+
+
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_damaged_measurement_of_l1_rel_is_told_and_measured_again_where_forced(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(l1_rel, "measure", lambda job: process(velocity=True))
+    job = job_of(tmp_path, "method=vanilla", "prompts=[a,b]")
+    whole = l1_rel.measured(job)
+    (path,) = tmp_path.glob("l1_rel/*.parquet")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(BadInput, match=f"{path} is damaged .*; give force=true"):
+        l1_rel.measured(job)
+    assert l1_rel.measured(replace(job, force=True)).equals(whole)
+
+
+def test_a_figure_of_a_damaged_trace_is_left_out_with_its_name(job, made_in, capsys, monkeypatch):
+    made(job_of(job.output_dir, "method=flowcache_fast"), "a", 0.7)
+    add_files(job)
+    store = RecordStore(job.output_dir)
+    (vanilla,) = [record for record in store.all() if (record.method, record.prompt) == ("vanilla", "a")]
+    store.trace_path(vanilla.key).write_bytes(b"PAR1")
+    monkeypatch.setattr(figures, "FIGURES", {"reuse_map": figures.save_reuse_map})
+    assert figures.main(["prompts=[a,b]", f"output_dir={job.output_dir}"]) == 0
+    assert f"figures: no reuse_map: {store.trace_path(vanilla.key)} is missing or damaged" in capsys.readouterr().err

@@ -13,7 +13,6 @@ import pytest
 from baselines.vanilla import VanillaConfig
 from experiments import records
 from experiments.collect import collect
-from experiments.errors import BadInput
 from experiments.job import ROOT
 from experiments.records import RecordStore, new_record, store_of, todays_key, untimed
 from experiments.records.__main__ import main
@@ -73,20 +72,6 @@ def test_comments_docstrings_and_layout_are_no_other_code():
     assert records.statements(told) == records.statements(plain)
     assert records.statements(plain.replace("+ 1", "+ 2")) != records.statements(plain)
     assert records.statements("x = 'text'") != records.statements("x = 'other'")
-
-
-@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda data: b"no parquet", lambda data: b"", None])
-def test_a_trace_that_is_damaged_or_gone_is_one_message(finished, damage):
-    job, (record, _) = finished
-    store = store_of(job)
-    assert len(store.trace(record.key)) == len(store.trace(record.key, ["row", "action"])) > 0
-    path = store.trace_path(record.key)
-    if damage is None:
-        path.unlink()
-    else:
-        path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(BadInput, match=r"trace\.parquet is no whole trace \(.*; .* force=true makes a video again$"):
-        store.trace(record.key)
 
 
 def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):

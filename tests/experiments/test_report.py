@@ -17,16 +17,17 @@ from PIL import Image
 
 from experiments import report
 from experiments.cli import compose_config
-from experiments.collect import collect
+from experiments.collect import collect, read_trace
 from experiments.job import Job, make_job
 from experiments.records import RecordStore
+from experiments.report import reuse_map
 from experiments.reported import read_reported
 from experiments.results import provenance
 from experiments.runner import Runner
 from experiments.style import FAMILY_COLOURS
 from experiments.tables import MEASURED, describe, main_table
 from experiments.tables import METHODS as ALL_METHODS
-from tests.experiments.made_records import job_of, made
+from tests.experiments.made_records import job_of, made, trace
 
 # 32 steps: with fewer, FlowCache's default threshold never reuses.
 SMALL = ["setting.num_frames=48", "setting.num_steps=32", "num_prompts=2", "metrics=[psnr,ssim]", "latency_pairs=1"]
@@ -198,6 +199,26 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, says, tmp_path, capsys
     assert says in error
     assert error.count("\n") == 1
     assert (tmp_path / "thesis.txt").read_text() == "do not delete"
+
+
+@pytest.mark.parametrize("damage", ["cut", "no parquet", "other numbers"])
+def test_a_damaged_trace_is_one_line_that_names_it(damage, tmp_path, capsys):
+    job = job_of(tmp_path, "method=vanilla")
+    record, store = made(job, "a"), RecordStore(tmp_path)
+    path = store.trace_path(record.key)
+    trace().to_parquet(path)
+    store.save(record)
+    assert reuse_map(read_trace(store, record)) == reuse_map(trace())
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "no parquet":
+        path.write_text("row,chunk")
+    else:
+        trace(num_steps=5).to_parquet(path)
+    assert report.main([f"output_dir={tmp_path}"]) == 2
+    error = capsys.readouterr().err
+    assert f"{path} is missing or damaged; remove the run with python -m experiments.records prune --yes" in error
+    assert error.count("\n") == 1
 
 
 @pytest.fixture(scope="module")
