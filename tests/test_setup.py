@@ -29,7 +29,12 @@ esac
 echo "$*" >> calls
 case "$*" in
     *"install -r"*)
-        if [ -e edit-while-installing ]; then rm edit-while-installing; echo "numpy==2.0" >> requirements.txt; fi
+        if [ -e edit-while-installing ]; then
+            rm edit-while-installing
+            echo "numpy==2.0" >> requirements.txt
+            # A real install takes minutes; this one can end within one tick of the file system's clock.
+            until [ requirements.txt -nt .venv/requirements.installed.part ]; do touch requirements.txt; done
+        fi
         [ ! -e fail-install ] ;;
 esac
 """
