@@ -1,7 +1,8 @@
 """Figures from records: ``python -m experiments.figures [model=magi] [setting=embedded] [output_dir=outputs]``.
 
 reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory. One whose records are
-not there is left out, and it is said how to make them. L1_rel has its own command, which runs the model.
+not there is left out, and it is said how to make them; the exit code is 2 if all are. L1_rel has its own
+command, which runs the model.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -24,6 +26,7 @@ from experiments.pareto import draw_pareto, pareto_points
 from experiments.records import Record, RecordStore, store_of
 from experiments.results import provenance, save_figure, save_table
 from experiments.reuse_curve import (
+    NO_VIDEOS,
     WARMUP_STEPS,
     at_equal_compute,
     draw_reuse_curve,
@@ -39,11 +42,15 @@ from experiments.tables import METHODS
 
 @dataclass(frozen=True)
 class Subject:
-    """What the figures are of: a job's model and setting, the command's arguments, and the finished videos."""
+    """What the figures are of: a job's model and setting, and the command's arguments."""
 
     job: Job
     arguments: tuple[str, ...]
-    videos: pd.DataFrame
+
+    @cached_property
+    def videos(self) -> pd.DataFrame:
+        """The finished ones. Raises BadInput if there are none, which leaves out only the figures that need them."""
+        return collect(self.job)
 
     @property
     def store(self) -> RecordStore:
@@ -80,8 +87,12 @@ class Subject:
 def reuse_subject(subject: Subject) -> Subject:
     """With the baseline that the experiment file names for this model."""
     experiment = read_experiment("reuse_curve", [f"model={subject.job.model_name}"])
-    job = replace(subject.job, baseline=experiment["baseline"])
-    return replace(subject, job=job, videos=collect(job))
+    against_baseline = replace(subject, job=replace(subject.job, baseline=experiment["baseline"]))
+    try:
+        _ = against_baseline.videos
+    except BadInput as error:
+        raise BadInput(f"{NO_VIDEOS} model={subject.job.model_name}") from error
+    return against_baseline
 
 
 def save_reuse_curve(subject: Subject) -> None:
@@ -135,14 +146,15 @@ FIGURES: dict[str, Callable[[Subject], None]] = {
 @command("figures")
 def main(arguments: list[str]) -> int:
     check_overrides(arguments)
-    job = make_job(compose_config(arguments))
-    subject = Subject(job, tuple(arguments), collect(job))
+    subject = Subject(make_job(compose_config(arguments)), tuple(arguments))
+    num_missing = 0
     for name, save in FIGURES.items():
         try:
             save(subject)
         except BadInput as missing:
             print(f"figures: no {name}: {missing}", file=sys.stderr)
-    return 0
+            num_missing += 1
+    return 2 if num_missing == len(FIGURES) else 0
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ WARMUP_STEPS = 5  # of the main curve: the paper's
 COMPARED_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9)  # of the baseline's FLOPs, at which families are compared
 SETTING = ["family", "warmup_steps", "option"]
 _SWEEP = "python -m experiments.sweep experiment=reuse_curve"
-_NO_VIDEOS = f"no finished videos of {', '.join(FAMILIES)}; make them with {_SWEEP}"
+NO_VIDEOS = f"no finished videos of {', '.join(FAMILIES)}; make them with {_SWEEP}"
 PSNR_CAP_DB = 60.0  # videos closer to the baseline than this count as this: identical ones would be infinite
 
 
@@ -36,7 +36,7 @@ def reuse_videos(frame: pd.DataFrame) -> pd.DataFrame:
     """
     frame = frame[frame["method"].map(family).isin(FAMILIES)].copy()
     if frame.empty:
-        raise BadInput(_NO_VIDEOS)
+        raise BadInput(NO_VIDEOS)
     frame["family"] = frame["method"].map(family)
     frame = frame.reindex(columns=frame.columns.union(["threshold", "every"], sort=False))  # some families lack one
     frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame["every"])

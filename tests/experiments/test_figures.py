@@ -165,13 +165,28 @@ def test_the_command_makes_what_it_can_says_what_is_missing_and_repeats_itself(j
 
 def test_without_videos_or_sweeps_it_says_how_to_make_them(tmp_path, made_in, capsys):
     assert figures.main([f"output_dir={tmp_path}"]) == 2
-    assert "no finished records" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no reuse_curve: no finished videos of flowcache, teacache, every_k; make them with" in said
+    assert "experiment=reuse_curve model=magi\n" in said
+    assert "no frames: no finished records of model=magi" in said
     made(job_of(tmp_path, "method=vanilla"), "a")
-    assert figures.main(["prompts=[a,b,c,d]", f"output_dir={tmp_path}"]) == 0
+    assert figures.main(["prompts=[a,b,c,d]", f"output_dir={tmp_path}"]) == 2
     said = capsys.readouterr().err
     assert "no reuse_curve: no finished videos of flowcache, teacache, every_k; make them with" in said
     assert "no frames: no videos of 'a' by vanilla and a method with its defaults" in said
     assert not (made_in / "figures").exists()
+
+
+def test_a_curve_against_another_baseline_needs_no_videos_of_the_main_table(tmp_path, made_in, capsys):
+    job = job_of(tmp_path, "model=skyreels", "baseline=vanilla_kv", "method=vanilla_kv")
+    made(job, "a")
+    for overrides, share, psnr, ssim in SETTINGS:
+        job = job_of(tmp_path, "model=skyreels", "baseline=vanilla_kv", *overrides)
+        made(job, "a", share, metrics={"psnr": psnr, "ssim": ssim})
+    assert figures.main(["model=skyreels", "prompts=[a,b,c,d]", f"output_dir={tmp_path}"]) == 0
+    drawn = {path.stem for path in (made_in / "figures").iterdir()}
+    assert drawn == {f"skyreels_embedded_{name}" for name in ("reuse_curve", "warmup_sweep", "pareto")}
+    assert "figures: no frames: no finished records of model=skyreels" in capsys.readouterr().err
 
 
 def process(velocity: bool) -> pd.DataFrame:
@@ -262,5 +277,5 @@ def test_a_figure_of_a_damaged_trace_is_left_out_with_its_name(job, made_in, cap
     (vanilla,) = [record for record in store.all() if (record.method, record.prompt) == ("vanilla", "a")]
     store.trace_path(vanilla.key).write_bytes(b"PAR1")
     monkeypatch.setattr(figures, "FIGURES", {"reuse_map": figures.save_reuse_map})
-    assert figures.main(["prompts=[a,b]", f"output_dir={job.output_dir}"]) == 0
+    assert figures.main(["prompts=[a,b]", f"output_dir={job.output_dir}"]) == 2
     assert f"figures: no reuse_map: {store.trace_path(vanilla.key)} is missing or damaged" in capsys.readouterr().err
