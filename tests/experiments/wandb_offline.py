@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import wandb
 from wandb.proto import wandb_internal_pb2 as pb
 
 _BLOCK, _HEAD = 2**15, 7
@@ -29,7 +30,8 @@ class OfflineRun:
 
 
 def read_run(folder: Path) -> OfflineRun:
-    """The one run below ``folder``."""
+    """The one run below ``folder``, whole: W&B's service, which writes on after ``finish``, is waited for."""
+    wandb.teardown()
     (path,) = folder.rglob("run-*.wandb")
     found = OfflineRun()
     for data in _records(path.read_bytes()):
