@@ -65,7 +65,7 @@ class Checkout:
             k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in {"ARGS", "PYTHON", "CI"}
         }
         env = inherited | variables
-        return subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 @pytest.fixture

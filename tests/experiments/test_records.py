@@ -117,7 +117,7 @@ from textwrap import dedent
 from experiments.records import RecordStore
 with RecordStore(Path(sys.argv[1])).claim("a", wait=False):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -129,14 +129,14 @@ def test_what_another_is_making_is_left_alone_and_then_waited_for(small_job):
     claimed, let_go = context.Event(), context.Event()
     other = context.Process(target=_claim, args=(job.output_dir, key, claimed, let_go))
     other.start()
-    assert claimed.wait(60)
+    assert claimed.wait(300)
     outcome = Runner(job).drain(job.prompts)
     assert (outcome.busy, outcome.failures) == ((busy,), ())
     assert [record is None for record in Runner(job).records(job.prompts)] == [True, False]
     let_go.set()
     started = time.monotonic()
     assert Runner(job).drain([busy], wait=True).busy == ()
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 300
     other.join()
     assert None not in Runner(job).records(job.prompts)
 
@@ -156,7 +156,7 @@ def test_nobody_waits_for_a_reference_while_there_is_other_work(small_job):
 def _claim(directory, key, claimed, let_go):
     with RecordStore(directory).claim(key, wait=True):
         claimed.set()
-        let_go.wait(60)
+        let_go.wait(300)
 
 
 def test_the_same_video_twice_differs_only_in_what_is_timed(finished, tmp_path):
