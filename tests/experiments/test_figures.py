@@ -151,7 +151,7 @@ def test_the_command_makes_what_it_can_says_what_is_missing_and_repeats_itself(j
     made(job_of(job.output_dir, "method=flowcache_fast"), "a", 0.7, metrics={"psnr": 45.0, "ssim": 0.9})
     made(job_of(job.output_dir, "method=flowcache_fast"), "b", 0.7, metrics={"psnr": 45.0, "ssim": 0.9})
     add_files(job)
-    arguments = ["prompts=[a,b,c,d]", f"output_dir={job.output_dir}"]
+    arguments = ["prompts=[a,b,c,d,e,f,g,h]", f"output_dir={job.output_dir}"]
     assert figures.main(arguments) == 0
     first = {path.name: path.read_bytes() for path in (made_in / "figures").iterdir()}
     made_figures = {"reuse_curve", "warmup_sweep", "pareto", "reuse_map", "frames"}
