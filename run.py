@@ -15,10 +15,10 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line 
 import hydra
 from omegaconf import DictConfig
 
-from experiments.cli import CONF, check_jobs, check_overrides
-from experiments.errors import complain, stopped
-from experiments.fork_server import start_server
-from experiments.launch import is_launched, launcher_name, prepare, sendable
+from experiments.job.cli import CONF, check_jobs, check_overrides
+from experiments.job.errors import complain, stopped
+from experiments.run.fork_server import start_server
+from experiments.run.launch import is_launched, launcher_name, prepare, sendable
 
 _HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 _MULTIRUN = {"-m", "--multirun"}
@@ -29,14 +29,14 @@ _exit_codes = [0]
 def job(config: DictConfig) -> None:
     try:
         if config.device == "meta":
-            from experiments.dry_run import dry_run
+            from experiments.run.dry_run import dry_run
 
             dry_run(config)
         else:
             if config.setting.embedded and config.device in ("auto", "cpu") and config.workers != 1:
                 start_server(config.model.loader)  # it imports for the workers while this process imports for itself
 
-            from experiments.main_job import run_job
+            from experiments.run.main_job import run_job
 
             run_job(config)
     except Exception as error:

@@ -37,9 +37,9 @@ from matplotlib.colors import BoundaryNorm, ListedColormap
 
 from eval.psnr import psnr
 from eval.video_io import read_lossless
-from experiments.cli import compose_config
-from experiments.job import make_job
-from experiments.runner import Runner
+from experiments.job.cli import compose_config
+from experiments.job.job import make_job
+from experiments.run.runner import Runner
 from flowcache import FlowCacheConfig, Trace, generate
 from flowcache.models.magi import Magi
 

@@ -33,13 +33,13 @@ from matplotlib import pyplot as plt
 from scipy import stats
 
 from eval.statistics import NUM_RESAMPLES, SEED, mean_and_interval, paired_difference
-from experiments.cli import compose_config
-from experiments.collect import collect
-from experiments.errors import BadInput
-from experiments.job import make_job
-from experiments.reported import read_reported
-from experiments.results import TABLES
-from experiments.workers import run_jobs
+from experiments.job.cli import compose_config
+from experiments.job.errors import BadInput
+from experiments.job.job import make_job
+from experiments.records.collect import collect
+from experiments.run.workers import run_jobs
+from experiments.show.reported import read_reported
+from experiments.show.results import TABLES
 
 # %matplotlib inline
 plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.titlesize": 10})

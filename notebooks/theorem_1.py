@@ -42,7 +42,7 @@ from IPython.display import display
 from matplotlib import pyplot as plt
 
 from baselines.vanilla import VanillaConfig
-from experiments.l1_rel import Probe, findings
+from experiments.studies.l1_rel import Probe, findings
 from flowcache import sample
 from flowcache.models.magi import Magi
 from flowcache.schedule import timesteps

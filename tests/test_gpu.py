@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 
 from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.ceilings import ceilings
-from experiments.cli import compose_config
-from experiments.job import ROOT, make_job
-from experiments.measure import quality
-from experiments.plan import probe
+from experiments.job.cli import compose_config
+from experiments.job.job import ROOT, make_job
+from experiments.run.measure import quality
+from experiments.run.plan import probe
 from flowcache.distance import DistanceMeter
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO, FLASH_PACKAGES
 from flowcache.method import FlowCacheConfig

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from experiments.benchmarks.memory import PeakBytes
+from eval.peak_memory import PeakBytes
 from flowcache.kv_score import (
     CompressionConfig,
     importance,

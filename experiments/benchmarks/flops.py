@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 from eval.flops import ExecutedFlops, check
-from experiments.job import Job
-from experiments.runner import Runner
+from experiments.job.job import Job
+from experiments.run.runner import Runner
 from flowcache.sampler import generate
 from flowcache.trace import Trace
 

@@ -24,12 +24,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from eval.latency import Spread
-from experiments import environment
-from experiments.benchmarks.memory import PeakBytes
+from eval.peak_memory import PeakBytes
 from experiments.benchmarks.options import whole_number
-from experiments.errors import BadInput
-from experiments.job import Job
-from experiments.runner import Runner
+from experiments.job.errors import BadInput
+from experiments.job.job import Job
+from experiments.run import environment
+from experiments.run.runner import Runner
 from flowcache.kv_score import CompressionConfig, Unit, select_keys
 
 OPTIONS = ("lengths", "queries", "runs")

@@ -14,11 +14,11 @@ from dataclasses import replace
 
 from baselines.vanilla import VanillaConfig
 from eval.latency import GIB, Spread, Take, sections, speedup
-from experiments import environment
-from experiments.benchmarks.memory import PeakBytes
+from eval.peak_memory import PeakBytes
 from experiments.benchmarks.options import whole_number
-from experiments.job import Job
-from experiments.runner import Runner
+from experiments.job.job import Job
+from experiments.run import environment
+from experiments.run.runner import Runner
 from flowcache.method import MethodConfig
 
 OPTIONS = ("latency_repeats",)

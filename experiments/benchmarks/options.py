@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.errors import BadInput
+from experiments.job.errors import BadInput
 
 
 def whole_number(name: str, text: str) -> int:

@@ -12,8 +12,8 @@ from collections import defaultdict
 from torch.profiler import ProfilerActivity, profile
 
 from eval.latency import Spread, sections
-from experiments.job import Job
-from experiments.runner import Runner
+from experiments.job.job import Job
+from experiments.run.runner import Runner
 from flowcache.method import ReplayConfig
 from flowcache.policy import Decision
 from flowcache.sampler import sample

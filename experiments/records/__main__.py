@@ -17,8 +17,8 @@ from rich import print_json
 from rich.console import Console
 from rich.table import Table
 
-from experiments.errors import BadInput, command
-from experiments.job import inside_root
+from experiments.job.errors import BadInput, command
+from experiments.job.job import inside_root
 from experiments.records import Record, RecordStore, Status, code_hash
 
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 
 from eval.atomic import atomic_path
-from experiments.environment import prepare
+from experiments.run.environment import prepare
 from experiments.training.optimiser import Optimiser
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cli import compose_config
-from experiments.job import Job, make_job
+from experiments.job.cli import compose_config
+from experiments.job.job import Job, make_job
 
 SMALL = [
     "setting.num_frames=48",

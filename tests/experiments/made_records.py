@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.cli import compose_config
-from experiments.job import Job, make_job
+from experiments.job.cli import compose_config
+from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, new_record
 
 ENVIRONMENT = {"cpu": "a CPU", "threads": 1, "workers": 1, "packages": {"torch": "2.13.0"}}

@@ -5,13 +5,13 @@ import pandas as pd
 import pytest
 from matplotlib.lines import Line2D
 
-from experiments import long_video
-from experiments.ablations import draw, main, settings_frame, table
-from experiments.errors import BadInput
-from experiments.results import markdown
-from experiments.runner import Runner
-from experiments.style import FAMILY_COLOURS
-from experiments.sweep import jobs_of
+from experiments.job.errors import BadInput
+from experiments.job.experiment import jobs_of
+from experiments.run.runner import Runner
+from experiments.show import long_video
+from experiments.show.ablations import draw, main, settings_frame, table
+from experiments.show.results import markdown
+from experiments.show.style import FAMILY_COLOURS
 from tests.experiments.made_records import made
 
 THRESHOLD = {"x": "threshold", "label": "reuse threshold", "lines": {"method": "method"}}

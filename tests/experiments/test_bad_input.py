@@ -19,11 +19,12 @@ from hydra.core.global_hydra import GlobalHydra
 
 import run
 from eval.video_io import read_lossless
-from experiments import l1_rel, sweep, tune
-from experiments.errors import RunFailed
-from experiments.job import MOST_PROMPT_CHARACTERS, ROOT
+from experiments.job.errors import RunFailed
+from experiments.job.job import MOST_PROMPT_CHARACTERS, ROOT
 from experiments.records import Record, RecordStore
 from experiments.records import __main__ as records
+from experiments.run import sweep
+from experiments.studies import l1_rel, tune
 from flowcache.models.base import MOST_SEED
 from tests.experiments.broken_checkpoints import BROKEN, sign, whole
 
@@ -307,8 +308,12 @@ def full(*args, **kwargs):
 
 RUN = {
     "disk full while syncing": ("eval.atomic.os.fsync", full, "the disk is full .*output_dir="),
-    "disk full while writing a video": ("experiments.runner.write_lossless", full, "the disk is full .*go on|goes on"),
-    "disk full while writing a preview": ("experiments.runner.write_mp4", full, "the disk is full"),
+    "disk full while writing a video": (
+        "experiments.run.runner.write_lossless",
+        full,
+        "the disk is full .*go on|goes on",
+    ),
+    "disk full while writing a preview": ("experiments.run.runner.write_mp4", full, "the disk is full"),
     "disk full while writing a trace": ("pandas.DataFrame.to_parquet", full, "the disk is full"),
     "disk full while writing a record": ("pathlib.Path.write_text", full, "the disk is full"),
     "disk full as Hydra notes its configuration": ("hydra.core.utils._save_config", full, "the disk is full"),
@@ -319,37 +324,37 @@ RUN = {
     ),
     "quota": ("eval.atomic.os.fsync", fails(OSError(errno.EDQUOT, "Disk quota exceeded")), "the disk is full"),
     "GPU out of memory": (
-        "experiments.runner.take",
+        "experiments.run.runner.take",
         fails(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")),
         "GPU is out of memory .*Tried to allocate 2 GiB.*num_frames.*kv_budget.*workers=1.*device=",
     ),
     "GPU too small for the weights": (
-        "experiments.job._load",
+        "experiments.job.job._load",
         fails(torch.OutOfMemoryError("CUDA out of memory.")),
         "the GPU is out of memory",
     ),
     "CPU out of memory": (
-        "experiments.runner.take",
+        "experiments.run.runner.take",
         fails(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
         "memory ran out .*num_frames",
     ),
     "no compiler": (
-        "experiments.runner.take",
+        "experiments.run.runner.take",
         fails(InductorError(RuntimeError("Failed to find C compiler."))),
         "compiling failed .*Failed to find C compiler.*compile=false",
     ),
     "worker killed": (
-        "experiments.main_job.run_jobs",
+        "experiments.run.main_job.run_jobs",
         fails(BrokenProcessPool("terminated abruptly")),
         "a worker was killed, most likely because memory ran out .*workers=1",
     ),
     "any other error": (
-        "experiments.runner.take",
+        "experiments.run.runner.take",
         fails(RuntimeError("broken\nin two lines")),
         "the run failed: RuntimeError: broken in two lines .debug=true shows where",
     ),
     "stopped by hand": (
-        "experiments.runner.take",
+        "experiments.run.runner.take",
         fails(KeyboardInterrupt()),
         "stopped; .*the same command goes on",
     ),
@@ -435,14 +440,14 @@ def test_a_state_that_does_not_exist_is_refused(capsys):
 
 
 def test_every_command_can_be_stopped_by_hand(monkeypatch, capsys):
-    monkeypatch.setattr("experiments.sweep.find_jobs", fails(KeyboardInterrupt()))
+    monkeypatch.setattr("experiments.run.sweep.find_jobs", fails(KeyboardInterrupt()))
     assert sweep.main(["debug=true"]) == 1
     said = "sweep: stopped; finished videos are kept, and the same command goes on from them\n"
     assert capsys.readouterr() == ("", said)
 
 
 def test_debug_shows_where(command, monkeypatch):
-    monkeypatch.setattr("experiments.runner.take", fails(RuntimeError("broken")))
+    monkeypatch.setattr("experiments.run.runner.take", fails(RuntimeError("broken")))
     with pytest.raises(RunFailed, match="broken") as caught:
         command(*SMALLEST, "debug=true")
     assert isinstance(caught.value.__cause__, RuntimeError)

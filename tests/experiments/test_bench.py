@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from baselines.vanilla import VanillaConfig
-from experiments import bench
-from experiments.benchmarks import kv
-from experiments.benchmarks.memory import PeakBytes
-from experiments.runner import Runner
+from eval.peak_memory import PeakBytes
+from experiments.benchmarks import bench, kv
+from experiments.run.runner import Runner
 from flowcache.kv_score import CompressionConfig, select_keys
 from flowcache.models.magi.flops import FlopCounter
 from tests.experiments.conftest import SMALL

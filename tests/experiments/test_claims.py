@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments.claims import Claim, notes, the_one
-from experiments.errors import BadInput
+from experiments.job.errors import BadInput
+from experiments.show.claims import Claim, notes, the_one
 from tests.experiments.made_records import made
 
 EXACT, COARSE = {"method": "flowcache_fast", "threshold": 0.0}, {"method": "flowcache_fast", "threshold": 0.6}

@@ -2,13 +2,13 @@
 
 import pytest
 
-from experiments.claims import the_one
-from experiments.cli import check_overrides, compose_config, config_files
-from experiments.collect import described
-from experiments.errors import BadInput
-from experiments.job import make_job, make_method
-from experiments.sweep import expand, jobs_of
-from experiments.tables import METHODS
+from experiments.job.cli import check_overrides, compose_config, config_files
+from experiments.job.errors import BadInput
+from experiments.job.experiment import expand, jobs_of
+from experiments.job.job import make_job, make_method
+from experiments.records.collect import described
+from experiments.show.claims import the_one
+from experiments.show.tables import METHODS
 from flowcache.kv_score import CompressionConfig
 from flowcache.method import MethodConfig
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments import environment
-from experiments.cli import config_files
+from experiments.job.cli import config_files
+from experiments.run import environment
 from flowcache.sampler import sample
 
 REUSING = {"every_k": "method.every=2"}  # at so few steps

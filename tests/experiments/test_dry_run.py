@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 
 from baselines.vanilla import VanillaConfig
-from experiments.cli import compose_config
-from experiments.dry_run import Count, DryRun, count, dry_run, read_decisions
-from experiments.errors import BadInput
-from experiments.job import ROOT, Job, make_method
+from experiments.job.cli import compose_config
+from experiments.job.errors import BadInput
+from experiments.job.job import ROOT, Job, make_method
 from experiments.records import Record, RecordStore
-from experiments.runner import Runner
+from experiments.run.dry_run import Count, DryRun, count, dry_run, read_decisions
+from experiments.run.runner import Runner
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.magi import config as magi
 from flowcache.models.magi import flops as magi_flops

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.cli import compose_config
-from experiments.dry_run import count
-from experiments.estimate import ASSUMED_RATES, Share, estimate, told
-from experiments.job import make_job
+from experiments.job.cli import compose_config
+from experiments.job.job import make_job
+from experiments.run.dry_run import count
+from experiments.run.estimate import ASSUMED_RATES, Share, estimate, told
 from tests.experiments.conftest import SMALL
 from tests.experiments.made_records import made
 

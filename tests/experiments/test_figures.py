@@ -10,17 +10,18 @@ import pytest
 from matplotlib.colors import to_hex
 
 from eval.video_io import write_lossless
-from experiments import figures, l1_rel, results
-from experiments.collect import collect
-from experiments.errors import BadInput
-from experiments.frame_strips import common_gain, difference, draw_frames, strip
-from experiments.job import Job
-from experiments.l1_rel import draw_process, draw_steps
-from experiments.pareto import draw_pareto, on_front, pareto_points
+from experiments.job.errors import BadInput
+from experiments.job.job import Job
 from experiments.records import RecordStore
-from experiments.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points, reuse_videos
-from experiments.reuse_map import action_map, draw_reuse_map
-from experiments.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, STYLE
+from experiments.records.collect import collect
+from experiments.show import figures, results
+from experiments.show.frame_strips import common_gain, difference, draw_frames, strip
+from experiments.show.pareto import draw_pareto, on_front, pareto_points
+from experiments.show.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points, reuse_videos
+from experiments.show.reuse_map import action_map, draw_reuse_map
+from experiments.show.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, STYLE
+from experiments.studies import l1_rel
+from experiments.studies.l1_rel import draw_process, draw_steps
 from tests.experiments.made_records import VANILLA_FLOPS, job_of, made, trace
 
 PROMPTS = ("a", "b")

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from experiments import bench
+from experiments.benchmarks import bench
 from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.benchmarks.gpu.command import PARTS, Case, all_cases, measure
 from experiments.benchmarks.gpu.compression import compression
@@ -21,9 +21,9 @@ from experiments.benchmarks.gpu.guidance import _check_same, branches
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs
 from experiments.benchmarks.gpu.summary import SUMMARY, write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
-from experiments.device import GPU_KERNELS
-from experiments.dry_run import _model
-from experiments.errors import CasesFailed
+from experiments.job.device import GPU_KERNELS
+from experiments.job.errors import CasesFailed
+from experiments.run.dry_run import _model
 from flowcache.policy import Replay
 from tests.models.skyreels_pipeline import write_checkpoint
 

@@ -13,16 +13,16 @@ import pytest
 from rich.console import Console
 
 from eval.errors import MetricUnavailable
-from experiments import measure, sweep
-from experiments import runner as runner_module
-from experiments.cli import compose_config
-from experiments.errors import RunFailed
-from experiments.job import Job, make_job
-from experiments.launch import Launcher
-from experiments.main_job import run_job
-from experiments.measure import QUALITY
+from experiments.job.cli import compose_config
+from experiments.job.errors import RunFailed
+from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, code_hash, new_record, store_of
-from experiments.runner import Runner
+from experiments.run import measure, sweep
+from experiments.run import runner as runner_module
+from experiments.run.launch import Launcher
+from experiments.run.main_job import run_job
+from experiments.run.measure import QUALITY
+from experiments.run.runner import Runner
 from tests.experiments.conftest import SMALL
 
 FAST = [*SMALL, "setting.num_frames=24", "latency_pairs=0", "metrics=[psnr]"]

@@ -17,13 +17,13 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 import run
-from experiments import launch, sweep
-from experiments.cli import CONF, config_files
-from experiments.device import check_device
-from experiments.errors import BadInput, Failure, RunFailed, TaskFailed
-from experiments.job import ROOT
-from experiments.launch import Launcher, launcher_of, prepare, sendable
+from experiments.job.cli import CONF, config_files
+from experiments.job.device import check_device
+from experiments.job.errors import BadInput, Failure, RunFailed, TaskFailed
+from experiments.job.job import ROOT
 from experiments.records import RecordStore
+from experiments.run import launch, sweep
+from experiments.run.launch import Launcher, launcher_of, prepare, sendable
 
 LAUNCHERS = [path.stem for path in config_files("hydra/launcher")]
 QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # Hydra's handlers would outlive the test

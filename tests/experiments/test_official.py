@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments import bench
+from experiments.benchmarks import bench
 from experiments.benchmarks.gpu.command import all_cases
 from experiments.benchmarks.gpu.official import PUBLISHED, beside_official
 from experiments.benchmarks.gpu.official_code import (
@@ -31,7 +31,7 @@ from experiments.benchmarks.gpu.official_code import (
 )
 from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.gpu.summary import write_summary
-from experiments.errors import BadInput
+from experiments.job.errors import BadInput
 from tests.models.skyreels_pipeline import write_checkpoint
 
 CHECKOUT = os.environ.get("FLOWCACHE_OFFICIAL", "")

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 
 from baselines.teacache import TeaCacheConfig
-from experiments.cli import compose_config, config_files
-from experiments.dry_run import KINDS, Count, count
-from experiments.paper_flops import STEM, compute_left, evenly, main, rows_of, tables, vanilla_like
-from experiments.results import TABLES, markdown
+from experiments.job.cli import compose_config, config_files
+from experiments.run.dry_run import KINDS, Count, count
+from experiments.show.results import TABLES, markdown
+from experiments.studies.paper_flops import STEM, compute_left, evenly, main, rows_of, tables, vanilla_like
 from flowcache.method import FlowCacheConfig, MethodConfig
 from flowcache.schedule import Row, Schedule, Window, staged_schedule, staggered_rows, timesteps
 from flowcache.trace import Trace, Work

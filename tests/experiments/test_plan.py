@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 from torch.nn import functional as F
 
-from experiments.benchmarks.memory import PeakBytes
-from experiments.cli import compose_config
-from experiments.dry_run import count
-from experiments.job import make_job
-from experiments.main_job import run_job
-from experiments.plan import FusedAttention, Probe, activation_bytes, count_work, probe, probed_rows
+from eval.peak_memory import PeakBytes
+from experiments.job.cli import compose_config
+from experiments.job.job import make_job
+from experiments.run.dry_run import count
+from experiments.run.main_job import run_job
+from experiments.run.plan import FusedAttention, Probe, activation_bytes, count_work, probe, probed_rows
 from flowcache.models.magi import Magi
 from flowcache.models.magi.flops import FlopCounter
 from flowcache.schedule import diffusion_forcing_schedule, staged_schedule, timesteps
@@ -113,7 +113,7 @@ def test_the_plan_stands_before_the_videos(tmp_path, monkeypatch, plan, shown):
         printed.before = console.file.getvalue()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("experiments.main_job.run_jobs", no_videos)
+    monkeypatch.setattr("experiments.run.main_job.run_jobs", no_videos)
     with pytest.raises(KeyboardInterrupt):
         run_job(config, console)
     assert ("2 chunks in 10 rows, 16 chunk steps" in printed.before) == shown

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 
 from eval.video_io import read_lossless, refuse_random_video
-from experiments import l1_rel, tune
-from experiments.cli import compose_config
-from experiments.collect import collect
-from experiments.errors import BadInput
-from experiments.job import RANDOM_MARK, make_job, refuse_random_weights
-from experiments.measure import RANDOM_WEIGHTS
+from experiments.job.cli import compose_config
+from experiments.job.errors import BadInput
+from experiments.job.job import RANDOM_MARK, make_job, refuse_random_weights
+from experiments.job.replay import read_decisions
 from experiments.records import Record, RecordStore, weights_id
-from experiments.replay import read_decisions
-from experiments.runner import Runner
-from experiments.tables import main_table
+from experiments.records.collect import collect
+from experiments.run.measure import RANDOM_WEIGHTS
+from experiments.run.runner import Runner
+from experiments.show.tables import main_table
+from experiments.studies import l1_rel, tune
 from flowcache.method import ReplayConfig
 from flowcache.trace import Trace
 

@@ -12,11 +12,11 @@ import pytest
 
 from baselines.vanilla import VanillaConfig
 from experiments import records
-from experiments.collect import collect
-from experiments.job import ROOT
+from experiments.job.job import ROOT
 from experiments.records import RecordStore, new_record, store_of, todays_key, untimed
 from experiments.records.__main__ import main
-from experiments.runner import Runner
+from experiments.records.collect import collect
+from experiments.run.runner import Runner
 from flowcache.checkpoints import loaded_files
 from tests.experiments.broken_checkpoints import whole
 

@@ -15,18 +15,18 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from experiments import report
-from experiments.cli import compose_config
-from experiments.collect import collect, read_trace
-from experiments.job import Job, make_job
+from experiments.job.cli import compose_config
+from experiments.job.job import Job, make_job
 from experiments.records import RecordStore
-from experiments.report import reuse_map
-from experiments.reported import read_reported
-from experiments.results import provenance
-from experiments.runner import Runner
-from experiments.style import FAMILY_COLOURS
-from experiments.tables import MEASURED, describe, main_table
-from experiments.tables import METHODS as ALL_METHODS
+from experiments.records.collect import collect, read_trace
+from experiments.run.runner import Runner
+from experiments.show import report
+from experiments.show.report import reuse_map
+from experiments.show.reported import read_reported
+from experiments.show.results import provenance
+from experiments.show.style import FAMILY_COLOURS
+from experiments.show.tables import MEASURED, describe, main_table
+from experiments.show.tables import METHODS as ALL_METHODS
 from tests.experiments.made_records import job_of, made, trace
 
 # 32 steps: with fewer, FlowCache's default threshold never reuses.

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments import results
-from experiments.results import Column, Table, latex, markdown, missing_notes, provenance, save_figure, save_table
-from experiments.style import COLUMN_WIDTH_IN, PALETTE, colour_of, family, look, marker_of, styled
-from experiments.tables import METHODS
+from experiments.show import results
+from experiments.show.results import Column, Table, latex, markdown, missing_notes, provenance, save_figure, save_table
+from experiments.show.style import COLUMN_WIDTH_IN, PALETTE, colour_of, family, look, marker_of, styled
+from experiments.show.tables import METHODS
 
 COLUMNS = (
     Column("method", "method"),

@@ -15,16 +15,16 @@ from eval.latency import take
 from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
-from experiments.cli import compose_config, config_files
-from experiments.collect import collect
-from experiments.errors import BadInput, RunFailed
-from experiments.job import BASELINES, METRICS, make_method
-from experiments.measure import QUALITY
+from experiments.job.cli import compose_config, config_files
+from experiments.job.errors import BadInput, RunFailed
+from experiments.job.job import BASELINES, METRICS, make_method
 from experiments.records import RecordStore, new_record
-from experiments.reuse_curve import at_equal_compute, reuse_points, reuse_videos
-from experiments.runner import Runner
-from experiments.summary import summarise
-from experiments.tables import main_table
+from experiments.records.collect import collect
+from experiments.run.measure import QUALITY
+from experiments.run.runner import Runner
+from experiments.show.reuse_curve import at_equal_compute, reuse_points, reuse_videos
+from experiments.show.summary import summarise
+from experiments.show.tables import main_table
 from tests.fetched import needs_vgg
 
 
@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
         raise OSError(28, "No space left on device")
 
     Runner(small_job("method=vanilla", "num_prompts=1")).run()
-    monkeypatch.setattr("experiments.runner.write_mp4", full)
+    monkeypatch.setattr("experiments.run.runner.write_mp4", full)
     with pytest.raises(OSError, match="No space left"):
         Runner(job).run()
     assert {record.status for record in RecordStore(job.output_dir).all()} == {"failed", "finished"}
@@ -202,7 +202,7 @@ def broken(*args, **kwargs):
 def test_a_failure_beside_generation_is_recorded_too(step, small_job, monkeypatch):
     Runner(small_job("method=vanilla", "num_prompts=1")).run()
     job = small_job("num_prompts=1")
-    monkeypatch.setattr(f"experiments.runner.{step}", broken)
+    monkeypatch.setattr(f"experiments.run.runner.{step}", broken)
     with pytest.raises(RunFailed, match="RuntimeError: broken"):
         Runner(job).run()
     by_method = {record.method: record for record in RecordStore(job.output_dir).all()}
@@ -252,7 +252,7 @@ def made_again(small_job, monkeypatch):
         taken = take(*arguments, **options)
         return replace(taken, frames=255 - taken.frames)
 
-    monkeypatch.setattr("experiments.runner.take", inverted)
+    monkeypatch.setattr("experiments.run.runner.take", inverted)
     return replace(job, force=True), record
 
 
@@ -283,7 +283,7 @@ def test_a_kill_while_a_video_is_replaced_leaves_no_record_of_other_files(num_re
 
 
 @pytest.mark.parametrize(
-    "step", ["experiments.runner.write_mp4", "pandas.DataFrame.to_parquet", "experiments.records.RecordStore.save"]
+    "step", ["experiments.run.runner.write_mp4", "pandas.DataFrame.to_parquet", "experiments.records.RecordStore.save"]
 )
 def test_a_full_disk_keeps_the_video_that_was_to_be_replaced(step, made_again, monkeypatch):
     job, old = made_again

@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 import pytest
 
 from baselines.vanilla import VanillaConfig
-from experiments.cli import compose_config
-from experiments.errors import BadInput
-from experiments.job import ROOT, make_job, make_method
+from experiments.job.cli import compose_config
+from experiments.job.errors import BadInput
+from experiments.job.job import ROOT, make_job, make_method
 from experiments.records import RecordStore, new_record
-from experiments.report import build
-from experiments.runner import Runner
+from experiments.run.runner import Runner
+from experiments.show.report import build
 from flowcache import generate
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi

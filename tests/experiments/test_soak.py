@@ -2,8 +2,8 @@
 
 import pytest
 
-from experiments import soak
 from experiments.records import RecordStore
+from experiments.studies import soak
 from tests.experiments.made_records import made
 
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from experiments.records import store_of
-from experiments.summary import missing, print_summary, summarise
+from experiments.show.summary import missing, print_summary, summarise
 from tests.experiments.made_records import job_of, made
 
 

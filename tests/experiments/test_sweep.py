@@ -7,12 +7,12 @@ import re
 import pytest
 from rich.console import Console
 
-from experiments import sweep
-from experiments.cli import compose_config
-from experiments.errors import Failure, RunFailed
-from experiments.main_job import run_job
+from experiments.job.cli import compose_config
+from experiments.job.errors import Failure, RunFailed
 from experiments.records import store_of
-from experiments.sweep import Countdown, finished_at, told_by_method
+from experiments.run import sweep
+from experiments.run.main_job import run_job
+from experiments.run.sweep import Countdown, finished_at, told_by_method
 from tests.experiments.made_records import job_of, made
 
 PROMPTS = "prompts=[a,b]"

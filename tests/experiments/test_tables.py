@@ -11,14 +11,15 @@ import pytest
 
 from eval.statistics import median_and_interval, paired_difference
 from eval.vbench.suite import NAMES, SUITE
-from experiments import records, results, tables
-from experiments.collect import at_defaults, collect
-from experiments.errors import BadInput
-from experiments.job import Job
-from experiments.reported import method_deviation, read_reported, setting_deviation
-from experiments.results import Table, markdown
-from experiments.tables import describe, main_table, marks, paired_table
-from experiments.vbench_totals import HOW, read_total
+from experiments import records
+from experiments.job.errors import BadInput
+from experiments.job.job import Job
+from experiments.records.collect import at_defaults, collect
+from experiments.show import results, tables
+from experiments.show.reported import method_deviation, read_reported, setting_deviation
+from experiments.show.results import Table, markdown
+from experiments.show.tables import describe, main_table, marks, paired_table
+from experiments.show.vbench_totals import HOW, read_total
 from tests.experiments.made_records import job_of, made
 
 PROMPTS = tuple("abcdefgh")

@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 
 from eval.video_io import read_video, refuse_random_video
-from experiments import sweep
-from experiments.cli import compose_config
-from experiments.errors import BadInput
-from experiments.job import make_job
-from experiments.main_job import run_job
-from experiments.runner import Runner
-from experiments.summary import summarise
-from experiments.tracking import row_metrics, track
+from experiments.job.cli import compose_config
+from experiments.job.errors import BadInput
+from experiments.job.job import make_job
+from experiments.run import sweep
+from experiments.run.main_job import run_job
+from experiments.run.runner import Runner
+from experiments.show.summary import summarise
+from experiments.show.tracking import row_metrics, track
 from tests.experiments.conftest import SMALL
 from tests.experiments.made_records import trace
 from tests.experiments.wandb_offline import read_run

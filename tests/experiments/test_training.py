@@ -22,10 +22,10 @@ from eval.scenes import (
     scene_of,
     training_scenes,
 )
-from experiments.job import ROOT
-from experiments.train_embedded import main
+from experiments.job.job import ROOT
 from experiments.training.captions import build_tokenizer
 from experiments.training.optimiser import Optimiser, orthogonalise
+from experiments.training.train_embedded import main
 from flowcache.models.magi import Magi
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"

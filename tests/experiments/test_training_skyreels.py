@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 
 from baselines.vanilla import VanillaConfig
 from eval.scenes import held_out_scenes
-from experiments.train_embedded import main
 from experiments.training.captions import build_tokenizer
 from experiments.training.skyreels_dit import NO_CAPTION, TextAndTransformer, Windows, visited_states
 from experiments.training.skyreels_vae import WanAutoencoder
+from experiments.training.train_embedded import main
 from flowcache import generate
 from flowcache.models.skyreels import Sampling, SkyReels
 from flowcache.models.skyreels.text import TextEncoder

@@ -7,12 +7,12 @@ import pytest
 
 from eval.vbench.scoring import DimensionScore, Scores
 from eval.vbench.suite import NAMES
-from experiments import vbench_full
-from experiments.errors import BadInput
-from experiments.launch import Launcher
+from experiments.job.errors import BadInput
+from experiments.job.experiment import jobs_of
 from experiments.records import RecordStore
-from experiments.results import Column
-from experiments.sweep import jobs_of
+from experiments.run.launch import Launcher
+from experiments.show.results import Column
+from experiments.studies import vbench_full
 from tests.experiments.conftest import SMALL
 from tests.vbench_stand_in import empty_caches, provide, stand_in_environment
 
@@ -35,8 +35,8 @@ def protocol(monkeypatch, tmp_path):
         return [jobs[0], jobs[-1]], experiment | {"seeds": 2}
 
     monkeypatch.setattr(vbench_full, "jobs_of", two_methods)
-    monkeypatch.setattr("experiments.results.TABLES", tmp_path / "tables")
-    monkeypatch.setattr("experiments.results.ROOT", tmp_path)
+    monkeypatch.setattr("experiments.show.results.TABLES", tmp_path / "tables")
+    monkeypatch.setattr("experiments.show.results.ROOT", tmp_path)
     small = [argument for argument in SMALL if not argument.startswith(("num_prompts", "metrics"))]
     return [*small, f"output_dir={tmp_path}", "metrics=[psnr]"]
 

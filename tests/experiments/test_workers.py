@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from experiments.records import RecordStore
-from experiments.workers import run_jobs
+from experiments.run.workers import run_jobs
 
 
 def test_two_workers_make_the_records_of_one(small_job, tmp_path):
@@ -37,7 +37,7 @@ def test_nothing_stays_queued_where_the_model_cannot_be_loaded(small_job, monkey
     def refuse(self):
         raise error
 
-    monkeypatch.setattr("experiments.job.Job.load_model", refuse)
+    monkeypatch.setattr("experiments.job.job.Job.load_model", refuse)
     job = small_job("method=vanilla")
     with pytest.raises(type(error), match="none left"):
         run_jobs([job], job.prompts)

@@ -25,7 +25,6 @@ from typing import Any
 import torch
 
 from eval.atomic import atomic_path
-from experiments import environment
 from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.benchmarks.gpu.compression import compression
 from experiments.benchmarks.gpu.diffusers_pipeline import beside_diffusers
@@ -36,9 +35,10 @@ from experiments.benchmarks.gpu.official_code import HOW_TO, check_checkout
 from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
-from experiments.errors import BadInput, CasesFailed, explain
-from experiments.job import inside_root
+from experiments.job.errors import BadInput, CasesFailed, explain
+from experiments.job.job import inside_root
 from experiments.records import code_hash
+from experiments.run import environment
 
 OPTIONS = ("parts", "into", "official")
 PARTS = "abcdefg"

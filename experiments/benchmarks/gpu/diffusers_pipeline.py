@@ -18,7 +18,7 @@ from torch import Tensor
 from baselines.vanilla import VanillaConfig
 from eval.latency import Spread
 from experiments.benchmarks.gpu.subject import Subject, inputs, wait
-from experiments.job import Job
+from experiments.job.job import Job
 from flowcache.sampler import sample
 
 STEPS = 5

@@ -10,7 +10,7 @@ import torch
 
 from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.subject import RUNS, Subject, inputs, timed
-from experiments.job import Job
+from experiments.job.job import Job
 from flowcache.clock import SectionClock
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO, compile_seconds
 from flowcache.policy import Decision

@@ -21,7 +21,7 @@ from eval.latency import Spread
 from experiments.benchmarks.gpu.official_code import attention, import_official
 from experiments.benchmarks.gpu.subject import Subject, inputs, wait
 from experiments.benchmarks.gpu.videos import warm_up
-from experiments.job import Job
+from experiments.job.job import Job
 from flowcache.kernels import attention_kernel
 from flowcache.models.magi.text import chunk_captions
 from flowcache.models.skyreels.checkpoint import diffusers_name

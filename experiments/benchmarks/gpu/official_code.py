@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from experiments.errors import BadInput
+from experiments.job.errors import BadInput
 
 HOW_TO = (
     "`git clone https://github.com/mikeallen39/FlowCache`, `pip install einops`, and give official=FlowCache, the "

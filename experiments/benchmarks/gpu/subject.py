@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig
 
 from eval.latency import Spread
-from experiments.cli import compose_config
-from experiments.job import Job, make_job, make_method
-from experiments.paper_flops import published_schedule
+from experiments.job.cli import compose_config
+from experiments.job.job import Job, make_job, make_method
+from experiments.studies.paper_flops import published_schedule
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.policy import ReusePolicy
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from eval.atomic import atomic_path
 from experiments.benchmarks.gpu.official_code import HOW_TO
-from experiments.results import Column, Table, markdown
+from experiments.show.results import Column, Table, markdown
 
 GIB, PFLOP = 2**30, 1e15
 SUMMARY = "summary.md"

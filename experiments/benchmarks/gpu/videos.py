@@ -9,9 +9,9 @@ import torch
 from baselines.vanilla import VanillaConfig
 from eval.latency import take
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs, wait
-from experiments.dry_run import count
-from experiments.job import Job, make_method
-from experiments.paper_flops import vanilla_like
+from experiments.job.job import Job, make_method
+from experiments.run.dry_run import count
+from experiments.studies.paper_flops import vanilla_like
 from flowcache.clock import SectionClock
 from flowcache.method import MethodConfig
 from flowcache.policy import Decision

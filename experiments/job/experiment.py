@@ -1,0 +1,61 @@
+"""An experiment file of conf/experiment as jobs.
+
+An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. What it
+says under ``models`` takes the place of the rest for one model.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from experiments.job.cli import check_overrides, compose_config, config_files
+from experiments.job.errors import BadInput
+from experiments.job.job import Job, make_job, nearest
+
+
+def expand(overrides: list[str]) -> list[list[str]]:
+    """['a=1,2', 'b=3'] -> [['a=1', 'b=3'], ['a=2', 'b=3']]."""
+    choices = []
+    for override in overrides:
+        key, _, values = override.partition("=")
+        choices.append([f"{key}={value}" for value in values.split(",")])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def experiment_of(arguments: list[str]) -> tuple[str, list[str]]:
+    """The experiment that ``experiment=<name>`` names (main_table if nothing does), and the other arguments."""
+    named = [a.partition("=")[2] for a in arguments if a.startswith("experiment=")]
+    return (named or ["main_table"])[-1], [a for a in arguments if not a.startswith("experiment=")]
+
+
+def read_experiment(name: str, extra: list[str]) -> dict[str, Any]:
+    """What an experiment file says of the model that the arguments choose. Raises BadInput for an unknown one."""
+    files = {path.stem: path for path in config_files("experiment")}
+    if name not in files:
+        raise BadInput(f"unknown experiment {name!r}; {nearest(name, list(files))}")
+    experiment = OmegaConf.load(files[name])
+    model = [argument for argument in extra if argument.startswith("model=")]
+    check_overrides(model)
+    own = experiment.pop("models", {}).get(compose_config(model).model.name, {})
+    return OmegaConf.to_container(OmegaConf.merge({"baseline": "vanilla"}, experiment, own), resolve=True)
+
+
+def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
+    """Every job of an experiment file, the baseline first so that references exist, and what the file says."""
+    experiment = read_experiment(name, extra)
+    common = [
+        f"num_prompts={experiment['num_prompts']}",
+        f"metrics=[{','.join(experiment['metrics'])}]",
+        f"latency_pairs={experiment['latency_pairs']}",
+        f"baseline={experiment['baseline']}",
+        *extra,
+    ]
+    sets = [overrides for listed in experiment["overrides"] for overrides in expand(listed)]
+    for overrides in sets:
+        check_overrides(overrides + extra)
+    jobs = [make_job(compose_config(overrides + common)) for overrides in sets]
+    jobs = [job for place, job in enumerate(jobs) if job not in jobs[:place]]  # what two sets ask for
+    return sorted(jobs, key=lambda job: not job.is_baseline), experiment

@@ -1,0 +1,329 @@
+"""Generate, time and measure the videos of a job, one record each; finished videos are never made again.
+
+A metric that is asked for later is measured from the finished videos' lossless files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pandas as pd
+from numpy import ndarray
+
+from baselines.vanilla import VanillaConfig
+from eval.atomic import atomic_path
+from eval.latency import Take, take
+from eval.video_io import read_lossless, write_lossless, write_mp4
+from experiments.job.errors import BadInput, Failure, RunFailed, VideoLost
+from experiments.job.job import Job
+from experiments.records import Record, maker, new_record, store_of, with_code
+from experiments.run import environment, measure
+from flowcache.kernels import compile_seconds
+from flowcache.method import MethodConfig, ReplayConfig
+from flowcache.trace import Trace
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job will do.
+
+    Attributes:
+        to_make, references_to_make: prompts whose method video, and whose reference, the baseline's, are to be made.
+        to_measure: prompts whose videos are there but lack a metric.
+        lacking: the metrics that any of those lack, in the order of the job's.
+        finished: prompts that nothing is left to do for.
+    """
+
+    to_make: tuple[str, ...]
+    references_to_make: tuple[str, ...]
+    to_measure: tuple[str, ...]
+    lacking: tuple[str, ...]
+    finished: int
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        return self.to_measure + self.to_make
+
+
+class _Busy(Exception):
+    """Another process is making a video that this one needs."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of going through some prompts: what failed, and the prompts whose videos others were making."""
+
+    failures: tuple[Failure, ...]
+    busy: tuple[str, ...]
+
+
+class Runner:
+    """Runs a job in this process."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.store = store_of(job)
+        self._warm: set[str] = set()
+        environment.prepare(job.threads)
+
+    @property
+    def model(self) -> Any:
+        return self.job.load_model()
+
+    def queue(self, prompts: Sequence[str]) -> None:
+        """Note in the store what is still to be made, for others to see."""
+        for prompt in self.plan(prompts).to_make:
+            self.store.queue(self._record(prompt))
+
+    def withdraw(self, prompts: Sequence[str]) -> None:
+        """Take back what ``queue`` noted and nobody has begun: it cannot be made."""
+        for prompt in prompts:
+            self.store.withdraw(self._record(prompt).key)
+
+    def plan(self, prompts: Sequence[str] | None = None) -> Plan:
+        """``prompts`` are those of the job, if not given."""
+        prompts = self.job.prompts if prompts is None else prompts
+        found = {p: None if self.job.force else self.store.find(self._record(p).key) for p in prompts}
+        to_make = tuple(p for p in prompts if found[p] is None)
+        references = tuple(
+            p for p in to_make if not self.job.is_baseline and self.store.find(self._reference(p).key) is None
+        )
+        lacking = {p: self.lacking(record) for p, record in found.items() if record is not None}
+        to_measure = tuple(p for p in prompts if lacking.get(p))
+        names = tuple(name for name in self.job.metrics if any(name in own for own in lacking.values()))
+        return Plan(to_make, references, to_measure, names, len(prompts) - len(to_make) - len(to_measure))
+
+    def lacking(self, record: Record) -> tuple[str, ...]:
+        """Metrics of the job that a finished record of it lacks; of random weights none can be had."""
+        if self.job.random_weights is not None:
+            return ()
+        return measure.lacking(record, self.job.metrics, self.job.is_baseline)
+
+    def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
+        """Make what is missing and return the records of the prompts (the job's, if not given), in order.
+
+        ``progress`` is told after each video. Raises BadInput before any is made, and RunFailed once all that can be
+        made are.
+        """
+        prompts = self.job.prompts if prompts is None else prompts
+        outcome = self.drain(prompts, progress)
+        failures = outcome.failures + self.drain(outcome.busy, progress, wait=True).failures
+        if failures:
+            raise RunFailed(failures)
+        return self.records(prompts)
+
+    def drain(self, prompts: Sequence[str], progress: Progress = lambda text: None, wait: bool = False) -> Outcome:
+        """Make what is missing and nobody else is making, or with ``wait`` no longer is.
+
+        A video's failure is recorded and the next one made; OSError is raised, for what ails the disk ails all.
+        """
+        failures, busy = [], []
+        plan = self.plan(prompts)
+        if plan.to_make and not self._warm:
+            self.check(plan.to_make[0])
+        for prompt in plan.unfinished:
+            try:
+                if not self._finish_unclaimed(prompt, progress, wait):
+                    busy.append(prompt)
+            except (OSError, BadInput):
+                raise
+            except Exception as error:
+                failures.append(Failure(self.job.method_name, prompt, error))
+                progress(f"{self.job.method_name}: {prompt}: failed, {type(error).__name__}: {error}")
+        return Outcome(tuple(failures), tuple(busy))
+
+    def _finish_unclaimed(self, prompt: str, progress: Progress, wait: bool) -> bool:
+        """Whether the video is there now, with every metric; not, if another is at it."""
+        record = self._record(prompt)
+        found = None if self.job.force else self.store.find(record.key)
+        key = record.key if found is None else found.key  # of other code's, if that counts
+        with self.store.claim(key, wait) as mine:
+            if not mine:
+                return False
+            found = None if self.job.force else self.store.finished(key)  # as nobody else changes it now
+            if found is not None:
+                if lacking := self.lacking(found):
+                    self._measure_finished(found, lacking)
+                    progress(f"{self.job.method_name}, measured: {prompt}")
+                return True
+            try:
+                with self._failure_noted(record):
+                    baseline = None if self.job.is_baseline else self._time_baseline(prompt, progress, wait)
+            except _Busy:
+                return False
+            self.make(record, self.job.method, prompt, baseline)
+            progress(f"{self.job.method_name}: {prompt}")
+            return True
+
+    def _time_baseline(self, prompt: str, progress: Progress, wait: bool) -> float | None:
+        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing or not
+        what was written.
+
+        Raises _Busy if another is making that, unless ``wait`` is asked for.
+        """
+        reference = self._reference(prompt)
+        with self.store.claim(reference.key, wait) as mine:
+            if not mine:
+                raise _Busy
+            found = self.store.find(reference.key)
+            if found is None or self.store.damage(found):
+                made = self.make(reference, self.job.baseline_method, prompt)
+                progress(f"{self.job.baseline_name}: {prompt}")
+                return made.latency_s
+        if prompt in self._timed_prompts:
+            taken = self.take(self.job.baseline_method, prompt)
+            progress(f"{self.job.baseline_name}, for timing: {prompt}")
+            return taken.latency_s
+        return None
+
+    def check(self, prompt: str) -> None:
+        """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
+        model, job = self.model, self.job
+        try:
+            generation = model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
+            if isinstance(job.method, ReplayConfig):
+                policy = job.method.policy()
+                for row in generation.schedule.rows:
+                    policy.decide(row, {}, generation.schedule)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+
+    def records(self, prompts: Sequence[str]) -> list[Record | None]:
+        """Finished records of some prompts; None for those that are not."""
+        return [self.store.find(self._record(prompt).key) for prompt in prompts]
+
+    def num_steps(self, plan: Plan) -> int:
+        """Videos that ``run`` will generate or measure later, for a progress bar."""
+        if self.job.is_baseline:
+            return len(plan.unfinished)
+        baselines = {p for p in plan.to_make if p in self._timed_prompts} | set(plan.references_to_make)
+        return len(plan.unfinished) + len(baselines)
+
+    @property
+    def _timed_prompts(self) -> tuple[str, ...]:
+        """Those on which the baseline is timed beside the method, even where its video is there."""
+        return self.job.prompts[: self.job.latency_pairs]
+
+    def make(
+        self, record: Record, method: MethodConfig, prompt: str, baseline_latency_s: float | None = None
+    ) -> Record:
+        """Generate one video, measure it, and save video, trace and record, the record last.
+
+        A finished record and its files, of a video made again, stay until all of the new ones are written; otherwise
+        the record says that it is running, and if it fails, why.
+        """
+        with self._failure_noted(record):
+            record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
+            record.status, record.maker = "running", maker()
+            self._note(record)
+            take = self.take(method, prompt)
+            if self.job.compile:
+                record.environment["compile_s"] = round(compile_seconds(), 1)  # of the warm-up: no take's
+            record.latency_s, record.sections_s = take.latency_s, take.sections_s
+            record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
+            record.baseline_latency_s = baseline_latency_s
+            _describe_work(record, take.trace)
+            reference = None if method == self.job.baseline_method else self.store.find(self._reference(prompt).key)
+            record.baseline_flops = take.trace.flops if reference is None else reference.flops
+            self._measure(record, take.frames, reference, self.job.metrics)
+            random_weights = self.job.random_weights is not None
+            with self.store.finishing(record) as aside:
+                write_lossless(aside.video_path(record.key), take.frames, self.job.fps, random_weights)
+                write_mp4(aside.preview_path(record.key), take.frames, self.job.fps, random_weights=random_weights)
+                with atomic_path(aside.trace_path(record.key)) as temporary:
+                    pd.DataFrame(take.trace.records()).to_parquet(temporary)
+        return record
+
+    def _measure(self, record: Record, frames: ndarray, reference: Record | None, names: tuple[str, ...]) -> None:
+        """Add those metrics of the video, or why there are none, to its record; a baseline has no ``reference``."""
+        if self.job.random_weights is not None:
+            metrics, notes = measure.refused(names)
+        elif reference is not None:
+            original = self._lossless(reference)
+            metrics, notes = measure.quality(frames, original, names, self.job.device)
+        else:
+            metrics, notes = {}, {}
+        if "caption" in names and self.job.random_weights is None:
+            chunks = (self.model.chunk_frames, self.model.frames_of(1))
+            record.caption, reason = measure.caption(frames, record.prompt, *chunks)
+            if reason:
+                notes["caption"] = reason
+        old_notes = {name: note for name, note in record.notes.items() if name not in names}
+        record.metrics, record.notes = {**record.metrics, **metrics}, {**old_notes, **notes}
+
+    def _measure_finished(self, record: Record, names: tuple[str, ...]) -> None:
+        """Add metrics to a finished record, from the lossless files; the rest of it stays. Raises VideoLost."""
+        reference = None if self.job.is_baseline else self._reference_of(record)
+        if reference is None and set(names) & measure.QUALITY.keys():
+            raise VideoLost(
+                f"{self.job.baseline_name}'s video of this prompt, which {', '.join(names)} would compare with, is "
+                "gone; force=true makes both again"
+            )
+        self._measure(record, self._lossless(record), reference, names)
+        self.store.amend(record)
+
+    def _reference_of(self, record: Record) -> Record | None:
+        """The finished reference of a finished record: of the same code, or else of what counts beside today's."""
+        key = self._reference(record.prompt).key
+        return self.store.finished(with_code(key, record.code)) or self.store.find(key)
+
+    def _lossless(self, record: Record) -> ndarray:
+        """Frames of a finished video. Raises VideoLost."""
+        try:
+            return read_lossless(self.store.video_path(record.key))
+        except (FileNotFoundError, ValueError) as error:
+            raise VideoLost(f"{error}; force=true makes the video again") from error
+
+    @contextmanager
+    def _failure_noted(self, record: Record) -> Iterator[None]:
+        """Whatever keeps a video from being made is said in its record, where that can be written."""
+        try:
+            yield
+        except _Busy:
+            raise
+        except Exception as error:
+            record.status, record.error = "failed", f"{type(error).__name__}: {error}"
+            with suppress(OSError):
+                self._note(record)
+            raise
+
+    def _note(self, record: Record) -> None:
+        """Save an unfinished record, unless that would replace a finished one."""
+        if self.store.finished(record.key) is None:
+            self.store.save(record)
+
+    def take(self, method: MethodConfig, prompt: str) -> Take:
+        """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
+        if repr(method) not in self._warm:
+            self._warm.add(repr(method))
+            self._take(_without_decisions(method), prompt, self.model.frames_of(1))
+        return self._take(method, prompt, self.job.num_frames)
+
+    def _take(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
+        job = self.job
+        return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
+
+    def _record(self, prompt: str) -> Record:
+        return new_record(self.job, self.job.method_name, self.job.method, prompt)
+
+    def _reference(self, prompt: str) -> Record:
+        return new_record(self.job, self.job.baseline_name, self.job.baseline_method, prompt)
+
+
+def _without_decisions(method: MethodConfig) -> MethodConfig:
+    """For a video of another length: a recording is of one length, and nothing else of it is left but its options."""
+    if not isinstance(method, ReplayConfig):
+        return method
+    return VanillaConfig(**{option.name: getattr(method, option.name) for option in fields(MethodConfig)})
+
+
+def _describe_work(record: Record, trace: Trace) -> None:
+    record.flops, record.computed_fraction = trace.flops, trace.computed_fraction
+    record.flops_by_kind, record.flops_by_part = trace.flops_by_kind(), trace.flops_by_part()
+    record.kv_bytes_allocated = trace.kv_bytes_allocated
+    record.kv_bytes_used_peak = trace.kv_bytes_used_peak

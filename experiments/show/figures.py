@@ -1,0 +1,157 @@
+"""Figures from records: ``python -m experiments.figures [model=magi] [setting=embedded] [output_dir=outputs]``.
+
+reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory. One whose records are
+not there is left out, and it is said how to make them; the exit code is 2 if all are. L1_rel has its own
+command, which runs the model.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from eval.video_io import read_lossless
+from experiments.job.cli import check_overrides, compose_config
+from experiments.job.errors import BadInput, command
+from experiments.job.experiment import jobs_of, read_experiment
+from experiments.job.job import Job, make_job
+from experiments.records import Record, RecordStore, store_of
+from experiments.records.collect import at_defaults, collect, read_trace
+from experiments.show.frame_strips import draw_frames
+from experiments.show.long_video import draw_memory, kv_frame
+from experiments.show.pareto import draw_pareto, pareto_points
+from experiments.show.results import provenance, save_figure, save_table
+from experiments.show.reuse_curve import (
+    NO_VIDEOS,
+    WARMUP_STEPS,
+    at_equal_compute,
+    draw_reuse_curve,
+    draw_warmup_sweep,
+    reuse_points,
+    reuse_videos,
+    tables,
+)
+from experiments.show.reuse_map import draw_reuse_map
+from experiments.show.tables import METHODS
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the figures are of: a job's model and setting, and the command's arguments."""
+
+    job: Job
+    arguments: tuple[str, ...]
+
+    @cached_property
+    def videos(self) -> pd.DataFrame:
+        """The finished ones. Raises BadInput if there are none, which leaves out only the figures that need them."""
+        return collect(self.job)
+
+    @property
+    def store(self) -> RecordStore:
+        return store_of(self.job)
+
+    @property
+    def name(self) -> str:
+        return f"{self.job.model_name}, {self.job.setting_name}"
+
+    def save(self, figure: Figure, stem: str) -> None:
+        save_figure(figure, f"{self.job.model_name}_{self.job.setting_name}_{stem}")
+
+    def takes(self) -> dict[str, Record]:
+        """By method, the record of the job's first prompt at default options, of those whose files are there.
+
+        Raises BadInput without vanilla's, or without any other.
+        """
+        found: dict[str, Record] = {}
+        prompt = self.job.prompts[0]
+        for name in METHODS:
+            mine = at_defaults(self.videos, self.job, name)
+            for key in mine.loc[(mine["prompt"] == prompt) & (mine["seed"] == self.job.seed), "key"]:
+                record = self.store.find(key)
+                if record is not None and self.store.trace_path(key).is_file():
+                    found[name] = record
+        if "vanilla" not in found or len(found) < 2:
+            raise BadInput(
+                f"no videos of {prompt!r} by vanilla and a method with its defaults; make them with "
+                f"python run.py -m model={self.job.model_name} method=vanilla,flowcache_fast"
+            )
+        return found
+
+
+def reuse_subject(subject: Subject) -> Subject:
+    """With the baseline that the experiment file names for this model."""
+    experiment = read_experiment("reuse_curve", [f"model={subject.job.model_name}"])
+    against_baseline = replace(subject, job=replace(subject.job, baseline=experiment["baseline"]))
+    try:
+        _ = against_baseline.videos
+    except BadInput as error:
+        raise BadInput(f"{NO_VIDEOS} model={subject.job.model_name}") from error
+    return against_baseline
+
+
+def save_reuse_curve(subject: Subject) -> None:
+    subject = reuse_subject(subject)
+    baseline, compared = subject.job.baseline, reuse_videos(subject.videos)
+    points = reuse_points(compared)
+    source = f"{subject.name}; {provenance(compared)}"
+    stem = f"{subject.job.model_name}_{subject.job.setting_name}_reuse_curve"
+    save_table(stem, *tables(points, at_equal_compute(compared, WARMUP_STEPS), baseline, source))
+    subject.save(draw_reuse_curve(points, WARMUP_STEPS, baseline, subject.name), "reuse_curve")
+    subject.save(draw_warmup_sweep(points, baseline, subject.name), "warmup_sweep")
+
+
+def save_pareto(subject: Subject) -> None:
+    subject = reuse_subject(subject)
+    baseline, compared = subject.job.baseline, reuse_videos(subject.videos)
+    same = (subject.videos["method"] == baseline) & subject.videos["prompt"].isin(compared["prompt"])
+    baseline_flops = subject.videos.loc[same, "flops"].mean()
+    subject.save(draw_pareto(pareto_points(compared), baseline, baseline_flops, subject.name), "pareto")
+
+
+def save_reuse_map(subject: Subject) -> None:
+    traces = {name: read_trace(subject.store, record) for name, record in subject.takes().items()}
+    subject.save(draw_reuse_map(traces, f"{subject.job.prompts[0]!r} ({subject.name})"), "reuse_map")
+
+
+def save_frames(subject: Subject) -> None:
+    found = subject.takes()
+    frames = {name: read_lossless(subject.store.video_path(record.key)) for name, record in found.items()}
+    original, num_chunks = frames.pop("vanilla"), len(found["vanilla"].chunk_latency_s)
+    labels = {name: f"{name}\n{found[name].flops / found[name].baseline_flops:.0%} of compute" for name in frames}
+    videos = {labels[name]: video for name, video in frames.items()}
+    prompt = f"{subject.job.prompts[0]!r} ({subject.name})"
+    subject.save(draw_frames(original, videos, num_chunks, prompt), "frames")
+
+
+def save_kv_memory(subject: Subject) -> None:
+    jobs, _ = jobs_of("long_video", list(subject.arguments))
+    subject.save(draw_memory(kv_frame(jobs), subject.name), "kv_memory")
+
+
+FIGURES: dict[str, Callable[[Subject], None]] = {
+    "reuse_curve": save_reuse_curve,
+    "pareto": save_pareto,
+    "reuse_map": save_reuse_map,
+    "frames": save_frames,
+    "kv_memory": save_kv_memory,
+}
+
+
+@command("figures")
+def main(arguments: list[str]) -> int:
+    check_overrides(arguments)
+    subject = Subject(make_job(compose_config(arguments)), tuple(arguments))
+    num_missing = 0
+    for name, save in FIGURES.items():
+        try:
+            save(subject)
+        except BadInput as missing:
+            print(f"figures: no {name}: {missing}", file=sys.stderr)
+            num_missing += 1
+    return 2 if num_missing == len(FIGURES) else 0

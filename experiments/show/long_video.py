@@ -1,0 +1,216 @@
+"""Table and figure of a long video, chunk by chunk: ``python -m experiments.long_video [model=magi] [key=value ...]``.
+
+From the finished records, traces and videos of ``python -m experiments.sweep experiment=long_video`` with the same
+arguments: KV cache and seconds a chunk, likeness to the baseline's video, whether each chunk still shows its caption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from eval.caption_score import per_chunk
+from eval.psnr import psnr
+from eval.statistics import mean_and_interval
+from eval.video_io import read_lossless
+from experiments.job.errors import BadInput, command
+from experiments.job.experiment import jobs_of
+from experiments.job.job import Job, refuse_random_weights
+from experiments.records import Record, store_of
+from experiments.records.collect import finished, read_trace, video_frame
+from experiments.show.results import Column, Table, provenance, save_figure, save_table
+from experiments.show.reuse_curve import PSNR_CAP_DB
+from experiments.show.style import COLUMN_WIDTH_IN, look, styled
+
+NUM_COMPARED = 8  # chunks at either end of the video that the table compares
+# Column, its heading and form in the table, its axis in the figure.
+_FIGURES = (
+    ("kv_mib", "KV MiB", ".2f", "KV in use, MiB"),
+    ("seconds", "seconds a chunk", ".2f", "s a chunk"),
+    ("psnr", "PSNR dB", ".1f", "PSNR to {}, dB"),
+    ("caption_right", "caption shown", ".0%", "caption shown, share"),
+)
+_NO_VIDEOS = "no finished long videos; make them first with python -m experiments.sweep experiment=long_video"
+
+
+def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
+    """One row a chunk of every finished video: setting, prompt, chunk, seconds, kv_mib, psnr, caption_right.
+
+    Raises BadInput where there is none, or none of the baseline's to compare with.
+    """
+    refuse_random_weights(jobs[0], "quality says")
+    references = {record.prompt: record for record in finished(jobs[0])}
+    rows = []
+    for job in jobs:
+        for record in finished(job):
+            if record.prompt in references:
+                rows += _chunks(job, record, references[record.prompt])
+    if not rows:
+        raise BadInput(_NO_VIDEOS)
+    return pd.DataFrame(rows)
+
+
+def _setting(job: Job) -> str:
+    budget = asdict(job.method)["kv_budget"]
+    return job.method_name + (f", {budget}" if budget else "")
+
+
+def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:
+    """By chunk, what the caches hold as it finishes."""
+    tokens = trace.sort_values("row").groupby("chunk")["kv_tokens"].last()
+    return tokens * (record.kv_bytes_used_peak / max(1, trace["kv_tokens"].max()) / 2**20)
+
+
+def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
+    store, model = store_of(job), job.load_model()
+    video, original = (read_lossless(store.video_path(r.key)) for r in (record, reference))
+    first, usual = model.frames_of(1), model.chunk_frames
+    starts = [0, *range(first, len(video), usual)]
+    scores = per_chunk(video, record.prompt, usual, first)
+    kv_mib = _kv_mib(record, read_trace(store, record))
+    rows = []
+    for chunk, (start, score) in enumerate(zip(starts, scores, strict=True)):
+        part = slice(start, starts[chunk + 1] if chunk + 1 < len(starts) else None)
+        since = record.chunk_latency_s[chunk - 1] if chunk else np.nan  # the first chunk waits for its whole window
+        rows.append(
+            {
+                "setting": _setting(job),
+                "prompt": record.prompt,
+                "chunk": chunk,
+                "seconds": record.chunk_latency_s[chunk] - since,
+                "kv_mib": kv_mib[chunk],
+                "psnr": min(PSNR_CAP_DB, psnr(video[part], original[part])),
+                "caption_right": score.right,
+            }
+        )
+    return rows
+
+
+def kv_frame(jobs: list[Job]) -> pd.DataFrame:
+    """One row a chunk of every finished video: setting, prompt, chunk, kv_mib; traces alone, no video is read.
+
+    Raises BadInput where there is none.
+    """
+    rows = []
+    for job in jobs:
+        for record in finished(job):
+            by_chunk = _kv_mib(record, read_trace(store_of(job), record))
+            rows += [
+                {"setting": _setting(job), "prompt": record.prompt, "chunk": chunk, "kv_mib": mib}
+                for chunk, mib in by_chunk.items()
+            ]
+    if not rows:
+        raise BadInput(_NO_VIDEOS)
+    return pd.DataFrame(rows)
+
+
+def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
+    """One row a setting: each figure over the first and over the last chunks, its mean over prompts and the half-width
+    of that mean's 95 % interval; of captions the range over prompts, for chunks of one video are not independent."""
+    last = chunks["chunk"].max()
+    ends = {
+        "early": chunks[chunks["chunk"].between(1, NUM_COMPARED)],
+        "late": chunks[chunks["chunk"] > last - NUM_COMPARED],
+    }
+    rows = []
+    for setting in chunks["setting"].unique():
+        row = {"setting": setting}
+        for end, part in ends.items():
+            by_prompt = part[part["setting"] == setting].groupby("prompt")
+            row["n"] = len(by_prompt)
+            for column, *_ in _FIGURES:
+                values = by_prompt[column].median() if column == "seconds" else by_prompt[column].mean()
+                key = f"{column}_{end}"
+                row[key], row[f"{key}_ci95"] = mean_and_interval(list(values.dropna()))
+                row[f"{key}_n"] = values.notna().sum()
+                if column == "caption_right":  # a share's interval is not symmetric about it
+                    del row[f"{key}_ci95"]
+                    row[f"{key}_low"], row[f"{key}_high"] = values.min(), values.max()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: Sequence[str] = ()) -> Table:
+    """The first and the last chunks of every setting, side by side."""
+
+    def spread(key: str, form: str) -> str:
+        return f"{{{key}_low:{form}}} to {{{key}_high:{form}}}" if "caption" in key else f"± {{{key}_ci95:{form}}}"
+
+    columns = [
+        Column(f"{heading}, {end}", f"{key}_{end}", f"{{:{form}}}", spread(f"{key}_{end}", form))
+        for key, heading, form, _ in _FIGURES
+        for end in ("early", "late")
+    ]
+    return Table(
+        f"{title}.",
+        f"Measured here ({source}): {chunks['chunk'].max() + 1} chunks, n prompts; early are chunks 1 to "
+        f"{NUM_COMPARED}, late the last {NUM_COMPARED}; seconds are the median of a prompt's chunks, the others their "
+        f"mean, then means over prompts ± half-width of the 95 % interval (Student's t), of captions with the least "
+        f"and the most of a prompt. PSNR is against {baseline}'s long video, a chunk counting at most "
+        f"{PSNR_CAP_DB:.0f} dB.",
+        (Column("setting", "setting"), Column("n", "n"), *columns),
+        ends_frame(chunks),
+        tuple(notes),
+    )
+
+
+@styled()
+def draw(chunks: pd.DataFrame, title: str, baseline: str) -> Figure:
+    """A panel a figure over the chunks, a line a setting."""
+    figure, panels = plt.subplots(len(_FIGURES), 1, figsize=(COLUMN_WIDTH_IN, 5.6), sharex=True)
+    for axes, (column, *_, label) in zip(panels, _FIGURES, strict=True):
+        _lines(axes, chunks, column, label.format(baseline))
+    panels[-1].set_xlabel("chunk")
+    panels[0].set_title(title)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+    return figure
+
+
+@styled()
+def draw_memory(chunks: pd.DataFrame, subject: str) -> Figure:
+    """The KV cache in use over a long video (``kv_frame``), a line a setting."""
+    figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.5))
+    _lines(axes, chunks, "kv_mib", "KV cache in use, MiB")
+    axes.set_xlabel("length generated, chunks")
+    axes.set_title(f"KV memory (mean of n = {chunks['prompt'].nunique()} prompts; {subject})")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _look(setting: str) -> dict[str, Any]:
+    """Of a setting's line: dashed and half filled with a budget."""
+    method, _, budget = setting.partition(", ")
+    return look(method, option=1 if budget else 0)
+
+
+def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
+    for place, (setting, group) in enumerate(chunks.groupby("setting", sort=False)):
+        by_chunk = group.groupby("chunk")[column]
+        line = by_chunk.median() if column == "seconds" else by_chunk.mean()
+        every = max(1, len(line) // 8)  # markers beside each other's, for where one curve covers another
+        axes.plot(line.index + 1, line, label=setting, markevery=(place * every // 3, every), **_look(setting))
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+
+
+@command("long_video")
+def main(arguments: list[str]) -> int:
+    jobs, experiment = jobs_of("long_video", arguments)
+    chunks = chunk_frame(jobs)
+    stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
+    source = provenance(video_frame(record for job in jobs for record in finished(job)))
+    subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"
+    title, baseline = experiment["title"], jobs[0].baseline
+    described = table(chunks, title, baseline, f"{subject}; {source}", experiment.get("notes", []))
+    save_table(f"{stem}_long_video", described)
+    save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_long_video")
+    save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory")
+    return 0

@@ -1,0 +1,208 @@
+"""Where tables and figures go, in which forms, and how they say where their figures come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from eval.atomic import atomic_path
+from eval.statistics import MIN_RESAMPLED
+from experiments.job.job import ROOT
+from experiments.show.style import STYLE
+
+matplotlib.use("Agg")  # files only; a machine without a display has no other
+
+TABLES = ROOT / "results" / "tables"
+FIGURES = ROOT / "results" / "figures"
+BOOTSTRAP = (  # beside every table that has such intervals
+    "Bootstrap intervals of few values are too narrow (eval/statistics.py says by how much); of fewer than "
+    f"{MIN_RESAMPLED} there is none."
+)
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$"}
+_LATEX |= {"±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
+_LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
+_MOST_IN_A_COLUMN = 6  # columns of a table
+_NARROW = "\\footnotesize\\setlength{\\tabcolsep}{2pt}\n"
+_FITTED = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{"  # smaller only if it is too wide
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        heading, key: above it, and in the data.
+        form: of its value.
+        spread: of its interval, "± {key_ci95}" or "{key_low} to {key_high}".
+
+    The data may hold more of it: ``<key>_n``, how many the value is over, is shown where it is not the row's ``n`` and
+    where there is no interval; with ``<key>_reason`` a value that is missing is "n/a", not "-".
+    """
+
+    heading: str
+    key: str
+    form: str = "{}"
+    spread: str = ""
+
+    def cell(self, row: pd.Series) -> tuple[str, str]:
+        """The value and what is said of it."""
+        value = row[self.key]
+        if pd.isna(value):
+            return "-" if pd.isna(row.get(f"{self.key}_reason")) else "n/a", ""
+        spread, number = self.spread.format_map(row), row.get(f"{self.key}_n")
+        if "nan" in spread:
+            spread = ""
+        count = "" if pd.isna(number) or (spread and number == row.get("n")) else f"n {number:.0f}"
+        if spread.startswith("±"):
+            return self.form.format(value), f"{spread} ({count})" if count else spread
+        details = "; ".join(text for text in (spread, count) if text)
+        return self.form.format(value), f"({details})" if details else ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is written as Markdown, LaTeX and CSV.
+
+    Attributes:
+        title, text: of the caption: what the table is, then what it shows and where that comes from.
+        columns: those that are shown; see ``shown_columns``.
+        data: one row a row, in full, the CSV.
+        notes: below the table.
+        suffix: of the CSV's name; None writes none, for data that have a file of their own.
+    """
+
+    title: str
+    text: str
+    columns: tuple[Column, ...]
+    data: pd.DataFrame
+    notes: tuple[str, ...] = ()
+    suffix: str | None = ""
+
+    @property
+    def shown(self) -> tuple[Column, ...]:
+        return shown_columns(self.columns, self.data)
+
+    def cells(self) -> list[list[tuple[str, str]]]:
+        """Row by row, the shown columns' values and spreads."""
+        return [[column.cell(row) for column in self.shown] for _, row in self.data.iterrows()]
+
+
+def shown_columns(columns: Iterable[Column], data: pd.DataFrame) -> tuple[Column, ...]:
+    """Those that the data have a value in, or a reason why not."""
+
+    def known(key: str) -> bool:
+        return key in data and data[key].notna().any()
+
+    return tuple(c for c in columns if c.key in data and (known(c.key) or known(f"{c.key}_reason")))
+
+
+def missing_notes(columns: Iterable[Column], data: pd.DataFrame) -> tuple[str, ...]:
+    """A note for every reason why values of a column are missing, with the rows that it holds for, by their index."""
+    notes = []
+    for column in columns:
+        reasons = data.get(f"{column.key}_reason", pd.Series(dtype=object)).dropna()
+        for reason in reasons.unique():
+            rows = ", ".join(map(str, reasons.index[reasons == reason]))
+            notes.append(f"{column.heading} n/a: {reason} ({rows})")
+    return tuple(notes)
+
+
+def save_table(stem: str, *tables: Table) -> None:
+    """In results/tables/: all in one Markdown and one LaTeX file, and a CSV each; every file whole or not at all."""
+    contents = {f"{stem}.md": "\n".join(map(markdown, tables)), f"{stem}.tex": latex(stem, tables)}
+    for table in tables:
+        if table.suffix is not None:
+            contents[f"{stem}{table.suffix}.csv"] = table.data.to_csv(index=False, float_format="%.6g")
+    for name, content in contents.items():
+        with atomic_path(TABLES / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    print(contents[f"{stem}.md"])
+    print(f"written in {TABLES.relative_to(ROOT)}: {', '.join(contents)}")
+
+
+def markdown(table: Table) -> str:
+    """Caption, table, notes."""
+    rows = [[f"{value} {spread}".rstrip() for value, spread in row] for row in table.cells()]
+    headings = [column.heading for column in table.shown]
+    lines = [f"**{table.title}** {table.text}", ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in (headings, ["---"] * len(headings), *rows)]
+    if table.notes:
+        lines += ["", *(f"- {note}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def latex(stem: str, tables: Iterable[Table]) -> str:
+    """One table environment each, for the packages booktabs and graphicx; spreads stand below their values."""
+    parts = ["% \\usepackage{booktabs,graphicx}\n"]
+    for table in tables:
+        rows = [
+            [_escape(value) if not spread else _stacked(value, spread) for value, spread in row]
+            for row in table.cells()
+        ]
+        headings = [_escape(column.heading) for column in table.shown]
+        caption = " ".join([table.title, table.text, *(f"{note}." for note in table.notes)])
+        text = pd.DataFrame(rows, columns=headings).to_latex(
+            index=False,
+            column_format="l" + "r" * (len(headings) - 1),
+            caption=(_escape(caption), _escape(table.title)),
+            label=f"tab:{stem}{table.suffix or ''}",
+        )
+        if len(headings) > _MOST_IN_A_COLUMN:  # both columns of a page
+            text = text.replace("{table}", "{table*}")
+        text = text.replace(r"\begin{tabular}", _NARROW + _FITTED + r"\begin{tabular}")
+        parts.append(text.replace(r"\end{tabular}", r"\end{tabular}}"))
+    return "\n".join(parts)
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def _stacked(value: str, spread: str) -> str:
+    parts = [rf"{{\tiny {_escape(part)}}}" for part in spread.replace("; ", ";\n").splitlines()]
+    return r"\shortstack[r]{" + r"\\".join([_escape(value), *parts]) + "}"
+
+
+def save_figure(figure: Figure, stem: str) -> None:
+    """As PNG and SVG in results/figures/, each whole or not at all; the same figure gives the same bytes."""
+    # Ticks are made only now, so that their style is needed; ids in the SVG come from content and name, not at random.
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": stem}):
+        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+            with atomic_path(FIGURES / f"{stem}.{suffix}") as temporary:
+                figure.savefig(temporary, format=suffix, metadata=metadata)
+    plt.close(figure)
+    print(f"written {(FIGURES / stem).relative_to(ROOT)}.png and .svg")
+
+
+def provenance(videos: pd.DataFrame) -> str:
+    """Machine, how it was used, weights and code of a frame of videos (experiments.collect).
+
+    Where methods were timed against a baseline, also how busy the machine was before that.
+    """
+    machines = _distinct(videos["environment_gpu"].fillna(videos["environment_cpu"]))
+    used = videos["environment_workers"].astype(str) + " x " + videos["environment_threads"].astype(str)
+    torch = _distinct(videos["environment_packages"].map(lambda packages: packages["torch"]))
+    return (
+        f"{machines}; videos side by side x threads each: {_distinct(used)}{_load(videos)}; torch {torch}; "
+        f"weights {_distinct(videos['weights'])}, code {_distinct(videos['code'])}"
+    )
+
+
+def _load(videos: pd.DataFrame) -> str:
+    timed = videos[videos["baseline_latency_s"].notna()]
+    if timed.empty:
+        return ""
+    load = pd.to_numeric(timed["environment_load_average_1min"])  # older records have none
+    if load.isna().any():
+        return "; load before timing not recorded"
+    return f"; load average before timing {load.min():.1f} to {load.max():.1f}"
+
+
+def _distinct(values: Iterable[Any]) -> str:
+    return ", ".join(sorted({str(value) for value in values}))

@@ -1,0 +1,271 @@
+"""The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
+
+Measured figures of this repository's runs, their paired differences, and the figures the paper reports, each a table of
+its own. Writes Markdown, LaTeX and CSV to results/tables/.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+
+from eval.statistics import mean_and_interval, median_and_interval, paired_difference, share_and_interval
+from experiments.job.cli import check_overrides, compose_config
+from experiments.job.errors import BadInput, command
+from experiments.job.job import Job, make_job
+from experiments.records.collect import at_defaults, collect
+from experiments.show.reported import method_deviation, read_reported, setting_deviation
+from experiments.show.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_table
+from experiments.show.summary import CAPTION_FLAGS, PFLOP, SEAMS
+from experiments.show.vbench_totals import VBenchTotal, read_total
+
+METHODS = (
+    "vanilla",
+    "vanilla_causal",
+    "vanilla_kv",
+    "every_k",
+    "teacache_slow",
+    "teacache_fast",
+    "flowcache_slow",
+    "flowcache_fast",
+)
+
+
+def _ends(key: str, form: str) -> str:
+    return f"{{{key}_low:{form}}} to {{{key}_high:{form}}}"
+
+
+MEASURED = (
+    Column("n", "n", "{:.0f}"),
+    Column("threshold", "threshold", "{:.4g}"),
+    Column("PFLOPs", "pflops", "{:.3g}", "± {pflops_ci95:.2g}"),
+    Column("compute left", "compute_left", "{:.3f}", "± {compute_left_ci95:.3f}"),
+    Column("latency s", "latency_s", "{:.2f}", _ends("latency_s", ".2f")),
+    Column("speed-up", "speedup", "{:.2f}x", _ends("speedup", ".2f")),
+    Column("efficiency", "efficiency", "{:.2f}", _ends("efficiency", ".2f")),
+    Column("VBench %", "vbench", "{:.2f}", _ends("vbench", ".2f")),
+    Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
+    Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
+    Column("identical", "identical_videos", "{:.0f}"),
+    Column("caption right", "caption_right", "{:.0%}", _ends("caption_right", ".0%")),
+    Column("seam ratio", "seam_ratio", "{:.2f}", "± {seam_ratio_ci95:.2f}"),
+    Column("jump px", "position_jump_pixels", "{:.2f}", "± {position_jump_pixels_ci95:.2f}"),
+)
+_DIFFERENCES = (
+    ("compute left", "compute_left", "+.3f"),
+    ("time left", "time_left", "+.3f"),
+    ("VBench points", "vbench", "+.2f"),
+    ("PSNR dB", "psnr", "+.2f"),
+    ("SSIM", "ssim", "+.4f"),
+    ("LPIPS", "lpips", "+.4f"),
+    ("caption right", "caption_right", "+.1%"),
+)
+PAIRED = tuple(Column(heading, key, f"{{:{form}}}", _ends(key, form)) for heading, key, form in _DIFFERENCES)
+REPORTED = (
+    Column("PFLOPs", "pflops", "{:.0f}"),
+    Column("compute left", "compute_left", "{:.3f}"),
+    Column("latency s", "latency_s", "{:.0f}"),
+    Column("speed-up", "speedup", "{:.2f}x"),
+    Column("efficiency", "efficiency", "{:.2f}"),
+    Column("VBench %", "vbench_percent", "{:.2f}"),
+    Column("PSNR dB", "psnr_db", "{:.2f}"),
+    Column("SSIM", "ssim", "{:.4f}"),
+    Column("LPIPS", "lpips", "{:.4f}"),
+)
+_MEASURED_TEXT = (
+    "here ({source}). n videos a method; a cell over another number says so. Means ± half-width of the 95 % interval "
+    "over prompts (Student's t), medians with their bootstrap interval, captions with their Wilson interval. "
+    f"{BOOTSTRAP} PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without the "
+    "identical ones. Captions are checked by tracking the shape. Seam ratio is the change from frame to frame at chunk "
+    "borders over that inside chunks (1: no seam), jump the worst leap of the shape at one, in pixels (0: none). "
+    "Latency is the median of the timed pairs, speed-up the median of their ratios; efficiency is speed-up times "
+    "compute left: 1 means that every FLOP saved became time saved."
+)
+_PAIRED_TEXT = (
+    "prompt by prompt, the first method's less the second's: mean difference with its 95 % bootstrap interval and the "
+    f"number of prompts. {BOOTSTRAP} Compute and time left are shares of vanilla's; to vanilla itself PSNR, SSIM and "
+    "LPIPS have no difference, for it is what they compare with. Methods that leave different compute are compared at "
+    "equal compute by experiments.figures (reuse_curve)."
+)
+
+
+def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
+    """One row a method, at its default options: figures, their intervals, what they are over, and why some are missing.
+
+    A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends (``_low``,
+    ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. ``codes`` is
+    there where several made the videos (any_code): how many each made. Raises BadInput where no method has records.
+    """
+    rows, codes = [], set()
+    for name in methods:
+        mine = at_defaults(frame, job, name)
+        if mine.empty:
+            continue
+        options = json.loads(mine["options"].iloc[0])
+        row: dict[str, float | int | str | None] = {"method": name, "n": len(mine)}
+        row["threshold"] = options.get("threshold", np.nan)
+        _add_mean(row, "pflops", mine["flops"] / PFLOP)
+        _add_mean(row, "compute_left", mine["flops_share"])
+        row["chunk_steps_computed"] = mine["computed_fraction"].mean()
+        pairs = (mine["baseline_latency_s"] / mine["latency_s"]).dropna()
+        if name == "vanilla":
+            _add_median(row, "latency_s", frame["baseline_latency_s"].dropna())
+        elif len(pairs):
+            _add_median(row, "latency_s", mine.loc[pairs.index, "latency_s"])
+            _add_median(row, "speedup", pairs)
+            _add_median(row, "efficiency", pairs * mine.loc[pairs.index, "flops_share"])
+        total = read_total(job.output_dir, mine["key"])
+        row["vbench"], row["vbench_reason"] = np.nan, total.reason or None
+        if total.percent is not None:
+            row["vbench"], row["vbench_n"] = total.percent, total.num_videos
+            row["vbench_low"], row["vbench_high"] = total.interval()
+        for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine and name != "vanilla"]:
+            values = pd.to_numeric(mine[metric], errors="coerce")
+            if metric == "psnr" and np.isinf(values).any():
+                row["identical_videos"] = int(np.isinf(values).sum())
+            _add_mean(row, metric, values.replace(np.inf, np.nan))
+            _add_reason(row, metric, mine, metric)
+        for share in [f"caption_{flag}" for flag in CAPTION_FLAGS if f"caption_{flag}" in mine]:
+            seen = list(mine[share].dropna())
+            if seen:
+                row[share], row[f"{share}_low"], row[f"{share}_high"] = share_and_interval(seen)
+                row[f"{share}_n"] = len(seen)
+        _add_reason(row, "caption_right", mine, "caption")
+        for seam in [name for name in SEAMS if f"caption_{name}" in mine]:
+            _add_mean(row, seam, pd.to_numeric(mine[f"caption_{seam}"]))
+        row["deviations"] = method_deviation(job.model_name, name, options)
+        row["codes"] = ", ".join(
+            f"{code} {n}" for code, n in mine["code"].value_counts(sort=False).sort_index().items()
+        )
+        codes.update(mine["code"])
+        rows.append(row)
+    if not rows:
+        raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
+    table = pd.DataFrame(rows).set_index("method")
+    return table if len(codes) > 1 else table.drop(columns="codes")
+
+
+def _add_mean(row: dict, key: str, values: pd.Series) -> None:
+    known = values.dropna()
+    if len(known):
+        row[key], row[f"{key}_ci95"] = mean_and_interval(list(known))
+        row[f"{key}_n"] = len(known)
+
+
+def _add_median(row: dict, key: str, values: pd.Series) -> None:
+    if len(values):
+        row[key], row[f"{key}_low"], row[f"{key}_high"] = median_and_interval(list(values))
+        row[f"{key}_n"] = len(values)
+
+
+def _add_reason(row: dict, key: str, videos: pd.DataFrame, metric: str) -> None:
+    """Why a metric is missing, in most of the videos that say so."""
+    if f"{metric}_reason" in videos and videos[f"{metric}_reason"].notna().any():
+        row.setdefault(key, np.nan)
+        row[f"{key}_reason"] = videos[f"{metric}_reason"].mode()[0]
+
+
+def paired_table(frame: pd.DataFrame, job: Job, methods: list[str]) -> pd.DataFrame:
+    """One row for every two methods: mean differences over the prompts and seeds that both have, ends of their 95 %
+    intervals (``_low``, ``_high``), and how many pairs there are (``_n``)."""
+    at = {name: at_defaults(frame, job, name) for name in methods}
+    videos = {name: _comparable(mine, name) for name, mine in at.items()}
+    totals = {name: read_total(job.output_dir, mine["key"]) for name, mine in at.items()}
+    rows = []
+    for other, name in itertools.combinations(methods, 2):
+        both = videos[name].merge(videos[other], on=["prompt", "seed"], suffixes=("", "_other"))
+        row: dict[str, float | int | str] = {"method": name, "against": other}
+        for _, key, _ in _DIFFERENCES:
+            if key == "vbench":
+                _add_vbench(row, totals[name], totals[other])
+                continue
+            pairs = both[[key, f"{key}_other"]].dropna()
+            if len(pairs):
+                difference = paired_difference(list(pairs[key]), list(pairs[f"{key}_other"]))
+                row |= dict(zip((key, f"{key}_low", f"{key}_high"), difference, strict=True))
+                row[f"{key}_n"] = len(pairs)
+            elif "vanilla" not in (name, other):
+                _add_reason(row, key, pd.concat([at[name], at[other]]), key.removesuffix("_right"))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _comparable(videos: pd.DataFrame, method: str) -> pd.DataFrame:
+    """What is compared, a column each, and what tells videos apart; vanilla takes all of its own time."""
+    nothing = pd.Series(np.nan, index=videos.index)
+    columns = {key: videos.get(key, nothing) for key in ("caption_right", "psnr", "ssim", "lpips")}
+    columns["compute_left"] = videos["flops_share"]
+    columns["time_left"] = 1.0 if method == "vanilla" else videos["latency_s"] / videos["baseline_latency_s"]
+    numbers = pd.DataFrame(columns).apply(pd.to_numeric, errors="coerce").astype(float).replace(np.inf, np.nan)
+    return numbers.assign(prompt=videos["prompt"], seed=videos["seed"])
+
+
+def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
+    row["vbench"], row["vbench_reason"] = np.nan, total.reason or other.reason or "the totals are over other prompts"
+    if total.percent is not None and other.percent is not None and total.prompts == other.prompts:
+        row["vbench_reason"] = None
+        row["vbench"], row["vbench_low"], row["vbench_high"] = total.less(other)
+        row["vbench_n"] = min(total.num_videos, other.num_videos)
+
+
+def describe(measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str) -> list[Table]:
+    """The three tables of a model and setting: measured, paired differences, reported."""
+    reported, reported_source = read_reported(job.model_name)
+    letters, notes = marks(measured["deviations"])
+    setting = setting_deviation(job.model_name, job.settings)
+    ours = measured.assign(deviates=letters).reset_index()
+    if "codes" in measured:
+        notes.append("Videos by code: " + "; ".join(f"{name} {codes}" for name, codes in measured["codes"].items()))
+    papers = with_shares(reported).reset_index()
+    return [
+        Table(
+            "Measured",
+            _MEASURED_TEXT.format(source=source),
+            (Column("method", "method"), *MEASURED, Column("deviates", "deviates")),
+            ours,
+            (*([f"Deviates, {setting}"] if setting else []), *notes, *missing_notes(MEASURED, measured)),
+        ),
+        Table(
+            "Paired differences",
+            _PAIRED_TEXT,
+            (Column("method", "method"), Column("against", "against"), *PAIRED),
+            paired,
+            suffix="_paired",
+        ),
+        Table(
+            "Reported:",
+            f"{reported_source}. Another model and setting: the columns do not compare by value.",
+            (Column("method", "method"), *REPORTED),
+            papers,
+            suffix=None,
+        ),
+    ]
+
+
+def with_shares(reported: pd.DataFrame) -> pd.DataFrame:
+    """The paper's figures and what follows from them: compute left, efficiency."""
+    share = reported["pflops"] / reported.loc["vanilla", "pflops"]
+    return reported.assign(compute_left=share, efficiency=reported["speedup"] * share)
+
+
+def marks(deviations: pd.Series) -> tuple[pd.Series, list[str]]:
+    """A letter for every different deviation, by method, and what the letters say."""
+    different = list(dict.fromkeys(deviations.dropna()))
+    letter = dict(zip(different, "abcdefghijklmnopqrstuvwxyz", strict=False))
+    return deviations.map(letter), [f"Deviates, {letter[text]}: {text}" for text in different]
+
+
+@command("tables")
+def main(arguments: list[str]) -> int:
+    check_overrides(arguments)
+    job = make_job(compose_config(arguments))
+    frame = collect(job)
+    measured = main_table(frame, job)
+    paired = paired_table(frame, job, list(measured.index))
+    source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
+    save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source))
+    return 0

@@ -1,0 +1,105 @@
+"""Train an embedded model: ``python -m experiments.train_embedded model=magi`` (or skyreels).
+
+Stages: autoencoder, transformer with its text encoder, decoder polish, export, and a check of the autoencoder. Each
+saves as it goes; the same command after a kill continues where it stopped. Options override the recipe in
+conf/training/<model>.yaml, for example ``dit.recipe.num_steps=100``; ``initial=<checkpoint directory>`` keeps that
+checkpoint's autoencoder and trains its transformer on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+ROOT = Path(__file__).parents[2]
+NUM_ROUND_TRIPS = 16  # clips that the finished autoencoder is measured on
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        options = OmegaConf.from_dotlist(arguments)
+        name = options.pop("model", "magi")
+        path = ROOT / "conf" / "training" / f"{name}.yaml"
+        if not path.is_file():
+            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
+            raise ValueError(f"no recipe for model={name}; there is one for {known}")
+        base = OmegaConf.load(path)
+        OmegaConf.set_struct(base, True)
+        recipe = OmegaConf.to_container(OmegaConf.merge(base, options), resolve=True)
+        if recipe["dit"]["recipe"].get("guidance", 1) != 1 and recipe["initial"] is None:
+            raise ValueError("dit.recipe.guidance distils a checkpoint; name it with initial=<checkpoint directory>")
+    except (ValueError, OmegaConfBaseException) as error:
+        print(f"train_embedded: {error}", file=sys.stderr)
+        return 2
+    FAMILIES[name](recipe)
+    return 0
+
+
+def train_magi(recipe: dict) -> None:
+    """All stages of the embedded MAGI-1."""
+    from experiments.training.export import export_magi
+    from experiments.training.initial import start_from_magi
+    from experiments.training.magi_dit import train_dit
+    from experiments.training.magi_vae import MagiAutoencoder
+    from flowcache.models.magi.config import DitConfig
+    from flowcache.models.magi.vae import VaeConfig
+
+    vae = VaeConfig(**recipe["vae"]["config"])
+    transformer = partial(train_dit, vae, DitConfig(**recipe["dit"]["config"]), recipe["dit"]["t5"])
+    if recipe["initial"] is not None:
+        start_from_magi(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
+    train(recipe, partial(MagiAutoencoder, vae), transformer, export_magi, recipe["initial"] is None)
+
+
+def train_skyreels(recipe: dict) -> None:
+    """All stages of the embedded SkyReels-V2."""
+    from experiments.training.export import export_skyreels
+    from experiments.training.initial import start_from_skyreels
+    from experiments.training.skyreels_dit import train_transformer
+    from experiments.training.skyreels_vae import WanAutoencoder
+    from flowcache.models.skyreels.config import Sampling
+
+    vae, dit = recipe["vae"]["config"], recipe["dit"]
+    sampling = Sampling(**recipe["sampling"])
+    transformer = partial(train_transformer, vae, dit["transformer"], dit["text"], sampling)
+    if recipe["initial"] is not None:
+        start_from_skyreels(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
+    train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels, recipe["initial"] is None)
+
+
+def train(
+    recipe: dict,
+    autoencoder: Callable[[], Any],
+    train_transformer: Callable[[dict, Path], None],
+    export: Callable[[dict, Path, Path], None],
+    trains_autoencoder: bool = True,
+) -> None:
+    """Autoencoder, transformer, the decoder once more, and the checkpoint."""
+    from eval.scenes import held_out_scenes
+    from experiments.training.autoencoder import load_autoencoder, polish_decoder, round_trip_psnr, train_vae
+    from experiments.training.session import run_workers
+
+    directory, destination, workers = ROOT / recipe["directory"], ROOT / recipe["destination"], recipe["num_processes"]
+    if trains_autoencoder:
+        run_workers(train_vae, workers, autoencoder, recipe["vae"]["recipe"], directory)
+    run_workers(train_transformer, workers, recipe["dit"]["recipe"], directory)
+    if trains_autoencoder:
+        run_workers(polish_decoder, workers, autoencoder, recipe["decoder"]["recipe"], directory)
+    export(recipe, directory, destination)
+    vae, num_frames = load_autoencoder(autoencoder, directory / "decoder.pt"), recipe["vae"]["check_frames"]
+    psnr = round_trip_psnr(vae, held_out_scenes()[:NUM_ROUND_TRIPS], num_frames)
+    print(
+        f"autoencoder: {mean(psnr):.1f} dB there and back, lowest {min(psnr):.1f} dB "
+        f"({len(psnr)} held-out clips of {num_frames} frames)"
+    )
+    print(f"the checkpoint is in {recipe['destination']}")
+
+
+FAMILIES = {"magi": train_magi, "skyreels": train_skyreels}
