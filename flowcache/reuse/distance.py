@@ -68,6 +68,24 @@ def rescaling(polynomial: Polynomial | None) -> Callable[[float], float]:
     return rescaled
 
 
+def checked_polynomial(distance: str, polynomial: Polynomial | None) -> Polynomial | None:
+    """The polynomial of a policy's options, coefficients as a tuple of numbers.
+
+    Raises ValueError for a rescaled distance without one, or the reverse, and for what ``rescaling`` refuses.
+    """
+    if not isinstance(distance, str):
+        raise ValueError(f"distance={distance!r} must be the name of a distance, such as 'embedded_latent'")
+    if distance.startswith("rescaled_") == (polynomial is None):
+        raise ValueError(
+            f"distance={distance!r} does not go with polynomial={polynomial!r}: a rescaled distance needs one "
+            f"({', '.join(POLYNOMIALS)}, or coefficients), and no other takes any"
+        )
+    rescaling(polynomial)
+    if polynomial is None or isinstance(polynomial, str):
+        return polynomial
+    return tuple(float(coefficient) for coefficient in polynomial)
+
+
 class FeatureSource(Protocol):
     def features(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
         """Features of consecutive chunks, [N, ...], of the kind that a distance names."""
@@ -79,7 +97,7 @@ def active_chunks(row: Row) -> tuple[int, ...]:
 
 
 class DistanceMeter:
-    """Measures chunks against the row before, reused rows included, with one read by the host a row.
+    """Measures chunks against the row before, reused rows included. Numbers stay on the device.
 
     Args:
         source: gives the features, one generation of a model.
@@ -96,8 +114,9 @@ class DistanceMeter:
         self._features: Tensor | None = None
         self._window = 0
 
-    def measure(self, row: Row) -> dict[int, ChunkDistance]:
-        """Distances of the chunks measured both in this row and in the one before, unless a new window begins here.
+    def measure(self, row: Row) -> tuple[list[int], Tensor | None]:
+        """Chunks measured both in this row and in the one before, and float32 [chunks, 2], their changes and magnitudes
+        (see ChunkDistance); none where a new window begins.
 
         Raises ValueError on device "meta", where there are no numbers.
         """
@@ -109,11 +128,10 @@ class DistanceMeter:
                 "without (vanilla, vanilla_kv, every_k), or load weights"
             )
         common = [chunk for chunk in chunks if chunk in self._chunks and row.window == self._window]
-        distances = {}
+        numbers = None
         if common:
             now = features[chunks.index(common[0]) :][: len(common)].flatten(1).float()
             before = self._features[self._chunks.index(common[0]) :][: len(common)].flatten(1).float()
-            numbers = torch.stack([(now - before).abs().mean(1), before.abs().mean(1)], dim=1).tolist()
-            distances = {chunk: ChunkDistance(*pair) for chunk, pair in zip(common, numbers, strict=True)}
+            numbers = torch.stack([(now - before).abs().mean(1), before.abs().mean(1)], dim=1)
         self._chunks, self._features, self._window = chunks, features, row.window
-        return distances
+        return common, numbers

@@ -1,4 +1,4 @@
-"""Keys and values of every chunk seen so far: one preallocated buffer a layer, written in place, read as a view.
+"""Keys and values of every chunk seen so far, in buffers that are allocated once; where chunks stand, and what is kept.
 
 Shape letters: B batch, G key-value heads, H query heads, E channels a head, T tokens a chunk, L tokens read, K tokens
 kept of finished chunks.
@@ -6,12 +6,16 @@ kept of finished chunks.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from flowcache.clock import SectionClock
-from flowcache.kv_budget import Budget
-from flowcache.kv_score import select_keys
+from flowcache.kv.budget import Budget
+from flowcache.kv.policy import KvPolicy
+from flowcache.kv.select.base import Entries
+from flowcache.kv.store.base import StoreShape
 
 
 class KvCache:
@@ -31,10 +35,12 @@ class KvCache:
         tokens_per_chunk: T.
         num_chunks: most chunks ever written; the capacity, unless a budget gives another.
         batch_size, dtype, device: of the keys and values.
+        policy: chooses what to keep, and holds it; the cache works with fresh copies of its parts.
         budget: what may be held; None is everything.
 
     Attributes:
         clock: gets the section "compression".
+        num_compressions: that have begun.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class KvCache:
         batch_size: int = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        policy: KvPolicy | None = None,
         budget: Budget | None = None,
     ) -> None:
         if min(num_layers, num_heads, head_channels, tokens_per_chunk, num_chunks, batch_size) < 1:
@@ -57,17 +64,22 @@ class KvCache:
         self.tokens_per_chunk = tokens_per_chunk
         self.num_chunks = num_chunks
         self.budget = budget
+        self._dtype = dtype
         self.clock = SectionClock(device)
         self.capacity = num_chunks * tokens_per_chunk if budget is None else budget.capacity
+        policy = KvPolicy() if policy is None else policy
+        self._select, self._store = policy.select.fresh(), policy.store.fresh()
         heads = (num_layers, batch_size, num_heads)
-        # Zeros, not empty: a slot read before it is written then contributes a finite key, as in the official goldens.
-        self._keys = torch.zeros(*heads, self.capacity, head_channels, dtype=dtype, device=device)
-        self._values = torch.zeros_like(self._keys)
-        self._positions = self._queries = torch.empty(0, device=device)  # of kept entries; of the last forward
+        self._store.allocate(StoreShape(*heads, self.capacity, head_channels, dtype, device))
+        self._device, self._heads = torch.device(device), (batch_size, num_heads)
+        # Where in the video kept entries stand, what is added to their logits, and the last forward's queries.
+        self._positions = self._bias = self._queries = torch.empty(0, device=device)
         if budget is not None:
             self._positions = torch.zeros(*heads, budget.kept, dtype=torch.int32, device=device)
+            if self._select.biases:
+                self._bias = torch.zeros(*heads, budget.kept, device=device)
             if budget.query_heads:
-                count = budget.config.num_queries(budget.tokens_per_frame, tokens_per_chunk)
+                count = self._select.num_queries(budget.tokens_per_frame, tokens_per_chunk)
                 shape = (num_layers, batch_size, budget.query_heads, count, head_channels)
                 self._queries = torch.zeros(shape, dtype=dtype, device=device)
         self._written = [False] * num_chunks
@@ -76,28 +88,35 @@ class KvCache:
         self._first_whole = 0
         self._unusable = torch.zeros((), dtype=torch.int64, device=device)
         self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
+        self.num_compressions = 0
 
     def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
         """Overwrite a chunk's slots with key and value, each [B, G, T, E]."""
         slots = self._slots(chunk)
-        self._keys[layer, :, :, slots] = key
-        self._values[layer, :, :, slots] = value
+        self._store.write(layer, slots, key, value)
         self._written[chunk] = True
 
     def read(self, layer: int, first_chunk: int, last_chunk: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of chunks first..last inclusive: views, each [B, G, L, E].
+        """Keys and values of chunks first..last inclusive, each [B, G, L, E]: views, where the store holds them so.
 
         A first chunk that is compressed brings all that is kept of the compressed ones with it; see ``mask``.
         """
         slots = slice(self._start(first_chunk), self._end(last_chunk))
-        return self._keys[layer, :, :, slots], self._values[layer, :, :, slots]
+        return self._store.read(layer, slots)
 
     def mask(self, layer: int, first_chunk: int, last_chunk: int) -> Tensor | None:
-        """Which of the entries that ``read`` gives are of chunks first..last: bool [B, G, 1, L], None where all are."""
-        if first_chunk == 0 or first_chunk >= self._first_whole:
+        """What attention to the entries that ``read`` gives is to mind: [B, G, 1, L], None where there is nothing.
+
+        Bool, which of them are of chunks first..last; or, where selections add to logits, those sums in the keys' type,
+        -inf for entries that are not.
+        """
+        if first_chunk >= self._first_whole or (first_chunk == 0 and not self._select.biases):
             return None
         kept = self._positions[layer] >= first_chunk * self.tokens_per_chunk
-        whole = kept.new_ones(*kept.shape[:-1], self.num_keys(first_chunk, last_chunk) - self._kept)
+        num_whole = self.num_keys(first_chunk, last_chunk) - self._kept
+        if self._select.biases:
+            kept = self._bias[layer].masked_fill(~kept, -math.inf).to(self._dtype)
+        whole = kept.new_full((*kept.shape[:-1], num_whole), fill_value=not self._select.biases)
         return torch.cat([kept, whole], dim=-1)[:, :, None]
 
     def num_keys(self, first_chunk: int, last_chunk: int) -> int:
@@ -116,9 +135,7 @@ class KvCache:
 
     def copy_chunk_from(self, other: KvCache, chunk: int) -> None:
         """Take over a chunk's entries from another branch's cache of the same shape; it stands whole in both."""
-        slots, others = self._slots(chunk), other._slots(chunk)
-        self._keys[:, :, :, slots] = other._keys[:, :, :, others]
-        self._values[:, :, :, slots] = other._values[:, :, :, others]
+        self._store.copy(self._slots(chunk), other._store, other._slots(chunk))
         self._written[chunk] = True
 
     # Compression.
@@ -133,6 +150,7 @@ class KvCache:
         length, held = self._tokens_before(end), self._end(newest)
         self._moving = (self._kept, self._first_whole, length, held)
         self._kept, self._first_whole = self.budget.kept, end
+        self.num_compressions += 1
         return length
 
     def score(self, layer: int, query: Tensor) -> None:
@@ -164,29 +182,35 @@ class KvCache:
 
     def _compress(self, layer: int, query: Tensor) -> None:
         kept, first_whole, length, held = self._moving
-        budget, size = self.budget, self.budget.kept
-        selection = select_keys(
-            query,
-            self._keys[layer, :, :, :length],
-            size,
-            budget.config,
-            budget.tokens_per_frame,
-            self.tokens_per_chunk,
+        budget = self.budget
+        key, value = self._store.read(layer, slice(0, length))
+        position = self._positions_of(layer, kept, first_whole, length)
+        bias = self._bias_of(layer, kept, length)
+        num_queries = self._select.num_queries(budget.tokens_per_frame, self.tokens_per_chunk)
+        last_queries = query[..., query.shape[-2] - num_queries :, :]
+        chosen = self._select.select(
+            Entries(last_queries, key, value, position, bias, layer, budget.tokens_per_frame, self.tokens_per_chunk),
+            budget.kept,
         )
-        chosen = selection.indices
-        self._unusable += selection.unusable.sum()  # stays on the device
-        self._positions[layer] = self._positions_of(layer, kept, first_whole, length).gather(-1, chosen)
-        for entries in (self._keys[layer], self._values[layer]):
-            index = chosen[..., None].expand(*chosen.shape, entries.shape[-1])
-            entries[:, :, :size] = entries[:, :, :length].gather(2, index)
-            # The chunks behind move up; a copy, since the ranges may overlap.
-            entries[:, :, size : size + held - length] = entries[:, :, length:held].clone()
+        self._unusable += chosen.unusable.sum()  # stays on the device
+        self._positions[layer] = position.gather(-1, chosen.indices)
+        if self._select.biases:
+            self._bias[layer] = 0.0 if chosen.bias is None else chosen.bias
+        self._store.keep(layer, chosen.indices, length, held)
+
+    def _bias_of(self, layer: int, kept: int, length: int) -> Tensor | None:
+        """Of ``length`` entries, of which the first ``kept`` are compressed."""
+        if not self._select.biases:
+            return None
+        bias = torch.zeros(*self._heads, length, device=self._device)
+        bias[..., :kept] = self._bias[layer, :, :, :kept]
+        return bias
 
     def _positions_of(self, layer: int, kept: int, first_whole: int, length: int) -> Tensor:
         """Positions of ``length`` entries, of which the first ``kept`` are compressed."""
         start = first_whole * self.tokens_per_chunk
-        whole = torch.arange(start, start + length - kept, dtype=torch.int32, device=self._keys.device)
-        whole = whole.expand(*self._keys.shape[1:3], -1)
+        whole = torch.arange(start, start + length - kept, dtype=torch.int32, device=self._device)
+        whole = whole.expand(*self._heads, -1)
         return torch.cat([self._positions[layer, :, :, :kept], whole], dim=-1) if kept else whole
 
     # Slots.
@@ -224,13 +248,13 @@ class KvCache:
 
     @property
     def bytes_allocated(self) -> int:
-        return self._keys.nbytes + self._values.nbytes + self._bytes_beside
+        return self._store.nbytes + self._bytes_beside
 
     @property
     def bytes_used(self) -> int:
-        return (self._keys.nbytes + self._values.nbytes) * self.num_tokens // self.capacity + self._bytes_beside
+        return self._store.nbytes * self.num_tokens // self.capacity + self._bytes_beside
 
     @property
     def _bytes_beside(self) -> int:
-        """Of positions and remembered queries, which stand there from the beginning."""
-        return self._positions.nbytes + self._queries.nbytes
+        """Of positions, biases and remembered queries, which stand there from the beginning."""
+        return self._positions.nbytes + self._bias.nbytes + self._queries.nbytes

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flowcache.kv_score import CompressionConfig
+from flowcache.kv.select.base import KeySelector
 from flowcache.schedule import Schedule
 
 BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -29,14 +29,12 @@ class Budget:
     Attributes:
         kept: of finished chunks, at most, once they have been compressed.
         capacity: in all; the length of the buffers.
-        config: how to choose what to keep.
-        tokens_per_frame: what "frame" means to it.
+        tokens_per_frame: what "frame" means to who chooses.
         query_heads: query heads whose queries are remembered from forward to forward; 0 remembers none.
     """
 
     kept: int
     capacity: int
-    config: CompressionConfig
     tokens_per_frame: int
     query_heads: int = 0
 
@@ -45,7 +43,7 @@ def parse_budget(text: str) -> tuple[float, str]:
     """ "2 chunks" -> (2.0, "chunks"); units are chunks, tokens (of a layer and head), B, KiB, MiB and GiB."""
     match = _FORM.fullmatch(text) if isinstance(text, str) else None
     if match is None:
-        raise ValueError(f"kv_budget={text!r} is not understood; write {EXAMPLES}, or null for no budget")
+        raise ValueError(f"budget={text!r} is not understood; write {EXAMPLES}, or null for no budget")
     amount, unit = float(match[1]), match[2]
     if unit not in BYTES:
         unit = unit.rstrip("s") + "s"
@@ -54,7 +52,7 @@ def parse_budget(text: str) -> tuple[float, str]:
 
 def plan_budget(
     text: str | None,
-    config: CompressionConfig,
+    select: KeySelector,
     schedule: Schedule,
     tokens_per_frame: int,
     tokens_per_chunk: int,
@@ -67,6 +65,7 @@ def plan_budget(
 
     Args:
         text: see ``parse_budget``; None is no budget.
+        select: chooses what to keep.
         refreshes: finished chunks' keys and values are encoded once more, so that they are final a row later.
         bytes_of: what all caches of the generation take together, with a budget or without.
         query_heads: see Budget.
@@ -77,36 +76,38 @@ def plan_budget(
     if text is None:
         return None
     amount, unit = parse_budget(text)
-    config.num_queries(tokens_per_frame, tokens_per_chunk)
-    whole = config.unit_tokens(tokens_per_frame, tokens_per_chunk)
+    select.num_queries(tokens_per_frame, tokens_per_chunk)
+    whole = select.unit_tokens(tokens_per_frame, tokens_per_chunk)
+    least = select.least_tokens(tokens_per_frame, tokens_per_chunk)
     longest = max(window.num_chunks for window in schedule.windows) * tokens_per_chunk
 
     def budget_of(kept: int) -> Budget:
         capacity = longest_held(schedule, kept, tokens_per_chunk, refreshes)
-        return Budget(kept, capacity, config, tokens_per_frame, query_heads)
+        return Budget(kept, capacity, tokens_per_frame, query_heads)
 
     if unit in BYTES:
         limit = _whole_number(amount * BYTES[unit])
         _check_memory(text, limit, device)
         if limit >= bytes_of(None):
             return None
-        if limit < bytes_of(budget_of(whole)):
+        if limit < bytes_of(budget_of(least)):
             raise ValueError(
-                f"kv_budget={text!r} is too small for the chunks being denoised and {whole} tokens of finished ones; "
-                f"the smallest that would do is {_readable(bytes_of(budget_of(whole)))!r}"
+                f"budget={text!r} is too small for the chunks being denoised and {least} tokens of finished ones; "
+                f"the smallest that would do is {_readable(bytes_of(budget_of(least)))!r}"
             )
-        fits, beyond = 1, longest // whole + 1  # in wholes
+        fits, beyond = least // whole, longest // whole + 1  # in wholes
         while beyond - fits > 1:
             middle = (fits + beyond) // 2
             fits, beyond = (middle, beyond) if bytes_of(budget_of(middle * whole)) <= limit else (fits, middle)
         return budget_of(fits * whole)
 
     kept = _whole_number(amount * (tokens_per_chunk if unit == "chunks" else 1))
-    if kept < whole or (kept % whole and kept < longest):
-        nearest = max(1, round(kept / whole)) * whole
+    if kept < least or (kept % whole and kept < longest):
+        nearest = max(least, round(kept / whole) * whole)
+        wanted = f"a whole number of units of {whole} tokens, " if whole > 1 else ""
         raise ValueError(
-            f"kv_budget={text!r} is {kept} tokens and keeps no whole number of {config.selection}s of {whole} tokens; "
-            f"the smallest that would do is '{whole} tokens', and the nearest '{nearest} tokens'"
+            f"budget={text!r} is {kept} tokens per head, and {type(select).__name__} keeps {wanted}at least {least}; "
+            f"the smallest that would do is '{least} tokens', and the nearest '{nearest} tokens'"
         )
     budget = None if kept >= longest else budget_of(kept)
     _check_memory(text, bytes_of(budget), device)
@@ -143,7 +144,7 @@ def _whole_number(amount: float) -> int:
 def _check_memory(text: str, needed: int, device: torch.device | str) -> None:
     there = _memory(torch.device(device))
     if there is not None and needed > there:
-        raise ValueError(f"kv_budget={text!r} takes {_readable(needed)}, and {device} has {_readable(there)}; lower it")
+        raise ValueError(f"budget={text!r} takes {_readable(needed)}, and {device} has {_readable(there)}; lower it")
 
 
 def _memory(device: torch.device) -> int | None:
