@@ -15,7 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.job.errors import BadInput
-from experiments.job.job import ROOT, check_config, nearest
+from experiments.job.job import ROOT, check_config
+from experiments.job.names import nearest
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "setting", "method")

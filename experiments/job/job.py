@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import inspect
-import logging
 import os
 import unicodedata
 from collections.abc import Callable
@@ -15,20 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from baselines.vanilla import VanillaConfig
 from experiments.job.device import check_device, check_kernel, default_workers, known_device, num_cores
 from experiments.job.errors import BadInput
+from experiments.job.method import make_method
+from experiments.job.names import nearest
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
-
-# What cannot be imported is said once, by the BadInput.
-logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 ROOT = Path(__file__).parents[2]
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
@@ -278,25 +273,6 @@ def generation_options(config: DictConfig) -> dict[str, Any]:
     return options | {key: value for key, value in own.items() if value is not None}
 
 
-def make_method(config: DictConfig) -> MethodConfig:
-    """Instantiate a method's dataclass from its YAML; unknown keys name their nearest known one."""
-    fields = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "name"}
-    try:
-        method = get_object(fields["_target_"])
-    except Exception as error:  # whatever importing it raises
-        raise BadInput(f"method._target_={fields['_target_']!r} cannot be imported ({error})") from error
-    if not (isinstance(method, type) and issubclass(method, MethodConfig)):
-        raise BadInput(f"method._target_={fields['_target_']!r} is no flowcache.method.MethodConfig")
-    known = [f.name for f in dataclasses.fields(method)]
-    for key in fields.keys() - {"_target_"}:
-        if key not in known:
-            raise BadInput(f"method {config.name} has no option {key!r}; {nearest(key, known)}")
-    try:
-        return instantiate(fields)
-    except (InstantiationException, ValueError, TypeError) as error:
-        raise BadInput(f"method {config.name}: {error.__cause__ or error}") from error
-
-
 def read_prompts(config: DictConfig) -> tuple[str, ...]:
     """The job's prompts: a list, one prompt, or a file with one a line; then the first ``num_prompts`` of them."""
     source = config.prompts if config.prompts is not None else config.setting.prompts
@@ -403,10 +379,3 @@ def _whole_numbers(values: dict[str, Any], smallest: int = 0) -> None:
     for key, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
             raise BadInput(f"{key}={value!r} must be a whole number of at least {smallest}")
-
-
-def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
-    """'did you mean ...?' with the nearest known name, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    guess = f"did you mean {close[0]}? " if close else ""
-    return f"{guess}there are {', '.join(sorted(known))}"
