@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.job.cli import compose_config
-from experiments.job.job import ROOT, make_job
+from experiments.job.job import make_job
+from experiments.job.paths import ROOT
 from experiments.run.measure import quality
 from experiments.run.plan import probe
 from flowcache.distance import DistanceMeter

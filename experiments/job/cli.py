@@ -15,7 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.job.errors import BadInput
-from experiments.job.job import ROOT, check_config, nearest
+from experiments.job.job import check_config
+from experiments.job.names import nearest
+from experiments.job.paths import ROOT
 
 CONF = ROOT / "conf"
 GROUPS = ("model", "setting", "method")

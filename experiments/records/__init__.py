@@ -30,7 +30,8 @@ from pydantic import TypeAdapter
 from eval.atomic import atomic_path, sync_folder
 from eval.cache import cache_folder
 from experiments.job.errors import BadInput
-from experiments.job.job import ROOT, Job
+from experiments.job.job import Job
+from experiments.job.paths import ROOT
 from flowcache.checkpoints import loaded_files
 from flowcache.models.checkpoint import CheckpointError
 

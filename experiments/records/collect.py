@@ -12,7 +12,8 @@ import pandas as pd
 
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
-from experiments.job.job import Job, make_method
+from experiments.job.job import Job
+from experiments.job.method import make_method
 from experiments.records import Record, RecordStore, new_record, sha256, store_of, todays_key, weights_id
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")

@@ -21,7 +21,10 @@ from rich.table import Table
 from baselines.vanilla import VanillaConfig
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
-from experiments.job.job import Job, find_checkpoint, generation_options, inside_root, make_method
+from experiments.job.job import Job, generation_options
+from experiments.job.method import make_method
+from experiments.job.model import find_checkpoint
+from experiments.job.paths import inside_root
 from experiments.job.replay import read_decisions
 from experiments.show.reported import read_reported
 from flowcache.method import MethodConfig, ReplayConfig

@@ -21,7 +21,8 @@ from omegaconf import DictConfig
 
 from experiments.job.cli import CONF, config_files
 from experiments.job.errors import BadInput, TaskFailed, explain
-from experiments.job.job import ROOT, nearest
+from experiments.job.names import nearest
+from experiments.job.paths import ROOT
 
 # Launchers whose tasks may run on other machines than the one that starts them.
 ELSEWHERE = ("ray", "submitit_slurm")

@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from baselines.vanilla import VanillaConfig
 from eval.peak_memory import PeakBytes
-from experiments.job.job import Job, find_checkpoint
+from experiments.job.job import Job
+from experiments.job.model import find_checkpoint
 from experiments.run import environment
 from experiments.run.dry_run import PFLOP, count
 from flowcache.method import ReplayConfig

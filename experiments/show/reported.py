@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from experiments.job.cli import compose_config
-from experiments.job.job import ROOT, generation_options
+from experiments.job.job import generation_options
+from experiments.job.paths import ROOT
 
 # What the published code runs, by model and class of method (docs of flowcache.method); thresholds by the paper's rows.
 _CODE = {

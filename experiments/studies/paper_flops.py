@@ -18,7 +18,7 @@ from baselines.teacache import TeaCacheConfig
 from baselines.vanilla import VanillaConfig
 from experiments.job.cli import compose_config, config_files
 from experiments.job.errors import BadInput, command
-from experiments.job.job import make_method
+from experiments.job.method import make_method
 from experiments.records import code_hash
 from experiments.run.dry_run import KINDS, PFLOP, Count, count
 from experiments.show.reported import read_reported

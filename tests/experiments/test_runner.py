@@ -17,7 +17,8 @@ from eval.lpips import lpips
 from eval.video_io import read_lossless
 from experiments.job.cli import compose_config, config_files
 from experiments.job.errors import BadInput, RunFailed
-from experiments.job.job import BASELINES, METRICS, make_method
+from experiments.job.job import BASELINES, METRICS
+from experiments.job.method import make_method
 from experiments.records import RecordStore, new_record
 from experiments.records.collect import collect
 from experiments.run.measure import QUALITY

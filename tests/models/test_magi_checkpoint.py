@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache import FlowCacheConfig, generate
 from flowcache.models.checkpoint import CheckpointError, load_weights
 from flowcache.models.magi import Magi

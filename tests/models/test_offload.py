@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache import FlowCacheConfig, generate
 from flowcache.models.magi import Magi
 from flowcache.models.offload import Visits

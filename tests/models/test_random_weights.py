@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from baselines.vanilla import VanillaConfig
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.models.magi import Magi
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.network import MagiDit

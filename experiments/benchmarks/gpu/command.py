@@ -36,7 +36,7 @@ from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.errors import BadInput, CasesFailed, explain
-from experiments.job.job import inside_root
+from experiments.job.paths import inside_root
 from experiments.records import code_hash
 from experiments.run import environment
 

@@ -13,7 +13,8 @@ from omegaconf import DictConfig
 
 from eval.latency import Spread
 from experiments.job.cli import compose_config
-from experiments.job.job import Job, make_job, make_method
+from experiments.job.job import Job, make_job
+from experiments.job.method import make_method
 from experiments.studies.paper_flops import published_schedule
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.policy import ReusePolicy

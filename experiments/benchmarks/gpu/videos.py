@@ -9,7 +9,8 @@ import torch
 from baselines.vanilla import VanillaConfig
 from eval.latency import take
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs, wait
-from experiments.job.job import Job, make_method
+from experiments.job.job import Job
+from experiments.job.method import make_method
 from experiments.run.dry_run import count
 from experiments.studies.paper_flops import vanilla_like
 from flowcache.clock import SectionClock
