@@ -15,6 +15,7 @@ from flowcache.clock import SectionClock
 from flowcache.kv.cache import KvCache
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, unknown_distance
+from flowcache.models.frames import as_uint8
 from flowcache.models.generation import CacheShape, CachingGeneration
 from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import TEMPORAL_FACTOR, Runtime
@@ -212,8 +213,7 @@ class MagiGeneration(CachingGeneration):
             raise RuntimeError("this generation was made without a VAE; give it one to decode frames")
         # fps // 2 pixel frames a tile, as upstream: a chunk decodes as independent halves.
         tiling = Tiling(frames=self.runtime.fps // 2)
-        video = self.vae.tiled_decode(latent[None] / self.runtime.scale_factor, tiling)[0]
-        frames = (video.float() * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+        frames = as_uint8(self.vae.tiled_decode(latent[None] / self.runtime.scale_factor, tiling))
         return frames[self._given_frames(chunk) * TEMPORAL_FACTOR :]
 
     def paper_flops(self, trace: Trace) -> int:

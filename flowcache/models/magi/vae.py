@@ -205,7 +205,7 @@ class _Decoder(_Tokens):
 class Tiling:
     """Tile sizes in pixel frames and pixels; neighbours overlap by ``spatial_overlap`` of a tile in height and width.
 
-    Temporal tiles do not overlap. Source: SandAI-org/MAGI-1 inference/pipeline/video_process.py, where a tile is
+    Temporal tiles do not overlap, and hold the whole latent frames that fit their size, at least one. Source: SandAI-org/MAGI-1 inference/pipeline/video_process.py, where a tile is
     fps // 2 frames long (12 at 24 fps), so a chunk of 6 latent frames is decoded as two independent halves.
     """
 
@@ -253,22 +253,24 @@ class MagiVae(nn.Module):
 
     def tiled_encode(self, video: Tensor, tiling: Tiling) -> Tensor:
         """``encode`` tile by tile; overlaps are blended in the latent, each tile against already blended neighbours."""
-        pixel_tile = (tiling.frames, tiling.height, tiling.width)
-        latent_tile, overlap = self._latent_tile(tiling), tiling.spatial_overlap
+        latent_tile, pixel_tile = self._tiles(tiling)
         with self.presence:
-            return _tiled(video, self.encode, pixel_tile, latent_tile, overlap, in_place=True)
+            return _tiled(video, self.encode, pixel_tile, latent_tile, tiling.spatial_overlap, in_place=True)
 
     def tiled_decode(self, latent: Tensor, tiling: Tiling) -> Tensor:
-        """``decode`` tile by tile; overlaps are blended in pixels, each tile against neighbours as decoded."""
-        latent_tile = self._latent_tile(tiling)
-        length, size = self.config.patch_length, self.config.patch_size
-        pixel_tile = (latent_tile[0] * length, latent_tile[1] * size, latent_tile[2] * size)
+        """Video [N, 3, F, H, W] of a part of one, tile by tile; overlaps are blended in pixels, each tile against
+        neighbours as decoded. Every latent frame gives ``patch_length`` pixel frames, one that is alone in its tile too
+        (upstream shows one frame of it, as of a still, and so loses the others).
+        """
+        latent_tile, pixel_tile = self._tiles(tiling)
         with self.presence:
-            return _tiled(latent, self.decode, latent_tile, pixel_tile, tiling.spatial_overlap, in_place=False)
+            return _tiled(latent, self.decoder, latent_tile, pixel_tile, tiling.spatial_overlap, in_place=False)
 
-    def _latent_tile(self, tiling: Tiling) -> tuple[int, int, int]:
-        size = self.config.patch_size
-        return tiling.frames // self.config.patch_length, tiling.height // size, tiling.width // size
+    def _tiles(self, tiling: Tiling) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """A tile in latent frames, rows and columns, and in pixel frames and pixels."""
+        length, size = self.config.patch_length, self.config.patch_size
+        frames, rows, columns = max(1, tiling.frames // length), tiling.height // size, tiling.width // size
+        return (frames, rows, columns), (frames * length, rows * size, columns * size)
 
 
 def _tiled(

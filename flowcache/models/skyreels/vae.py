@@ -13,9 +13,11 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
-from torch import Tensor
+from torch import Tensor, nn
 
+from flowcache.models.frames import as_uint8
 from flowcache.models.offload import Visits
+from flowcache.models.skyreels.config import TEMPORAL_FACTOR
 from flowcache.models.skyreels.vae_cpu import quicken
 
 
@@ -45,9 +47,18 @@ class SkyReelsVae:
 
     @torch.inference_mode()
     def encode(self, frames: Tensor) -> Tensor:
-        """Frames [1, 3, 1 + 4 (f - 1), H, W] in [-1, 1] -> latent float32 [1, C, f, h, w], the posterior's mean."""
+        """Frames [1, 3, 1 + 4 (f - 1), H, W] in [-1, 1] -> latent float32 [1, C, f, h, w], the posterior's mean.
+
+        As diffusers' ``encode``, which keeps the convolutions' memory on the module, where threads would share it.
+        """
+        memory = _empty_memory(self.vae.encoder)
+        first, rest = frames.to(self._mean).split([1, frames.shape[2] - 1], dim=2)
         with self.presence:
-            mean = self.vae.encode(frames.to(self._mean)).latent_dist.mode()
+            pieces = [
+                self.vae.encoder(piece, feat_cache=memory, feat_idx=[0])
+                for piece in (first, *(rest.split(TEMPORAL_FACTOR, dim=2) if rest.shape[2] else ()))
+            ]
+            mean = self.vae.quant_conv(torch.cat(pieces, dim=2)).chunk(2, dim=1)[0]
         return ((mean - self._mean) / self._deviation).float()
 
     def decoder(self) -> WindowDecoder:
@@ -62,12 +73,12 @@ class WindowDecoder:
         self, vae: AutoencoderKLWan, mean: Tensor, deviation: Tensor, presence: AbstractContextManager
     ) -> None:
         self._vae, self._mean, self._deviation, self._presence = vae, mean, deviation, presence
-        self._memory = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
+        self._memory = _empty_memory(vae.decoder)
         self._is_first = True
 
     @torch.inference_mode()
     def __call__(self, latent: Tensor) -> Tensor:
-        """The next latent frames [1, C, f, h, w] -> frames float32 [1, 3, F, H, W] in [-1, 1]."""
+        """The next latent frames [1, C, f, h, w] -> frames float32 [1, 3, F, H, W], as decoded: not cut to [-1, 1]."""
         with self._presence:
             return self._decode(latent)
 
@@ -78,7 +89,12 @@ class WindowDecoder:
                 self._vae.decoder(frame, feat_cache=self._memory, feat_idx=[0], first_chunk=self._is_first).float()
             )
             self._is_first = False
-        return torch.cat(pieces, dim=2).clamp(-1, 1)
+        return torch.cat(pieces, dim=2)
+
+
+def _empty_memory(network: nn.Module) -> list[Tensor | None]:
+    """What an encoder or decoder remembers of the frames before, one entry for each of its convolutions."""
+    return [None] * sum(isinstance(module, WanCausalConv3d) for module in network.modules())
 
 
 class FrameStream:
@@ -102,13 +118,14 @@ class FrameStream:
         self._held = frames if emit else None
 
     def decode(self, latent: Tensor) -> Tensor:
-        """The next chunk's latent [1, C, f, h, w] -> its new frames, uint8 [F, H, W, 3]."""
+        """The next chunk's latent [1, C, f, h, w] -> its new frames, uint8 [F, H, W, 3]. Raises as ``as_uint8``."""
         frames = self._decode(latent)
         if self._held is not None:
             frames, self._held = torch.cat([self._held, frames], dim=2), None
+        shown, frames = as_uint8(frames), frames.clamp(-1, 1)
         last = frames if self._last is None else torch.cat([self._last, frames], dim=2)
         self._last = last[:, :, -self._overlap_frames :]
-        return (frames[0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
+        return shown
 
     def encode_last_frames(self) -> Tensor:
         """Latents of the last frames, for the window that begins with them."""
