@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
 from flowcache.forecast.base import Forecast
 from flowcache.forecast.hold import Hold
 from flowcache.kv.policy import KvPolicy
 from flowcache.options import check_choice, check_switches
+from flowcache.part import Part
 from flowcache.reuse.base import ReusePolicy
 from flowcache.reuse.never import Never
 
@@ -48,3 +49,18 @@ class Method:
         check_choice("attention", self.attention, ("cached", "native", "causal"))
         check_choice("prefix", self.prefix, ("clean", "published"))
         check_switches(refresh_clean_kv=self.refresh_clean_kv, near_clean=self.near_clean)
+
+    def described(self) -> dict[str, Any]:
+        """Every part by its class and options, and what methods share: plain values, under the names of the command
+        line. Equal for equal methods."""
+        kv = _described(self.kv.select) | {"budget": self.kv.budget, "store": _described(self.kv.store)}
+        parts = {"reuse": _described(self.reuse), "forecast": _described(self.forecast), "kv": kv}
+        return parts | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in parts}
+
+
+def _described(part: Part) -> dict[str, Any]:
+    return {"part": f"{type(part).__module__}.{type(part).__qualname__}", **part.options}
+
+
+# Every chunk computed in every row, as the models were published.
+VANILLA = Method(attention="native")

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from baselines.vanilla import VanillaConfig
+from flowcache.distance import DistanceMeter
 from safetensors.torch import save_file
 
-from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.job.cli import compose_config
 from experiments.job.job import make_job
 from experiments.job.paths import ROOT
 from experiments.run.measure import quality
 from experiments.run.plan import probe
-from flowcache.distance import DistanceMeter
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO, FLASH_PACKAGES
 from flowcache.method import FlowCacheConfig
 from flowcache.models.checkpoint import load_weights

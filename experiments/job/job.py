@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from baselines.vanilla import VanillaConfig
 from experiments.job.check import check_types, check_whole_numbers, wandb_settings
+from experiments.job.compose import baseline_method, named_method
 from experiments.job.device import check_device, check_kernel, default_workers, known_device, num_cores
 from experiments.job.errors import BadInput
-from experiments.job.method import make_method
+from experiments.job.method import make_method, name_of
 from experiments.job.model import checkpoint_of, find_checkpoint, load_model, random_sizes
 from experiments.job.names import nearest
 from experiments.job.paths import check_writable, inside_root
 from experiments.job.prompts import read_prompts
 from flowcache.kernels import AUTO
-from flowcache.method import MethodConfig, ReplayConfig
+from flowcache.method import Method
 from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
+from flowcache.reuse.replay import Replay
 
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
-BASELINES = {  # methods that compute everything
-    "vanilla": VanillaConfig(),
-    "vanilla_causal": VanillaConfig(attention="causal"),
-    "vanilla_kv": VanillaConfig(attention="cached"),
-}
 METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "lpips_vgg", "caption")
 
 
@@ -46,7 +42,7 @@ class Job:
     model_name: str
     setting_name: str
     method_name: str
-    method: MethodConfig
+    method: Method
     prompts: tuple[str, ...]
     seed: int
     num_frames: int
@@ -89,8 +85,8 @@ class Job:
         return self.baseline if self.random_weights is None else self.baseline + RANDOM_MARK
 
     @property
-    def baseline_method(self) -> MethodConfig:
-        return BASELINES[self.baseline]
+    def baseline_method(self) -> Method:
+        return baseline_method(self.baseline, self.model_name, self.setting_name)
 
     @property
     def is_baseline(self) -> bool:
@@ -122,17 +118,18 @@ def make_job(config: DictConfig) -> Job:
     check_whole_numbers({"threads": threads}, smallest=1)
     if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
         raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
-    method, method_name = make_method(config.method), config.method.name
+    method = make_method(config)
+    method_name = name_of(config, named_method(config.method.name, model.name, setting.name)[1])
     if config.replay is not None:
         from experiments.job.replay import read_decisions  # imported late: few jobs need pandas
 
-        method = ReplayConfig.like(method, read_decisions(inside_root(config.replay)))
+        method = replace(method, reuse=Replay(computed=read_decisions(inside_root(config.replay))))
         method_name += ", replayed"
     random_weights = random_sizes(config)
     if random_weights is not None:
-        if method.policy().distance is not None:
+        if method.reuse.distance is not None:
             raise BadInput(
-                f"method {config.method.name} decides by {method.policy().distance} distances, which random weights "
+                f"method {config.method.name} decides by {method.reuse.distance} distances, which random weights "
                 "make meaningless; give the decisions of a real run, replay=<its trace>"
             )
         method_name += RANDOM_MARK
@@ -141,8 +138,7 @@ def make_job(config: DictConfig) -> Job:
     unknown = [str(name) for name in config.metrics if name not in METRICS]
     if unknown:
         raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
-    if config.baseline not in BASELINES:
-        raise BadInput(f"unknown baseline {str(config.baseline)!r}; {nearest(str(config.baseline), list(BASELINES))}")
+    baseline_method(str(config.baseline), model.name, setting.name)
     return Job(
         model_name=model.name,
         setting_name=setting.name,
@@ -179,7 +175,7 @@ def check_config(config: DictConfig, here: bool = True) -> None:
     if config.device == "meta":
         check_types(config)
         wandb_settings(config)
-        make_method(config.method)
+        make_method(config)
         generation_options(config)
     else:
         job = make_job(config)

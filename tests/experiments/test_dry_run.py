@@ -12,9 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from baselines.vanilla import VanillaConfig
 from rich.console import Console
 
-from baselines.vanilla import VanillaConfig
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
 from experiments.job.job import Job

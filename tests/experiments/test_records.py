@@ -9,8 +9,8 @@ from dataclasses import replace
 from textwrap import dedent
 
 import pytest
-
 from baselines.vanilla import VanillaConfig
+
 from experiments import records
 from experiments.job.paths import ROOT
 from experiments.records import RecordStore, new_record, store_of, todays_key, untimed

@@ -9,8 +9,8 @@ import socket
 from dataclasses import asdict, replace
 
 import pytest
-
 from baselines.vanilla import VanillaConfig
+
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
 from experiments.job.job import make_job

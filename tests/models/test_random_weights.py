@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from baselines.vanilla import VanillaConfig
+
 from experiments.job.paths import ROOT
 from flowcache.models.magi import Magi
 from flowcache.models.magi.config import DitConfig

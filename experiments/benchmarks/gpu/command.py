@@ -42,7 +42,7 @@ from experiments.run import environment
 
 OPTIONS = ("parts", "into", "official")
 PARTS = "abcdefg"
-BUDGET = "method.kv_budget=1 chunk"
+BUDGET = "kv.budget=1 chunk"
 MAGI = ("model=magi", "setting=paper", "setting.num_steps=16")
 MAGI_64 = ("model=magi", "setting=paper")
 SKYREELS = ("model=skyreels", "setting=paper")
