@@ -48,7 +48,7 @@ class Uniform(ReusePolicy):
         self.polynomial = checked_polynomial(self.distance, self.polynomial)
         check_switches(published=self.published)
         self._rescaled = rescaling(self.polynomial)
-        self._total = 0.0
+        self.total = 0.0
         self._before: tuple[int, ...] = ()
 
     @property
@@ -65,7 +65,7 @@ class Uniform(ReusePolicy):
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
         decision = self._decide(row, distances, schedule)
         self._before = row.chunks
-        self.accumulated = dict.fromkeys(row.chunks, self._total)
+        self.accumulated = dict.fromkeys(row.chunks, self.total)
         return decision
 
     def _decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
@@ -74,16 +74,16 @@ class Uniform(ReusePolicy):
         if row.index in (rows[0], rows[-1]) or row.index < rows[0] + self.warmup_steps:
             if self.published and new and row.index > 0 and len(row.chunks) > len(self._before):
                 return self._grow(row, new)
-            self._total = 0.0
+            self.total = 0.0
             return Decision(row.chunks)
         if self.published and new and len(row.chunks) == len(self._before):
-            self._total = 0.0
+            self.total = 0.0
             return Decision(row.chunks)
-        self._total += self._rescaled(relative_change(distances))
+        self.total += self._rescaled(relative_change(distances))
         # A rescaled distance can be negative, and 0 still never reuses.
-        below = self.threshold > 0 and self._total < self.threshold
+        below = self.threshold > 0 and self.total < self.threshold
         if not below:
-            self._total = 0.0
+            self.total = 0.0
         if self.published and new:
             # The official code tests the accumulator after its reset, so growth always takes this path.
             return self._grow(row, new)
@@ -91,7 +91,7 @@ class Uniform(ReusePolicy):
 
     def _grow(self, row: Row, new: tuple[int, ...]) -> Decision:
         if row.index < self.warmup_steps:
-            self._total = 0.0
+            self.total = 0.0
         return Decision(new, held=tuple(chunk for chunk in row.chunks if chunk not in new), isolated=new)
 
 

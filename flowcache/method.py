@@ -50,6 +50,9 @@ class Method:
         check_choice("prefix", self.prefix, ("clean", "published"))
         check_switches(refresh_clean_kv=self.refresh_clean_kv, near_clean=self.near_clean)
 
+    def __hash__(self) -> int:
+        return hash(repr(self))  # parts have none, for what they remember; it is no option
+
     def described(self) -> dict[str, Any]:
         """Every part by its class and options, and what methods share: plain values, under the names of the command
         line. Equal for equal methods."""

@@ -22,6 +22,10 @@ from flowcache.trace import Trace, TraceEntry, Work
 Observer = Callable[[Row, Decision], None]
 
 
+class IdlePart(UserWarning):
+    """A part of a method had no effect in a generation; also in ``Trace.remarks``."""
+
+
 @torch.inference_mode()
 def sample(
     generation: Generation,
@@ -80,7 +84,7 @@ def sample(
         )
     trace.remarks = idle_parts(generation, trace)
     for remark in trace.remarks:
-        warnings.warn(remark, stacklevel=2)
+        warnings.warn(remark, IdlePart, stacklevel=2)
 
 
 def generate(

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flowcache.distance import POLYNOMIALS, ChunkDistance, DistanceMeter, rescaling
+from flowcache.reuse.distance import POLYNOMIALS, ChunkDistance, DistanceMeter, rescaling
 from flowcache.schedule import diffusion_forcing_schedule, staged_schedule, timesteps
+from tests.methods import distances_of
 
 
 class Script:
@@ -39,7 +40,7 @@ def test_measures_each_chunk_against_the_row_before(dtype):
     rows = random_rows(schedule, dtype=dtype)
     meter = DistanceMeter(Script(rows), "latent")
     for before, row in zip([None, *schedule.rows], schedule.rows, strict=False):
-        measured = meter.measure(row)
+        measured = distances_of(meter, row)
         common = set(row.chunks) & set(before.chunks if before else ())
         assert set(measured) == common
         for chunk in common:
@@ -54,7 +55,7 @@ def test_asks_for_one_kind_once_a_row():
     script = Script(random_rows(schedule))
     meter = DistanceMeter(script, "embedded_latent")
     for row in schedule.rows:
-        meter.measure(row)
+        distances_of(meter, row)
     assert script.kinds == ["embedded_latent"] * len(schedule.rows)
 
 
@@ -65,7 +66,7 @@ def test_measures_whatever_chunks_it_is_told_and_nothing_across_windows():
     meter = DistanceMeter(Script(rows), "latent", lambda row: tuple(row.visible))
     for row in schedule.rows:
         opens = row.index in [window.rows[0] for window in schedule.windows]
-        assert set(meter.measure(row)) == (set() if opens else set(row.visible))
+        assert set(distances_of(meter, row)) == (set() if opens else set(row.visible))
 
 
 def test_a_dry_run_has_no_distances():
@@ -89,7 +90,7 @@ def test_polynomials_are_given_by_name_or_by_coefficients_highest_power_first():
 def test_a_chunk_that_did_not_move_is_at_distance_zero():
     schedule = staged_schedule(1, timesteps(4))
     meter = DistanceMeter(Script([{0: torch.ones(3)}] * 4), "latent")
-    assert [meter.measure(row) for row in schedule.rows] == [{}] + [{0: ChunkDistance(0.0, 1.0)}] * 3
+    assert [distances_of(meter, row) for row in schedule.rows] == [{}] + [{0: ChunkDistance(0.0, 1.0)}] * 3
 
 
 def test_nothing_before_is_no_division_by_zero():

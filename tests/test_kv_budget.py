@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcache.kv_budget import Budget, longest_held, parse_budget, plan_budget
-from flowcache.kv_cache import KvCache
-from flowcache.kv_score import CompressionConfig
+from flowcache.kv.budget import Budget, longest_held, parse_budget, plan_budget
+from flowcache.kv.cache import KvCache
+from flowcache.kv.select.joint import Joint
 from flowcache.schedule import Schedule, diffusion_forcing_schedule, staged_schedule, timesteps
 
 FRAME, CHUNK = 4, 12
@@ -36,7 +36,7 @@ def test_budgets_are_read(text, meaning):
     "text", ["", "2", "two chunks", "2 blocks", "-1 chunks", "1e3 tokens", "64 MB", 4096, ["1 chunk"]]
 )
 def test_what_is_no_budget_is_refused_with_examples(text):
-    with pytest.raises(ValueError, match=re.escape(f"kv_budget={text!r} is not understood; write '2 chunks', ")):
+    with pytest.raises(ValueError, match=re.escape(f"budget={text!r} is not understood; write '2 chunks', ")):
         parse_budget(text)
 
 
@@ -49,14 +49,14 @@ def bytes_of(budget: Budget | None, num_chunks: int = 10) -> int:
 
 
 def plan(text: str | None, schedule: Schedule, refreshes: bool = True, device: str = "cpu", **options) -> Budget | None:
-    config = CompressionConfig(**options)
+    config = Joint(**options)
     measure = lambda budget: bytes_of(budget, schedule.num_chunks)  # noqa: E731
     return plan_budget(text, config, schedule, FRAME, CHUNK, refreshes, measure, device)
 
 
 def test_the_buffer_holds_what_is_kept_the_window_and_a_chunk_to_be_refreshed():
     for text, kept in (("1 chunk", 12), ("30 tokens", 30), ("2 chunks", 24)):
-        assert plan(text, staged(20)) == Budget(kept, kept + 5 * CHUNK, CompressionConfig(), FRAME)
+        assert plan(text, staged(20)) == Budget(kept, kept + 5 * CHUNK, FRAME)
         assert plan(text, staged(20), refreshes=False).capacity == kept + 4 * CHUNK
 
 
@@ -89,8 +89,7 @@ def test_bytes_are_a_limit_that_is_used_up(limit, selection, refreshes):
     schedule, whole = staged(10), {"token": 1, "frame": FRAME, "chunk": CHUNK}[selection]
 
     def taken(kept: int) -> int:
-        config = CompressionConfig(selection=selection)
-        return bytes_of(Budget(kept, longest_held(schedule, kept, CHUNK, refreshes), config, FRAME))
+        return bytes_of(Budget(kept, longest_held(schedule, kept, CHUNK, refreshes), FRAME))
 
     try:
         budget = plan(f"{limit} B", schedule, refreshes, selection=selection)
@@ -112,7 +111,11 @@ def test_bytes_are_a_limit_that_is_used_up(limit, selection, refreshes):
     [
         ("0 tokens", {}, "the smallest that would do is '1 tokens'"),
         ("0.05 chunks", {}, "'0.05 chunks' is 0 tokens"),
-        ("3 tokens", {"selection": "frame"}, "no whole number of frames of 4 tokens; the smallest that would do is '4"),
+        (
+            "3 tokens",
+            {"selection": "frame"},
+            "Joint keeps a whole number of units of 4 tokens, at least 4; the smallest that would do is '4",
+        ),
         ("18 tokens", {"selection": "chunk"}, "the nearest '24 tokens'"),
         ("1 KiB", {}, "too small for the chunks being denoised and 1 tokens of finished ones; the smallest that would"),
         ("1 chunk", {"query_granularity": 13}, "query_granularity=13 is more than the 12 queries of a chunk"),
@@ -124,10 +127,10 @@ def test_impossible_budgets_are_refused_with_what_would_do(text, options, messag
 
 
 def test_budgets_beyond_the_device_are_refused(monkeypatch):
-    monkeypatch.setattr("flowcache.kv_budget._memory", lambda device: 4096)
-    with pytest.raises(ValueError, match=re.escape("kv_budget='1 GiB' takes 1024.00 MiB, and cpu has 4.00 KiB; lower")):
+    monkeypatch.setattr("flowcache.kv.budget._memory", lambda device: 4096)
+    with pytest.raises(ValueError, match=re.escape("budget='1 GiB' takes 1024.00 MiB, and cpu has 4.00 KiB; lower")):
         plan("1 GiB", staged(10))
-    with pytest.raises(ValueError, match=r"kv_budget='8 chunks' takes .* KiB, and cpu has 4.00 KiB"):
+    with pytest.raises(ValueError, match=r"budget='8 chunks' takes .* KiB, and cpu has 4.00 KiB"):
         plan("8 chunks", staged(10))
     monkeypatch.undo()
     assert plan("8 chunks", staged(10)) is not None
@@ -155,7 +158,7 @@ def test_no_reuse_of_a_chunks_later_steps_ever_needs_more_than_the_buffer(
 
 
 def test_the_devices_own_memory_is_known():
-    from flowcache.kv_budget import _memory
+    from flowcache.kv.budget import _memory
 
     assert _memory(torch.device("cpu")) > 2**28
     assert _memory(torch.device("meta")) is None

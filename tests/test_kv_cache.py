@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcache.kv_budget import Budget
-from flowcache.kv_cache import KvCache
-from flowcache.kv_score import CompressionConfig, select_keys
+from flowcache.kv.budget import Budget
+from flowcache.kv.cache import KvCache
+from flowcache.kv.policy import KvPolicy
+from flowcache.kv.select.joint import Joint
 from tests.flowcache_goldens import manifest, tensors
+from tests.methods import select_keys
 
 
 @dataclass(frozen=True)
@@ -159,9 +161,11 @@ def test_empty_sizes_are_refused(position):
 
 def budgeted(kept: int, capacity: int, layers: int = 1, heads: int = 2, channels: int = 4, tokens: int = 6, **options):
     remembers = options.pop("query_heads", 0)
-    config = CompressionConfig(**{"query_granularity": "chunk", **options})
-    budget = Budget(kept, capacity, config, tokens // 3, remembers)
-    return KvCache(layers, heads, channels, tokens, 12, budget=budget)
+    config = Joint(**{"query_granularity": "chunk", **options})
+    budget = Budget(kept, capacity, tokens // 3, remembers)
+    return KvCache(
+        layers, heads, channels, tokens, 12, policy=KvPolicy(select=config, budget=f"{kept} tokens"), budget=budget
+    )
 
 
 @st.composite
@@ -195,7 +199,7 @@ def test_a_compressed_cache_holds_what_was_chosen_of_what_was_written(video):
             for layer, own in enumerate(held):
                 query = torch.randn(1, heads * 2, tokens, channels, generator=random)
                 union = torch.stack([torch.stack([key for _, key, _ in head[:length]]) for head in own])[None]
-                config = cache.budget.config
+                config = Joint(**options)
                 indices = select_keys(query, union, kept, config, tokens // 3, tokens).indices[0].tolist()
                 cache.score(layer, query)
                 own[:] = [[head[i] for i in chosen] + head[length:] for head, chosen in zip(own, indices, strict=True)]
@@ -215,7 +219,7 @@ def test_a_compressed_cache_holds_what_was_chosen_of_what_was_written(video):
         compressed = 0 if whole == 0 else kept
         assert cache.num_tokens == compressed + (chunk + 1 - whole) * tokens
         assert cache.bytes_used <= cache.bytes_allocated == allocated
-    if cache.budget.config.kept_order == "position":
+    if Joint(**options).kept_order == "position":
         for layer in range(layers):
             positions = cache.positions(layer)
             assert torch.equal(positions, positions.sort().values)
@@ -259,7 +263,7 @@ def test_remembered_queries_compress_later_what_queries_at_hand_compress_now():
 @pytest.mark.parametrize(("bad", "kept"), [(0, 0), (17, 0), (18, 1), (24, 7)])
 def test_keys_that_cannot_be_scored_are_kept_last_and_counted(bad, kept):
     """Of four chunks of six keys, with room for seven."""
-    cache = KvCache(1, 1, 4, 6, 5, budget=Budget(7, 30, CompressionConfig(), 2))
+    cache = KvCache(1, 1, 4, 6, 5, policy=KvPolicy(select=Joint(), budget="7 tokens"), budget=Budget(7, 30, 2))
     keys = torch.randn(1, 1, 24, 4, generator=torch.Generator().manual_seed(0))
     keys[:, :, torch.randperm(24, generator=torch.Generator().manual_seed(1))[:bad]] = float("nan")
     for chunk, part in enumerate(keys.split(6, dim=2)):
@@ -282,13 +286,19 @@ def test_the_official_rounds_through_the_cache():
     """goldens/flowcache: kv_orchestration. Five chunks of room, of which one for what is kept."""
     facts, stored = manifest("kv_orchestration"), tensors("kv_orchestration")
     layers, (_, heads, channels), chunk_tokens = facts["layers"], facts["heads"], facts["chunk_tokens"]
-    config = CompressionConfig(
-        mix_lambda=facts["mix_lambda"], query_granularity=facts["query_granularity"], kept_order="score"
-    )
+    config = Joint(mix_lambda=facts["mix_lambda"], query_granularity=facts["query_granularity"], kept_order="score")
     assert facts["rounds"][0]["budget_tokens"] == chunk_tokens
     room = facts["total_cache_chunks"] * chunk_tokens
-    budget = Budget(chunk_tokens, room, config, chunk_tokens // 3)
-    cache = KvCache(layers, heads, channels, chunk_tokens, facts["num_chunks"], budget=budget)
+    budget = Budget(chunk_tokens, room, chunk_tokens // 3)
+    cache = KvCache(
+        layers,
+        heads,
+        channels,
+        chunk_tokens,
+        facts["num_chunks"],
+        policy=KvPolicy(select=config, budget="1 chunk"),
+        budget=budget,
+    )
     written = 0
     for index, facts_of_round in enumerate(facts["rounds"]):
         newest = facts_of_round["active"][-1]

@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eval.peak_memory import PeakBytes
-from flowcache.kv_score import (
-    CompressionConfig,
-    importance,
-    position_weights,
-    redundancy,
-    select,
-    select_keys,
-    token_scores,
-)
+from flowcache.kv.select.base import keep_best
+from flowcache.kv.select.joint import Joint
+from flowcache.kv.select.scores import importance, position_weights, redundancy
+from tests.methods import select_keys
 
 UNUSABLE = (math.nan, math.inf, -math.inf, 0.0)
 WEIGHTINGS = ("exponential", "polynomial", "upper_convex_polynomial", "gaussian")
@@ -40,7 +35,7 @@ def draw_tensors(draw: st.DrawFn, max_length: int = 40) -> tuple[Tensor, Tensor,
 inputs = st.composite(draw_tensors)()
 fractions = st.floats(0, 1)
 configs = st.builds(
-    CompressionConfig,
+    Joint,
     mix_lambda=st.sampled_from([0.0, 0.07, 0.5, 1.0]),
     pool_kernel=st.sampled_from([1, 3, 7]),
     weighting=st.sampled_from(["no_weight", "hard_code", *WEIGHTINGS]),
@@ -88,16 +83,16 @@ def test_importance_and_redundancy_are_shares(case):
 @given(inputs, configs)
 def test_keys_in_half_precision_are_scored_in_single(case, config):
     query, key, _ = (case[0].bfloat16(), case[1].bfloat16(), case[2])
-    scores = token_scores(query, key, config, 5)
+    scores = config.scores(query, key, 5)
     assert scores.dtype == torch.float32
-    torch.testing.assert_close(scores, token_scores(query.float(), key.float(), config, 5), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(scores, config.scores(query.float(), key.float(), 5), atol=1e-6, rtol=1e-5)
 
 
 @given(inputs, configs, st.integers(1, 50), st.sampled_from(["position", "score"]))
 def test_keeps_exactly_the_budget_each_key_once_and_in_order(case, config, budget, order):
     query, key, _ = case
-    score = token_scores(query, key, config, 5)
-    indices, unusable = select(score, budget, kept_order=order)
+    score = config.scores(query, key, 5)
+    indices, unusable, _ = keep_best(score, budget, kept_order=order)
     length = key.shape[-2]
     assert indices.shape == (*key.shape[:-2], min(budget, length))
     assert indices.dtype == torch.int64
@@ -116,8 +111,8 @@ def test_keeps_exactly_the_budget_each_key_once_and_in_order(case, config, budge
 @given(inputs, st.sampled_from(["token", "frame", "chunk"]), st.integers(0, 20), st.sampled_from(["position", "score"]))
 def test_a_budget_of_the_length_or_more_is_the_identity(case, selection, surplus, order):
     query, key, _ = case
-    config = CompressionConfig(selection=selection, query_granularity=1, kept_order=order)
-    indices, unusable = select_keys(query, key, key.shape[-2] + surplus, config, 3, 6)
+    config = Joint(selection=selection, query_granularity=1, kept_order=order)
+    indices, unusable, _ = select_keys(query, key, key.shape[-2] + surplus, config, 3, 6)
     assert torch.equal(indices, torch.arange(key.shape[-2]).expand(key.shape[:-1]))
     assert not unusable.any()
 
@@ -135,10 +130,10 @@ def test_permuting_heads_permutes_what_they_keep(case, config, fraction, random)
 @given(inputs, configs)
 def test_layers_and_batch_entries_do_not_mix(case, config):
     query, key, _ = case
-    together = token_scores(query, key, config, 5).reshape(-1, *key.shape[-3:-1])
+    together = config.scores(query, key, 5).reshape(-1, *key.shape[-3:-1])
     one_by_one = zip(query.reshape(-1, *query.shape[-3:]), key.reshape(-1, *key.shape[-3:]), strict=True)
     for score, (own_query, own_key) in zip(together, one_by_one, strict=True):
-        torch.testing.assert_close(token_scores(own_query, own_key, config, 5), score, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(config.scores(own_query, own_key, 5), score, atol=1e-6, rtol=1e-5)
 
 
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
@@ -150,7 +145,7 @@ def test_units_are_kept_whole_by_their_mean(unit, num_units, data):
         best = means.topk(kept_units).indices
         best = best.sort().values if order == "position" or kept_units == num_units else best
         expected = (best[..., None] * unit + torch.arange(unit)).flatten(-2)
-        assert torch.equal(select(score, kept_units * unit, unit, order).indices, expected)
+        assert torch.equal(keep_best(score, kept_units * unit, unit, order).indices, expected)
 
 
 @given(inputs, configs, st.data())
@@ -163,15 +158,15 @@ def test_unusable_keys_touch_no_score_and_are_kept_last_and_counted(case, config
     for slot, poison in zip(bad, poisons, strict=True):
         broken[..., slot, :] = poison
         zeroed[..., slot, :] = 0.0
-    score = token_scores(query, broken, config, 5)
-    assert torch.equal(score, token_scores(query, zeroed, config, 5))  # whatever the poison
+    score = config.scores(query, broken, 5)
+    assert torch.equal(score, config.scores(query, zeroed, 5))  # whatever the poison
     assert torch.equal(score.isneginf(), torch.isin(torch.arange(length), torch.tensor(bad)).expand(score.shape))
     assert not score.isnan().any()
     if config.weighting in WEIGHTINGS and len(bad) < length:  # shifted by the lowest usable score
         assert (score.masked_fill(score.isneginf(), math.inf).amin(-1) == 0).all()
 
     budget = data.draw(st.integers(1, length))
-    indices, unusable = select_keys(query, broken, budget, config, 1, 1)
+    indices, unusable, _ = select_keys(query, broken, budget, config, 1, 1)
     usable = length - len(bad)
     assert (unusable == max(0, budget - usable)).all()
     assert (torch.isin(indices, torch.tensor(bad)).sum(-1) == unusable).all()
@@ -192,18 +187,18 @@ def test_usable_keys_score_as_if_the_others_were_not_there(case, data):
 @pytest.mark.parametrize("value", UNUSABLE)
 def test_a_cache_without_any_usable_key_is_kept_in_part_and_reported(value):
     query, key = torch.ones(2, 3, 4), torch.full((2, 9, 4), value)
-    indices, unusable = select_keys(query, key, 6, CompressionConfig(query_granularity=3), 3, 3)
+    indices, unusable, _ = select_keys(query, key, 6, Joint(query_granularity=3), 3, 3)
     assert all(len(set(kept)) == 6 for kept in indices.tolist())
     assert unusable.tolist() == [6, 6]
-    assert select_keys(query, key, 9, CompressionConfig(), 3, 3).unusable.tolist() == [9, 9]
+    assert select_keys(query, key, 9, Joint(), 3, 3).unusable.tolist() == [9, 9]
 
 
 def test_a_unit_with_an_unusable_key_is_dropped_and_a_nan_query_reported():
     random = torch.Generator().manual_seed(0)
     query, key = torch.randn(2, 6, 4, generator=random), torch.randn(2, 12, 4, generator=random)
     key[0, 4, 1] = math.nan
-    config = CompressionConfig(selection="frame")
-    indices, unusable = select_keys(query, key, 9, config, 3, 6)
+    config = Joint(selection="frame")
+    indices, unusable, _ = select_keys(query, key, 9, config, 3, 6)
     assert indices[0].tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11]
     assert unusable.tolist() == [0, 0]
     query[1, 2, 3] = math.nan
@@ -214,7 +209,7 @@ def test_a_unit_with_an_unusable_key_is_dropped_and_a_nan_query_reported():
 def test_nan_scores_are_selected_last_and_counted(order):
     score = torch.tensor([[0.0, math.nan, -1.0, math.nan, 2.0]])
     for budget, expected in ((1, {4}), (3, {0, 2, 4}), (4, {0, 2, 4})):
-        indices, unusable = select(score, budget, kept_order=order)
+        indices, unusable, _ = keep_best(score, budget, kept_order=order)
         assert expected <= set(indices[0].tolist())
         assert unusable.tolist() == [budget - len(expected)]
 
@@ -237,7 +232,7 @@ def test_at_the_papers_size_extra_memory_stays_below_half_a_gib_and_nothing_wait
     query = torch.empty(24, 12_150, 128, dtype=dtype, device="meta")
     key = torch.empty(8, 48_600, 128, dtype=dtype, device="meta")
     with PeakBytes() as memory:
-        kept = select_keys(query, key, 36_450, CompressionConfig(), 2025, 12_150)
+        kept = select_keys(query, key, 36_450, Joint(), 2025, 12_150)
     assert kept.indices.shape == (8, 36_450)
     assert kept.indices.device.type == "meta"
     assert 2**20 < memory.peak < 300 * 2**20
@@ -264,18 +259,18 @@ def test_at_the_papers_size_extra_memory_stays_below_half_a_gib_and_nothing_wait
 )
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        CompressionConfig(**options)
+        Joint(**options)
 
 
 def test_counts_of_queries_and_units_follow_the_sizes_of_frame_and_chunk():
     def num_queries(granularity: str | int, chunk: int = 72) -> int:
-        return CompressionConfig(query_granularity=granularity).num_queries(24, chunk)
+        return Joint(query_granularity=granularity).num_queries(24, chunk)
 
     assert [num_queries(g) for g in ("token", "frame", "chunk", 7, 72)] == [50, 24, 72, 7, 72]
     assert num_queries("token", chunk=48) == 48
     with pytest.raises(ValueError, match="query_granularity=73 is more than the 72 queries of a chunk; choose 1 to 72"):
         num_queries(73)
-    units = {s: CompressionConfig(selection=s).unit_tokens(24, 72) for s in ("token", "frame", "chunk")}
+    units = {s: Joint(selection=s).unit_tokens(24, 72) for s in ("token", "frame", "chunk")}
     assert units == {"token": 1, "frame": 24, "chunk": 72}
 
 
@@ -289,31 +284,31 @@ def test_tensors_that_do_not_belong_together_are_refused():
     with pytest.raises(ValueError, match="pool_kernel=2 must be an odd"):
         importance(key, key, pool_kernel=2)
     with pytest.raises(ValueError, match="query_granularity='frame' needs 6 queries, got 5"):
-        select_keys(key, key, 3, CompressionConfig(query_granularity="frame"), 6, 12)
+        select_keys(key, key, 3, Joint(query_granularity="frame"), 6, 12)
 
 
 def test_impossible_budgets_are_refused_with_the_nearest_possible():
     score = torch.zeros(1, 12)
     with pytest.raises(ValueError, match=r"a budget of 0 tokens is not a whole number of units of 1 tokens.*is 1$"):
-        select(score, 0)
+        keep_best(score, 0)
     with pytest.raises(ValueError, match=r"a budget of 8 tokens is not .* of 3 tokens, at least one; the nearest is 9"):
-        select(score, 8, unit_tokens=3)
+        keep_best(score, 8, unit_tokens=3)
     with pytest.raises(ValueError, match="12 keys are not whole units of 5 tokens; select by 'token' instead"):
-        select(score, 5, unit_tokens=5)
+        keep_best(score, 5, unit_tokens=5)
 
 
 @pytest.mark.gpu
 def test_on_a_gpu_nothing_waits_for_it_and_scores_are_those_of_the_cpu():
     random = torch.Generator().manual_seed(0)
     query, key = torch.randn(6, 40, 64, generator=random), torch.randn(2, 600, 64, generator=random)
-    config = CompressionConfig(weighting="exponential", query_granularity=40)
+    config = Joint(weighting="exponential", query_granularity=40)
     on_gpu = query.cuda(), key.cuda()
     select_keys(*on_gpu, 300, config, 10, 40)  # what is set up on first use may wait
     torch.cuda.set_sync_debug_mode("error")
     try:
-        score, kept = token_scores(*on_gpu, config, 40), select_keys(*on_gpu, 300, config, 10, 40)
+        score, kept = config.scores(*on_gpu, 40), select_keys(*on_gpu, 300, config, 10, 40)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    torch.testing.assert_close(score.cpu(), token_scores(query, key, config, 40), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(score.cpu(), config.scores(query, key, 40), atol=1e-6, rtol=1e-4)
     assert kept.indices.is_cuda
     assert kept.unusable.is_cuda

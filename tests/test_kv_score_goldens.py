@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcache.kv_score import CompressionConfig, importance, redundancy, select_keys, token_scores
+from flowcache.kv.select.joint import Joint
+from flowcache.kv.select.scores import importance, redundancy
 from tests.flowcache_goldens import manifest, tensors
+from tests.methods import select_keys
 
 SHAPES = manifest("kv_compressor")
 CHUNK, FRAME, CLEAN = SHAPES["chunk_tokens"], SHAPES["frame_tokens"], SHAPES["clean_tokens"]
@@ -31,7 +33,7 @@ def take(tensor: Tensor, indices: Tensor) -> Tensor:
 @pytest.mark.parametrize("heads", ["gqa", "plain"])
 @pytest.mark.parametrize("granularity", ["token", "frame", "chunk"])
 def test_importance_is_the_official_one(heads, granularity):
-    num_queries = CompressionConfig(query_granularity=granularity).num_queries(FRAME, CHUNK)
+    num_queries = Joint(query_granularity=granularity).num_queries(FRAME, CHUNK)
     assert num_queries == {"token": 50, "frame": 24, "chunk": 72}[granularity]
     query, key = golden(heads, "query")[:, -num_queries:], golden(heads, "key")
     for name, kernel in (("importance_raw", 1), ("importance", SHAPES["pool_kernel"])):
@@ -46,16 +48,16 @@ def test_redundancy_is_the_official_one(heads, form):
     torch.testing.assert_close(redundancy(golden(heads, "key")), expected, atol=2e-9, rtol=0)
 
 
-def official_config(case: dict) -> CompressionConfig:
+def official_config(case: dict) -> Joint:
     names = ("mix_lambda", "query_granularity", "weighting", "power")
-    return CompressionConfig(selection=case["strategy"], **{name: case[name] for name in names})
+    return Joint(selection=case["strategy"], **{name: case[name] for name in names})
 
 
 @pytest.mark.parametrize("case", SHAPES["cases"], ids=lambda case: f"{case['name']}.b{case['budget']}")
 def test_scores_and_kept_sets_are_the_official_ones(case):
     config = official_config(case)
     query, key = golden(case["heads"], "query"), golden(case["heads"], "key")
-    score = token_scores(query[:, -config.num_queries(FRAME, CHUNK) :], key, config, CHUNK)
+    score = config.scores(query[:, -config.num_queries(FRAME, CHUNK) :], key, CHUNK)
     expected = tensors("kv_compressor")[case["score"]]
     if config.selection != "token":
         score = score.unflatten(-1, (-1, config.unit_tokens(FRAME, CHUNK))).mean(-1)
@@ -73,10 +75,10 @@ def test_scores_and_kept_sets_are_the_official_ones(case):
 
 @pytest.mark.parametrize("case", manifest("r1kv_skyreels")["cases"], ids=lambda c: f"{c['name']}.b{c['budget']}")
 def test_the_official_compressor_of_the_other_model_scores_and_keeps_alike(case):
-    config = CompressionConfig(mix_lambda=case["mix_lambda"], kept_order="score")
+    config = Joint(mix_lambda=case["mix_lambda"], kept_order="score")
     query, key = golden(case["heads"], "query"), golden(case["heads"], "key")
     expected = tensors("r1kv_skyreels")
-    score = token_scores(query, key, config, CHUNK)
+    score = config.scores(query, key, CHUNK)
     torch.testing.assert_close(score, expected[case["score"]], atol=SCORE_TOLERANCE, rtol=0)
     kept = select_keys(query, key, case["budget"], config, FRAME, CHUNK).indices
     assert as_sets(kept) == as_sets(expected[case["indices"]])
@@ -91,7 +93,7 @@ def test_the_official_compressor_of_the_other_model_scores_and_keeps_alike(case)
 @pytest.mark.parametrize(("order", "suffix"), [("score", ""), ("position", "_if_resorted")])
 def test_the_order_of_the_kept_keys_decides_what_the_next_round_pools(order, suffix):
     """Two rounds: the keys kept of 216 and a new chunk of 72 compete for 144 places once more."""
-    config, expected = CompressionConfig(kept_order=order), tensors("r1kv_skyreels")
+    config, expected = Joint(kept_order=order), tensors("r1kv_skyreels")
     first = select_keys(golden("plain", "query"), golden("plain", "key"), 144, config, FRAME, CHUNK).indices
     assert as_sets(first) == as_sets(expected["rounds.round1.indices"])
     key = torch.cat([take(golden("plain", "key"), first), expected["rounds.key2"].transpose(0, 1)], dim=1)
@@ -104,7 +106,7 @@ def test_the_order_of_the_kept_keys_decides_what_the_next_round_pools(order, suf
 def test_rounds_of_a_running_cache_keep_what_the_official_one_keeps():
     """Two rounds in two layers, kept keys in score order; each round the oldest chunks compete for one chunk's room."""
     given, stored = manifest("kv_orchestration"), tensors("kv_orchestration")
-    config = CompressionConfig(query_granularity=given["query_granularity"], kept_order="score")
+    config = Joint(query_granularity=given["query_granularity"], kept_order="score")
     layers = range(given["layers"])
 
     def chunk(index: int) -> Tensor:
@@ -127,8 +129,8 @@ def test_rounds_of_a_running_cache_keep_what_the_official_one_keeps():
 
 def test_hard_code_gives_up_the_first_chunk_first_and_keeps_its_order():
     query, key = golden("gqa", "query"), golden("gqa", "key")
-    config = CompressionConfig(weighting="hard_code")
-    plain = token_scores(query, key, CompressionConfig(), CHUNK)
+    config = Joint(weighting="hard_code")
+    plain = Joint().scores(query, key, CHUNK)
     kept = select_keys(query, key, CLEAN - CHUNK + 5, config, FRAME, CHUNK).indices
     assert torch.equal(kept[:, 5:], torch.arange(CHUNK, CLEAN).expand(2, -1))
     assert torch.equal(kept[:, :5], plain[:, :CHUNK].topk(5).indices.sort().values)

@@ -1,6 +1,6 @@
 """Reuse decisions from features: the official caches' decisions on stored random walks (goldens/flowcache).
 
-Distances are measured here, where tests/test_policy.py and tests/baselines/test_teacache.py decide on recorded ones.
+Distances are measured here, where tests/test_policy.py and tests/baselines/test_uniform.py decide on recorded ones.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.teacache import UniformReuse
-from flowcache.distance import ChunkDistance, DistanceMeter
-from flowcache.policy import ChunkwiseReuse, Decision, ReusePolicy
+from baselines.uniform import Uniform
+from flowcache.reuse.base import Decision, ReusePolicy
+from flowcache.reuse.chunkwise import Chunkwise
+from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.schedule import Row, Schedule, staged_schedule, timesteps
 from tests.flowcache_goldens import manifest, tensors
+from tests.methods import distances_of
 
 CASES = manifest("cache_decisions")["cases"]
 KIND = "embedded_latent"
@@ -56,12 +58,12 @@ def decide_all(
     meter = DistanceMeter(source, KIND)
     for row in schedule.rows:
         source.row = row.index
-        distances, before = meter.measure(row), dict(policy.accumulated)
+        distances, before = distances_of(meter, row), dict(policy.accumulated)
         yield row, distances, before, policy.decide(row, distances, schedule)
 
 
-def chunkwise(case: dict[str, Any]) -> ChunkwiseReuse:
-    return ChunkwiseReuse(case["threshold"], case["warmup"], "global", KIND)
+def chunkwise(case: dict[str, Any]) -> Chunkwise:
+    return Chunkwise(threshold=case["threshold"], warmup_steps=case["warmup"], last_step="global", distance=KIND)
 
 
 @pytest.mark.parametrize("features", ["0", "1"])
@@ -101,7 +103,7 @@ def test_a_second_video_is_decided_as_the_first_where_the_official_state_leaks(c
 
 @pytest.mark.parametrize("case", cases("teacache"), ids=name)
 def test_published_teacache_decides_as_the_official_code(case):
-    policy = UniformReuse(case["threshold"], case["warmup"], KIND, published=True)
+    policy = Uniform(threshold=case["threshold"], warmup_steps=case["warmup"], distance=KIND, published=True)
     for (row, _, _, decision), expected in zip(decide_all(case, policy), case["rows"], strict=True):
         old, new = row.chunks[:-1], row.chunks[-1:]
         if expected["only_new_chunk"]:

@@ -174,7 +174,7 @@ class KvCache:
 
     @property
     def unusable_kept(self) -> int:
-        """Entries that compressions kept although nothing could score them (flowcache.kv_score): NaN, infinite or zero.
+        """Entries that compressions kept although nothing could score them (see Selection): NaN, infinite or zero.
 
         Over all layers, heads and compressions; 0 on device "meta". Waits for the device.
         """

@@ -10,11 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.teacache import TeaCacheConfig, UniformReuse
-from flowcache.distance import ChunkDistance
-from flowcache.policy import Decision
+from baselines.uniform import Uniform
+from flowcache.forecast.hold import Hold
+from flowcache.method import Method
+from flowcache.reuse.base import Decision
+from flowcache.reuse.distance import ChunkDistance
 from flowcache.schedule import Row, Schedule, diffusion_forcing_schedule, staged_schedule, timesteps
 from flowcache.trace import Trace
+from tests.methods import uniform
 from tests.models.magi_goldens import decisions, golden_generation, latents_of, manifest, tensors
 
 RUNS = ("g_teacache_late_localkv_mlp", "g_teacache_late_mlp", "g_teacache_early_mlp", "g_teacache_late_nearclean_mlp")
@@ -22,14 +25,14 @@ RUNS = ("g_teacache_late_localkv_mlp", "g_teacache_late_mlp", "g_teacache_early_
 SOUND_RUN = "g_teacache_late_localkv_mlp"
 
 
-def published(run: str) -> TeaCacheConfig:
+def published(run: str) -> Method:
     case = manifest(run)
-    return TeaCacheConfig(
+    return uniform(
         threshold=case["rel_l1_thresh"],
         warmup_steps=case["warmup_steps"],
         published=True,
         refresh_clean_kv=False,
-        reuse="displacement",
+        forecast=Hold(quantity="displacement"),
     )
 
 
@@ -38,7 +41,7 @@ def finished(request):
     """A run's name, trace and latents."""
     run, trace = request.param, Trace()
     method = published(run)
-    return run, trace, latents_of(golden_generation(run, method), method, trace)
+    return run, trace, latents_of(golden_generation(run, method), trace)
 
 
 def test_decides_as_the_official_code(finished):
@@ -62,7 +65,7 @@ def test_old_chunks_are_held_where_the_official_code_computes_the_new_one_only(f
 
 def test_latents_match_the_official_code_where_it_attends_written_keys_only():
     method = published(SOUND_RUN)
-    latents = latents_of(golden_generation(SOUND_RUN, method), method)
+    latents = latents_of(golden_generation(SOUND_RUN, method))
     torch.testing.assert_close(latents, tensors(SOUND_RUN)["out.final_latents"], atol=2e-4, rtol=0)
 
 
@@ -91,7 +94,7 @@ def one_distance(row: Row, before: Row | None, relative: float) -> dict[int, Chu
     return {chunk: ChunkDistance(relative, 1.0) for chunk in common}
 
 
-def decide_all(policy: UniformReuse, schedule: Schedule, relative: Sequence[float]) -> list[Decision]:
+def decide_all(policy: Uniform, schedule: Schedule, relative: Sequence[float]) -> list[Decision]:
     before, result = None, []
     for row, distance in zip(schedule.rows, relative, strict=True):
         result.append(policy.decide(row, one_distance(row, before, distance), schedule))
@@ -102,7 +105,7 @@ def decide_all(policy: UniformReuse, schedule: Schedule, relative: Sequence[floa
 @pytest.mark.parametrize("run", RUNS)
 def test_decides_as_the_official_code_on_its_recorded_distances(run):
     schedule = staged_schedule(5, timesteps(16))
-    policy = published(run).policy()
+    policy = published(run).reuse
     relative = [step.get("rel_l1", 0.0) for step in decisions(run)]
     for row, step, decision in zip(schedule.rows, decisions(run), decide_all(policy, schedule, relative), strict=True):
         assert bool(decision.compute) == step["calc"]
@@ -112,8 +115,8 @@ def test_decides_as_the_official_code_on_its_recorded_distances(run):
         assert decision.isolated == (row.chunks[-1:] if new_only else ())
 
 
-def sound(threshold: float, warmup_steps: int) -> UniformReuse:
-    return TeaCacheConfig(threshold=threshold, warmup_steps=warmup_steps).policy()
+def sound(threshold: float, warmup_steps: int) -> Uniform:
+    return Uniform(threshold=threshold, warmup_steps=warmup_steps)
 
 
 def test_weighs_chunks_by_their_magnitude():
@@ -182,14 +185,14 @@ def test_nothing_to_measure_is_no_division_by_zero():
 
 def test_bad_settings_are_refused():
     with pytest.raises(ValueError, match="threshold=-1 must be a finite number of at least 0"):
-        TeaCacheConfig(threshold=-1, warmup_steps=0)
+        uniform(threshold=-1, warmup_steps=0)
     with pytest.raises(ValueError, match=r"warmup_steps=0.5 must be a whole number"):
-        TeaCacheConfig(threshold=0.1, warmup_steps=0.5)
+        uniform(threshold=0.1, warmup_steps=0.5)
 
 
 def test_every_window_computes_its_first_rows_and_its_last():
     schedule = diffusion_forcing_schedule(5, list(range(900, 0, -100)), 2, window_chunks=3, overlap_chunks=1)
-    policy, computed = UniformReuse(1.0, 3, "latent", False), []
+    policy, computed = Uniform(threshold=1.0, warmup_steps=3, distance="latent"), []
     for row in schedule.rows:
         opens = row.index == schedule.windows[row.window].rows[0]
         measured = {} if opens else {chunk: ChunkDistance(0.0, 1.0) for chunk in row.visible}
@@ -204,11 +207,11 @@ def test_rescaled_distances_accumulate_and_threshold_zero_never_reuses():
     schedule = staged_schedule(1, timesteps(6), window_size=1)
     falling = (10.0, -1.0)
     seen = []
-    policy = UniformReuse(0.75, 1, "rescaled", False, falling)
+    policy = Uniform(threshold=0.75, warmup_steps=1, distance="rescaled_modulation", polynomial=falling)
     for row, distance in zip(schedule.rows, [0.0, 0.15, 0.05, 0.15, 0.15, 0.0], strict=True):
         policy.decide(row, {0: ChunkDistance(distance, 1.0)} if row.index else {}, schedule)
-        seen.append(policy.total)
+        seen.append(policy.accumulated[0])
     assert seen == pytest.approx([0.0, 0.5, 0.0, 0.5, 0.0, 0.0], abs=1e-12)
-    never = UniformReuse(0.0, 0, "rescaled", False, falling)
+    never = Uniform(threshold=0.0, warmup_steps=0, distance="rescaled_modulation", polynomial=falling)
     for row in schedule.rows:
         assert never.decide(row, {0: ChunkDistance(0.0, 1.0)} if row.index else {}, schedule).compute == (0,)
