@@ -30,6 +30,7 @@ class UniformCalls(ReusePolicy):
     """
 
     uses: ClassVar[tuple[str, ...]] = ("branches",)
+    needs_window: ClassVar[bool] = True
     threshold: float
     warmup_steps: int
     distance: str = "rescaled_modulation"

@@ -65,6 +65,8 @@ class ReusePolicy(Part, ABC):
         distance: the distance that it needs ("embedded_latent", "latent", ...); None if it decides without one.
         report: the figures of ``Report`` that it needs; none costs nothing.
         uses: the fields of Decision, beyond ``compute``, that it may fill; a model that cannot follow refuses it.
+        needs_window: it may skip a chunk's first step, with what was computed of it while it waited; only attention
+            without a cache does that.
         skips: it may skip something; False only for a policy that is there to compute everything.
         accumulated: what each chunk has accumulated after the last decision, for the trace.
     """
@@ -72,6 +74,7 @@ class ReusePolicy(Part, ABC):
     distance: ClassVar[str | None] = None
     report: ClassVar[tuple[Figure, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
+    needs_window: ClassVar[bool] = False
     skips: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -80,7 +83,7 @@ class ReusePolicy(Part, ABC):
     @abstractmethod
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
         """``distances`` holds the chunks that were also measured in the row before. A chunk's first step must compute,
-        for there is nothing to forecast from."""
+        for there is nothing to forecast from (but see ``needs_window``)."""
 
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:
         """What computing showed of each chunk computed in ``row``. Called right before the next row is decided, since

@@ -1,6 +1,6 @@
 """Reuse decisions from features: the official caches' decisions on stored random walks (goldens/flowcache).
 
-Distances are measured here, where tests/test_policy.py and tests/baselines/test_uniform.py decide on recorded ones.
+Distances are measured here, where test_chunkwise.py and tests/baselines/test_uniform.py decide on recorded ones.
 """
 
 from __future__ import annotations
