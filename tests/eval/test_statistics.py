@@ -49,6 +49,15 @@ def test_pairs_cancel_what_prompts_have_in_common():
         paired_difference([1.0], [])
 
 
+def test_a_table_made_again_has_the_same_intervals():
+    """Of values of which no two resamples have the same mean, so that other resamples would show."""
+    rng = np.random.default_rng(2)
+    values, others = rng.normal(size=(2, 24))
+    first, again = (paired_difference(values, others) for _ in range(2))
+    assert first == again
+    assert first != paired_difference(values[::-1], others)  # other numbers are told apart
+
+
 def test_few_values_have_no_bootstrap_interval():
     few = [1.0, 2.0, 4.0, 8.0, 16.0]
     assert len(few) == MIN_RESAMPLED - 1

@@ -323,3 +323,15 @@ def test_a_pending_refresh_waits_for_a_row_that_computes(skipped, refreshed_in):
     assert [row.index for row in generation.schedule.rows if row.finished] == [7, 9]
     assert [row for row, work in trace.work if work.kind == "refresh"] == refreshed_in
     assert not [work for row, work in trace.work if row in skipped]
+
+
+def test_the_near_clean_copy_runs_only_where_the_oldest_chunk_computes():
+    """Where it reuses there is nothing to mix the copy with, and upstream runs none either."""
+    skipped = {6, 9}  # rows in which the oldest chunk is nearly clean
+    method = by_row(lambda row: Decision(row.chunks[1:] if row.index in skipped else row.chunks))
+    trace = Trace()
+    latents_of(small_generation(method, near_clean_threshold=0.3), trace)
+    near_clean = {row for row, work in trace.work if work.kind == "near_clean"}
+    # The last two of a chunk's eight steps lie beyond t = 0.3, and there it is the oldest.
+    assert near_clean == {6, 7, 8, 9, 10, 11} - skipped
+    assert all(entry.action == "reuse" for entry in trace.entries if entry.row in skipped and entry.step >= 6)

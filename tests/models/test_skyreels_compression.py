@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from itertools import zip_longest
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from flowcache.kv.cache import KvCache
 from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
 from flowcache.models.skyreels import SkyReels
+from flowcache.models.skyreels.attention import Block, Pack
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.reuse.base import Decision
 from flowcache.reuse.never import Never
@@ -314,3 +316,68 @@ def test_the_published_first_row_of_a_window_sees_no_given_chunk():
 def test_impossible_budgets_are_refused_before_anything_runs(options, message):
     with pytest.raises(ValueError, match=message):
         small_generation(changed(REUSING, **options), **WINDOWS)
+
+
+def scorers(monkeypatch: pytest.MonkeyPatch, method: Method, **settings: Any) -> list[tuple[Row, int, int]]:
+    """Of every compression the row, the chunk whose queries chose in all layers, and the first chunk that is not
+    compressed. By the queries themselves: what the cache was given is compared with each chunk's."""
+    generation = small_generation(method, **settings)
+    attend, score, begin = Block._attend, KvCache.score, KvCache.begin_compression
+    projected: list[tuple[int, Tensor]] = []  # of the forward at hand: position and queries
+    rows, found = [], []
+
+    def attended(block: Block, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
+        parts = query.split(pack.tokens_per_chunk, dim=2)
+        projected[:] = [(member.position, part) for member, part in zip(pack.members, parts, strict=True)]
+        return attend(block, query, key, value, pack)
+
+    def begun(cache: KvCache, end: int) -> int:
+        found.append([rows[-1], set(), end + generation.window.first_chunk])
+        return begin(cache, end)
+
+    def scored(cache: KvCache, layer: int, query: Tensor) -> None:
+        (own,) = [position for position, part in projected if torch.equal(part, query)]
+        found[-1][1].add(own + generation.window.first_chunk)
+        return score(cache, layer, query)
+
+    monkeypatch.setattr(Block, "_attend", attended)
+    monkeypatch.setattr(KvCache, "score", scored)
+    monkeypatch.setattr(KvCache, "begin_compression", begun)
+    begin_row = generation.begin_row
+    monkeypatch.setattr(generation, "begin_row", lambda row: (rows.append(row), begin_row(row))[1])
+    list(sample(generation))
+    return [(row, chunk, end) for row, (chunk,), end in found]
+
+
+# One window of six chunks, three of them denoised at once: two are left when the oldest finishes.
+BESIDE = {"num_steps": 6, "ar_step": 2, "base_num_frames": 45, "num_chunks": 6}
+
+
+def test_the_published_timing_scores_by_the_first_computed_chunk_after_those_that_are_final(monkeypatch):
+    """Fidelity row 11. The recorded runs have one chunk left at that point, where every rule gives the same."""
+    method = vanilla(attention="cached", budget="1 chunk", refresh_clean_kv=False, select=Joint(timing="published"))
+    found = scorers(monkeypatch, method, **BESIDE)
+    assert found
+    assert all(chunk == end for _, chunk, end in found)
+    assert any(len([c for c in row.chunks if c >= end]) >= 2 for row, _, end in found)  # a later one could have
+
+
+@pytest.mark.parametrize("refresh_clean_kv", [True, False])
+def test_the_sound_timing_scores_by_the_newest_computed_chunk(monkeypatch, refresh_clean_kv):
+    method = vanilla(attention="cached", budget="1 chunk", refresh_clean_kv=refresh_clean_kv)
+    found = scorers(monkeypatch, method, **BESIDE)
+    assert found
+    assert all(chunk == row.chunks[-1] for row, chunk, _ in found)
+    assert any(len(row.chunks) >= 2 for row, _, _ in found)
+
+
+def test_the_sound_timing_scores_by_the_newest_chunk_that_computes_where_the_newest_reuses(monkeypatch):
+    """In a row that only its older chunks compute, the newest of these chooses."""
+
+    def rule(row: Row) -> Decision:
+        starts = any(step.step == 0 for step in row.steps)
+        return Decision(row.chunks if starts or len(row.chunks) < 2 else row.chunks[:-1])
+
+    found = scorers(monkeypatch, by_row(rule, budget="1 chunk"), **BESIDE)
+    assert all(chunk == rule(row).compute[-1] for row, chunk, _ in found)
+    assert any(chunk != row.chunks[-1] for row, chunk, _ in found)
