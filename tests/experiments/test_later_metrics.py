@@ -191,7 +191,7 @@ def test_other_codes_videos_are_compared_with_its_own_references(arguments, monk
     job = job_of(arguments, "metrics=[psnr,ssim]")
     store, old_reference = store_of(job), reference_of(job, job.prompts[0])
     old_code = code_hash()
-    monkeypatch.setattr("experiments.records.code_hash", lambda: "feedfacefeedface")
+    monkeypatch.setattr("experiments.records.identity.code_hash", lambda: "feedfacefeedface")
     new_reference = reference_of(job, job.prompts[0])
     shutil.copytree(store.run_path(old_reference), store.run_path(new_reference))
     store.save(replace(store.read(old_reference), key=new_reference, code="feedfacefeedface"))

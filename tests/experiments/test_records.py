@@ -11,10 +11,10 @@ from textwrap import dedent
 import pytest
 
 from baselines.vanilla import VanillaConfig
-from experiments import records
 from experiments.job.job import ROOT
-from experiments.records import RecordStore, new_record, store_of, todays_key, untimed
+from experiments.records import RecordStore, identity, new_record, sha256, store_of, todays_key, untimed, weights
 from experiments.records.__main__ import main
+from experiments.records.code import statements
 from experiments.records.collect import collect
 from experiments.run.runner import Runner
 from flowcache.checkpoints import loaded_files
@@ -33,7 +33,7 @@ def run(*arguments):
 
 
 def made_by(monkeypatch, code):
-    monkeypatch.setattr(records, "code_hash", lambda: code)
+    monkeypatch.setattr(identity, "code_hash", lambda: code)
 
 
 def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
@@ -41,7 +41,7 @@ def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
     store = store_of(job)
     files = {path.name for path in store.run_path(record.key).iterdir() if not path.name.startswith(".")}
     assert files == {"record.json", "video.mkv", "video.mp4", "trace.parquet"}
-    assert record.artifacts == {name: records.sha256(store.run_path(record.key) / name) for name in record.artifacts}
+    assert record.artifacts == {name: sha256(store.run_path(record.key) / name) for name in record.artifacts}
     assert set(record.artifacts) == files - {"record.json"}
 
 
@@ -69,9 +69,9 @@ def test_comments_docstrings_and_layout_are_no_other_code():
             def g(self):
                 '''Of what does nothing.'''
     """)
-    assert records.statements(told) == records.statements(plain)
-    assert records.statements(plain.replace("+ 1", "+ 2")) != records.statements(plain)
-    assert records.statements("x = 'text'") != records.statements("x = 'other'")
+    assert statements(told) == statements(plain)
+    assert statements(plain.replace("+ 1", "+ 2")) != statements(plain)
+    assert statements("x = 'text'") != statements("x = 'other'")
 
 
 def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):
@@ -258,21 +258,21 @@ def test_no_records_is_one_clear_line(tmp_path, capsys):
 
 def test_large_weights_are_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(records, "LARGE_BYTES", 100)
+    monkeypatch.setattr(weights, "LARGE_BYTES", 100)
     before = fresh_hash(whole(tmp_path / "checkpoint"))
-    monkeypatch.setattr(records, "sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(weights, "sha256", lambda path: pytest.fail("hashed again"))
     assert fresh_hash(tmp_path / "checkpoint") == before
 
 
 def fresh_hash(checkpoint):
-    records.weights_hash.cache_clear()
-    return records.weights_hash(checkpoint)
+    weights.weights_hash.cache_clear()
+    return weights.weights_hash(checkpoint)
 
 
 def test_the_embedded_weights_keep_their_hashes():
     """Of published results: whatever changes these makes every video anew."""
     embedded = ROOT / "experiments" / "embedded"
-    hashes = {name: records.weights_hash(embedded / name) for name in ("magi", "skyreels")}
+    hashes = {name: weights.weights_hash(embedded / name) for name in ("magi", "skyreels")}
     assert hashes == {"magi": "0349e792b4af4b20", "skyreels": "618ace0aed3eed24"}
 
 

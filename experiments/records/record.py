@@ -1,0 +1,95 @@
+"""What is kept of one generated video."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+SCHEMA_VERSION = 2
+# What differs between two runs of one video on one machine; the rest of a record does not.
+TIMED = (
+    "latency_s",
+    "baseline_latency_s",
+    "sections_s",
+    "chunk_latency_s",
+    "peak_memory_gib",
+    "environment",
+    "changed",
+    "maker",
+)
+Status = Literal["queued", "running", "finished", "failed"]
+
+
+@dataclass
+class Record:
+    """One generated video.
+
+    Attributes:
+        key: hash of settings, method, prompt, seed and weights, and after a hyphen of the code; names the directory.
+        status: "queued", "running" (or interrupted, if nobody holds its lock), "finished", "failed" (see error).
+        maker: host and process that ran it last.
+        changed: when the status last did, UTC.
+        artifacts: sha256 of the directory's other files, by name; of finished ones.
+        metrics: by name, units in names (psnr in dB); infinite values as the text "inf"; unavailable ones as None.
+        notes: why a metric is None, by name.
+        latency_s: the whole generation, from prompt to decoded frames; None where it was not timed.
+        baseline_latency_s: vanilla's, timed right before this one on the same prompt in the same process.
+        sections_s: latency by part: text, transformer, policy, scheduler, compression, vae.
+        chunk_latency_s: from the prompt to the decoded frames of the first, second ... chunk.
+        peak_memory_gib: most that the GPU's allocator gave out at once; None on a CPU.
+        flops, flops_by_kind, flops_by_part: executed by the transformer.
+        baseline_flops: vanilla's.
+        computed_fraction: chunk steps computed over all chunk steps.
+        kv_bytes_allocated, kv_bytes_used_peak: of the caches of all branches.
+        caption: what was seen in the video against its caption, where that can be told.
+    """
+
+    key: str
+    model: str
+    setting: str
+    method: str
+    method_config: dict[str, Any]
+    prompt: str
+    seed: int
+    settings: dict[str, Any]
+    weights: str
+    code: str
+    status: Status = "queued"
+    error: str | None = None
+    maker: str | None = None
+    changed: str | None = None
+    artifacts: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float | str | None] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    latency_s: float | None = None
+    baseline_latency_s: float | None = None
+    sections_s: dict[str, float] = field(default_factory=dict)
+    chunk_latency_s: list[float] = field(default_factory=list)
+    peak_memory_gib: float | None = None
+    flops: int = 0
+    baseline_flops: int = 0
+    flops_by_kind: dict[str, int] = field(default_factory=dict)
+    flops_by_part: dict[str, int] = field(default_factory=dict)
+    computed_fraction: float = 1.0
+    kv_bytes_allocated: int = 0
+    kv_bytes_used_peak: int = 0
+    caption: dict[str, Any] | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+
+def untimed(record: Record) -> dict[str, Any]:
+    """The part of a record that is the same whenever and beside whatever the video is made."""
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.name not in TIMED}
+
+
+def plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN: they become text and None."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "inf" if value > 0 else None
+    return value
