@@ -3,8 +3,8 @@ experiments.records`` lists, shows, verifies and prunes them.
 """
 
 from experiments.records.checksum import sha256
-from experiments.records.code import code_hash
-from experiments.records.identity import new_record, todays_key, with_code
+from experiments.records.code import library_hash
+from experiments.records.identity import described_parts, new_record, todays_code, todays_key
 from experiments.records.record import SCHEMA_VERSION, TIMED, Record, Status, untimed
 from experiments.records.store import RecordStore, maker, store_of
 from experiments.records.weights import weights_hash, weights_id
@@ -15,14 +15,15 @@ __all__ = [
     "Record",
     "RecordStore",
     "Status",
-    "code_hash",
+    "described_parts",
+    "library_hash",
     "maker",
     "new_record",
     "sha256",
     "store_of",
+    "todays_code",
     "todays_key",
     "untimed",
     "weights_hash",
     "weights_id",
-    "with_code",
 ]

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from experiments.job.errors import BadInput, command
 from experiments.job.job import inside_root
-from experiments.records import Record, RecordStore, Status, code_hash
+from experiments.records import Record, RecordStore, Status, todays_code
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def _prune(store: RecordStore, options: argparse.Namespace) -> int:
             doomed.append((path, run.state))
         elif store.damage(record):
             doomed.append((path, "damaged"))
-        elif options.other_code and record.code != code_hash():
-            doomed.append((path, f"code {record.code}, today's is {code_hash()}"))
+        elif options.other_code and record.code != todays_code(record):
+            doomed.append((path, f"code {record.code}, today's is {todays_code(record)}"))
         elif (partials := sorted(path.glob(".*.partial"))) and not store.is_claimed(run.key):
             doomed += [(partial, "left by a kill") for partial in partials]
     for path, why in doomed:

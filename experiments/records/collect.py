@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -13,7 +12,18 @@ import pandas as pd
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
 from experiments.job.job import Job, make_method
-from experiments.records import Record, RecordStore, new_record, sha256, store_of, todays_key, weights_id
+from experiments.records import (
+    Record,
+    RecordStore,
+    described_parts,
+    new_record,
+    sha256,
+    store_of,
+    todays_code,
+    todays_key,
+    weights_id,
+)
+from experiments.records.metrics import current
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
 
@@ -26,13 +36,14 @@ def canonical(options: dict[str, Any]) -> str:
 def collect(job: Job) -> pd.DataFrame:
     """One row a finished video: method, its options, prompt, metrics, why they are missing, compute, latency.
 
-    Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
-    program. With ``any_code`` other code's count too, where today's has none. Raises BadInput if there are none.
+    Only records that agree with the job in model, setting, weights and today's code of their own method count: one
+    table shows one program. With ``any_code`` other code's count too, where today's has none; of metrics only today's
+    code's ever do. Raises BadInput if there are none.
     """
     store, wanted = store_of(job), (job.settings, weights_id(job))
     agreeing = (record for record in store.all() if (record.settings, record.weights) == wanted)
-    keys = dict.fromkeys(todays_key(record.key) for record in agreeing)
-    records = [record for record in map(store.find, keys) if record is not None]
+    keys = dict.fromkeys(todays_key(record) for record in agreeing)
+    records = [current(record) for record in map(store.find, keys) if record is not None]
     if not records:
         raise BadInput(
             f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "
@@ -51,7 +62,7 @@ def at_defaults(frame: pd.DataFrame, job: Job, method: str) -> pd.DataFrame:
 @cache  # composing takes a tenth of a second
 def _defaults(model: str, setting: str, method: str) -> str:
     config = compose_config([f"model={model}", f"setting={setting}", f"method={method}"])
-    return canonical(asdict(make_method(config.method)))
+    return canonical(described_parts(make_method(config.method)))
 
 
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -80,6 +91,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 **reasons,
                 "weights": record.weights,
                 "code": record.code,
+                "is_todays_code": record.code == todays_code(record),
                 **{f"environment_{k}": record.environment.get(k) for k in _ENVIRONMENT},
             }
         )
@@ -88,7 +100,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 def described(job: Job) -> dict[str, Any]:
     """Method and all options of a job, by dotted name."""
-    return {"method": job.method_name, **flat({**job.settings, **asdict(job.method)})}
+    return {"method": job.method_name, **flat({**job.settings, **described_parts(job.method)})}
 
 
 def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -103,7 +115,7 @@ def finished(job: Job) -> list[Record]:
     """The finished records of a job's prompts."""
     store = store_of(job)
     found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
-    return [record for record in found if record is not None]
+    return [current(record) for record in found if record is not None]
 
 
 def read_trace(store: RecordStore, record: Record) -> pd.DataFrame:

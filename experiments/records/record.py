@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What differs between two runs of one video on one machine; the rest of a record does not.
 TIMED = (
     "latency_s",
@@ -31,7 +31,11 @@ class Record:
         maker: host and process that ran it last.
         changed: when the status last did, UTC.
         artifacts: sha256 of the directory's other files, by name; of finished ones.
+        method_config: of the method and each of its parts the class and all options.
+        code: hash of the code that decides the video and what it is compared with: of ``modules`` and all they import.
         metrics: by name, units in names (psnr in dB); infinite values as the text "inf"; unavailable ones as None.
+        metrics_code: hash of the code of each metric that was asked for, the caption's too.
+        reference: key of the video that the metrics compare with; None of a baseline.
         notes: why a metric is None, by name.
         latency_s: the whole generation, from prompt to decoded frames; None where it was not timed.
         baseline_latency_s: vanilla's, timed right before this one on the same prompt in the same process.
@@ -55,13 +59,16 @@ class Record:
     settings: dict[str, Any]
     weights: str
     code: str
+    modules: list[str] = field(default_factory=list)
     status: Status = "queued"
     error: str | None = None
     maker: str | None = None
     changed: str | None = None
     artifacts: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, float | str | None] = field(default_factory=dict)
+    metrics_code: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
+    reference: str | None = None
     latency_s: float | None = None
     baseline_latency_s: float | None = None
     sections_s: dict[str, float] = field(default_factory=dict)

@@ -19,7 +19,8 @@ from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments.job.errors import BadInput, Failure, RunFailed, VideoLost
 from experiments.job.job import Job
-from experiments.records import Record, maker, new_record, store_of, with_code
+from experiments.records import Record, maker, new_record, store_of
+from experiments.records.metrics import metric_code
 from experiments.run import environment, measure
 from flowcache.kernels import compile_seconds
 from flowcache.method import MethodConfig, ReplayConfig
@@ -229,6 +230,7 @@ class Runner:
             record.baseline_latency_s = baseline_latency_s
             _describe_work(record, take.trace)
             reference = None if method == self.job.baseline_method else self.store.find(self._reference(prompt).key)
+            record.reference = None if reference is None else reference.key
             record.baseline_flops = take.trace.flops if reference is None else reference.flops
             self._measure(record, take.frames, reference, self.job.metrics)
             random_weights = self.job.random_weights is not None
@@ -253,6 +255,9 @@ class Runner:
             record.caption, reason = measure.caption(frames, record.prompt, *chunks)
             if reason:
                 notes["caption"] = reason
+        if self.job.random_weights is None:
+            measured = [name for name in names if name in metrics or name == "caption"]
+            record.metrics_code = record.metrics_code | {name: metric_code(name) for name in measured}
         old_notes = {name: note for name, note in record.notes.items() if name not in names}
         record.metrics, record.notes = {**record.metrics, **metrics}, {**old_notes, **notes}
 
@@ -268,9 +273,9 @@ class Runner:
         self.store.amend(record)
 
     def _reference_of(self, record: Record) -> Record | None:
-        """The finished reference of a finished record: of the same code, or else of what counts beside today's."""
-        key = self._reference(record.prompt).key
-        return self.store.finished(with_code(key, record.code)) or self.store.find(key)
+        """The finished reference of a finished record: its own, or else the one that counts now."""
+        own = None if record.reference is None else self.store.finished(record.reference)
+        return own or self.store.find(self._reference(record.prompt).key)
 
     def _lossless(self, record: Record) -> ndarray:
         """Frames of a finished video. Raises VideoLost."""

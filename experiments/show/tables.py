@@ -98,9 +98,10 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
 
     A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends (``_low``,
     ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. ``codes`` is
-    there where several made the videos (any_code): how many each made. Raises BadInput where no method has records.
+    there where other code than today's made some (any_code): how many each made. Raises BadInput where no method has
+    records.
     """
-    rows, codes = [], set()
+    rows, other_codes = [], False
     for name in methods:
         mine = at_defaults(frame, job, name)
         if mine.empty:
@@ -141,12 +142,12 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
         row["codes"] = ", ".join(
             f"{code} {n}" for code, n in mine["code"].value_counts(sort=False).sort_index().items()
         )
-        codes.update(mine["code"])
+        other_codes |= not mine["is_todays_code"].all()
         rows.append(row)
     if not rows:
         raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
     table = pd.DataFrame(rows).set_index("method")
-    return table if len(codes) > 1 else table.drop(columns="codes")
+    return table if other_codes else table.drop(columns="codes")
 
 
 def _add_mean(row: dict, key: str, values: pd.Series) -> None:

@@ -16,7 +16,7 @@ from eval.errors import MetricUnavailable
 from experiments.job.cli import compose_config
 from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
-from experiments.records import Record, RecordStore, code_hash, new_record, store_of
+from experiments.records import Record, RecordStore, new_record, store_of
 from experiments.run import measure, sweep
 from experiments.run import runner as runner_module
 from experiments.run.launch import Launcher
@@ -54,7 +54,8 @@ def job_of(arguments: list[str], *more: str) -> Job:
 
 
 def everything_else(record: Record) -> dict[str, object]:
-    return {name: value for name, value in asdict(record).items() if name not in ("metrics", "notes", "caption")}
+    of_metrics = ("metrics", "metrics_code", "notes", "caption")
+    return {name: value for name, value in asdict(record).items() if name not in of_metrics}
 
 
 def reference_of(job: Job, prompt: str) -> str:
@@ -190,8 +191,8 @@ def test_random_weights_still_have_no_quality(arguments, monkeypatch):
 def test_other_codes_videos_are_compared_with_its_own_references(arguments, monkeypatch):
     job = job_of(arguments, "metrics=[psnr,ssim]")
     store, old_reference = store_of(job), reference_of(job, job.prompts[0])
-    old_code = code_hash()
-    monkeypatch.setattr("experiments.records.identity.code_hash", lambda: "feedfacefeedface")
+    old_code = store.read(old_reference).code
+    monkeypatch.setattr("experiments.records.identity.code_hash", lambda modules: "feedfacefeedface")
     new_reference = reference_of(job, job.prompts[0])
     shutil.copytree(store.run_path(old_reference), store.run_path(new_reference))
     store.save(replace(store.read(old_reference), key=new_reference, code="feedfacefeedface"))

@@ -33,7 +33,7 @@ def run(*arguments):
 
 
 def made_by(monkeypatch, code):
-    monkeypatch.setattr(identity, "code_hash", lambda: code)
+    monkeypatch.setattr(identity, "code_hash", lambda modules: code)
 
 
 def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
@@ -178,7 +178,7 @@ def test_other_codes_records_count_only_where_asked_for(finished, monkeypatch):
         collect(job)
     (record,) = Runner(job).run(job.prompts[:1])  # today's goes before the other's
     assert record.code == "feedfacefeedface"
-    assert record.key == todays_key(made[0].key)
+    assert record.key == todays_key(made[0])
     assert sorted(collect(lenient)["code"]) == sorted(["feedfacefeedface", made[1].code])
 
 
@@ -246,7 +246,6 @@ def test_prune_leaves_what_is_whole_or_being_made(finished, capsys, monkeypatch)
     assert not aside.exists()
     assert len(list(store.all())) == 3
     made_by(monkeypatch, "feedfacefeedface")
-    monkeypatch.setattr("experiments.records.__main__.code_hash", lambda: "feedfacefeedface")
     assert run("prune", job.output_dir, "--yes", "--other-code") == 0
     assert list(store.all()) == []
 

@@ -271,14 +271,14 @@ def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypat
     old, new = "0123456789abcdef", "feedfacefeedface"
     vanilla, slow, fast = (job_of(tmp_path, f"method={m}") for m in ("vanilla", "flowcache_slow", "flowcache_fast"))
     arguments = [f"output_dir={tmp_path}"]
-    monkeypatch.setattr(identity, "code_hash", lambda: old)
+    monkeypatch.setattr(identity, "code_hash", lambda modules: old)
     for prompt in PROMPTS[:3]:
         made(vanilla, prompt, latency_s=10.0)
         made(fast, prompt, 0.9, metrics={"psnr": 20.0})
     assert tables.main(arguments) == 0
     assert "Videos by code" not in capsys.readouterr().out  # of one code there is nothing to tell apart
     assert not any(f"{old} " in line for line in (tmp_path / "tables" / "magi_embedded_main.csv").open())
-    monkeypatch.setattr(identity, "code_hash", lambda: new)
+    monkeypatch.setattr(identity, "code_hash", lambda modules: new)
     assert tables.main(arguments) == 2
     assert "no finished records" in capsys.readouterr().err
     for prompt in PROMPTS[:2]:
