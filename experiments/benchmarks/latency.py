@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from baselines.vanilla import VanillaConfig
-from eval.latency import GIB, Spread, Take, sections, speedup
+from eval.latency import GIB, Spread, Take, sections
 from eval.peak_memory import PeakBytes
+from eval.speedup import speedup
 from experiments.benchmarks.options import whole_number
 from experiments.job.job import Job
 from experiments.run import environment

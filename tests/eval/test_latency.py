@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.latency import Spread, Take, sections, speedup, take
+from eval.latency import Spread, Take, sections, take
+from eval.speedup import speedup
 from flowcache.method import FlowCacheConfig
 from flowcache.trace import Trace
 from tests.models.magi_goldens import small_generation

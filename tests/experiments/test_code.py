@@ -64,6 +64,7 @@ def test_a_new_method_and_another_methods_code_leave_a_record_as_it_is(small_job
     change(tree / "flowcache" / "models" / "skyreels" / "model.py")
     change(tree / "flowcache" / "__init__.py")
     change(tree / "eval" / "psnr.py")
+    change(tree / "eval" / "statistics.py")
     assert keys(job) == before
     assert keys(other)["every_k"] != of_other
 
