@@ -24,6 +24,7 @@ from experiments.records import (
     weights_id,
 )
 from experiments.records.metrics import current
+from experiments.records.timings import commonest_way, timed, ways
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
 
@@ -66,9 +67,15 @@ def _defaults(model: str, setting: str, method: str) -> str:
 
 
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a record: as ``collect``, of any records."""
-    rows = []
-    for record in records:
+    """One row a record: as ``collect``, of any records.
+
+    Times are those of the one way that most were timed in, so that no median mixes two; of a record that was timed, but
+    not so, ``timed_otherwise`` names the ways.
+    """
+    records, rows = list(records), []
+    way = commonest_way(records)
+    for full in records:
+        record = timed(full, way)
         metrics = {k: float("inf") if v == "inf" else v for k, v in record.metrics.items()}
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
         reasons = {f"{k}_reason": v for k, v in record.notes.items()}
@@ -83,6 +90,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "flops_share": record.flops / record.baseline_flops if record.baseline_flops else None,
                 "latency_s": record.latency_s,
                 "baseline_latency_s": record.baseline_latency_s,
+                "timed_otherwise": "; ".join(sorted(ways(full))) or None if record.latency_s is None else None,
                 "policy_s": record.sections_s.get("policy"),
                 "options": canonical(record.method_config),
                 **record.method_config,
@@ -112,9 +120,10 @@ def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def finished(job: Job) -> list[Record]:
-    """The finished records of a job's prompts."""
+    """The finished records of a job's prompts, each once."""
     store = store_of(job)
-    found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
+    keys = dict.fromkeys(new_record(job, job.method_name, job.method, prompt).key for prompt in job.prompts)
+    found = map(store.find, keys)
     return [current(record) for record in found if record is not None]
 
 

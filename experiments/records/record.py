@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 SCHEMA_VERSION = 3
+Status = Literal["queued", "running", "finished", "failed"]
 # What differs between two runs of one video on one machine; the rest of a record does not.
 TIMED = (
     "latency_s",
@@ -14,11 +15,23 @@ TIMED = (
     "sections_s",
     "chunk_latency_s",
     "peak_memory_gib",
+    "timings",
     "environment",
     "changed",
     "maker",
 )
-Status = Literal["queued", "running", "finished", "failed"]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How long a video took, and on what. Attributes as in ``Record``."""
+
+    latency_s: float
+    baseline_latency_s: float | None
+    sections_s: dict[str, float]
+    chunk_latency_s: list[float]
+    peak_memory_gib: float | None
+    environment: dict[str, Any]
 
 
 @dataclass
@@ -42,6 +55,8 @@ class Record:
         sections_s: latency by part: text, transformer, policy, scheduler, compression, vae.
         chunk_latency_s: from the prompt to the decoded frames of the first, second ... chunk.
         peak_memory_gib: most that the GPU's allocator gave out at once; None on a CPU.
+        environment: machine, software, workers and threads that the video was made and first timed with.
+        timings: taken later of the finished video, by the way they were taken (``experiments.records.timings``).
         flops, flops_by_kind, flops_by_part: executed by the transformer.
         baseline_flops: vanilla's.
         computed_fraction: chunk steps computed over all chunk steps.
@@ -74,6 +89,7 @@ class Record:
     sections_s: dict[str, float] = field(default_factory=dict)
     chunk_latency_s: list[float] = field(default_factory=list)
     peak_memory_gib: float | None = None
+    timings: dict[str, Timing] = field(default_factory=dict)
     flops: int = 0
     baseline_flops: int = 0
     flops_by_kind: dict[str, int] = field(default_factory=dict)

@@ -92,8 +92,8 @@ class RecordStore:
         """A record in whatever state; None if there is none, or it is damaged, of another schema or key."""
         try:
             text = self.record_path(key).read_text()
-            record = Record(**json.loads(text))
-            _FIELDS.validate_json(text, strict=True)
+            Record(**json.loads(text))  # which refuses fields that there are none of
+            record = _FIELDS.validate_json(text, strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
             return None
         return record if record.schema_version == SCHEMA_VERSION and record.key == key else None

@@ -17,6 +17,7 @@ from experiments.job.cli import compose_config
 from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, new_record, store_of
+from experiments.records.collect import collect, finished
 from experiments.run import measure, sweep
 from experiments.run import runner as runner_module
 from experiments.run.launch import Launcher
@@ -186,6 +187,41 @@ def test_random_weights_still_have_no_quality(arguments, monkeypatch):
     random = [*arguments, "weights=random", "method=every_k", "num_prompts=1"]
     Runner(job_of(random)).run()
     assert Runner(job_of(random, MORE)).plan().unfinished == ()
+
+
+def test_a_metric_of_changed_code_is_measured_again_and_no_video_is_made(arguments, monkeypatch):
+    """The others stay; until then a table says why there is none, and shows no figure of older code."""
+    more = job_of(arguments, "metrics=[psnr,ssim]")
+    (before, _) = Runner(more).run()
+    monkeypatch.setattr("experiments.records.metrics.code_hash", lambda modules: of_today[modules[0]])
+    of_today = {"eval.psnr": before.metrics_code["psnr"], "eval.ssim": "another"}
+    assert Runner(more).plan().lacking == ("ssim",)
+    frame = collect(more)
+    ours = frame[frame["method"] == "flowcache_fast"]
+    assert ours["ssim"].isna().all()
+    assert ours["psnr"].notna().all()
+    assert set(ours["ssim_reason"]) == {
+        "measured by other code than today's; the run.py command that made the video measures it again"
+    }
+    assert [record.metrics["ssim"] for record in finished(more)] == [None, None]
+    monkeypatch.setitem(QUALITY, "ssim", lambda frames, reference, device: 0.25)
+    (after, _) = Runner(more).run()
+    assert after.metrics == before.metrics | {"ssim": 0.25}
+    assert after.metrics_code == before.metrics_code | {"ssim": "another"}
+    assert everything_else(after) == everything_else(before)
+    assert (Runner(more).plan().unfinished, after.notes) == ((), {})
+
+
+def test_a_captions_code_counts_too(arguments, monkeypatch):
+    job = job_of(arguments, "method=vanilla", "metrics=[caption]")
+    (record, _) = Runner(job).run()
+    assert set(record.metrics_code) == {"caption"}  # a baseline has no other
+    monkeypatch.setattr("experiments.records.metrics.code_hash", lambda modules: "another")
+    assert Runner(job).plan().lacking == ("caption",)
+    assert [each.caption for each in finished(job)] == [None, None]
+    Runner(job).run()
+    assert Runner(job).plan().unfinished == ()
+    assert [each.caption for each in finished(job)] == [record.caption for record in Runner(job).records(job.prompts)]
 
 
 def test_other_codes_videos_are_compared_with_its_own_references(arguments, monkeypatch):
