@@ -7,9 +7,11 @@ one list of videos and none is made twice.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +30,7 @@ from experiments.records.identity import video_of
 from experiments.records.record import SCHEMA_VERSION, Record, plain
 
 LOCK_POLL_S = 1.0
+_KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")  # see identity.py
 _FIELDS = TypeAdapter(Record)  # their types, as annotated
 
 
@@ -91,12 +94,20 @@ class RecordStore:
     def read(self, key: str) -> Record | None:
         """A record in whatever state; None if there is none, or it is damaged, of another schema or key."""
         try:
-            text = self.record_path(key).read_text()
+            text = self.record_path(key).read_text(encoding="utf-8")
             Record(**json.loads(text))  # which refuses fields that there are none of
             record = _FIELDS.validate_json(text, strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
             return None
         return record if record.schema_version == SCHEMA_VERSION and record.key == key else None
+
+    def schema(self, key: str) -> int | None:
+        """The version of the schema that a record was written in; None where it does not say."""
+        try:
+            version = json.loads(self.record_path(key).read_text(encoding="utf-8"))["schema_version"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return None
+        return version if isinstance(version, int) else None
 
     def save(self, record: Record) -> Path:
         """Write the record; a finished one gets the checksums of the files that it has."""
@@ -110,7 +121,7 @@ class RecordStore:
         """Write a record of which only what is said of its video is new: date and checksums stay as they are."""
         path = self.record_path(record.key)
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(plain(asdict(record)), indent=1, sort_keys=True) + "\n")
+            temporary.write_text(json.dumps(plain(asdict(record)), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return path
 
     @contextmanager
@@ -168,17 +179,41 @@ class RecordStore:
             lock.release()
 
     def is_claimed(self, key: str) -> bool:
-        """Whether somebody is making the video now."""
-        with self.claim(key, wait=False) as free:
-            return not free
+        """Whether somebody is making the video now. Writes nothing, so that what cannot be written can be read."""
+        try:
+            lock = self._lock_path(key).open("rb")
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except PermissionError:  # somebody else's
+            return True
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of as the file is closed
+            except OSError:
+                return True
+        return False
 
     def _lock(self, key: str) -> FileLock:
-        return FileLock(self.run_path(key) / ".lock", is_singleton=False)
+        return FileLock(self._lock_path(key), is_singleton=False)
+
+    def _lock_path(self, key: str) -> Path:
+        return self.run_path(key) / ".lock"
+
+    def run_keys(self) -> list[str]:
+        """Of all runs, in order. A folder of another name is somebody else's."""
+        return [path.name for path in self._folders() if _KEY.fullmatch(path.name)]
+
+    def foreign(self) -> list[str]:
+        """Names of the folders among the runs that are none."""
+        return [path.name for path in self._folders() if not _KEY.fullmatch(path.name)]
+
+    def _folders(self) -> list[Path]:
+        return sorted(path for path in self.run_path("").glob("*") if path.is_dir())
 
     def all(self) -> Iterator[Record]:
         """Every readable record of this schema, in order of key."""
-        for path in sorted(self.run_path("").glob("*")):
-            record = self.read(path.name)
+        for key in self.run_keys():
+            record = self.read(key)
             if record is not None:
                 yield record
 
