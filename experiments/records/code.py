@@ -169,9 +169,24 @@ def _write(value: Any, written: list[str]) -> None:
             child = getattr(value, name, None)
             if name == "body" and isinstance(value, _DOCUMENTED) and ast.get_docstring(value, clean=False) is not None:
                 child = child[1:] or [ast.Pass()]
+            if name == "values" and kind is ast.JoinedStr:
+                child = _joined(child)
             if child and name not in _IGNORED:  # what is empty, a newer Python may have and an older one not
                 written.append(f"{name}=")
                 _write(child, written)
         written.append(")")
     else:
         written.append(f"{value!a},")
+
+
+def _joined(pieces: list[ast.expr]) -> list[ast.expr]:
+    """The pieces of an f-string, whose plain text some versions of Python break up or add empty text to."""
+    joined: list[ast.expr] = []
+    for piece in pieces:
+        if not isinstance(piece, ast.Constant):
+            joined.append(piece)
+        elif joined and isinstance(joined[-1], ast.Constant):
+            joined[-1] = ast.Constant(joined[-1].value + piece.value)
+        elif piece.value:
+            joined.append(piece)
+    return joined

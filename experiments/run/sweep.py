@@ -142,7 +142,8 @@ def main(arguments: list[str]) -> int:
     launcher, arguments = launcher_of(arguments)
     jobs = find_jobs(arguments)
     check_writable(jobs[0].output_dir)
-    print(f"{len(jobs)} settings x {len(jobs[0].prompts)} prompts, ", end="")
+    given, prompts = len(jobs[0].prompts), len(set(jobs[0].prompts))
+    print(f"{len(jobs)} settings x {prompts} prompts{f' (of {given}, with repetitions)' * (given > prompts)}, ", end="")
     code, before = 0, finished_at(jobs)
     try:
         share_out(launcher, jobs, partial(find_jobs, arguments))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import shutil
 import subprocess
 import sys
@@ -296,6 +297,28 @@ def test_other_statements_are_other_code(one, other):
 )
 def test_other_spelling_is_not(one, other):
     assert statements(one) == statements(other)
+
+
+SPELT_BY_VERSIONS = """
+from __future__ import annotations
+def f(a, /, *b, c: int = 1, **d) -> None:
+    match a:
+        case {"x": [1, *_], **rest} if rest: return f"{a!r:>{c}} {b = } {'n'}ested" f"{d['k']:.2f}{{}}" "and more"
+        case None | True: ...
+    async def g(): return [x async for x in b if (y := x)]
+class C(Exception, metaclass=type):
+    x: int; y: int = -1_0; z = 1e-3j, b"\\x00", ..., "é" u"ü"
+    try: pass
+    except* (ValueError, TypeError) as e: raise C from e
+    else: del x[1:2, ::3]
+with open("a") as a, open("b"): lambda *, q=0: (yield)
+"""
+
+
+def test_the_hash_of_statements_is_the_same_by_every_version():
+    """As 3.11, 3.12 and 3.13 find it."""
+    digest = hashlib.sha256(statements(SPELT_BY_VERSIONS).encode()).hexdigest()
+    assert digest == "39f3f71819e886ad6cf63b62e127845c266fcf522dbbfbe506c31d17f44588da"
 
 
 def test_text_does_not_depend_on_what_a_version_of_python_can_print():
