@@ -12,8 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from eval.latency import GIB, Spread, Take, sections, speedup
+from eval.latency import GIB, Spread, Take, sections
 from eval.peak_memory import PeakBytes
+from eval.speedup import speedup
 from experiments.benchmarks.options import whole_number
 from experiments.job.job import Job
 from experiments.run import environment

@@ -19,13 +19,16 @@ from rich.table import Table
 
 from experiments.job.errors import BadInput, command
 from experiments.job.paths import inside_root
-from experiments.records import Record, RecordStore, Status, code_hash
+from experiments.records import SCHEMA_VERSION, Record, RecordStore, Status, todays_code
+
+OTHER_SCHEMA = "other-schema"
 
 
 @dataclass(frozen=True)
 class Run:
     """A directory of the store: its name, its record (None if there is none that can be read), and its state, which is
-    the record's status, or "interrupted" where that says running and nobody is, or "damaged"."""
+    the record's status, or "interrupted" where that says running and nobody is, or "other-schema" for a record of
+    another version of this suite, or "damaged"."""
 
     key: str
     record: Record | None
@@ -53,34 +56,41 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     listing = add("list", _list, "a line a run")
-    states = (*get_args(Status), "interrupted", "damaged")
+    states = (*get_args(Status), "interrupted", OTHER_SCHEMA, "damaged")
     listing.add_argument("--state", choices=states, help="only those in this state")
     listing.add_argument("--method", help="only this method's")
     add("show", _show, "one record, whole").add_argument("key", help="or the beginning of one")
     add("verify", _verify, "check every finished run's files against their checksums")
     pruning = add("prune", _prune, "remove what is failed, interrupted, queued or damaged, and what kills left behind")
-    pruning.add_argument("--other-code", action="store_true", help="and what other code than today's made")
+    pruning.add_argument(
+        "--other-code",
+        action="store_true",
+        help="and what other code than today's made, or another version of this suite",
+    )
     pruning.add_argument("--yes", action="store_true", help="do it; otherwise it is only said")
     return parser
 
 
 def runs(store: RecordStore) -> Iterator[Run]:
-    """Every directory of the store, by key."""
-    for path in sorted(path for path in store.run_path("").iterdir() if path.is_dir()):
-        record = store.read(path.name)
-        state = "damaged" if record is None else record.status
-        if state in ("running", "damaged") and store.is_claimed(path.name):
+    """Every run of the store, by key."""
+    for key in store.run_keys():
+        record = store.read(key)
+        if record is None:
+            state = "damaged" if store.schema(key) in (None, SCHEMA_VERSION) else OTHER_SCHEMA
+        else:
+            state = "interrupted" if record.status == "running" else record.status
+        if state in ("interrupted", OTHER_SCHEMA, "damaged") and store.is_claimed(key):
             state = "running"
-        elif state == "running":
-            state = "interrupted"
-        yield Run(path.name, record, state)
+        yield Run(key, record, state)
 
 
 def _list(store: RecordStore, options: argparse.Namespace) -> int:
     table = Table("key", "state", "model", "setting", "method", "seed", "prompt", "changed (UTC)")
-    shown = 0
+    shown, schemas = 0, set()
     for run in runs(store):
         record = run.record
+        if run.state == OTHER_SCHEMA:
+            schemas.add(store.schema(run.key))
         if options.state not in (None, run.state) or options.method not in (None, record and record.method):
             continue
         shown += 1
@@ -92,6 +102,14 @@ def _list(store: RecordStore, options: argparse.Namespace) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
     console.print(f"{shown} runs")
+    if schemas:
+        older = ", ".join(map(str, sorted(schemas)))
+        console.print(
+            f"{OTHER_SCHEMA}: records of schema {older}, by another version of this suite; this one reads schema "
+            f"{SCHEMA_VERSION}. They are kept and not used; prune --other-code removes them"
+        )
+    if foreign := store.foreign():
+        console.print(f"no runs, and left alone: {', '.join(foreign)}", markup=False)
     return 0
 
 
@@ -104,10 +122,11 @@ def _show(store: RecordStore, options: argparse.Namespace) -> int:
         )
     (run,) = found
     print(f"{run.state}: {store.run_path(run.key)}")
-    if run.record is None:
-        return 1
-    print_json(data=asdict(run.record))
-    return 0
+    if run.state == OTHER_SCHEMA:
+        print_json(store.record_path(run.key).read_text(encoding="utf-8"))
+    elif run.record is not None:
+        print_json(data=asdict(run.record))
+    return 1 if run.state == "damaged" else 0
 
 
 def _verify(store: RecordStore, options: argparse.Namespace) -> int:
@@ -133,12 +152,15 @@ def _prune(store: RecordStore, options: argparse.Namespace) -> int:
         path, record = store.run_path(run.key), run.record
         if run.state == "running":
             continue
-        if run.state != "finished":
+        if run.state == OTHER_SCHEMA:
+            if options.other_code:
+                doomed.append((path, f"schema {store.schema(run.key)}, today's is {SCHEMA_VERSION}"))
+        elif run.state != "finished":
             doomed.append((path, run.state))
         elif store.damage(record):
             doomed.append((path, "damaged"))
-        elif options.other_code and record.code != code_hash():
-            doomed.append((path, f"code {record.code}, today's is {code_hash()}"))
+        elif options.other_code and record.code != todays_code(record):
+            doomed.append((path, f"code {record.code}, today's is {todays_code(record)}"))
         elif (partials := sorted(path.glob(".*.partial"))) and not store.is_claimed(run.key):
             doomed += [(partial, "left by a kill") for partial in partials]
     for path, why in doomed:

@@ -13,7 +13,18 @@ from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.job.method import make_method
-from experiments.records import Record, RecordStore, new_record, sha256, store_of, todays_key, weights_id
+from experiments.records import (
+    Record,
+    RecordStore,
+    new_record,
+    sha256,
+    store_of,
+    todays_code,
+    todays_key,
+    weights_id,
+)
+from experiments.records.metrics import current
+from experiments.records.timings import commonest_way, timed, ways
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
 
@@ -26,13 +37,14 @@ def canonical(options: dict[str, Any]) -> str:
 def collect(job: Job) -> pd.DataFrame:
     """One row a finished video: method, its options, prompt, metrics, why they are missing, compute, latency.
 
-    Only records that agree with the job in model, setting, weights and today's library code count: one table shows one
-    program. With ``any_code`` other code's count too, where today's has none. Raises BadInput if there are none.
+    Only records that agree with the job in model, setting, weights and today's code of their own method count: one
+    table shows one program. With ``any_code`` other code's count too, where today's has none; of metrics only today's
+    code's ever do. Raises BadInput if there are none.
     """
     store, wanted = store_of(job), (job.settings, weights_id(job))
     agreeing = (record for record in store.all() if (record.settings, record.weights) == wanted)
-    keys = dict.fromkeys(todays_key(record.key) for record in agreeing)
-    records = [record for record in map(store.find, keys) if record is not None]
+    keys = dict.fromkeys(todays_key(record) for record in agreeing)
+    records = [current(record) for record in map(store.find, keys) if record is not None]
     if not records:
         raise BadInput(
             f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "
@@ -55,9 +67,15 @@ def _defaults(model: str, setting: str, method: str) -> str:
 
 
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a record: as ``collect``, of any records."""
-    rows = []
-    for record in records:
+    """One row a record: as ``collect``, of any records.
+
+    Times are those of the one way that most were timed in, so that no median mixes two; of a record that was timed, but
+    not so, ``timed_otherwise`` names the ways.
+    """
+    records, rows = list(records), []
+    way = commonest_way(records)
+    for full in records:
+        record = timed(full, way)
         metrics = {k: float("inf") if v == "inf" else v for k, v in record.metrics.items()}
         caption = {f"caption_{k}": v for k, v in (record.caption or {}).items()}
         reasons = {f"{k}_reason": v for k, v in record.notes.items()}
@@ -72,6 +90,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "flops_share": record.flops / record.baseline_flops if record.baseline_flops else None,
                 "latency_s": record.latency_s,
                 "baseline_latency_s": record.baseline_latency_s,
+                "timed_otherwise": "; ".join(sorted(ways(full))) or None if record.latency_s is None else None,
                 "policy_s": record.sections_s.get("policy"),
                 "options": canonical(record.method_config),
                 **flat(record.method_config),
@@ -80,6 +99,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 **reasons,
                 "weights": record.weights,
                 "code": record.code,
+                "is_todays_code": record.code == todays_code(record),
                 **{f"environment_{k}": record.environment.get(k) for k in _ENVIRONMENT},
             }
         )
@@ -100,10 +120,11 @@ def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def finished(job: Job) -> list[Record]:
-    """The finished records of a job's prompts."""
+    """The finished records of a job's prompts, each once."""
     store = store_of(job)
-    found = (store.find(new_record(job, job.method_name, job.method, prompt).key) for prompt in job.prompts)
-    return [record for record in found if record is not None]
+    keys = dict.fromkeys(new_record(job, job.method_name, job.method, prompt).key for prompt in job.prompts)
+    found = map(store.find, keys)
+    return [current(record) for record in found if record is not None]
 
 
 def read_trace(store: RecordStore, record: Record) -> pd.DataFrame:

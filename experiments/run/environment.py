@@ -12,7 +12,9 @@ from typing import Any
 import psutil
 import torch
 
+from experiments.job.job import Job
 from experiments.job.paths import ROOT
+from experiments.records.timings import way_of
 from flowcache.kernels import FLASH_PACKAGES
 
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "torchmetrics", "scikit-image", "av")
@@ -54,6 +56,13 @@ def describe(device: str) -> dict[str, Any]:
     kind = torch.device(device).type
     own = {"device": kind, "threads": torch.get_num_threads(), "deterministic": _DETERMINISTIC.get(kind)}
     return {**_static(), **own, **gpu}
+
+
+def way(job: Job) -> str:
+    """The way that this machine times a job's videos; see ``experiments.records.timings``."""
+    on_gpu = torch.device(job.device).type == "cuda" and torch.cuda.is_available()
+    processor = {"gpu": torch.cuda.get_device_name(job.device)} if on_gpu else {"cpu": _cpu_name()}
+    return way_of({"workers": job.workers, "threads": job.threads, **processor})
 
 
 def prepare(threads: int) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from experiments.job.job import Job
+from experiments.records.timings import timed
 from experiments.run.dry_run import vanilla_flops
 from experiments.run.runner import Runner
 from flowcache.method import VANILLA
@@ -41,11 +42,13 @@ def estimate(jobs: Sequence[Job]) -> list[Share]:
     missing, latencies_s = defaultdict(dict), defaultdict(list)
     for job in jobs:
         key = repr(job.settings), repr(job.method)
-        for prompt, record in zip(job.prompts, Runner(job).records(job.prompts), strict=True):
+        runner = Runner(job)
+        for prompt, record in zip(runner.prompts, runner.records(runner.prompts), strict=True):
             if record is None or job.force:
                 missing[key][job.seed, prompt] = job
-            if record is not None and record.latency_s is not None:
-                latencies_s[key].append(record.latency_s)
+            if record is not None:
+                latency_s = timed(record, runner.way).latency_s or record.latency_s  # better of another way than none
+                latencies_s[key] += [latency_s] if latency_s is not None else []
     shares, assumed_s = [], {}
     for (settings, method), videos in missing.items():
         job = next(iter(videos.values()))

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
 from experiments.records import Record
+from experiments.records.timings import timed, ways
 from experiments.run.runner import Plan, Runner
 from experiments.run.workers import run_jobs
 from experiments.show.summary import print_summary
@@ -27,11 +28,13 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     runner = Runner(job)
     plan = runner.plan()
     console.print(
-        f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(job.prompts)} prompts x seed "
+        f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(runner.prompts)} prompts x seed "
         f"{job.seed}, {job.num_frames} frames each\n"
+        f"{_told_repeated(runner)}"
         f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
         f"{len(plan.references_to_make)} references to make first; results go to {job.output_dir}\n"
         f"{_told_lacking(plan)}"
+        f"{_told_untimed(plan, runner)}"
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
         markup=False,
     )
@@ -46,9 +49,11 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
             _make(job, plan.unfinished, runner.num_steps(plan), console)
         except RunFailed as error:
             failed = error
-    records = [record for record in runner.records(job.prompts) if record is not None]
+    found = [record for record in runner.records(runner.prompts) if record is not None]
+    records = [timed(record, runner.way) for record in found]
     if records:
         print_summary(job, records, runner.store, console)
+        console.print(_told_otherwise(found, runner.way), end="", markup=False)
     where = track(job, records, say=lambda text: console.print(text, markup=False))
     if where:
         console.print(f"W&B ({job.wandb['mode']})  {where}", markup=False)
@@ -62,6 +67,32 @@ def _told_lacking(plan: Plan) -> str:
         return ""
     names = ", ".join(plan.lacking)
     return f"      {len(plan.to_measure)} videos are there but lack {names}: measured from their lossless files\n"
+
+
+def _told_untimed(plan: Plan, runner: Runner) -> str:
+    if not plan.to_time:
+        return ""
+    beside = "" if runner.job.is_baseline else f" beside {runner.job.baseline_name}"
+    return f"      to time again, as not timed{beside} by {runner.way} yet: {len(plan.to_time)}\n"
+
+
+def _told_repeated(runner: Runner) -> str:
+    given = len(runner.job.prompts)
+    if given == len(runner.prompts):
+        return ""
+    return f"      each prompt counts once; repetitions among the {given} given: {given - len(runner.prompts)}\n"
+
+
+def _told_otherwise(records: Sequence[Record], way: str) -> str:
+    """A line on the records that were timed, but never in this way: no times of theirs are shown."""
+    others = [ways(record) for record in records if ways(record) and way not in ways(record)]
+    if not others:
+        return ""
+    named = "; ".join(sorted({name for each in others for name in each}))
+    return (
+        f"times are those by {way} alone, which leaves out {len(others)} of {len(records)} videos, timed only by "
+        f"{named}; a larger latency_pairs times them again\n"
+    )
 
 
 def _make(job: Job, prompts: Sequence[str], num_steps: int, console: Console) -> None:

@@ -16,6 +16,7 @@ from eval.lpips import lpips
 from eval.psnr import psnr, psnr_frame
 from eval.ssim import ssim, ssim_skimage
 from experiments.records import Record
+from experiments.records.metrics import is_current
 
 QUALITY: dict[str, Callable[..., float]] = {
     "psnr": psnr,
@@ -48,11 +49,13 @@ def quality(
 
 
 def lacking(record: Record, names: tuple[str, ...], is_baseline: bool) -> tuple[str, ...]:
-    """Those metrics that a finished record says nothing of, or calls unavailable though they could be had now.
+    """Those metrics that a finished record says nothing of, or calls unavailable though they could be had now, or that
+    other code measured.
 
     A baseline's quality is never asked for: it is what the others are compared with.
     """
-    return tuple(name for name in names if not (is_baseline and name in QUALITY) and not _told(record, name))
+    asked = (name for name in names if not (is_baseline and name in QUALITY))
+    return tuple(name for name in asked if not (is_current(record, name) and _told(record, name)))
 
 
 def _told(record: Record, name: str) -> bool:

@@ -1,6 +1,7 @@
 """Generate, time and measure the videos of a job, one record each; finished videos are never made again.
 
-A metric that is asked for later is measured from the finished videos' lossless files.
+A metric that is asked for later is measured from the finished videos' lossless files. A time that is asked for later,
+or in another way, is taken again and kept beside the others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
 from experiments.job.errors import BadInput, Failure, RunFailed, VideoLost
 from experiments.job.job import Job
-from experiments.records import Record, maker, new_record, store_of, with_code
+from experiments.records import Record, maker, new_record, store_of
+from experiments.records.metrics import metric_code
+from experiments.records.record import Timing
+from experiments.records.timings import ways
 from experiments.run import environment, measure
 from flowcache.kernels import compile_seconds
 from flowcache.method import Method
@@ -36,6 +40,7 @@ class Plan:
     Attributes:
         to_make, references_to_make: prompts whose method video, and whose reference, the baseline's, are to be made.
         to_measure: prompts whose videos are there but lack a metric.
+        to_time: prompts whose videos are there but were not timed as the job asks.
         lacking: the metrics that any of those lack, in the order of the job's.
         finished: prompts that nothing is left to do for.
     """
@@ -43,12 +48,13 @@ class Plan:
     to_make: tuple[str, ...]
     references_to_make: tuple[str, ...]
     to_measure: tuple[str, ...]
+    to_time: tuple[str, ...]
     lacking: tuple[str, ...]
     finished: int
 
     @property
     def unfinished(self) -> tuple[str, ...]:
-        return self.to_measure + self.to_make
+        return tuple(dict.fromkeys(self.to_measure + self.to_time + self.to_make))
 
 
 class _Busy(Exception):
@@ -64,11 +70,18 @@ class Outcome:
 
 
 class Runner:
-    """Runs a job in this process."""
+    """Runs a job in this process.
+
+    Attributes:
+        prompts: the job's, each once: the same prompt again would be the same video.
+        way: how times are taken here; see ``experiments.records.timings``.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.prompts = tuple(dict.fromkeys(job.prompts))
         self.store = store_of(job)
+        self.way = environment.way(job)
         self._warm: set[str] = set()
         environment.prepare(job.threads)
 
@@ -87,8 +100,8 @@ class Runner:
             self.store.withdraw(self._record(prompt).key)
 
     def plan(self, prompts: Sequence[str] | None = None) -> Plan:
-        """``prompts`` are those of the job, if not given."""
-        prompts = self.job.prompts if prompts is None else prompts
+        """``prompts`` are those of the job, if not given; each counts once."""
+        prompts = self.prompts if prompts is None else tuple(dict.fromkeys(prompts))
         found = {p: None if self.job.force else self.store.find(self._record(p).key) for p in prompts}
         to_make = tuple(p for p in prompts if found[p] is None)
         references = tuple(
@@ -96,8 +109,10 @@ class Runner:
         )
         lacking = {p: self.lacking(record) for p, record in found.items() if record is not None}
         to_measure = tuple(p for p in prompts if lacking.get(p))
+        to_time = tuple(p for p in prompts if found[p] is not None and self.lacks_time(found[p]))
         names = tuple(name for name in self.job.metrics if any(name in own for own in lacking.values()))
-        return Plan(to_make, references, to_measure, names, len(prompts) - len(to_make) - len(to_measure))
+        finished = len(prompts) - len({*to_make, *to_measure, *to_time})
+        return Plan(to_make, references, to_measure, to_time, names, finished)
 
     def lacking(self, record: Record) -> tuple[str, ...]:
         """Metrics of the job that a finished record of it lacks; of random weights none can be had."""
@@ -105,13 +120,23 @@ class Runner:
             return ()
         return measure.lacking(record, self.job.metrics, self.job.is_baseline)
 
+    def lacks_time(self, record: Record) -> bool:
+        """Whether times are asked for of a finished record's video that were not taken in this way.
+
+        Other code's are gone for good: they are not today's.
+        """
+        if record.prompt not in self._timed_prompts or record.key != self._record(record.prompt).key:
+            return False
+        timing = ways(record).get(self.way)
+        return timing is None or (timing.baseline_latency_s is None and not self.job.is_baseline)
+
     def run(self, prompts: Sequence[str] | None = None, progress: Progress = lambda text: None) -> list[Record]:
         """Make what is missing and return the records of the prompts (the job's, if not given), in order.
 
         ``progress`` is told after each video. Raises BadInput before any is made, and RunFailed once all that can be
         made are.
         """
-        prompts = self.job.prompts if prompts is None else prompts
+        prompts = self.prompts if prompts is None else prompts
         outcome = self.drain(prompts, progress)
         failures = outcome.failures + self.drain(outcome.busy, progress, wait=True).failures
         if failures:
@@ -139,7 +164,7 @@ class Runner:
         return Outcome(tuple(failures), tuple(busy))
 
     def _finish_unclaimed(self, prompt: str, progress: Progress, wait: bool) -> bool:
-        """Whether the video is there now, with every metric; not, if another is at it."""
+        """Whether the video is there now, with every metric and time; not, if another is at it."""
         record = self._record(prompt)
         found = None if self.job.force else self.store.find(record.key)
         key = record.key if found is None else found.key  # of other code's, if that counts
@@ -151,6 +176,8 @@ class Runner:
                 if lacking := self.lacking(found):
                     self._measure_finished(found, lacking)
                     progress(f"{self.job.method_name}, measured: {prompt}")
+                if self.lacks_time(found):
+                    self._time_finished(found, progress)
                 return True
             try:
                 with self._failure_noted(record):
@@ -176,11 +203,26 @@ class Runner:
                 made = self.make(reference, self.job.baseline_method, prompt)
                 progress(f"{self.job.baseline_name}: {prompt}")
                 return made.latency_s
-        if prompt in self._timed_prompts:
-            taken = self.take(self.job.baseline_method, prompt)
-            progress(f"{self.job.baseline_name}, for timing: {prompt}")
-            return taken.latency_s
-        return None
+        return self._retime_baseline(prompt, progress) if prompt in self._timed_prompts else None
+
+    def _retime_baseline(self, prompt: str, progress: Progress) -> float:
+        taken = self.take(self.job.baseline_method, prompt)
+        progress(f"{self.job.baseline_name}, for timing: {prompt}")
+        return taken.latency_s
+
+    def _time_finished(self, record: Record, progress: Progress) -> None:
+        """Add times to a finished record, taken as this job asks; its video and all else stay."""
+        prompt = record.prompt
+        baseline_latency_s = None if self.job.is_baseline else self._retime_baseline(prompt, progress)
+        taken, here = self.take(self.job.method, prompt), self._environment()
+        record.timings[self.way] = Timing(
+            taken.latency_s, baseline_latency_s, taken.sections_s, taken.chunk_latency_s, taken.peak_memory_gib, here
+        )
+        self.store.amend(record)
+        progress(f"{self.job.method_name}, timed: {prompt}")
+
+    def _environment(self) -> dict[str, Any]:
+        return {**environment.describe(self.job.device), "workers": self.job.workers}
 
     def check(self, prompt: str) -> None:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
@@ -195,16 +237,17 @@ class Runner:
         return [self.store.find(self._record(prompt).key) for prompt in prompts]
 
     def num_steps(self, plan: Plan) -> int:
-        """Videos that ``run`` will generate or measure later, for a progress bar."""
+        """Videos that ``run`` will generate, measure later or time again, for a progress bar."""
+        own = len(plan.to_make) + len(plan.to_measure) + len(plan.to_time)
         if self.job.is_baseline:
-            return len(plan.unfinished)
-        baselines = {p for p in plan.to_make if p in self._timed_prompts} | set(plan.references_to_make)
-        return len(plan.unfinished) + len(baselines)
+            return own
+        timed = {p for p in plan.to_make if p in self._timed_prompts} | set(plan.to_time)
+        return own + len(timed | set(plan.references_to_make))
 
     @property
     def _timed_prompts(self) -> tuple[str, ...]:
         """Those on which the baseline is timed beside the method, even where its video is there."""
-        return self.job.prompts[: self.job.latency_pairs]
+        return self.prompts[: self.job.latency_pairs]
 
     def make(self, record: Record, method: Method, prompt: str, baseline_latency_s: float | None = None) -> Record:
         """Generate one video, measure it, and save video, trace and record, the record last.
@@ -213,7 +256,8 @@ class Runner:
         the record says that it is running, and if it fails, why.
         """
         with self._failure_noted(record):
-            record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
+            record.environment = self._environment()
+            record.timings = self._other_timings(record.key)
             record.status, record.maker = "running", maker()
             self._note(record)
             take = self.take(method, prompt)
@@ -224,6 +268,7 @@ class Runner:
             record.baseline_latency_s = baseline_latency_s
             _describe_work(record, take.trace)
             reference = None if method == self.job.baseline_method else self.store.find(self._reference(prompt).key)
+            record.reference = None if reference is None else reference.key
             record.baseline_flops = take.trace.flops if reference is None else reference.flops
             self._measure(record, take.frames, reference, self.job.metrics)
             random_weights = self.job.random_weights is not None
@@ -233,6 +278,11 @@ class Runner:
                 with atomic_path(aside.trace_path(record.key)) as temporary:
                     pd.DataFrame(take.trace.records()).to_parquet(temporary)
         return record
+
+    def _other_timings(self, key: str) -> dict[str, Timing]:
+        """Of a video that is made again: those taken in other ways than now, which hold for the same video."""
+        old = self.store.finished(key)
+        return {} if old is None else {way: timing for way, timing in ways(old).items() if way != self.way}
 
     def _measure(self, record: Record, frames: ndarray, reference: Record | None, names: tuple[str, ...]) -> None:
         """Add those metrics of the video, or why there are none, to its record; a baseline has no ``reference``."""
@@ -248,6 +298,9 @@ class Runner:
             record.caption, reason = measure.caption(frames, record.prompt, *chunks)
             if reason:
                 notes["caption"] = reason
+        if self.job.random_weights is None:
+            measured = [name for name in names if name in metrics or name == "caption"]
+            record.metrics_code = record.metrics_code | {name: metric_code(name) for name in measured}
         old_notes = {name: note for name, note in record.notes.items() if name not in names}
         record.metrics, record.notes = {**record.metrics, **metrics}, {**old_notes, **notes}
 
@@ -263,9 +316,9 @@ class Runner:
         self.store.amend(record)
 
     def _reference_of(self, record: Record) -> Record | None:
-        """The finished reference of a finished record: of the same code, or else of what counts beside today's."""
-        key = self._reference(record.prompt).key
-        return self.store.finished(with_code(key, record.code)) or self.store.find(key)
+        """The finished reference of a finished record: its own, or else the one that counts now."""
+        own = None if record.reference is None else self.store.finished(record.reference)
+        return own or self.store.find(self._reference(record.prompt).key)
 
     def _lossless(self, record: Record) -> ndarray:
         """Frames of a finished video. Raises VideoLost."""

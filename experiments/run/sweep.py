@@ -22,6 +22,8 @@ from experiments.job.job import Job
 from experiments.job.paths import check_writable
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
+from experiments.records.timings import commonest_way, timed
+from experiments.run import environment
 from experiments.run.estimate import estimate, told
 from experiments.run.launch import Launcher, launcher_of
 from experiments.run.runner import Runner
@@ -65,16 +67,18 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
     if launcher is not None and jobs[0].force:
         raise BadInput("force=true would have every task make every video; give another output_dir=<folder> instead")
     shares = estimate(jobs)
-    lacking = 0 if jobs[0].force else num_lacking(jobs)
-    total = sum(share.num_videos for share in shares) + lacking
+    lacking, untimed = (0, 0) if jobs[0].force else (num_lacking(jobs), num_untimed(jobs))
+    to_make = sum(share.num_videos for share in shares)
+    total = to_make + lacking + untimed
     more = f", {lacking} finished ones lack a metric, measured from their lossless files" if lacking else ""
-    print(f"{total - lacking} videos to make{more}", flush=True)
+    more += f", {untimed} finished ones to time in this way" if untimed else ""
+    print(f"{to_make} videos to make{more}", flush=True)
     if shares:
         print(told(shares, jobs[0], launcher.num_tasks if launcher else 1), flush=True)
     if launcher is None:
-        num_prompts = len(jobs[0].prompts)
-        first_round = math.ceil(total * min(jobs[0].workers, num_prompts) / num_prompts)
-        run_jobs(jobs, jobs[0].prompts, Countdown(total, first_round))
+        prompts = tuple(dict.fromkeys(jobs[0].prompts))
+        first_round = math.ceil(total * min(jobs[0].workers, len(prompts)) / len(prompts))
+        run_jobs(jobs, prompts, Countdown(total, first_round))
     elif total:
         print(f"{launcher.num_tasks} tasks by {launcher.name}; python -m experiments.records list tells what is made")
         launcher.run(partial(_drain, find_jobs))
@@ -82,7 +86,7 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
 
 def _drain(find_jobs: Callable[[], list[Job]]) -> None:
     jobs = find_jobs()
-    run_jobs(jobs, jobs[0].prompts, partial(print, flush=True))
+    run_jobs(jobs, tuple(dict.fromkeys(jobs[0].prompts)), partial(print, flush=True))
 
 
 def find_jobs(arguments: list[str]) -> list[Job]:
@@ -95,6 +99,11 @@ def num_lacking(jobs: Sequence[Job]) -> int:
     return len({record.key for job in jobs for record in finished(job) if Runner(job).lacking(record)})
 
 
+def num_untimed(jobs: Sequence[Job]) -> int:
+    """Finished videos that were not timed as their job asks, each counted once."""
+    return len({record.key for job in jobs for record in finished(job) if Runner(job).lacks_time(record)})
+
+
 def finished_at(jobs: Sequence[Job]) -> dict[str, str | None]:
     """When every finished video of the jobs was, by its record's key."""
     return {record.key: record.changed for job in jobs for record in finished(job)}
@@ -102,7 +111,8 @@ def finished_at(jobs: Sequence[Job]) -> dict[str, str | None]:
 
 def told_by_method(jobs: Sequence[Job], before: Mapping[str, str | None]) -> Iterator[str]:
     """A line a method, of records: how many videos were made since ``before``, which ``finished_at`` gave, how many
-    failed and are there; median seconds; and the mean compute left, from its least setting to its most."""
+    failed and are there; median seconds, of the way that most were timed in, which is named unless it is this run's;
+    and the mean compute left, from its least setting to its most."""
     by_name: dict[str, list[Job]] = defaultdict(list)
     for job in jobs:
         by_name[job.method_name].append(job)
@@ -111,9 +121,11 @@ def told_by_method(jobs: Sequence[Job], before: Mapping[str, str | None]) -> Ite
         made = sum(record.changed != before.get(key) for key, record in records.items())
         line = f"{name}: {made} made, {sum(map(_num_failed, settings))} failed, {len(records)} finished in all"
         summaries = [summarise(own) for job in settings if (own := finished(job))]
-        latencies_s = [record.latency_s for record in records.values() if record.latency_s is not None]
+        here, way = environment.way(settings[0]), commonest_way(records.values())
+        latencies_s = [timed(record, way).latency_s for record in records.values()]
+        latencies_s = [latency_s for latency_s in latencies_s if latency_s is not None]
         if latencies_s:
-            line += f"; median {statistics.median(latencies_s):.3g} s"
+            line += f"; median {statistics.median(latencies_s):.3g} s" + (f" ({way})" if way != here else "")
         shares = sorted({f"{summary['flops_share']:.3f}" for summary in summaries if "flops_share" in summary})
         if shares:
             line += f"; compute left {' to '.join(dict.fromkeys((shares[0], shares[-1])))}"
@@ -121,7 +133,7 @@ def told_by_method(jobs: Sequence[Job], before: Mapping[str, str | None]) -> Ite
 
 
 def _num_failed(job: Job) -> int:
-    keys = (new_record(job, job.method_name, job.method, prompt).key for prompt in job.prompts)
+    keys = {new_record(job, job.method_name, job.method, prompt).key for prompt in job.prompts}
     records = map(store_of(job).read, keys)
     return sum(record is not None and record.status == "failed" for record in records)
 
@@ -131,7 +143,8 @@ def main(arguments: list[str]) -> int:
     launcher, arguments = launcher_of(arguments)
     jobs = find_jobs(arguments)
     check_writable(jobs[0].output_dir)
-    print(f"{len(jobs)} settings x {len(jobs[0].prompts)} prompts, ", end="")
+    given, prompts = len(jobs[0].prompts), len(set(jobs[0].prompts))
+    print(f"{len(jobs)} settings x {prompts} prompts{f' (of {given}, with repetitions)' * (given > prompts)}, ", end="")
     code, before = 0, finished_at(jobs)
     try:
         share_out(launcher, jobs, partial(find_jobs, arguments))

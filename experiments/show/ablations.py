@@ -20,6 +20,7 @@ from experiments.job.errors import BadInput, command
 from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job
 from experiments.records.collect import described, finished, video_frame
+from experiments.records.timings import commonest_way, timed
 from experiments.show import claims
 from experiments.show.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_figure, save_table
 from experiments.show.style import COLUMN_WIDTH_IN, RANGES, error_bars, look, styled
@@ -53,14 +54,15 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
     """
     rows: list[dict[str, Any]] = []
     options: dict[str, None] = {}
-    for job in jobs:
-        records = finished(job)
+    found = [(job, finished(job)) for job in jobs]
+    way = commonest_way(record for _, records in found for record in records)
+    for job, records in found:
         if not records:
             continue
         own = described(job)
         options |= dict.fromkeys(own)
         reasons = {_METRIC_COLUMNS.get(name, name): reason for name, reason in missing(records).items()}
-        figures = {**dict.fromkeys(reasons, np.nan), **summarise(records)}
+        figures = {**dict.fromkeys(reasons, np.nan), **summarise([timed(record, way) for record in records])}
         rows.append({**own, **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
     if not rows:
         raise BadInput(f"no finished records of this experiment; make them first with {_SWEEP}")

@@ -24,6 +24,7 @@ from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, read_trace, video_frame
+from experiments.records.timings import commonest_way, timed
 from experiments.show.results import Column, Table, provenance, save_figure, save_table
 from experiments.show.reuse_curve import PSNR_CAP_DB
 from experiments.show.style import COLUMN_WIDTH_IN, look, styled
@@ -45,12 +46,13 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
     Raises BadInput where there is none, or none of the baseline's to compare with.
     """
     refuse_random_weights(jobs[0], "quality says")
-    references = {record.prompt: record for record in finished(jobs[0])}
+    found = [(job, record) for job in jobs for record in finished(job)]
+    references = {record.prompt: record for job, record in found if job is jobs[0]}
+    way = commonest_way(record for _, record in found)
     rows = []
-    for job in jobs:
-        for record in finished(job):
-            if record.prompt in references:
-                rows += _chunks(job, record, references[record.prompt])
+    for job, record in found:
+        if record.prompt in references:
+            rows += _chunks(job, timed(record, way), references[record.prompt])
     if not rows:
         raise BadInput(_NO_VIDEOS)
     return pd.DataFrame(rows)
@@ -74,16 +76,17 @@ def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
     starts = [0, *range(first, len(video), usual)]
     scores = per_chunk(video, record.prompt, usual, first)
     kv_mib = _kv_mib(record, read_trace(store, record))
+    # The first chunk waits for its whole window; without times, none of any chunk.
+    seconds = np.diff(record.chunk_latency_s or np.full(len(starts), np.nan), prepend=np.nan)
     rows = []
     for chunk, (start, score) in enumerate(zip(starts, scores, strict=True)):
         part = slice(start, starts[chunk + 1] if chunk + 1 < len(starts) else None)
-        since = record.chunk_latency_s[chunk - 1] if chunk else np.nan  # the first chunk waits for its whole window
         rows.append(
             {
                 "setting": _setting(job),
                 "prompt": record.prompt,
                 "chunk": chunk,
-                "seconds": record.chunk_latency_s[chunk] - since,
+                "seconds": seconds[chunk],
                 "kv_mib": kv_mib[chunk],
                 "psnr": min(PSNR_CAP_DB, psnr(video[part], original[part])),
                 "caption_right": score.right,

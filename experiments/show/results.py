@@ -186,11 +186,12 @@ def provenance(videos: pd.DataFrame) -> str:
     Where methods were timed against a baseline, also how busy the machine was before that.
     """
     machines = _distinct(videos["environment_gpu"].fillna(videos["environment_cpu"]))
-    used = videos["environment_workers"].astype(str) + " x " + videos["environment_threads"].astype(str)
+    shown = videos[videos["latency_s"].notna()] if videos["latency_s"].notna().any() else videos
+    used = shown["environment_workers"].astype(str) + " x " + shown["environment_threads"].astype(str)
     torch = _distinct(videos["environment_packages"].map(lambda packages: packages["torch"]))
     return (
-        f"{machines}; videos side by side x threads each: {_distinct(used)}{_load(videos)}; torch {torch}; "
-        f"weights {_distinct(videos['weights'])}, code {_distinct(videos['code'])}"
+        f"{machines}; videos side by side x threads each: {_distinct(used)}{_load(videos)}{_otherwise(videos)}; "
+        f"torch {torch}; weights {_distinct(videos['weights'])}, code {_distinct(videos['code'])}"
     )
 
 
@@ -202,6 +203,13 @@ def _load(videos: pd.DataFrame) -> str:
     if load.isna().any():
         return "; load before timing not recorded"
     return f"; load average before timing {load.min():.1f} to {load.max():.1f}"
+
+
+def _otherwise(videos: pd.DataFrame) -> str:
+    """Which times are left out because they were taken in another way than the others."""
+    counts = videos["timed_otherwise"].dropna().value_counts().sort_index()
+    told = ", ".join(f"{number} by {ways}" for ways, number in counts.items())
+    return f"; times left out, taken otherwise: {told}" if told else ""
 
 
 def _distinct(values: Iterable[Any]) -> str:

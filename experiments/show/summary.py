@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from eval.latency import speedup
+from eval.speedup import speedup
 from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job.job import Job
 from experiments.records import Record, RecordStore

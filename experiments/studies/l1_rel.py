@@ -24,7 +24,7 @@ from eval.statistics import mean_and_interval
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job, refuse_random_weights
-from experiments.records import code_hash, new_record, weights_hash
+from experiments.records import new_record, weights_hash
 from experiments.run import environment
 from experiments.run.runner import Runner
 from experiments.show.results import Column, Table, save_figure, save_table
@@ -228,9 +228,8 @@ def main(arguments: list[str]) -> int:
     data = measured(replace(job, metrics=()))
     stem, subject = f"{job.model_name}_{job.setting_name}_l1_rel", f"{job.model_name}, {job.setting_name}"
     machine = environment.describe(job.device)
-    source = (
-        f"{subject}; {machine.get('gpu', machine['cpu'])}; weights {weights_hash(job.checkpoint)}, code {code_hash()}"
-    )
+    code = new_record(job, job.method_name, job.method, job.prompts[0]).code
+    source = f"{subject}; {machine.get('gpu', machine['cpu'])}; weights {weights_hash(job.checkpoint)}, code {code}"
     save_table(stem, table(data, source))
     save_figure(draw_process(data, subject), stem)
     save_figure(draw_steps(data, subject), f"{stem}_steps")

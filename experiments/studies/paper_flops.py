@@ -18,7 +18,7 @@ from experiments.job.cli import compose_config
 from experiments.job.compose import config_files
 from experiments.job.errors import BadInput, command
 from experiments.job.method import make_method
-from experiments.records import code_hash
+from experiments.records import library_hash
 from experiments.run.dry_run import KINDS, PFLOP, Count, count
 from experiments.show.reported import read_reported
 from experiments.show.results import Column, Table, save_table
@@ -212,7 +212,7 @@ def tables(model: str, rows: pd.DataFrame) -> tuple[Table, Table]:
     kinds = [kind for kind in KINDS if rows[kind].any()]
     split = (Column(name.replace("_", "-"), name, "{:.4g}") for name in (*_PARTS.values(), *kinds))
     meanings = "; ".join(f"*{kind.replace('_', '-')}*: {KINDS[kind]}" for kind in kinds) + "."
-    source = f"{_COUNTED} {_setting(model)}; code {code_hash()}."
+    source = f"{_COUNTED} {_setting(model)}; code {library_hash()}."
     return (
         Table("Compute at the paper's setting.", source, _COMPUTE, rows, _NOTES),
         Table(

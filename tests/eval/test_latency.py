@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from eval.latency import Spread, Take, sections, speedup, take
-from flowcache.method import Method
+from eval.latency import Spread, Take, sections, take
+from eval.speedup import speedup
 from flowcache.trace import Trace
 from tests.methods import chunkwise
 from tests.models.magi_goldens import small_generation

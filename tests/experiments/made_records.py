@@ -9,6 +9,7 @@ import pandas as pd
 from experiments.job.cli import compose_config
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, new_record
+from experiments.records.metrics import MODULES, metric_code
 
 ENVIRONMENT = {"cpu": "a CPU", "threads": 1, "workers": 1, "packages": {"torch": "2.13.0"}}
 VANILLA_FLOPS = 10**12
@@ -19,6 +20,7 @@ def made(job: Job, prompt: str, share: float = 1.0, **values: Any) -> Record:
     record = new_record(job, job.method_name, job.method, prompt)
     record.status = "finished"
     record.environment, record.computed_fraction = ENVIRONMENT, share
+    record.metrics_code = {name: metric_code(name) for name in MODULES}
     record.flops, record.baseline_flops = int(share * VANILLA_FLOPS), VANILLA_FLOPS
     for name, value in values.items():
         setattr(record, name, value)

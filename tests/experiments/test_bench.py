@@ -6,7 +6,6 @@ import re
 
 import pytest
 import torch
-from baselines.vanilla import VanillaConfig
 from flowcache.kv_score import CompressionConfig, select_keys
 
 from eval.peak_memory import PeakBytes

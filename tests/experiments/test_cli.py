@@ -20,7 +20,7 @@ MODELS = ("magi", "skyreels")
 def test_every_method_composes_to_its_dataclass(path):
     config = compose_config([f"method={path.stem}"])
     assert config.method.name == path.stem
-    method = make_method(config.method)
+    method = make_method(config)
     assert isinstance(method, MethodConfig)
     # The YAML spells every option out: it is the place where a user reads what can be set.
     assert set(config.method.keys()) == {"name", "_target_", *method.__dataclass_fields__}

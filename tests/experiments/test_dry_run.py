@@ -12,7 +12,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from baselines.vanilla import VanillaConfig
 from rich.console import Console
 
 from experiments.job.cli import compose_config
@@ -41,7 +40,7 @@ def paper_count(model: str, method: str) -> tuple[Count, float]:
     """A method in the paper's setting, and the seconds of one core that counting it took."""
     config = compose_config([f"model={model}", "setting=paper", f"method={method}", "device=meta"])
     started = time.process_time()
-    return count(config, make_method(config.method)), time.process_time() - started
+    return count(config, make_method(config)), time.process_time() - started
 
 
 def printed_dry_run(*overrides: str) -> tuple[DryRun, str]:

@@ -227,7 +227,7 @@ def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, cap
     assert measured == ["a_ceilings", "b_bad", "c_last", "b_bad"]
     measure(cases[:1], "cpu", [], tmp_path)  # another way of running it
     assert measured[4:] == ["a_ceilings"]
-    monkeypatch.setattr("experiments.benchmarks.gpu.command.code_hash", lambda: "another code")
+    monkeypatch.setattr("experiments.benchmarks.gpu.command.library_hash", lambda: "another code")
     measure(cases[:1], "cpu", [], tmp_path)
     assert measured[5:] == ["a_ceilings"]
 

@@ -16,7 +16,8 @@ from eval.errors import MetricUnavailable
 from experiments.job.cli import compose_config
 from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
-from experiments.records import Record, RecordStore, code_hash, new_record, store_of
+from experiments.records import Record, RecordStore, new_record, store_of
+from experiments.records.collect import collect, finished
 from experiments.run import measure, sweep
 from experiments.run import runner as runner_module
 from experiments.run.launch import Launcher
@@ -54,7 +55,8 @@ def job_of(arguments: list[str], *more: str) -> Job:
 
 
 def everything_else(record: Record) -> dict[str, object]:
-    return {name: value for name, value in asdict(record).items() if name not in ("metrics", "notes", "caption")}
+    of_metrics = ("metrics", "metrics_code", "notes", "caption")
+    return {name: value for name, value in asdict(record).items() if name not in of_metrics}
 
 
 def reference_of(job: Job, prompt: str) -> str:
@@ -187,11 +189,46 @@ def test_random_weights_still_have_no_quality(arguments, monkeypatch):
     assert Runner(job_of(random, MORE)).plan().unfinished == ()
 
 
+def test_a_metric_of_changed_code_is_measured_again_and_no_video_is_made(arguments, monkeypatch):
+    """The others stay; until then a table says why there is none, and shows no figure of older code."""
+    more = job_of(arguments, "metrics=[psnr,ssim]")
+    (before, _) = Runner(more).run()
+    monkeypatch.setattr("experiments.records.metrics.code_hash", lambda modules: of_today[modules[0]])
+    of_today = {"eval.psnr": before.metrics_code["psnr"], "eval.ssim": "another"}
+    assert Runner(more).plan().lacking == ("ssim",)
+    frame = collect(more)
+    ours = frame[frame["method"] == "flowcache_fast"]
+    assert ours["ssim"].isna().all()
+    assert ours["psnr"].notna().all()
+    assert set(ours["ssim_reason"]) == {
+        "measured by other code than today's; the run.py command that made the video measures it again"
+    }
+    assert [record.metrics["ssim"] for record in finished(more)] == [None, None]
+    monkeypatch.setitem(QUALITY, "ssim", lambda frames, reference, device: 0.25)
+    (after, _) = Runner(more).run()
+    assert after.metrics == before.metrics | {"ssim": 0.25}
+    assert after.metrics_code == before.metrics_code | {"ssim": "another"}
+    assert everything_else(after) == everything_else(before)
+    assert (Runner(more).plan().unfinished, after.notes) == ((), {})
+
+
+def test_a_captions_code_counts_too(arguments, monkeypatch):
+    job = job_of(arguments, "method=vanilla", "metrics=[caption]")
+    (record, _) = Runner(job).run()
+    assert set(record.metrics_code) == {"caption"}  # a baseline has no other
+    monkeypatch.setattr("experiments.records.metrics.code_hash", lambda modules: "another")
+    assert Runner(job).plan().lacking == ("caption",)
+    assert [each.caption for each in finished(job)] == [None, None]
+    Runner(job).run()
+    assert Runner(job).plan().unfinished == ()
+    assert [each.caption for each in finished(job)] == [record.caption for record in Runner(job).records(job.prompts)]
+
+
 def test_other_codes_videos_are_compared_with_its_own_references(arguments, monkeypatch):
     job = job_of(arguments, "metrics=[psnr,ssim]")
     store, old_reference = store_of(job), reference_of(job, job.prompts[0])
-    old_code = code_hash()
-    monkeypatch.setattr("experiments.records.code_hash", lambda: "feedfacefeedface")
+    old_code = store.read(old_reference).code
+    monkeypatch.setattr("experiments.records.identity.code_hash", lambda modules: "feedfacefeedface")
     new_reference = reference_of(job, job.prompts[0])
     shutil.copytree(store.run_path(old_reference), store.run_path(new_reference))
     store.save(replace(store.read(old_reference), key=new_reference, code="feedfacefeedface"))

@@ -9,12 +9,11 @@ from dataclasses import replace
 from textwrap import dedent
 
 import pytest
-from baselines.vanilla import VanillaConfig
 
-from experiments import records
 from experiments.job.paths import ROOT
-from experiments.records import RecordStore, new_record, store_of, todays_key, untimed
-from experiments.records.__main__ import main
+from experiments.records import RecordStore, identity, new_record, sha256, store_of, todays_key, untimed, weights
+from experiments.records.__main__ import main, runs
+from experiments.records.code import statements
 from experiments.records.collect import collect
 from experiments.run.runner import Runner
 from flowcache.checkpoints import loaded_files
@@ -32,8 +31,13 @@ def run(*arguments):
     return main([*arguments[:1], "--output-dir", str(arguments[1]), *arguments[2:]])
 
 
+def key_of(name):
+    """A key of its own for every name."""
+    return f"{name.encode().hex():0<16.16}-{'0' * 16}"
+
+
 def made_by(monkeypatch, code):
-    monkeypatch.setattr(records, "code_hash", lambda: code)
+    monkeypatch.setattr(identity, "code_hash", lambda modules: code)
 
 
 def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
@@ -41,7 +45,7 @@ def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
     store = store_of(job)
     files = {path.name for path in store.run_path(record.key).iterdir() if not path.name.startswith(".")}
     assert files == {"record.json", "video.mkv", "video.mp4", "trace.parquet"}
-    assert record.artifacts == {name: records.sha256(store.run_path(record.key) / name) for name in record.artifacts}
+    assert record.artifacts == {name: sha256(store.run_path(record.key) / name) for name in record.artifacts}
     assert set(record.artifacts) == files - {"record.json"}
 
 
@@ -69,9 +73,9 @@ def test_comments_docstrings_and_layout_are_no_other_code():
             def g(self):
                 '''Of what does nothing.'''
     """)
-    assert records.statements(told) == records.statements(plain)
-    assert records.statements(plain.replace("+ 1", "+ 2")) != records.statements(plain)
-    assert records.statements("x = 'text'") != records.statements("x = 'other'")
+    assert statements(told) == statements(plain)
+    assert statements(plain.replace("+ 1", "+ 2")) != statements(plain)
+    assert statements("x = 'text'") != statements("x = 'other'")
 
 
 def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):
@@ -178,7 +182,7 @@ def test_other_codes_records_count_only_where_asked_for(finished, monkeypatch):
         collect(job)
     (record,) = Runner(job).run(job.prompts[:1])  # today's goes before the other's
     assert record.code == "feedfacefeedface"
-    assert record.key == todays_key(made[0].key)
+    assert record.key == todays_key(made[0])
     assert sorted(collect(lenient)["code"]) == sorted(["feedfacefeedface", made[1].code])
 
 
@@ -186,17 +190,18 @@ def test_list_tells_every_state(finished, capsys, monkeypatch):
     job, (record, _) = finished
     store = store_of(job)
     for state in ("queued", "running", "failed"):
-        store.save(replace(record, key=f"{state}-0", status=state))
-    (store.run_path("broken-0")).mkdir()
-    store.record_path("broken-0").write_text("{")
-    with store.claim("running-0", wait=False):
+        store.save(replace(record, key=key_of(state), status=state))
+    broken = key_of("broken")
+    store.run_path(broken).mkdir()
+    store.record_path(broken).write_text("{")
+    with store.claim(key_of("running"), wait=False):
         assert run("list", job.output_dir) == 0
     first = capsys.readouterr().out
-    states = {key: next(line for line in first.splitlines() if key in line) for key in ("running-0", "broken-0")}
-    assert "running " in states["running-0"].split("running-0")[1]
-    assert "damaged" in states["broken-0"]
+    states = {key: next(line for line in first.splitlines() if key in line) for key in (key_of("running"), broken)}
+    assert "running " in states[key_of("running")]
+    assert "damaged" in states[broken]
     assert run("list", job.output_dir, "--state", "interrupted") == 0
-    assert "running-0" in (second := capsys.readouterr().out)
+    assert key_of("running") in (second := capsys.readouterr().out)
     assert "1 runs" in second
 
 
@@ -232,23 +237,119 @@ def test_verify_finds_what_changed_and_prune_removes_it(finished, capsys):
 def test_prune_leaves_what_is_whole_or_being_made(finished, capsys, monkeypatch):
     job, (record, _) = finished
     store = store_of(job)
-    store.save(replace(record, key="taken-0", status="running"))
+    store.save(replace(record, key=key_of("taken"), status="running"))
     partial = store.run_path(record.key) / ".video.mkv.1.partial"
     partial.write_bytes(b"half")
     aside = store.run_path(record.key) / ".x.partial"  # a video was being made again
     (aside / "runs").mkdir(parents=True)
-    with store.claim("taken-0", wait=False), store.claim(record.key, wait=False):
+    with store.claim(key_of("taken"), wait=False), store.claim(record.key, wait=False):
         assert run("prune", job.output_dir, "--yes") == 0
         assert partial.exists()
-    with store.claim("taken-0", wait=False):
+    with store.claim(key_of("taken"), wait=False):
         assert run("prune", job.output_dir, "--yes") == 0
     assert not partial.exists()
     assert not aside.exists()
     assert len(list(store.all())) == 3
     made_by(monkeypatch, "feedfacefeedface")
-    monkeypatch.setattr("experiments.records.__main__.code_hash", lambda: "feedfacefeedface")
     assert run("prune", job.output_dir, "--yes", "--other-code") == 0
     assert list(store.all()) == []
+
+
+@pytest.fixture
+def beside_foreign(finished):
+    """A store among whose runs somebody else keeps folders and files."""
+    job, made = finished
+    runs = store_of(job).run_path("")
+    events = runs / "Oct02_12-00-00_host" / "events.out.tfevents.1"
+    for path in (events, runs / "mine" / "record.json", runs / "notes.txt"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{}")
+    (runs / "empty").mkdir()
+    return job, made
+
+
+def files(folder):
+    """All of a folder, with the times at which they changed."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_what_is_no_run_is_left_alone(beside_foreign, capsys):
+    job, _ = beside_foreign
+    store, before = store_of(job), files(job.output_dir)
+    assert run("list", job.output_dir) == 0
+    listed = capsys.readouterr().out
+    assert ("damaged" in listed, listed.count("finished")) == (False, 2)
+    assert listed.endswith("2 runs\nno runs, and left alone: Oct02_12-00-00_host, empty, mine\n")
+    assert run("verify", job.output_dir) == 0
+    assert capsys.readouterr().out == "2 finished runs, 0 damaged\n"
+    assert run("show", job.output_dir, "mine") == 2
+    capsys.readouterr()
+    assert run("prune", job.output_dir, "--yes", "--other-code") == 0
+    assert capsys.readouterr().out == "0 removed\n"
+    assert len(list(store.all())) == len(collect(job)) == 2
+    assert files(job.output_dir) == before
+
+
+def test_an_interrupted_run_is_read_without_a_write(finished, capsys, monkeypatch):
+    """As on a read-only mount."""
+    job, (record, _) = finished
+    store = store_of(job)
+    for state in ("running", "queued"):
+        store.save(replace(record, key=key_of(state), status=state))
+    store.run_path(key_of("broken")).mkdir()
+    before = files(job.output_dir)
+
+    def refuse(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    for name in ("mkdir", "touch", "unlink", "write_text"):
+        monkeypatch.setattr(f"pathlib.Path.{name}", refuse)
+    monkeypatch.setattr("experiments.records.store.FileLock", refuse)
+    for name in ("list", "verify", "prune"):
+        assert run(name, job.output_dir) == (1 if name == "verify" else 0)
+    told = capsys.readouterr().out
+    assert f"runs/{key_of('running')}: interrupted" in told
+    assert run("show", job.output_dir, key_of("running")) == 0
+    assert capsys.readouterr().out.startswith("interrupted: ")
+    assert collect(job)["method"].tolist() == ["vanilla"] * 2
+    assert files(job.output_dir) == before
+
+
+def test_a_record_of_another_schema_is_told_as_such(finished, capsys):
+    job, _ = finished
+    store, old = store_of(job), key_of("old")
+    path = store.record_path(old)
+    path.parent.mkdir()
+    path.write_text(json.dumps({"schema_version": 2, "key": old, "prompt": "of old"}))
+    assert run("list", job.output_dir) == 0
+    listed = capsys.readouterr().out
+    assert "other-schema" in next(line for line in listed.splitlines() if old in line)
+    assert "other-schema: records of schema 2, by another version of this suite; this one reads schema 3." in listed
+    assert "damaged" not in listed
+    assert run("list", job.output_dir, "--state", "other-schema") == 0
+    assert "1 runs" in capsys.readouterr().out
+    assert run("show", job.output_dir, old) == 0
+    state, document = capsys.readouterr().out.split("\n", 1)
+    assert state.startswith("other-schema: ")
+    assert json.loads(document)["prompt"] == "of old"
+    assert run("verify", job.output_dir) == 0
+    assert run("prune", job.output_dir, "--yes") == 0
+    assert path.is_file()
+    capsys.readouterr()
+    assert run("prune", job.output_dir, "--yes", "--other-code") == 0
+    assert capsys.readouterr().out == f"runs/{old}: schema 2, today's is 3\n1 removed\n"
+    assert [each.key for each in store.all()] == sorted(each.key for each in Runner(job).run())
+
+
+def test_a_record_of_another_schema_that_is_being_made_is_left_to_its_maker(finished):
+    job, _ = finished
+    store, old = store_of(job), key_of("old")
+    store.run_path(old).mkdir()
+    store.record_path(old).write_text('{"schema_version": 2}')
+    with store.claim(old, wait=False):
+        assert {each.state for each in runs(store) if each.key == old} == {"running"}
+        assert run("prune", job.output_dir, "--yes", "--other-code") == 0
+    assert {each.state for each in runs(store) if each.key == old} == {"other-schema"}
 
 
 def test_no_records_is_one_clear_line(tmp_path, capsys):
@@ -258,21 +359,21 @@ def test_no_records_is_one_clear_line(tmp_path, capsys):
 
 def test_large_weights_are_hashed_once(tmp_path, monkeypatch):
     monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(records, "LARGE_BYTES", 100)
+    monkeypatch.setattr(weights, "LARGE_BYTES", 100)
     before = fresh_hash(whole(tmp_path / "checkpoint"))
-    monkeypatch.setattr(records, "sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(weights, "sha256", lambda path: pytest.fail("hashed again"))
     assert fresh_hash(tmp_path / "checkpoint") == before
 
 
 def fresh_hash(checkpoint):
-    records.weights_hash.cache_clear()
-    return records.weights_hash(checkpoint)
+    weights.weights_hash.cache_clear()
+    return weights.weights_hash(checkpoint)
 
 
 def test_the_embedded_weights_keep_their_hashes():
     """Of published results: whatever changes these makes every video anew."""
     embedded = ROOT / "experiments" / "embedded"
-    hashes = {name: records.weights_hash(embedded / name) for name in ("magi", "skyreels")}
+    hashes = {name: weights.weights_hash(embedded / name) for name in ("magi", "skyreels")}
     assert hashes == {"magi": "0349e792b4af4b20", "skyreels": "618ace0aed3eed24"}
 
 

@@ -89,6 +89,8 @@ def videos(baseline_latency_s: list[float], load: list[float | None]) -> pd.Data
             "environment_load_average_1min": load,
             "weights": "w",
             "code": "c",
+            "latency_s": 1.0,
+            "timed_otherwise": None,
             "baseline_latency_s": baseline_latency_s,
         }
     )
@@ -105,6 +107,15 @@ def videos(baseline_latency_s: list[float], load: list[float | None]) -> pd.Data
 def test_the_source_says_how_busy_the_machine_was_before_timing(baseline_latency_s, load, told):
     source = provenance(videos(baseline_latency_s, load))
     assert source == f"a CPU; videos side by side x threads each: 2 x 1{told}; torch 2; weights w, code c"
+
+
+def test_the_source_says_which_times_are_left_out():
+    frame = videos([1.0, 1.0, math.nan], [1.0, 1.0, 1.0])
+    frame["environment_workers"], frame["latency_s"] = [2, 2, 1], [1.0, 1.0, None]
+    frame["timed_otherwise"] = [None, None, "1 worker x 2 threads, a CPU"]
+    told = "; times left out, taken otherwise: 1 by 1 worker x 2 threads, a CPU; torch 2"
+    assert f"threads each: 2 x 1; load average before timing 1.0 to 1.0{told}" in provenance(frame)
+    assert "x threads each: 1 x 1, 2 x 1" in provenance(frame.assign(latency_s=None, timed_otherwise=None))
 
 
 def test_latex_is_booktabs_with_the_same_cells_and_nothing_unescaped():

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from baselines.vanilla import VanillaConfig
 
 from eval.latency import take
 from eval.lpips import _distance as lpips_networks

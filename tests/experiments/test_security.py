@@ -9,7 +9,6 @@ import socket
 from dataclasses import asdict, replace
 
 import pytest
-from baselines.vanilla import VanillaConfig
 
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput

@@ -49,9 +49,10 @@ def test_a_line_a_method_says_what_became_of_it(jobs, tmp_path):
     failed = made(high, "b", 0.25)
     failed.status = "failed"
     store_of(high).save(failed)
+    way = "(1 worker x 1 thread, a CPU)"
     assert list(told_by_method(jobs, before)) == [
-        "vanilla: 0 made, 0 failed, 2 finished in all; median 2 s; compute left 1.000",
-        "flowcache_fast: 1 made, 1 failed, 2 finished in all; median 0.75 s; compute left 0.250 to 0.500",
+        f"vanilla: 0 made, 0 failed, 2 finished in all; median 2 s {way}; compute left 1.000",
+        f"flowcache_fast: 1 made, 1 failed, 2 finished in all; median 0.75 s {way}; compute left 0.250 to 0.500",
     ]
 
 
@@ -70,12 +71,15 @@ def test_a_sweep_ends_with_its_summary_even_where_videos_failed(launcher, tmp_pa
     monkeypatch.setattr(sweep, "launcher_of", lambda arguments: (None, [a for a in arguments if a not in launcher]))
     assert sweep.main([PROMPTS, "num_prompts=2", "wandb.mode=disabled", f"output_dir={tmp_path}", *launcher]) == 1
     said = capsys.readouterr().out.splitlines()
-    assert "vanilla: 1 made, 0 failed, 1 finished in all; median 2 s; compute left 1.000" in said
+    assert (
+        "vanilla: 1 made, 0 failed, 1 finished in all; median 2 s (1 worker x 1 thread, a CPU); compute left 1.000"
+        in said
+    )
     assert said[-1] == f"records are in {tmp_path / 'runs'}"
 
 
 def test_a_run_with_nothing_to_make_shows_no_bar(tmp_path):
-    overrides = ["method=vanilla", PROMPTS, "wandb.mode=disabled", f"output_dir={tmp_path}"]
+    overrides = ["method=vanilla", PROMPTS, "latency_pairs=0", "wandb.mode=disabled", f"output_dir={tmp_path}"]
     job = job_of(tmp_path, *overrides[:-1])
     for prompt in job.prompts:
         made(job, prompt, latency_s=1.0, chunk_latency_s=[1.0], notes={"caption": "it names no shape"})

@@ -11,9 +11,9 @@ import pytest
 
 from eval.statistics import median_and_interval, paired_difference
 from eval.vbench.suite import NAMES, SUITE
-from experiments import records
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
+from experiments.records import identity
 from experiments.records.collect import at_defaults, collect
 from experiments.show import results, tables
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
@@ -77,7 +77,7 @@ def test_every_figure_has_its_interval_and_count(job, measured):
     bare = {"method", "n", "threshold", "VBench %", "identical", "deviates"}  # no measurements, or none made
     counts = {"latency s": "n 6", "speed-up": "n 6", "efficiency": "n 6"}
     counts_of = {
-        "vanilla": {"latency s": "n 12", "jump px": "n 7"},  # timed beside both methods
+        "vanilla": {"latency s": "n 6", "jump px": "n 7"},  # six prompts, timed beside both methods
         "flowcache_slow": {**counts, "LPIPS": "n 6", "jump px": "n 7"},
         "flowcache_fast": {**counts, "PSNR dB": "n 7", "jump px": "n 7"},
     }
@@ -271,14 +271,14 @@ def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypat
     old, new = "0123456789abcdef", "feedfacefeedface"
     vanilla, slow, fast = (job_of(tmp_path, f"method={m}") for m in ("vanilla", "flowcache_slow", "flowcache_fast"))
     arguments = [f"output_dir={tmp_path}"]
-    monkeypatch.setattr(records, "code_hash", lambda: old)
+    monkeypatch.setattr(identity, "code_hash", lambda modules: old)
     for prompt in PROMPTS[:3]:
         made(vanilla, prompt, latency_s=10.0)
         made(fast, prompt, 0.9, metrics={"psnr": 20.0})
     assert tables.main(arguments) == 0
     assert "Videos by code" not in capsys.readouterr().out  # of one code there is nothing to tell apart
     assert not any(f"{old} " in line for line in (tmp_path / "tables" / "magi_embedded_main.csv").open())
-    monkeypatch.setattr(records, "code_hash", lambda: new)
+    monkeypatch.setattr(identity, "code_hash", lambda modules: new)
     assert tables.main(arguments) == 2
     assert "no finished records" in capsys.readouterr().err
     for prompt in PROMPTS[:2]:

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from baselines.vanilla import VanillaConfig
 from safetensors.torch import load_file
 
 from eval.scenes import held_out_scenes

@@ -37,7 +37,7 @@ from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.errors import BadInput, CasesFailed, explain
 from experiments.job.paths import inside_root
-from experiments.records import code_hash
+from experiments.records import library_hash
 from experiments.run import environment
 
 OPTIONS = ("parts", "into", "official")
@@ -145,7 +145,7 @@ def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder
             print(f"{case.name}: {explain(error)}", flush=True)
             continue
         wall_s = round(time.perf_counter() - started, 1)
-        document = {"overrides": list(overrides), "code": code_hash(), "wall_s": wall_s}
+        document = {"overrides": list(overrides), "code": library_hash(), "wall_s": wall_s}
         document["environment"] = environment.describe(device)
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps({**document, "figures": figures}, indent=1) + "\n")
@@ -163,4 +163,4 @@ def _is_measured(path: Path, overrides: Sequence[str]) -> bool:
     if not path.is_file():
         return False
     document = json.loads(path.read_text())
-    return (document["overrides"], document.get("code")) == (list(overrides), code_hash())
+    return (document["overrides"], document.get("code")) == (list(overrides), library_hash())
