@@ -2,6 +2,7 @@
 #
 #   make run [ARGS="seed=1 device=cuda"]    the demonstration run
 #   make test [ARGS="-k kv_cache"]          the tests, as many at once as there are cores; one by one with ARGS="-n 0"
+#   make test-numeric                       those that compare numbers, as another machine might round them
 #   make lint                               style checks, as CI runs them
 #   make clean                              remove .venv and caches; outputs/ stays
 
@@ -17,15 +18,26 @@ STAMP := $(VENV)/requirements.installed
 CAN_MAKE_VENV := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 USABLE_VENV := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: run test lint setup clean
+.PHONY: run test test-numeric lint setup clean
 .DEFAULT_GOAL := run
 
 run: $(STAMP)
 	$(VENV_PYTHON) run.py model=magi method=flowcache_fast $(ARGS)
 
 # The models in the tests are tiny: more than one thread each only slows them down, more tests at once do not.
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
+
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# MKL's and PyTorch's kernels for any CPU, and last bits that depend on shapes (tests/rounding.py). What is left out
+# compares no numbers, or runs programs of its own, which round as ever.
+NO_NUMBERS := tests/experiments tests/test_setup.py tests/test_notebooks.py tests/eval/test_vbench.py \
+	tests/eval/test_video_io.py tests/eval/test_metric_memory.py
+
+test-numeric: $(STAMP)
+	MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default $(PYTEST) -p tests.rounding -m 'not slow' \
+		$(addprefix --ignore=,$(NO_NUMBERS)) tests $(ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .

@@ -12,16 +12,19 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from eval.atomic import atomic_path
 from eval.clips import Clip, check_clip
+from eval.cut_files import missing_bytes
 
 PathLike = str | os.PathLike[str]
 
@@ -40,7 +43,7 @@ WITHOUT_MACROBLOCK_TREE = "mbtree=0"
 
 
 def write_mp4(path: PathLike, frames: Clip, fps: float | Fraction, crf: int = 18, random_weights: bool = False) -> None:
-    """Write an mp4 for viewing: H.264, yuv420p, BT.709. Lossy, not for metrics.
+    """Write an mp4 for viewing: H.264, yuv420p, BT.709's matrix and primaries, sRGB's transfer. Lossy, not for metrics.
 
     Args:
         path: ends in `.mp4`; an existing file is replaced.
@@ -99,7 +102,7 @@ def read_lossless(path: PathLike, random_weights: bool = False) -> Clip:
         ValueError: not a file of `write_lossless`, damaged, cut short, or of random weights.
     """
     path = _existing(path)
-    with _reading(path), av.open(str(path)) as container:
+    with _reading(path), _open(path) as container:
         comment = _metadata(container).get("comment", "")
     if not comment.startswith(HASH_TAG):
         raise ValueError(f"{path} was not written by write_lossless; use read_video for other files")
@@ -111,12 +114,12 @@ def read_lossless(path: PathLike, random_weights: bool = False) -> Clip:
 
 def refuse_random_video(path: PathLike) -> None:
     """Raise ValueError for a video that says that random weights made it; what is no video says nothing."""
-    with suppress(av.FFmpegError), av.open(str(path)) as container:
+    with suppress(av.FFmpegError), _open(path) as container:
         _refuse_random_video(path, container)
 
 
 def read_video(path: PathLike, num_frames: int | None = None, random_weights: bool = False) -> Clip:
-    """Read a video as RGB.
+    """Read a video as RGB, turned upright as its header says.
 
     Args:
         path: any file that FFmpeg decodes.
@@ -128,28 +131,35 @@ def read_video(path: PathLike, num_frames: int | None = None, random_weights: bo
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a video, damaged, no frames, fewer than `num_frames`, or of random weights.
+        ValueError: not a video, damaged, cut short, no frames, fewer than `num_frames`, frames of several sizes, turned
+            by other than quarter turns, or of random weights.
     """
     path = _existing(path)
     if num_frames is not None and num_frames < 1:
         raise ValueError(f"num_frames must be at least 1, got {num_frames}")
     frames = []
-    with _reading(path), av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError(f"{path} holds no video stream")
-        if not random_weights:
-            _refuse_random_video(path, container)
-        stream = container.streams.video[0]
-        # A damaged frame must raise instead of being patched over from its neighbours.
-        stream.codec_context.options = {"err_detect": "explode"}
-        for frame in container.decode(stream):
-            frames.append(frame.to_ndarray(format="rgb24"))
-            if len(frames) == num_frames:
-                break
+    with _reading(path):
+        for frame in islice(_decoded(path, random_weights), num_frames):
+            frames.append(_upright(path, frame.to_ndarray(format="rgb24"), frame))
+            if frames[-1].shape != frames[0].shape:
+                sizes = " and ".join(f"{height}x{width}" for height, width, _ in (frames[0].shape, frames[-1].shape))
+                raise ValueError(f"{path} has frames of {sizes}; convert it to one size")
     if not frames or (num_frames is not None and len(frames) < num_frames):
         wanted = "at least one" if num_frames is None else num_frames
         raise ValueError(f"{path} holds {len(frames)} frames, {wanted} wanted")
     return np.stack(frames)
+
+
+def count_frames(path: PathLike) -> int:
+    """Decode a whole video, of random weights too, and count its frames.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a video, damaged or cut short.
+    """
+    path = _existing(path)
+    with _reading(path):
+        return sum(1 for _ in _decoded(path, random_weights=True))
 
 
 def read_image(path: PathLike) -> NDArray[np.uint8]:
@@ -200,7 +210,10 @@ def _write(
         stream = container.add_stream(codec, rate=rate, options=encoding | {"threads": THREADS})
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
         if is_yuv:
-            # Players otherwise guess the matrix from the size and shift the colours.
+            # What is left out is guessed: browsers take primaries and transfer of old television and shift the colours.
+            # RGB is sRGB throughout; browsers show BT.709's transfer alike, other players show it lighter.
+            stream.codec_context.color_primaries = ColorPrimaries.BT709
+            stream.codec_context.color_trc = ColorTrc.IEC61966_2_1
             stream.codec_context.colorspace = Colorspace.ITU709
             stream.codec_context.color_range = ColorRange.MPEG
         for pixels in frames:
@@ -217,6 +230,45 @@ def _refuse_random_video(path: PathLike, container: av.container.InputContainer)
             f"{path} was made with random weights, so that no metric says anything of it; leave it out, or make the "
             "video again with checkpoint=<directory> in place of weights=random"
         )
+
+
+def _open(path: PathLike) -> av.container.InputContainer:
+    """Whatever the encoding of its title and other tags: none but ours are read."""
+    return av.open(os.fspath(path), metadata_errors="replace")
+
+
+def _decoded(path: Path, random_weights: bool) -> Iterator[av.VideoFrame]:
+    """Frames of the first video stream."""
+    with _open(path) as container:
+        if missing := missing_bytes(path):
+            raise ValueError(f"{path} is cut short by at least {missing} bytes; copy or download it again")
+        if not container.streams.video:
+            raise ValueError(f"{path} holds no video stream")
+        if not random_weights:
+            _refuse_random_video(path, container)
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise ValueError(f"{path} is not a readable video: nothing decodes its video stream, or it is damaged")
+        # A damaged frame must raise instead of being patched over from its neighbours.
+        stream.codec_context.options = {"err_detect": "explode"}
+        yield from container.decode(stream)
+
+
+def _upright(path: Path, pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """A frame's pixels [H, W, 3], turned and mirrored as the display matrix in its file's header says."""
+    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
+    if side_data is None:
+        return pixels
+    matrix = np.frombuffer(side_data, np.int32).reshape(3, 3)[:2, :2]  # rows: where x and y go
+    scaled = matrix / np.abs(matrix).max(axis=1, keepdims=True).clip(1)
+    directions = np.rint(scaled).astype(int)
+    is_turn = np.abs(directions).tolist() in ([[1, 0], [0, 1]], [[0, 1], [1, 0]])
+    if not is_turn or np.abs(scaled - directions).max() > 0.01:
+        raise ValueError(f"{path} is shown turned by other than quarter turns; convert it to an upright video")
+    if directions[0, 0] == 0:
+        pixels = pixels.swapaxes(0, 1)
+    to_the_right, down = directions.sum(axis=0)
+    return np.ascontiguousarray(pixels[::down, ::to_the_right])
 
 
 def _metadata(container: av.container.InputContainer) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """``python -m flowcache.checkpoints verify PATH``: what a downloaded checkpoint holds, and whether it is whole.
 
 The family is told from the files. Only configurations and headers are read, so that it takes seconds whatever the size.
-Exit codes: 0 nothing is wrong, 1 something is (one line for each), 2 bad input.
+Exit codes: 0 nothing is wrong, 1 something is (one line for each), 2 bad input, such as a directory of no checkpoint.
 """
 
 from __future__ import annotations
@@ -83,9 +83,9 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         inventory = verify(Path(arguments[1]))
-    except CheckpointError as error:
-        print(f"problem: {error}", file=sys.stderr)
-        return 1
+    except (CheckpointError, OSError) as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 2
     print("\n".join(describe(inventory)))
     problems = inventory.all_problems()
     for problem in problems:

@@ -1,13 +1,37 @@
-"""What all tests share: one thread, so that sums are added in one order, and no GPU tests without a GPU."""
+"""What all tests share: one thread, unless FLOWCACHE_TEST_THREADS says more, no GPU tests without a GPU, a browser."""
+
+import importlib.util
+import os
+import shutil
 
 import pytest
 import torch
 from hypothesis import settings
 
-torch.set_num_threads(1)
+# Of tiny models one thread is the fastest. Tests that need one to pass are wrong: sums are then added in another order.
+torch.set_num_threads(int(os.environ.get("FLOWCACHE_TEST_THREADS", "1")))
 # The same examples every time, so that a red test is red for everyone; deadlines would only measure the machine's load.
 settings.register_profile("suite", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("suite")
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Playwright's handle of a Chromium that is installed, headless."""
+    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if executable is None:
+        pytest.skip("no Chromium is installed; install one (Debian: apt-get install chromium)")
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("playwright, which drives Chromium, is not installed; pip install playwright")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"], timeout=180_000)
+        yield browser
+        browser.close()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -298,9 +298,12 @@ def test_a_small_skyreels_verifies_and_its_damage_is_named(skyreels):
 
 
 def test_directories_that_are_no_checkpoint(tmp_path, magi, capsys):
-    assert main(["verify", str(tmp_path / "nowhere")]) == 1
-    assert "no checkpoint directory at" in capsys.readouterr().err
-    assert main(["verify", str(magi.parent)]) == 1
+    for place in (tmp_path / "nowhere", magi / "config.json"):
+        assert main(["verify", str(place)]) == 2
+        assert capsys.readouterr().err.startswith(f"verify: no checkpoint directory at {place}; give the path")
+    assert main(["verify", str(tmp_path / ("n" * 300))]) == 2  # a name that no file system takes
+    assert "File name too long" in capsys.readouterr().err
+    assert main(["verify", str(magi.parent)]) == 2
     assert "is no checkpoint of MAGI-1" in (error := capsys.readouterr().err)
     assert "; small in it look like some" in error
     assert main(["list"]) == 2

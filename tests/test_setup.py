@@ -159,8 +159,9 @@ def test_ci_fetches_what_tests_need_and_then_skips_none_of_them(checkout: Checko
     done = checkout.run(".ci/run", PYTHON="./python")
     assert done.returncode == 0, done.stderr
     calls = (checkout.path / "calls").read_text().splitlines()
-    assert calls[-3:-1] == ["CI= -m eval.weights lpips", "CI= -m eval.vbench install"]
-    assert calls[-1].startswith("CI=true -m pytest")
+    assert calls[-4:-2] == ["CI= -m eval.weights lpips", "CI= -m eval.vbench install"]
+    assert calls[-2].startswith("CI=true -m pytest")
+    assert re.fullmatch("CI= -m pytest .* -p tests.rounding .* tests ?", calls[-1])
 
     monkeypatch.delenv("CI", raising=False)
     assert needs(False, "it is", "fetch").args == (True,)

@@ -1,6 +1,6 @@
 """Command line: `python -m eval.vbench list | install | score <folder>`.
 
-Exit codes: 0 done, 1 something could not be scored or installed, 2 bad input.
+Exit codes: 0 done, 1 something could not be scored or installed, 2 bad input, or nothing is installed to score with.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except MetricUnavailable as error:
         print(f"vbench: {error}", file=sys.stderr)
-        return 1
+        return 1 if options.command == "install" else 2
 
 
 def listing() -> str:
@@ -76,7 +76,8 @@ def _score(options: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(asdict(scores), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if options.standard:
         print(total_lines(scores, options.partial))
-    return 1 if not scores.results or (names and scores.not_run) else 0
+    incomplete = scores.left_out or (scores.missing_scores and not options.standard)
+    return 1 if incomplete or not scores.results or (names and scores.not_run) else 0
 
 
 def total_lines(scores: Scores, partial: bool) -> str:

@@ -7,13 +7,14 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from eval.errors import MetricUnavailable
 from eval.vbench import environment
 from eval.vbench.suite import NAMES, Dimension, dimensions, root_folder
-from eval.video_io import refuse_random_video
+from eval.video_io import count_frames, refuse_random_video
 
 Mode = Literal["custom_input", "vbench_standard"]
 VIDEOS_PER_PROMPT = 5  # in the official protocol
@@ -36,10 +37,11 @@ class DimensionScore:
 
 @dataclass
 class Scores:
-    """Results by dimension, and why the others have none."""
+    """Results by dimension, why the others have none, and by file name what is wrong with videos that none has."""
 
     results: dict[str, DimensionScore] = field(default_factory=dict)
     not_run: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def means(self) -> dict[str, float]:
@@ -62,6 +64,9 @@ def score(
 ) -> Scores:
     """Score videos in the dimensions whose weights are here; the others are listed with what is missing.
 
+    A video that cannot be read whole, or has one frame only, is left out and listed with the reason. One that a
+    dimension gives no score is reported, and the dimension is scored anew without it.
+
     Args:
         videos: a folder of mp4 files, or files by the name to score them under. A name, `<prompt>.mp4` or
             `<prompt>-<index>.mp4`, tells the package the prompt (needed by human_action, temporal_style and
@@ -71,13 +76,13 @@ def score(
             need the benchmark's prompts. `vbench_standard` is the benchmark: each dimension has prompts of its own and
             5 videos of each, named `<prompt>-0.mp4` to `<prompt>-4.mp4`.
         device: auto, cpu or cuda.
-        partial: in the standard mode, score what is there where videos are missing; refused otherwise.
-        report: told of each dimension.
+        partial: in the standard mode, score what is there where videos are missing or unreadable; refused otherwise.
+        report: told of each dimension and of each video without a score.
 
     Raises:
         MetricUnavailable: the environment is not installed.
-        ValueError: unknown dimension, mode or device, one that the mode does not allow, no videos, one of random
-            weights, or missing ones without `partial`.
+        ValueError: unknown dimension, mode or device, one that the mode does not allow, no videos or none that can be
+            read, one of random weights, or missing ones without `partial`.
     """
     if mode not in ("custom_input", "vbench_standard"):
         raise ValueError(f"unknown VBench mode {mode!r}; choose custom_input or vbench_standard")
@@ -91,11 +96,21 @@ def score(
     files = _files(videos)
     environment.require()
     shares = {d.name: _videos_of(d, files, mode, partial) for d in allowed}
-    scores = Scores()
+    wanted = {name: files[name] for names, _ in shares.values() for name in names}
+    scores = Scores(left_out=_unreadable(wanted))
+    if scores.left_out and not partial and (mode == "vbench_standard" or len(scores.left_out) == len(wanted)):
+        raise ValueError(
+            f"{len(scores.left_out)} of {len(wanted)} videos cannot be scored, the first: "
+            f"{next(iter(scores.left_out.values()))}; make them again"
+            + (", or ask for a partial score" if mode == "vbench_standard" else "")
+        )
+    for problem in scores.left_out.values():
+        report(f"left out: {problem}")
+    readable = {name: path for name, path in files.items() if name not in scores.left_out}
     for dimension in asked:
         try:
             scores.results[dimension.name] = _score_one(
-                dimension, shares.get(dimension.name), files, mode, device, report
+                dimension, shares.get(dimension.name), readable, mode, device, report
             )
             result = scores.results[dimension.name]
             report(f"{dimension.name}: {result.mean:.4f} ({len(result.per_video)} videos)")
@@ -133,6 +148,22 @@ def _files(videos: str | os.PathLike[str] | Mapping[str, Path]) -> dict[str, Pat
     return files
 
 
+def _unreadable(files: dict[str, Path]) -> dict[str, str]:
+    """What is wrong with those videos that cannot be read whole, by name."""
+    problems = {name: _problem(path, path.stat().st_size, path.stat().st_mtime_ns) for name, path in files.items()}
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+@cache  # a benchmark is scored one dimension after the other
+def _problem(path: Path, size: int, changed_ns: int) -> str:
+    """What is wrong with a video; "" if nothing."""
+    try:
+        num_frames = count_frames(path)
+    except ValueError as error:
+        return str(error)
+    return "" if num_frames > 1 else f"{path} holds {num_frames} frames, two or more wanted"
+
+
 def _videos_of(dimension: Dimension, files: dict[str, Path], mode: Mode, partial: bool) -> tuple[list[str], int]:
     """Names of the videos that a dimension is scored on, and how many it should have."""
     if mode == "custom_input":
@@ -158,26 +189,24 @@ def _score_one(
 ) -> DimensionScore:
     if share is None:
         raise MetricUnavailable("it is scored on the benchmark's own prompts only")
-    names, num_expected = share
+    names, num_expected = [name for name in share[0] if name in files], share[1]
     if not names:
         raise MetricUnavailable(f"none of its {num_expected} videos is there")
     missing = dimension.missing()
     if missing:
         raise MetricUnavailable("missing " + "; ".join(map(str, missing)))
     report(f"{dimension.name}: scoring {len(names)} videos")
-    with tempfile.TemporaryDirectory(prefix="vbench_") as temporary:
-        # The package reads all of a folder; this one holds the dimension's videos and nothing else.
-        for name in names:
-            _place(Path(temporary, "videos"), name, files[name])
-        mean, per_video = _run(dimension.name, Path(temporary), mode, device)
-    if dimension.name == "imaging_quality":
-        per_video = {name: value / 100 for name, value in per_video.items()}  # only its mean is on the others' scale
-    unread = [name for name in names if not math.isfinite(per_video.get(name, math.nan))]
-    if unread or not math.isfinite(mean):
-        raise MetricUnavailable(
-            f"{len(unread)} of {len(names)} videos have no score, the first {unread[0] if unread else names[0]!r}: is "
-            "it a whole video of two frames or more?"
-        )
+    mean, per_video = _run(dimension.name, {name: files[name] for name in names}, mode, device)
+    scored = [name for name in names if math.isfinite(per_video.get(name, math.nan))]
+    if not scored:
+        raise MetricUnavailable(f"{len(names)} of {len(names)} videos got no score, the first {names[0]!r}")
+    if len(scored) < len(names):
+        # The package's mean is of all its videos, in some dimensions of all their frames.
+        unscored = ", ".join(name for name in names if name not in scored)
+        report(f"{dimension.name}: left out, the package gives them no score: {unscored}")
+        return _score_one(dimension, (scored, num_expected), files, mode, device, report)
+    if not math.isfinite(mean):
+        raise MetricUnavailable(f"the package gives {len(names)} videos the mean {mean}")
     return DimensionScore(mean, {name: per_video[name] for name in names}, num_expected)
 
 
@@ -186,8 +215,20 @@ def _place(folder: Path, name: str, file: Path) -> None:
     (folder / name).symlink_to(file.resolve())
 
 
-def _run(dimension: str, folder: Path, mode: Mode, device: str) -> tuple[float, dict[str, float]]:
-    """Mean and per-video scores as the package gives them, from a process of its own environment."""
+def _run(dimension: str, files: dict[str, Path], mode: Mode, device: str) -> tuple[float, dict[str, float]]:
+    """Mean and per-video scores, on one scale, from a process of the package's own environment."""
+    with tempfile.TemporaryDirectory(prefix="vbench_") as temporary:
+        # The package reads all of a folder; this one holds the dimension's videos and nothing else.
+        for name, file in files.items():
+            _place(Path(temporary, "videos"), name, file)
+        mean, per_video = _run_in(Path(temporary), dimension, mode, device)
+    if dimension == "imaging_quality":
+        per_video = {name: value / 100 for name, value in per_video.items()}  # only its mean is on the others' scale
+    return mean, per_video
+
+
+def _run_in(folder: Path, dimension: str, mode: Mode, device: str) -> tuple[float, dict[str, float]]:
+    """Mean and per-video scores of a folder's videos as the package gives them."""
     request = {
         "dimension": dimension,
         "videos": str(folder / "videos"),

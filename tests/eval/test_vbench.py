@@ -47,10 +47,17 @@ def stand_in(nothing_here) -> Path:
     return nothing_here
 
 
+BLACK = np.zeros((2, 16, 16, 3), np.uint8)
+
+
 def touch(folder: Path, *names: str) -> Path:
+    """A folder with files of these names; mp4 files are videos."""
     folder.mkdir(exist_ok=True)
     for name in names:
-        (folder / name).touch()
+        if name.endswith(".mp4"):
+            write_mp4(folder / name, BLACK, 24)
+        else:
+            (folder / name).touch()
     return folder
 
 
@@ -165,11 +172,75 @@ def test_the_protocols_videos(stand_in):
     assert scores.not_run == {"temporal_flickering": "none of its 5 videos is there"}
 
 
-def test_what_the_package_passes_over_or_dies_of_is_no_score(stand_in):
+def spoil(folder: Path) -> dict[str, str]:
+    """Puts files that are no whole videos of two frames into a folder; by name, what is to be said of each."""
+    whole = (folder / "fine.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[:-1])
+    (folder / "empty.mp4").touch()
+    write_mp4(folder / "one.mp4", BLACK[:1], 24)
+    (folder / "text.mp4").write_text("not a video")
+    return {
+        "cut.mp4": "cut.mp4 is cut short by at least 1 bytes; copy or download it again",
+        "empty.mp4": "empty.mp4 is not a readable video",
+        "one.mp4": "one.mp4 holds 1 frames, two or more wanted",
+        "text.mp4": "text.mp4 is not a readable video",
+    }
+
+
+def test_bad_files_are_named_and_the_others_scored(stand_in, capsys):
+    folder = touch(stand_in / "clips", "fine.mp4", "other.mp4")
+    wrong = spoil(folder)
+    latin = (folder / "other.mp4").read_bytes().replace(b"VideoHandler", b"VideoHandl\xe9r")
+    (folder / "other.mp4").write_bytes(latin)  # a tag in Latin-1 is no harm
+    command = ["score", str(folder), "--dimensions", "temporal_flickering", "--output", str(stand_in / "scores.json")]
+    assert main(command) == 1
+    said = capsys.readouterr().out
+    written = json.loads((stand_in / "scores.json").read_text())
+    assert written["results"]["temporal_flickering"] == {
+        "mean": pytest.approx(0.15),
+        "per_video": {"fine.mp4": 0.1, "other.mp4": 0.2},
+        "num_expected": 6,
+    }
+    assert list(written["left_out"]) == list(wrong)
+    for name, problem in wrong.items():
+        assert f"left out: {folder}/{problem}" in said
+        assert problem in written["left_out"][name]
+
+
+def test_nothing_but_bad_files_is_bad_input(stand_in, capsys):
+    folder = touch(stand_in / "clips", "fine.mp4")
+    spoil(folder)
+    (folder / "fine.mp4").unlink()
+    assert main(["score", str(folder)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"vbench: 4 of 4 videos cannot be scored, the first: {folder}/cut.mp4 is cut short by")
+    assert error.count("\n") == 1
+
+
+def test_the_benchmark_with_a_bad_file_is_partial_or_refused(stand_in):
+    folder = touch(stand_in / "clips", *(f"a cat - up close-{i}.mp4" for i in range(5)))
+    (folder / "a cat - up close-3.mp4").write_text("not a video")
+    names, mode = ["temporal_flickering"], "vbench_standard"
+    with pytest.raises(ValueError, match=r"1 of 5 videos .* the first: .*close-3\.mp4 is not .*or ask for a partial"):
+        score(folder, names, mode=mode)
+    scores = score(folder, names, mode=mode, partial=True)
+    assert list(scores.left_out) == ["a cat - up close-3.mp4"]
+    assert list(scores.results["temporal_flickering"].per_video) == [f"a cat - up close-{i}.mp4" for i in (0, 1, 2, 4)]
+    assert scores.missing_scores == 1
+    alone = {"a cat - up close-3.mp4": folder / "a cat - up close-3.mp4"}
+    scores = score(alone, names, mode=mode, partial=True)
+    assert scores.not_run == {"temporal_flickering": "none of its 5 videos is there"}
+
+
+def test_what_the_package_passes_over_or_dies_of_is_no_score(stand_in, capsys):
     names = ["temporal_flickering"]
-    scores = score(touch(stand_in / "a", "good.mp4", "damaged.mp4"), names)
-    assert scores.results == {}
-    assert "1 of 2 videos have no score, the first 'damaged.mp4'" in scores.not_run["temporal_flickering"]
+    folder = touch(stand_in / "a", "damaged.mp4", "fine.mp4", "other.mp4")
+    assert main(["score", str(folder), "--dimensions", *names]) == 1
+    said = capsys.readouterr().out
+    assert "temporal_flickering: left out, the package gives them no score: damaged.mp4\n" in said
+    assert "temporal_flickering: 0.1500 (2 videos)" in said
+    scores = score(touch(stand_in / "c", "damaged.mp4"), names)
+    assert scores.not_run["temporal_flickering"] == "1 of 1 videos got no score, the first 'damaged.mp4'"
     scores = score(touch(stand_in / "b", "crash.mp4"), names)
     assert scores.not_run["temporal_flickering"] == "its process ended with 1:\nCUDA out of memory"
     assert main(["score", str(stand_in / "b"), "--dimensions", "temporal_flickering"]) == 1
@@ -201,7 +272,7 @@ def test_command_line_scores_and_totals(stand_in, capsys):
 def test_bad_input_is_one_message(stand_in, capsys, arguments, message):
     folders = {"clips": ["a.mp4"], "empty": [], "random": ["a.mp4"]}
     places = {name: touch(stand_in / name, *files) for name, files in folders.items()}
-    write_mp4(places["random"] / "b.mp4", np.zeros((2, 16, 16, 3), np.uint8), 24, random_weights=True)
+    write_mp4(places["random"] / "b.mp4", BLACK, 24, random_weights=True)
     assert main(["score", *(a.format(**places) for a in arguments)]) == 2
     said = capsys.readouterr().err
     assert message in said
@@ -222,7 +293,7 @@ def test_bad_names_of_videos(stand_in):
 
 def test_without_the_environment(nothing_here, capsys):
     clips = touch(nothing_here / "clips", "a.mp4")
-    assert main(["score", str(clips)]) == 1
+    assert main(["score", str(clips)]) == 2
     assert "run `python -m eval.vbench install`" in capsys.readouterr().err
     with pytest.raises(MetricUnavailable, match="VBench has no environment"):
         environment.full_info()
@@ -260,6 +331,13 @@ def test_other_requirements_make_another_environment(stand_in, monkeypatch, tmp_
     monkeypatch.setattr(environment, "REQUIREMENTS", tmp_path / "requirements.txt")
     assert not environment.is_installed()
     assert environment.package() == "vbench==0.1.6"
+
+
+def test_an_install_that_fails_is_no_bad_input(nothing_here, monkeypatch, capsys):
+    run = environment._run
+    monkeypatch.setattr(environment, "_run", lambda command: run(["false"]))
+    assert main(["install"]) == 1
+    assert "vbench: VBench's environment was not made: false ended with 1" in capsys.readouterr().err
 
 
 def test_a_failing_step_says_what_pip_said(nothing_here):

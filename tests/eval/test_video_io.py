@@ -1,18 +1,31 @@
 import os
+import struct
 import subprocess
 import sys
+from base64 import b64encode
 from fractions import Fraction
+from io import BytesIO
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from eval import video_io
-from eval.video_io import read_image, read_lossless, read_video, refuse_random_video, write_lossless, write_mp4
+from eval.video_io import (
+    count_frames,
+    read_image,
+    read_lossless,
+    read_video,
+    refuse_random_video,
+    write_lossless,
+    write_mp4,
+)
 
 
 @pytest.fixture
@@ -129,6 +142,44 @@ def test_mp4_keeps_content_size_rate_and_colours(tmp_path):
             "yuv420p",
             Fraction(24000, 1001),
         )
+        frame = next(container.decode(stream))
+        assert frame.color_primaries == ColorPrimaries.BT709
+        assert frame.color_trc == ColorTrc.IEC61966_2_1
+        assert frame.colorspace == Colorspace.ITU709
+        assert frame.color_range == ColorRange.MPEG
+
+
+# What a browser shows of a file: beside it a picture of the same frame, of which nothing is to be converted.
+SIDE_BY_SIDE = """<style>* {{ margin: 0; display: block }}</style>
+<img src="data:image/png;base64,{image}"><video muted src="data:video/mp4;base64,{video}"></video>"""
+COLOURS = ((217, 42, 46), (30, 160, 60), (40, 90, 220), (240, 200, 40), (60, 20, 100), (180, 120, 90))
+COLOURS += ((0, 0, 0), (128, 128, 128), (255, 255, 255))
+
+
+def test_an_mp4_has_the_colours_of_a_picture_in_chromium(browser, tmp_path):
+    """The old television's primaries that a browser takes for an untagged file are 20 levels away."""
+    columns = np.repeat(np.array(COLOURS, np.uint8), 32, axis=0)
+    frames = np.broadcast_to(columns, (2, 64, *columns.shape))
+    write_mp4(tmp_path / "clip.mp4", frames, 24, crf=1)
+    Image.fromarray(frames[0]).save(picture := BytesIO(), "PNG")
+    page = browser.new_page(viewport={"width": len(columns), "height": 128})
+    page.set_default_timeout(180_000)
+    if not page.evaluate("document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64000a\"')"):
+        pytest.skip("this Chromium plays no H.264; install a build that does (Debian: apt-get install chromium)")
+    image, video = (
+        b64encode(content).decode() for content in (picture.getvalue(), (tmp_path / "clip.mp4").read_bytes())
+    )
+    page.set_content(SIDE_BY_SIDE.format(image=image, video=video))
+    # Once a frame was painted, not only decoded.
+    page.evaluate(
+        "() => { const v = document.querySelector('video');"
+        " return new Promise(done => { v.requestVideoFrameCallback(done); v.play(); }); }"
+    )
+    page.wait_for_function("document.querySelector('video').ended")
+    shown = np.asarray(Image.open(BytesIO(page.screenshot())).convert("RGB")).astype(int)
+    pictured, played = shown[32, 16::32], shown[96, 16::32]
+    assert pictured.tolist() == [list(colour) for colour in COLOURS]
+    assert np.abs(played - pictured).max() <= 10  # Chromium's own conversion errs by 9, in saturated blue
 
 
 @pytest.mark.parametrize("shape", [(2, 15, 16, 3), (2, 16, 15, 3)])
@@ -178,6 +229,115 @@ def test_missing_and_foreign_files(tmp_path, read):
         (tmp_path / "text.mp4").write_bytes(content)
         with pytest.raises(ValueError, match=r"text\.mp4 is not a readable"):
             read(tmp_path / "text.mp4")
+
+
+def faststart(path: Path) -> None:
+    """Puts the header of an mp4 before its frames, so that a cut leaves it whole."""
+    whole = path.with_name("whole.mp4")
+    path.rename(whole)
+    with av.open(str(whole)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as copy:
+        stream = copy.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                copy.mux(packet)
+    whole.unlink()
+
+
+@pytest.mark.parametrize(("suffix", "write"), [(".mp4", write_mp4), (".mkv", write_lossless), ("_fast.mp4", write_mp4)])
+def test_no_cut_goes_unnoticed(tmp_path, suffix, write):
+    """At any place, between two frames and within the header too."""
+    path = tmp_path / f"clip{suffix}"
+    write(path, smooth_clip(), 24)
+    if suffix == "_fast.mp4":
+        faststart(path)
+    whole = path.read_bytes()
+    assert count_frames(path) == 6
+    for size in [*range(0, len(whole), len(whole) // 250), len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=f"{path.name} (is cut short by|is not a readable video|holds 0 frames)"):
+            read_video(path)
+    with pytest.raises(ValueError, match=f"{path.name} is cut short by at least 1 bytes"):
+        count_frames(path)
+
+
+def test_what_declares_no_size_or_has_more_after_it_is_whole(tmp_path, clip):
+    path = tmp_path / "clip.mkv"
+    write_lossless(path, clip, 24)
+    whole = path.read_bytes()
+    segment = whole.index(bytes.fromhex("18538067")) + 4
+    assert whole[segment] == 1  # a size of eight bytes
+    path.write_bytes(whole[:segment] + b"\x01" + b"\xff" * 7 + whole[segment + 8 :])  # as a live stream's
+    assert np.array_equal(read_video(path), clip)
+    path = tmp_path / "clip.mp4"
+    write_lossless(path, clip, 24)
+    path.write_bytes(path.read_bytes() + b"\xff\xff\xff\xffsome notes after it")
+    assert np.array_equal(read_video(path), clip)
+
+
+@pytest.mark.parametrize("old", [b"VideoHandler", b"frames sha256", b"isomiso2"])
+def test_tags_in_another_encoding_are_no_harm(tmp_path, clip, old):
+    path = tmp_path / "clip.mp4"
+    write_lossless(path, clip, 24)
+    path.write_bytes(path.read_bytes().replace(old, b"caf\xe9" + old[4:]))
+    assert np.array_equal(read_video(path), clip)
+    refuse_random_video(path)
+
+
+ONE = 0x10000  # 1 in an mp4's matrix
+TURNS = {  # x to (a, b), y to (c, d), and what is seen of [F, H, W, 3]
+    "as it is": ((1, 0, 0, 1), lambda v: v),
+    "90 degrees clockwise": ((0, 1, -1, 0), lambda v: np.rot90(v, -1, (1, 2))),
+    "180 degrees": ((-1, 0, 0, -1), lambda v: np.rot90(v, 2, (1, 2))),
+    "90 degrees anticlockwise": ((0, -1, 1, 0), lambda v: np.rot90(v, 1, (1, 2))),
+    "mirrored": ((-1, 0, 0, 1), lambda v: v[:, :, ::-1]),
+    "upside down": ((1, 0, 0, -1), lambda v: v[:, ::-1]),
+    "transposed": ((0, 1, 1, 0), lambda v: v.swapaxes(1, 2)),
+    "transposed the other way": ((0, -1, -1, 0), lambda v: v[:, ::-1, ::-1].swapaxes(1, 2)),
+    "twice as wide": ((2, 0, 0, 1), lambda v: v),
+}
+
+
+def turned(path: Path, frames: np.ndarray, a: float, b: float, c: float, d: float) -> Path:
+    """A video whose header says how to turn it, as phones write it."""
+    write_lossless(path, frames, 24)
+    whole = path.read_bytes()
+    place = whole.index(struct.pack(">9i", ONE, 0, 0, 0, ONE, 0, 0, 0, 0x40000000), whole.index(b"tkhd"))
+    matrix = struct.pack(
+        ">9i", *(round(ONE * entry) for entry in (a, b)), 0, *(round(ONE * e) for e in (c, d)), 0, 0, 0, 0x40000000
+    )
+    path.write_bytes(whole[:place] + matrix + whole[place + 36 :])
+    return path
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_a_video_is_upright_as_its_header_says(tmp_path, clip, turn):
+    matrix, seen = TURNS[turn]
+    found = read_video(turned(tmp_path / "clip.mp4", clip, *matrix))
+    assert found.flags.c_contiguous
+    assert np.array_equal(found, seen(clip))
+
+
+@pytest.mark.parametrize("degrees", [5, 30, 45, 100])
+def test_a_video_that_no_quarter_turn_makes_upright_is_refused(tmp_path, clip, degrees):
+    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    path = turned(tmp_path / "clip.mp4", clip, cos, sin, -sin, cos)
+    with pytest.raises(ValueError, match=r"clip\.mp4 is shown turned by other than quarter turns; convert it"):
+        read_video(path)
+
+
+def test_frames_of_two_sizes_are_refused(tmp_path, clip):
+    """Two streams of H.264, one behind the other."""
+    raw = []
+    for frames in (clip, clip[:, :16]):
+        with av.open(BytesIO(), "w", format="h264") as container:
+            stream = container.add_stream("libx264rgb", rate=24, options={"qp": "0"})
+            stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "rgb24"
+            packets = [p for f in frames for p in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(f)))]
+            raw += map(bytes, [*packets, *stream.encode()])
+    (tmp_path / "clip.h264").write_bytes(b"".join(raw))
+    with pytest.raises(ValueError, match=r"clip\.h264 has frames of 32x48 and 16x48; convert it to one size"):
+        read_video(tmp_path / "clip.h264")
 
 
 def test_file_without_video(tmp_path):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import shutil
 from collections import Counter
 from html import unescape
 from io import BytesIO
@@ -32,7 +30,6 @@ from tests.experiments.made_records import job_of, made, trace
 # 32 steps: with fewer, FlowCache's default threshold never reuses.
 SMALL = ["setting.num_frames=48", "setting.num_steps=32", "num_prompts=2", "metrics=[psnr,ssim]", "latency_pairs=1"]
 METHODS = ("vanilla", "flowcache_fast")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @pytest.fixture(scope="module")
@@ -219,27 +216,6 @@ def test_a_damaged_trace_is_one_line_that_names_it(damage, tmp_path, capsys):
     error = capsys.readouterr().err
     assert f"{path} is missing or damaged; remove the run with python -m experiments.records prune --yes" in error
     assert error.count("\n") == 1
-
-
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    """The executable of an installed one."""
-    executable = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if executable is None:
-        pytest.skip("no Chromium is installed; install one (Debian: apt-get install chromium)")
-    if importlib.util.find_spec("playwright") is None:
-        pytest.skip("playwright, which drives Chromium, is not installed; pip install playwright")
-    return executable
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"], timeout=180_000)
-        yield browser
-        browser.close()
 
 
 def opened(browser, folder: Path):

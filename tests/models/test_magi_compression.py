@@ -172,7 +172,8 @@ def test_a_smaller_budget_changes_what_comes_after_it_is_first_exceeded(setting)
     first = min(row for row, work in trace.work if work.kind == "compression")
     finished = {"continuation": 2}.get(setting, first // 2 - 3)  # before the first compression
     frames = CHUNK_WIDTH * finished
-    assert torch.equal(bounded[:, :, :frames], uncompressed(setting, method)[:, :, :frames])
+    # Keys lie in a buffer of another size, and kernels may add in another order.
+    torch.testing.assert_close(bounded[:, :, :frames], uncompressed(setting, method)[:, :, :frames], atol=1e-4, rtol=0)
     assert not torch.allclose(bounded, uncompressed(setting, method), atol=1e-3)
 
 
@@ -318,7 +319,8 @@ def test_the_count_of_a_compressed_run_is_what_pytorch_counts(case):
 def test_what_is_compressed_out_of_reach_does_not_matter():
     """Chunks see three chunks back at most, all of them active: nothing that is kept is ever seen."""
     method, settings = vanilla(), {"noise2clean_kvrange": (4, 3, 2, 1), "clean_chunk_kvrange": 1}
-    assert torch.equal(latents(changed(method, budget="5 tokens"), **settings), latents(method, **settings))
+    kept = latents(changed(method, budget="5 tokens"), **settings)
+    torch.testing.assert_close(kept, latents(method, **settings), atol=1e-4, rtol=0)  # buffers of two sizes
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,8 @@ def test_scales_that_leave_one_pass_give_that_pass(kind, previous_scale, text_sc
     caption = generation.captions[0] if kind == "text" else generation.null_caption
     dropped = torch.tensor([[kind != "text"]])
     first = generation.latents[:, :, :6]
-    assert torch.equal(velocity, generation.dit(first, torch.zeros(1, 1), [Member(0, caption)], dropped=dropped))
+    alone = generation.dit(first, torch.zeros(1, 1), [Member(0, caption)], dropped=dropped)
+    torch.testing.assert_close(velocity, alone, atol=1e-5, rtol=0)  # the generation reads its keys from a cache
 
 
 @pytest.mark.parametrize(("kind", "previous_scale", "text_scale"), PASSES)

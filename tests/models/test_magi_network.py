@@ -275,7 +275,7 @@ def test_the_rope_table_gives_the_rotation_that_the_forward_works_out(pack):
     dit, x, times, members = pack
     table = dit.rope_table(5, 6, 8, 6)
     rope = tuple(torch.cat([part[member.position] for member in members]) for part in table)
-    assert torch.equal(dit(x, times, members, rope=rope), dit(x, times, members))
+    close(dit(x, times, members, rope=rope), dit(x, times, members), 1e-5)  # sines of more positions at once
 
 
 def test_a_batch_equals_its_rows_one_at_a_time(pack):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.checkpoint import convert, load_transformer, load_vae
+from flowcache.models.skyreels.checkpoint import convert, load_transformer, load_vae, main
 from tests.models.skyreels_goldens import manifest, tensors, transformer
 from tests.models.skyreels_pipeline import write_checkpoint
 
@@ -84,6 +85,20 @@ def test_a_converted_checkpoint_is_that_of_diffusers(original, tmp_path):
     assert_loaded(type(transformer()).from_pretrained(tmp_path / "converted" / "transformer").requires_grad_(False))
     with pytest.raises(CheckpointError, match="exists already; remove it or choose another destination"):
         convert(original, tmp_path / "converted")
+
+
+def test_the_conversions_exit_codes(original, tmp_path, capsys):
+    assert main([str(original), str(tmp_path / "converted")]) == 0
+    assert_loaded(load_transformer(tmp_path / "converted" / "transformer"))
+    capsys.readouterr()
+    for arguments, message in (
+        ([str(original), str(tmp_path / "converted")], "convert: .* exists already"),
+        ([str(tmp_path / "nowhere"), str(tmp_path / "other")], "convert: no configuration at .*nowhere"),
+        ([str(original)], "usage: python -m flowcache.models.skyreels.checkpoint"),
+    ):
+        assert main(arguments) == 2
+        assert re.match(message, said := capsys.readouterr().err)
+        assert said.count("\n") == 1
 
 
 def test_an_interrupted_conversion_leaves_nothing_that_reads_as_whole(original, tmp_path, monkeypatch):

@@ -133,7 +133,8 @@ def test_a_smaller_budget_changes_what_comes_after_it_is_first_exceeded(setting,
     method, trace = changed(REUSING, budget=None, **options), Trace()
     bounded = latents(changed(method, budget="1 chunk"), trace, **SETTINGS[setting])
     assert not torch.allclose(bounded, uncompressed(setting, method), atol=1e-3)
-    assert torch.equal(bounded[:, :1], uncompressed(setting, method)[:, :1])
+    # Keys lie in a buffer of another size, and kernels may add in another order.
+    torch.testing.assert_close(bounded[:, :1], uncompressed(setting, method)[:, :1], atol=1e-4, rtol=0)
     scorers = [work.chunk for _, work in trace.work if work.kind == "compression"]
     assert scorers == sorted(scorers)
     assert min(scorers) < 6 <= max(scorers)  # in both windows

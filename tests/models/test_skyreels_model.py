@@ -91,7 +91,8 @@ def test_image_to_video_shows_the_image_first(model, settings, counts):
     assert [len(piece) for piece in frames] == counts
     latent = model.vae.encode(image.permute(2, 0, 1)[None, :, None].float() / 127.5 - 1)
     expected = (model.vae.decoder()(latent)[0, :, 0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-    assert torch.equal(frames[0][0], expected.permute(1, 2, 0))
+    # Decoded with what follows it, so equal up to a level where rounding falls either way.
+    torch.testing.assert_close(frames[0][0].int(), expected.permute(1, 2, 0).int(), atol=1, rtol=0)
     assert not torch.equal(torch.cat(frames), torch.cat(pieces(model, sum(counts), VANILLA, **settings)))
 
 

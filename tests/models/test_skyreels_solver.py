@@ -1,4 +1,4 @@
-"""The solver gives the bits of diffusers', step by step."""
+"""The solver takes diffusers' steps, up to rounding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_step_is_that_of_diffusers(num_steps, published):
         velocity = torch.randn(latent.shape, generator=random)
         expected = theirs.step(velocity, time, expected, return_dict=False)[0]
         latent = ours.step(velocity, latent)
-        assert torch.equal(latent, expected)
+        torch.testing.assert_close(latent, expected, atol=1e-5, rtol=1e-5)  # logarithms of all levels at once
         if published and time == times[0]:
             ours.last, theirs.last_sample = latent, expected
     assert latent.isfinite().all()

@@ -35,7 +35,7 @@ def test_pieces_decode_as_the_window_does(vae, pieces):
     decode = vae.decoder()
     frames = [decode(piece) for piece in latent.split(pieces, dim=2)]
     assert [piece.shape[2] for piece in frames] == [4 * n - 3 * (i == 0) for i, n in enumerate(pieces)]
-    torch.testing.assert_close(torch.cat(frames, dim=2).clamp(-1, 1), whole(vae, latent), atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat(frames, dim=2).clamp(-1, 1), whole(vae, latent), atol=5e-5, rtol=0)
     assert torch.cat(frames, dim=2).std() > 0.01
 
 
@@ -53,13 +53,19 @@ def pixels(frames: Tensor) -> Tensor:
     return (frames[0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
 
 
+def assert_pixels(actual: Tensor, expected: Tensor) -> None:
+    """Of clips decoded in pieces of other sizes, so equal up to a level where rounding falls either way."""
+    assert actual.dtype == expected.dtype == torch.uint8
+    torch.testing.assert_close(actual.int(), expected.int(), atol=1, rtol=0)
+
+
 @torch.inference_mode()
 def test_the_next_window_begins_with_the_last_frames_encoded_again_and_shows_only_new_ones(vae):
     first, stream = draw(1, 16, 6, 4, 4), FrameStream(vae, overlap_frames=5)
     stream.open(None, emit=False)
     shown = torch.cat([stream.decode(chunk) for chunk in first.split(2, dim=2)])
     video = whole(vae, first)
-    assert torch.equal(shown, pixels(video))
+    assert_pixels(shown, pixels(video))
     handed = stream.encode_last_frames()
     torch.testing.assert_close(handed, vae.encode(video[:, :, -5:]), atol=1e-5, rtol=0)
 
@@ -67,7 +73,7 @@ def test_the_next_window_begins_with_the_last_frames_encoded_again_and_shows_onl
     stream.open(handed, emit=False)
     more = stream.decode(new)
     expected = whole(vae, torch.cat([handed, new], dim=2))
-    assert torch.equal(more, pixels(expected[:, :, 5:]))
+    assert_pixels(more, pixels(expected[:, :, 5:]))
     torch.testing.assert_close(stream.encode_last_frames(), vae.encode(expected[:, :, -5:]), atol=1e-5, rtol=0)
 
 
@@ -87,7 +93,7 @@ def test_a_window_shorter_than_the_overlap_reaches_back_to_the_frames_before(vae
 def test_emitted_given_frames_come_before_the_next_chunks(vae):
     given, new, stream = draw(1, 16, 1, 4, 4), draw(1, 16, 1, 4, 4, seed=1), FrameStream(vae, 5)
     stream.open(given, emit=True)
-    assert torch.equal(stream.decode(new), pixels(whole(vae, torch.cat([given, new], dim=2))))
+    assert_pixels(stream.decode(new), pixels(whole(vae, torch.cat([given, new], dim=2))))
     assert len(stream.decode(new)) == 4
 
 

@@ -264,10 +264,20 @@ def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) ->
         parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit("usage: python -m flowcache.models.skyreels.checkpoint <original checkpoint> <destination>")
+def main(arguments: list[str]) -> int:
+    """Convert an original transformer; returns the exit code: 0 done, 2 bad input."""
+    if len(arguments) != 2:
+        print(
+            "usage: python -m flowcache.models.skyreels.checkpoint <original checkpoint> <destination>", file=sys.stderr
+        )
+        return 2
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
-    except CheckpointError as problem:
-        sys.exit(f"convert: {problem}")
+        convert(*map(Path, arguments))
+    except CheckpointError as error:
+        print(f"convert: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
