@@ -213,6 +213,8 @@ class Magi:
         size = self._latent_size(runtime.video_size_h, runtime.video_size_w)
         frames = given_frames(image, prefix_video, runtime.video_size_h, runtime.video_size_w)
         num_chunks = self._num_chunks(num_frames, None if prefix_video is None else len(frames))
+        if image is not None and runtime.chunk_width == 1:  # a chunk that is given whole is not emitted
+            raise ValueError("an image fills a whole chunk where chunk_width=1; repeat it four times as prefix_video")
         self._warn_of_untrained(runtime)
         prefix = None if frames is None else self._encode_prefix(frames)
         shape = (1, self.dit.config.latent_channels, num_chunks * runtime.chunk_width, *size)
