@@ -41,17 +41,17 @@ def test_a_video_is_continued_by_as_many_frames_as_asked_for(model, given, asked
 @pytest.mark.parametrize(
     ("given", "asked", "message"),
     [
-        (0, 24, "a prefix video of 0 frames does not fill whole latent frames of 4; try 4 of them and num_frames=20"),
-        (1, 23, r"try 4 of them and num_frames=20, or a single frame as image$"),
+        (0, 24, "a prefix video of 0 frames does not fill whole latent frames of 4; try 4 frames and num_frames=20"),
+        (1, 23, r"try 4 frames and num_frames=20, or a single frame as image$"),
         (
             13,
             11,
-            "a prefix video of 13 frames does not fill whole latent frames of 4; try 12 of them and num_frames=12",
+            "a prefix video of 13 frames does not fill whole latent frames of 4; try 12 frames and num_frames=12",
         ),
-        (25, 23, "try 24 of them and num_frames=24"),
-        (14, 10, "try 12 of them and num_frames=12"),
-        (30, 240, "try 28 of them and num_frames=236"),
-        (37, 11, "try 36 of them and num_frames=12"),
+        (25, 23, "try 24 frames and num_frames=24"),
+        (14, 10, "try 12 frames and num_frames=12"),
+        (30, 240, "try 28 frames and num_frames=236"),
+        (37, 11, "try 36 frames and num_frames=12"),
         (16, 9, "num_frames=9 after 16 given ones does not fill whole chunks of 24 frames; try num_frames=8"),
         (48, 1, "num_frames=1 after 48 given ones does not fill whole chunks of 24 frames; try num_frames=24"),
     ],
@@ -59,7 +59,7 @@ def test_a_video_is_continued_by_as_many_frames_as_asked_for(model, given, asked
 def test_prefix_lengths_that_do_not_fit_are_refused_with_some_that_do(model, given, asked, message):
     with pytest.raises(ValueError, match=message) as error:
         make(model, asked, prefix_video=video(given), height=32, width=32)
-    frames = re.search(r"try (\d+) of them", str(error.value))
+    frames = re.search(r"try (\d+) frames", str(error.value))
     given = int(frames[1]) if frames else given
     asked = int(re.search(r"num_frames=(\d+)(?!.*num_frames)", str(error.value))[1])
     model.generation("a red circle", asked, VANILLA, 0, prefix_video=video(given), height=32, width=32)

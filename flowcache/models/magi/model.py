@@ -247,14 +247,14 @@ class Magi:
             warn(
                 f"these weights were trained for num_steps={' or '.join(map(str, counts))}, and num_steps="
                 f"{runtime.num_steps} may show nothing: the number is an input of the network",
-                stacklevel=4,
+                stacklevel=1,
             )
         if distilled != (runtime.cfg_number == 1):
             held = "hold their guidance already, and three passes add another one" if distilled else "hold no guidance"
             warn(
                 f"cfg_number={runtime.cfg_number} does not belong to {'distilled' if distilled else 'base'} weights, "
                 f"which {held}; choose cfg_number={1 if distilled else 3}",
-                stacklevel=4,
+                stacklevel=1,
             )
 
     def _encode_prefix(self, frames: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ class Magi:
             alone = ", or a single frame as image" if num_given == 1 else ""
             raise ValueError(
                 f"a prefix video of {num_given} frames does not fill whole latent frames of {TEMPORAL_FACTOR}; try "
-                f"{fitting} of them and num_frames={nearest}{alone}"
+                f"{fitting} frames and num_frames={nearest}{alone}"
             )
         if not isinstance(num_frames, int) or num_frames < 1 or (num_frames + fitting) % chunk:
             after = f" after {fitting} given ones" if fitting else ""
