@@ -73,8 +73,8 @@ def locate(directory: Path) -> MagiFiles:
 
     They lie in ``directory`` (vae, t5, special_tokens.npz beside the weights), or around it as downloaded: vae and t5
     (also t5_pretrained) up to two folders above, t5 with or without its own folder t5-v1_1-xxl. Where ``directory`` is
-    a link or holds links, around what they lead to as well. Raises CheckpointError,
-    FileNotFoundError or ValueError for a configuration that is missing or wrong, and for quantised weights alone.
+    a link or holds links to folders, around what they lead to as well. Raises CheckpointError, FileNotFoundError or
+    ValueError for a configuration that is missing or wrong, and for quantised weights alone.
     """
     folders = sorted(path.name for path in directory.glob("inference_weight*") if path.is_dir())
     if folders and all(name.startswith(QUANTISED_WEIGHTS) for name in folders):
@@ -99,8 +99,11 @@ def locate(directory: Path) -> MagiFiles:
 
 
 def _around(directory: Path) -> list[Path]:
-    """Where parts of a checkpoint may lie: the directory and two above it, then the same of what links lead to."""
-    targets = [path.resolve().parent for path in sorted(directory.iterdir()) if path.is_symlink()]
+    """Where parts of a checkpoint may lie: the directory and two above it, then the same of what links lead to.
+
+    Links to files lead to no checkpoint: in the Hugging Face cache all lie side by side, under no name of their own.
+    """
+    targets = [path.resolve().parent for path in sorted(directory.iterdir()) if path.is_symlink() and path.is_dir()]
     homes = [directory.absolute(), directory.resolve(), *targets]
     return [directory, *dict.fromkeys(folder for home in homes for folder in (home, *home.parents[:2]))]
 
