@@ -8,30 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flowcache.distance import ChunkDistance
-from flowcache.method import MethodConfig, check_warmup, check_warmup_fits
-from flowcache.policy import Decision, ReusePolicy
+from flowcache.options import check_warmup, check_warmup_fits, is_count
+from flowcache.reuse.base import Decision, ReusePolicy
+from flowcache.reuse.distance import ChunkDistance
 from flowcache.schedule import Row, Schedule
 
 
-class EveryK:
-    distance: str | None = None
-
-    def __init__(self, every: int, warmup_steps: int) -> None:
-        self.every, self.warmup_steps = every, warmup_steps
-        self.accumulated: dict[int, float] = {}
-
-    def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
-        return Decision(tuple(s.chunk for s in row.steps if self._computes(s.step, schedule.num_steps)))
-
-    def _computes(self, step: int, num_steps: int) -> bool:
-        # The steps before `warmup_steps`, then every k-th counted from the last of them, and the last step.
-        after_warmup = step - max(0, self.warmup_steps - 1)
-        return after_warmup < 0 or after_warmup % self.every == 0 or step == num_steps - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class EveryKConfig(MethodConfig):
+@dataclass(kw_only=True)
+class EveryK(ReusePolicy):
     """Attributes: ``every`` computes one step in so many (1 = all); ``warmup_steps`` always compute first."""
 
     every: int
@@ -40,11 +24,16 @@ class EveryKConfig(MethodConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_warmup(self.warmup_steps)
-        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+        if not is_count(self.every):
             raise ValueError(f"every={self.every!r} must be a whole number of at least 1 (1 computes every step)")
 
     def check_schedule(self, schedule: Schedule) -> None:
         check_warmup_fits(self.warmup_steps, schedule.num_steps, "steps of a chunk")
 
-    def policy(self) -> ReusePolicy:
-        return EveryK(self.every, self.warmup_steps)
+    def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
+        return Decision(tuple(s.chunk for s in row.steps if self._computes(s.step, schedule.num_steps)))
+
+    def _computes(self, step: int, num_steps: int) -> bool:
+        # The steps before `warmup_steps`, then every k-th counted from the last of them, and the last step.
+        after_warmup = step - max(0, self.warmup_steps - 1)
+        return after_warmup < 0 or after_warmup % self.every == 0 or step == num_steps - 1

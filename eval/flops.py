@@ -1,7 +1,7 @@
 """FLOPs of what really executes, counted while it runs: the check on the counts from shapes (flowcache.trace).
 
     with ExecutedFlops() as executed:
-        for chunk, latent in sample(generation, method, trace, executed.clock):
+        for chunk, latent in sample(generation, trace, executed.clock):
             ...
     check(executed, trace)
 

@@ -17,7 +17,7 @@ import torch
 
 from eval.statistics import median_and_interval
 from flowcache.clock import SectionClock
-from flowcache.method import MethodConfig
+from flowcache.method import Method
 from flowcache.models.base import VideoModel
 from flowcache.sampler import generate
 from flowcache.trace import Trace
@@ -53,7 +53,7 @@ def take(
     model: VideoModel,
     prompt: str,
     num_frames: int,
-    method: MethodConfig,
+    method: Method,
     seed: int,
     device: torch.device | str,
     **options: Any,

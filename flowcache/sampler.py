@@ -11,20 +11,24 @@ import torch
 from torch import Tensor
 
 from flowcache.clock import SectionClock
-from flowcache.distance import ChunkDistance, DistanceMeter
-from flowcache.method import MethodConfig
+from flowcache.method import Method
 from flowcache.models.base import Generation, VideoModel
-from flowcache.policy import Decision
+from flowcache.reuse.base import Decision
+from flowcache.reuse.distance import ChunkDistance, DistanceMeter
+from flowcache.reuse.evidence import EvidenceReader
 from flowcache.schedule import Row
 from flowcache.trace import Trace, TraceEntry, Work
 
 Observer = Callable[[Row, Decision], None]
 
 
+class IdlePart(UserWarning):
+    """A part of a method had no effect in a generation; also in ``Trace.remarks``."""
+
+
 @torch.inference_mode()
 def sample(
     generation: Generation,
-    method: MethodConfig,
     trace: Trace | None = None,
     clock: SectionClock | None = None,
     observe: Observer | None = None,
@@ -33,7 +37,6 @@ def sample(
 
     Args:
         generation: a fresh one; it is used up.
-        method: makes the policy; the generation must have been made with the same method.
         trace: filled while running.
         clock: sections "transformer", "policy", "scheduler" and "compression" are added to.
         observe: called after every row with the row and its decision, for probes.
@@ -42,8 +45,9 @@ def sample(
     """
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
-    policy = method.policy()
+    policy = generation.method.reuse.fresh()
     meter = None if policy.distance is None else DistanceMeter(generation, policy.distance, generation.measured_chunks)
+    evidence = EvidenceReader(meter, policy.report)
     trace.kv_bytes_allocated = generation.kv_bytes_allocated
     finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
     with clock("transformer"):
@@ -52,10 +56,14 @@ def sample(
         with clock("scheduler"):
             generation.begin_row(row)
         with clock("policy"):
-            distances = {} if meter is None else meter.measure(row)
+            distances, reported = evidence.read(row)
+            if reported is not None:
+                policy.observe(*reported)
             decision = policy.decide(row, distances, generation.schedule)
         with clock("transformer"):
             work = generation.compute(row, decision)
+            if (report := generation.report()) is not None:
+                evidence.keep(row, *report)
         with clock("scheduler"):
             generation.advance(row, decision)
         _record(trace, row, decision, distances, policy.accumulated, work, generation)
@@ -67,19 +75,23 @@ def sample(
             yield chunk, latent
     _check_finite(finite)
     trace.kv_unusable_kept = generation.kv_unusable_kept
+    trace.forecast_bytes_peak = generation.forecast_bytes_peak
     if trace.kv_unusable_kept:
         warnings.warn(
             f"compression had to keep {trace.kv_unusable_kept} keys that are NaN, infinite or zero: the video cannot "
             "be trusted; check the checkpoint, and the precision that the model runs in",
             stacklevel=2,
         )
+    trace.remarks = idle_parts(generation, trace)
+    for remark in trace.remarks:
+        warnings.warn(remark, IdlePart, stacklevel=2)
 
 
 def generate(
     model: VideoModel,
     prompt: str,
     num_frames: int,
-    method: MethodConfig,
+    method: Method,
     seed: int = 1234,
     trace: Trace | None = None,
     clock: SectionClock | None = None,
@@ -91,7 +103,7 @@ def generate(
         model: such as ``flowcache.models.magi.Magi.from_pretrained(path)``.
         prompt: the caption.
         num_frames: frames to generate; the model says which counts it can make.
-        method: the caching method, e.g. ``FlowCacheConfig(threshold=0.015, warmup_steps=5)``.
+        method: the caching method, e.g. ``Method(reuse=Chunkwise(threshold=0.015, warmup_steps=5))``.
         seed: of the noise. Equal seeds give equal noise on every device.
         trace, clock: filled while running; the clock also gets "text" and "vae".
         options: the model's own, e.g. ``num_steps``, ``image``, ``prefix_video``.
@@ -99,11 +111,28 @@ def generate(
     clock = SectionClock("cpu") if clock is None else clock
     with clock("text"):
         generation = model.generation(prompt, num_frames, method, seed, **options)
-    for chunk, latent in sample(generation, method, trace, clock):
+    for chunk, latent in sample(generation, trace, clock):
         with clock("vae"), torch.inference_mode():
             frames = generation.decode(chunk, latent)
         if len(frames):
             yield frames
+
+
+def idle_parts(generation: Generation, trace: Trace) -> list[str]:
+    """What was asked of a finished generation's method and had no effect, a sentence each."""
+    method, remarks = generation.method, []
+    reuse, forecast = type(method.reuse).__name__, type(method.forecast).__name__
+    first_steps = sum(entry.step == 0 for entry in trace.entries)
+    skipped = sum(entry.action != "compute" for entry in trace.entries)
+    if method.reuse.skips and not skipped:
+        remarks.append(f"{reuse} skipped nothing: every chunk computed in every step, as vanilla does")
+    elif method.reuse.skips and len(trace.entries) - skipped <= first_steps < len(trace.entries):
+        remarks.append(f"{reuse} skipped all it could: chunks computed in their first steps alone")
+    if skipped and method.forecast.depth > 1 and generation.forecast_from < 2:
+        remarks.append(f"{forecast} only held: no chunk that was skipped had computed twice before")
+    if method.kv.budget is not None and not generation.kv_compressions:
+        remarks.append(f"the KV budget of {method.kv.budget} dropped nothing: finished chunks never held more")
+    return remarks
 
 
 def _check_finite(finite: Mapping[int, Tensor]) -> None:
@@ -144,5 +173,6 @@ def _record(
                 accumulated=accumulated.get(step.chunk),
                 flops=denoise_flops[step.chunk],
                 kv_tokens=generation.kv_tokens,
+                token_mask=step.chunk in decision.tokens,
             )
         )

@@ -38,8 +38,8 @@ class TraceEntry:
     """One chunk in one row.
 
     distance is None where it was not measured; accumulated is the policy's after its decision; flops are those of
-    the chunk's denoising forward (0 if it reused); kv_tokens are the tokens the cache holds after the row, a layer
-    and head.
+    the chunk's denoising forward (0 if it reused); kv_tokens are the tokens the cache holds after the row, per layer
+    and head; token_mask tells that only some of the chunk's tokens computed.
     """
 
     row: int
@@ -51,6 +51,7 @@ class TraceEntry:
     accumulated: float | None
     flops: int
     kv_tokens: int
+    token_mask: bool = False
 
 
 @dataclass
@@ -61,7 +62,10 @@ class Trace:
     work: list[tuple[int, Work]] = field(default_factory=list)  # (row, work); row -1 is before the first row
     kv_bytes_allocated: int = 0
     kv_bytes_used_peak: int = 0
-    kv_unusable_kept: int = 0  # see KvCache; known at the end
+    # Known at the end.
+    kv_unusable_kept: int = 0  # see KvCache
+    forecast_bytes_peak: int = 0  # outputs that forecasts look back on
+    remarks: list[str] = field(default_factory=list)  # parts of the method that had no effect
 
     @property
     def flops(self) -> int:

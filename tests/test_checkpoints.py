@@ -14,7 +14,7 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.checkpoints import loaded_files, main, verify
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi

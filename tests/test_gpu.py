@@ -12,23 +12,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.ceilings import ceilings
 from experiments.job.cli import compose_config
-from experiments.job.job import ROOT, make_job
+from experiments.job.job import make_job
+from experiments.job.paths import ROOT
 from experiments.run.measure import quality
 from experiments.run.plan import probe
-from flowcache.distance import DistanceMeter
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO, FLASH_PACKAGES
-from flowcache.method import FlowCacheConfig
 from flowcache.models.checkpoint import load_weights
 from flowcache.models.magi import Magi
 from flowcache.models.magi.attention import ParallelAttention
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.skyreels import SkyReels
+from flowcache.reuse.distance import DistanceMeter
 from flowcache.sampler import sample
 from tests.experiments.conftest import SMALL
 from tests.fetched import needs_vgg
+from tests.methods import chunkwise, vanilla
 from tests.models.skyreels_pipeline import write_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -37,8 +37,8 @@ PROMPT = "a red circle moving right on a dark background"
 
 
 def latents(model: Magi) -> torch.Tensor:
-    generation = model.generation(PROMPT, 48, VanillaConfig(), 0, num_steps=8)
-    return torch.cat([latent for _, latent in sample(generation, VanillaConfig())], dim=1).cpu()
+    generation = model.generation(PROMPT, 48, vanilla(), 0, num_steps=8)
+    return torch.cat([latent for _, latent in sample(generation)], dim=1).cpu()
 
 
 def test_the_gpu_makes_the_video_of_the_cpu():
@@ -81,8 +81,8 @@ def host_bytes() -> int:
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
 
-REUSE = FlowCacheConfig(threshold=0.05, warmup_steps=1)
-COMPRESSED = FlowCacheConfig(threshold=0.05, warmup_steps=1, kv_budget="1 chunk")
+REUSE = chunkwise(threshold=0.05, warmup_steps=1)
+COMPRESSED = chunkwise(threshold=0.05, warmup_steps=1, budget="1 chunk")
 
 
 @pytest.fixture(params=["magi", "skyreels"])
@@ -98,10 +98,10 @@ def generation_of(model, method):
     return model.generation(PROMPT, model.frames_of(4), method, 0, num_steps=8, **options)
 
 
-@pytest.mark.parametrize("method", [VanillaConfig(), REUSE, COMPRESSED], ids=["vanilla", "reuse", "compressed"])
+@pytest.mark.parametrize("method", [vanilla(), REUSE, COMPRESSED], ids=["vanilla", "reuse", "compressed"])
 def test_rows_wait_for_the_gpu_once_at_most_for_the_decision(model, method, monkeypatch):
     """Whatever a row computes, compresses and advances, the host goes on; a measured decision reads once."""
-    list(sample(generation_of(model, method), method))  # what is set up once may wait
+    list(sample(generation_of(model, method)))  # what is set up once may wait
     generation, measure = generation_of(model, method), DistanceMeter.measure
 
     def unsynchronised(function):
@@ -129,13 +129,13 @@ def test_rows_wait_for_the_gpu_once_at_most_for_the_decision(model, method, monk
     monkeypatch.setattr(DistanceMeter, "measure", measured)
     for name in ("begin_row", "compute", "advance", "finish"):
         monkeypatch.setattr(generation, name, unsynchronised(getattr(generation, name)))
-    assert len(list(sample(generation, method))) == 4
-    assert any(reads) == (method.policy().distance is not None)
+    assert len(list(sample(generation))) == 4
+    assert any(reads) == (method.reuse.distance is not None)
 
 
 def made(model) -> torch.Tensor:
-    method = VanillaConfig()
-    return torch.cat([latent for _, latent in sample(generation_of(model, method), method)], dim=1)
+    method = vanilla()
+    return torch.cat([latent for _, latent in sample(generation_of(model, method))], dim=1)
 
 
 def distance(out: torch.Tensor, expected: torch.Tensor) -> float:
@@ -195,8 +195,8 @@ def test_the_ceilings_of_the_gpu_are_measured():
 def test_networks_of_full_size_and_random_weights_run(family):
     model = family.from_random(device="cuda")
     options = {"num_steps": 4, "height": 256, "width": 256}
-    generation = model.generation(PROMPT, model.frames_of(1), VanillaConfig(), 0, **options)
-    for chunk, latent in sample(generation, VanillaConfig()):
+    generation = model.generation(PROMPT, model.frames_of(1), vanilla(), 0, **options)
+    for chunk, latent in sample(generation):
         assert latent.isfinite().all()
         with torch.inference_mode():
             assert generation.decode(chunk, latent).shape[1:] == (256, 256, 3)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.attention._registry import _FLASH_ATTENTION_IMPLS
 
 from flowcache.kernels import FLASH_PACKAGES, attention_kernel, compile_seconds, set_kernels
-from flowcache.kv_cache import KvCache
+from flowcache.kv.cache import KvCache
 from flowcache.models.magi.attention import Member
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.skyreels.network import SkyReelsNetwork

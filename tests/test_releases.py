@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from baselines.vanilla import VanillaConfig
 from flowcache.checkpoints import loaded_files, verify
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi
@@ -21,6 +20,7 @@ from flowcache.models.skyreels.config import Sampling
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.vae import SkyReelsVae
 from flowcache.sampler import sample
+from tests.methods import vanilla
 from tests.models.releases import (
     PROMPT,
     small_skyreels,
@@ -44,9 +44,9 @@ def assert_same(loaded: nn.Module, written: Mapping[str, Tensor], dtype: torch.d
 
 def one_chunk(model: Magi | SkyReels, num_frames: int, **options: object) -> tuple[Tensor, Tensor]:
     """The only chunk of a video: its latent and its frames."""
-    method = VanillaConfig()
+    method = vanilla()
     generation = model.generation(PROMPT, num_frames, method, 0, **SIZE, **options)
-    ((chunk, latent),) = sample(generation, method)
+    ((chunk, latent),) = sample(generation)
     with torch.inference_mode():
         return latent, generation.decode(chunk, latent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
 
@@ -10,21 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.every_k import EveryKConfig
-from baselines.teacache import TeaCacheConfig
-from baselines.vanilla import VanillaConfig
 from flowcache.clock import SectionClock
-from flowcache.distance import ChunkDistance
-from flowcache.method import FlowCacheConfig, MethodConfig, ReplayConfig
+from flowcache.forecast.hold import Hold
+from flowcache.method import Method
 from flowcache.models.magi.attention import Member
-from flowcache.policy import Decision
+from flowcache.models.magi.generation import MagiGeneration
+from flowcache.reuse.base import Decision
+from flowcache.reuse.chunkwise import Chunkwise
+from flowcache.reuse.distance import ChunkDistance
+from flowcache.reuse.replay import Replay
 from flowcache.sampler import generate, sample
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace
+from tests.methods import by_row, chunkwise, every_k, method, uniform, vanilla
 from tests.models.magi_goldens import GUIDANCE_3, golden_dit, latents_of, small_generation
-from tests.scripted import Scripted, by_row
 
-REUSING = FlowCacheConfig(threshold=0.1, warmup_steps=2)
+REUSING = chunkwise(threshold=0.1, warmup_steps=2)
 SETTINGS = {
     "plain": {},
     "guidance 3": GUIDANCE_3,
@@ -37,21 +39,21 @@ SETTINGS = {
 
 @cache
 def vanilla_latents(setting: str) -> Tensor:
-    return latents(VanillaConfig(), **SETTINGS[setting])
+    return latents(vanilla(), **SETTINGS[setting])
 
 
-def latents(method: MethodConfig, trace: Trace | None = None, **settings) -> Tensor:
-    return latents_of(small_generation(method, **settings), method, trace)
+def latents(method: Method, trace: Trace | None = None, **settings) -> Tensor:
+    return latents_of(small_generation(method, **settings), trace)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize(
     "method",
     [
-        FlowCacheConfig(threshold=0.0, warmup_steps=0),
-        FlowCacheConfig(threshold=0.0, warmup_steps=0, distance="latent", last_step="global"),
-        EveryKConfig(every=1, warmup_steps=0),
-        TeaCacheConfig(threshold=0.0, warmup_steps=0),
+        chunkwise(threshold=0.0, warmup_steps=0),
+        chunkwise(threshold=0.0, warmup_steps=0, distance="latent", last_step="global"),
+        every_k(every=1, warmup_steps=0),
+        uniform(threshold=0.0, warmup_steps=0),
     ],
     ids=["flowcache", "flowcache latent global", "every_k", "teacache"],
 )
@@ -59,14 +61,14 @@ def test_a_method_that_never_reuses_is_vanilla_bit_for_bit(method, setting):
     assert torch.equal(latents(method, **SETTINGS[setting]), vanilla_latents(setting))
 
 
-@pytest.mark.parametrize("reuse", ["velocity", "displacement"])
+@pytest.mark.parametrize("quantity", ["velocity", "displacement"])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_replaying_recorded_decisions_gives_the_same_latents_bit_for_bit(setting, reuse):
-    method = FlowCacheConfig(threshold=0.1, warmup_steps=2, reuse=reuse)
+def test_replaying_recorded_decisions_gives_the_same_latents_bit_for_bit(setting, quantity):
+    method = chunkwise(threshold=0.1, warmup_steps=2, forecast=Hold(quantity=quantity))
     trace, again = Trace(), Trace()
     expected = latents(method, trace, **SETTINGS[setting])
     assert {entry.action for entry in trace.entries} == {"compute", "reuse"}
-    replayed = ReplayConfig.like(method, trace.computed_rows())
+    replayed = replace(method, reuse=Replay(computed=trace.computed_rows()))
     assert torch.equal(latents(replayed, again, **SETTINGS[setting]), expected)
     assert again.computed_rows() == trace.computed_rows()
     assert again.work == trace.work
@@ -81,10 +83,10 @@ def test_two_generations_in_a_row_on_one_network_are_equal(setting):
 
 
 def test_generations_that_take_turns_do_not_disturb_each_other():
-    methods = [REUSING, VanillaConfig(), TeaCacheConfig(threshold=0.05, warmup_steps=1)]
+    methods = [REUSING, vanilla(), uniform(threshold=0.05, warmup_steps=1)]
     alone = [latents(method, seed=seed) for seed, method in enumerate(methods)]
     generations = [small_generation(method, seed=seed) for seed, method in enumerate(methods)]
-    runs = [sample(generation, method) for generation, method in zip(generations, methods, strict=True)]
+    runs = [sample(generation) for generation, method in zip(generations, methods, strict=True)]
     for _ in zip_longest(*runs):
         pass
     for generation, expected in zip(generations, alone, strict=True):
@@ -92,16 +94,16 @@ def test_generations_that_take_turns_do_not_disturb_each_other():
 
 
 def test_a_generation_leaves_its_inputs_alone():
-    method = VanillaConfig()
+    method = vanilla()
     first, second = small_generation(method, prefix_frames=8), small_generation(method, prefix_frames=8)
     noise, prefix = first.latents.clone(), first.prefix.clone()
-    latents_of(first, method)
+    latents_of(first)
     assert torch.equal(first.prefix, prefix)
     assert torch.equal(second.latents, noise)
 
 
 def test_a_consumer_may_stop_early():
-    run = sample(small_generation(REUSING), REUSING)
+    run = sample(small_generation(REUSING))
     chunk, _ = next(run)
     run.close()
     assert chunk == 0
@@ -113,7 +115,7 @@ def test_chunks_come_out_in_order_before_any_later_row_runs(setting):
     generation = small_generation(REUSING, **SETTINGS[setting])
     rows: list[int] = []
     emitted = []
-    for chunk, latent in sample(generation, REUSING, observe=lambda row, _: rows.append(row.index)):
+    for chunk, latent in sample(generation, observe=lambda row, _: rows.append(row.index)):
         assert chunk in generation.schedule.rows[rows[-1]].finished
         assert rows == list(range(rows[-1] + 1))
         assert latent.shape == (16, 6, 4, 4)
@@ -129,28 +131,32 @@ def test_chunks_come_out_in_order_before_any_later_row_runs(setting):
 def test_the_observer_sees_every_row_with_its_decision():
     seen, trace = [], Trace()
     generation = small_generation(REUSING)
-    for _ in sample(generation, REUSING, trace, observe=lambda row, decision: seen.append((row, decision))):
+    for _ in sample(generation, trace, observe=lambda row, decision: seen.append((row, decision))):
         pass
     assert tuple(row for row, _ in seen) == generation.schedule.rows
     assert [list(decision.compute) for _, decision in seen] == trace.computed_rows()
 
 
-class NotANumber:
+class NotANumber(Chunkwise):
     """Chunkwise reuse whose distances are all NaN."""
-
-    def __init__(self) -> None:
-        self.inner = FlowCacheConfig(threshold=1e9, warmup_steps=0).policy()
-        self.distance, self.accumulated = self.inner.distance, self.inner.accumulated
 
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
         broken = {chunk: ChunkDistance(float("nan"), d.magnitude) for chunk, d in distances.items()}
-        return self.inner.decide(row, broken, schedule)
+        return super().decide(row, broken, schedule)
 
 
 def test_distances_that_are_not_numbers_compute():
     trace = Trace()
-    assert torch.equal(latents(Scripted(make=NotANumber), trace), latents(VanillaConfig()))
+    assert torch.equal(latents(method(NotANumber(threshold=1e9, warmup_steps=0)), trace), latents(vanilla()))
     assert trace.computed_fraction == 1.0
+
+
+def only_velocity(generation: MagiGeneration) -> Tensor:
+    """Run to the end; what chunk 0 computed last, velocity or displacement."""
+    computed: list[Tensor] = []
+    for _ in sample(generation, observe=lambda *_: computed.append(generation.velocity(0))):
+        pass
+    return computed[-1]
 
 
 def test_reusing_the_velocity_takes_the_steps_own_length():
@@ -159,25 +165,25 @@ def test_reusing_the_velocity_takes_the_steps_own_length():
     def only_the_first(row: Row) -> Decision:
         return Decision(row.chunks if row.index == 0 else ())
 
-    velocity = by_row(only_the_first)
-    generation = small_generation(velocity, num_chunks=1)
+    generation = small_generation(by_row(only_the_first), num_chunks=1)
     noise = generation.latents.clone()
-    latents_of(generation, velocity)
-    torch.testing.assert_close(generation.latents, noise + generation.velocity(0), atol=1e-5, rtol=0)
+    velocity = only_velocity(generation)
+    torch.testing.assert_close(generation.latents, noise + velocity, atol=1e-5, rtol=0)
 
-    displacement = by_row(only_the_first, reuse="displacement")
+    displacement = by_row(only_the_first, forecast=Hold(quantity="displacement"))
     published = small_generation(displacement, num_chunks=1)
-    latents_of(published, displacement)
-    torch.testing.assert_close(published.latents, noise + 8 * published.velocity(0), atol=1e-5, rtol=0)
+    step = only_velocity(published)
+    torch.testing.assert_close(published.latents, noise + 8 * step, atol=1e-5, rtol=0)
     first_step = published.schedule.rows[0].oldest
-    torch.testing.assert_close(published.velocity(0), generation.velocity(0) * (first_step.t_next - first_step.t))
+    torch.testing.assert_close(step, velocity * (first_step.t_next - first_step.t))
 
 
 def test_held_chunks_do_not_move_and_isolated_ones_see_only_themselves():
-    method = by_row(lambda row: Decision(row.chunks[-1:], held=row.chunks[:-1], isolated=row.chunks[-1:]))
+    rule = lambda row: Decision(row.chunks[-1:], held=row.chunks[:-1], isolated=row.chunks[-1:])  # noqa: E731
+    method = by_row(rule, uses=("held", "isolated"))
     trace = Trace()
     generation, alone = small_generation(method, num_chunks=2), small_generation(method, num_chunks=2)
-    run = sample(generation, method, trace, observe=lambda row, _: moved.append(generation.latents.clone()))
+    run = sample(generation, trace, observe=lambda row, _: moved.append(generation.latents.clone()))
     moved: list[Tensor] = []
     list(run)
     first_shared = next(row.index for row in generation.schedule.rows if len(row.chunks) == 2)
@@ -202,7 +208,7 @@ def test_the_clock_counts_every_section_once_and_no_time_twice(monkeypatch):
     monkeypatch.setattr("flowcache.clock.time.perf_counter", lambda: next(ticks))
     clock = SectionClock("cpu")
     generation = small_generation(REUSING)
-    list(sample(generation, REUSING, clock=clock))
+    list(sample(generation, clock=clock))
     rows = len(generation.schedule.rows)
     # Every section is one tick long: start and every compute, every decision, before and after every forward.
     assert clock.seconds() == {"transformer": rows + 1, "policy": rows, "scheduler": 2 * rows}
@@ -223,7 +229,7 @@ class FakeModel:
     def __init__(self, frames: Sequence[int]) -> None:
         self.frames, self.asked = frames, None
 
-    def generation(self, prompt: str, num_frames: int, method: MethodConfig, seed: int, **options):
+    def generation(self, prompt: str, num_frames: int, method: Method, seed: int, **options):
         self.asked = (prompt, num_frames, method, seed, options)
         generation = small_generation(method, seed=seed)
         generation.decode = lambda chunk, latent: torch.full((self.frames[chunk], 2, 2, 3), chunk, dtype=torch.uint8)
@@ -246,25 +252,25 @@ def test_generate_skips_chunks_without_new_frames():
 
 
 def test_a_chunk_that_is_not_finite_is_refused(monkeypatch):
-    generation = small_generation(VanillaConfig())
+    generation = small_generation(vanilla())
     finish = generation.finish
     monkeypatch.setattr(generation, "finish", lambda chunk: finish(chunk) / (0 if chunk == 1 else 1))
     finished = []
     with pytest.raises(FloatingPointError, match=r"chunk 1 holds NaN or infinity.*check the checkpoint"):
-        finished.extend(chunk for chunk, _ in sample(generation, VanillaConfig()))
+        finished.extend(chunk for chunk, _ in sample(generation))
     assert finished == list(range(generation.schedule.num_chunks))  # it is told at the end, where waiting is no loss
 
 
 def test_keys_that_are_kept_though_they_cannot_be_scored_are_told():
-    method = FlowCacheConfig(threshold=0.0, warmup_steps=0, kv_budget="1 chunk")
+    method = chunkwise(threshold=0.0, warmup_steps=0, budget="1 chunk")
     latents(method, trace := Trace())
     assert trace.kv_unusable_kept == 0
     generation = small_generation(method)
 
     def blank(row: Row, decision: Decision) -> None:
-        for branch in generation._caches:
-            branch._keys.zero_()
+        for branch in generation.caches:
+            branch._store._keys.zero_()
 
     with pytest.warns(UserWarning, match="had to keep [0-9]+ keys that are NaN, infinite or zero"):
-        list(sample(generation, method, trace, observe=blank))
+        list(sample(generation, trace, observe=blank))
     assert trace.kv_unusable_kept > 0

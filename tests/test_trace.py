@@ -6,20 +6,20 @@ from dataclasses import asdict
 
 import pytest
 
-from baselines.vanilla import VanillaConfig
-from flowcache.method import FlowCacheConfig
+from flowcache.forecast.hold import Hold
 from flowcache.trace import Trace, TraceEntry, Work
+from tests.methods import chunkwise, vanilla
 from tests.models.magi_goldens import GUIDANCE_3, latents_of, small_generation
 
 METHODS = {
-    "vanilla": VanillaConfig(),
-    "flowcache": FlowCacheConfig(threshold=0.1, warmup_steps=2),
-    "flowcache published": FlowCacheConfig(
+    "vanilla": vanilla(),
+    "flowcache": chunkwise(threshold=0.1, warmup_steps=2),
+    "flowcache published": chunkwise(
         threshold=0.1,
         warmup_steps=2,
         last_step="global",
         refresh_clean_kv=False,
-        reuse="displacement",
+        forecast=Hold(quantity="displacement"),
         near_clean=False,
     ),
 }
@@ -27,7 +27,7 @@ METHODS = {
 
 def traced(method, **settings):
     trace, generation = Trace(), small_generation(method, **settings)
-    latents_of(generation, method, trace)
+    latents_of(generation, trace)
     return trace, generation
 
 
@@ -81,7 +81,7 @@ def test_the_computed_fraction_and_rows_are_those_of_the_entries(case):
     rows = trace.computed_rows()
     assert len(rows) == len(generation.schedule.rows)
     assert trace.computed_fraction == sum(map(len, rows)) / generation.schedule.num_chunk_steps
-    if isinstance(method, VanillaConfig):
+    if not method.reuse.skips:
         assert trace.computed_fraction == 1.0
         assert rows == [list(row.chunks) for row in generation.schedule.rows]
     else:
@@ -91,9 +91,9 @@ def test_the_computed_fraction_and_rows_are_those_of_the_entries(case):
 def test_distances_are_there_where_a_chunk_was_active_before(case):
     method, trace, _ = case
     for entry in trace.entries:
-        measured = method.policy().distance is not None and entry.step > 0
+        measured = method.reuse.distance is not None and entry.step > 0
         assert (entry.distance is not None) == measured
-        assert (entry.accumulated is not None) == (method.policy().distance is not None)
+        assert (entry.accumulated is not None) == (method.reuse.distance is not None)
 
 
 def test_cache_bytes_grow_with_the_chunks_and_never_beyond_what_is_allocated(case):
@@ -118,6 +118,7 @@ def test_records_are_the_entries_as_plain_numbers():
     assert records == [asdict(entry) for entry in trace.entries]
     assert set(records[0]) == {
         "row", "chunk", "step", "t", "action", "distance", "accumulated", "flops", "kv_tokens",
+        "token_mask",
     }  # fmt: skip
     assert all(isinstance(value, int | float | str | None) for record in records for value in record.values())
 

@@ -12,7 +12,8 @@ from importlib import import_module
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.device import check_device
 from experiments.job.errors import BadInput, command
-from experiments.job.job import Job, make_job, nearest
+from experiments.job.job import Job, make_job
+from experiments.job.names import nearest
 
 BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "kv")}
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"

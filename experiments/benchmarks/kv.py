@@ -30,7 +30,9 @@ from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.run import environment
 from experiments.run.runner import Runner
-from flowcache.kv_score import CompressionConfig, Unit, select_keys
+from flowcache.kv.policy import KvPolicy
+from flowcache.kv.select.base import Entries
+from flowcache.kv.select.joint import Joint, Unit
 
 OPTIONS = ("lengths", "queries", "runs")
 NUM_HEADS, NUM_GROUPS, CHANNELS = 24, 8, 128
@@ -75,7 +77,7 @@ def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame
     print(_whole_video(job, num_runs))
 
 
-def whole_matrix(query: Tensor, key: Tensor, budget: int, config: CompressionConfig) -> Tensor:
+def whole_matrix(query: Tensor, key: Tensor, budget: int, joint: Joint) -> Tensor:
     """Kept indices [G, K] by the definitions: attention of all queries and cosines of all pairs, each matrix whole.
 
     Token selection without position weights; query [H, Q, E], key [G, L, E].
@@ -86,12 +88,12 @@ def whole_matrix(query: Tensor, key: Tensor, budget: int, config: CompressionCon
         logits = own if logits is None else torch.maximum(logits, own, out=logits)
     attention = logits.softmax(-1).mean(-2)
     del logits, own
-    importance = F.max_pool1d(attention, config.pool_kernel, stride=1, padding=config.pool_kernel // 2)
+    importance = F.max_pool1d(attention, joint.pool_kernel, stride=1, padding=joint.pool_kernel // 2)
     unit = key / key.norm(dim=-1, keepdim=True)
     cosines = unit @ unit.mT
     cosines.diagonal(dim1=-2, dim2=-1).zero_()
     redundancy = cosines.mean(-2).softmax(-1)
-    score = config.mix_lambda * importance - (1 - config.mix_lambda) * redundancy
+    score = joint.mix_lambda * importance - (1 - joint.mix_lambda) * redundancy
     return score.topk(budget).indices.sort().values
 
 
@@ -121,17 +123,17 @@ class Comparison:
 
 
 def compare(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> Comparison:
-    config = CompressionConfig(query_granularity=granularity)
-    num_queries = config.num_queries(sizes.frame, sizes.chunk)
+    joint = Joint(query_granularity=granularity)
+    num_queries = joint.num_queries(sizes.frame, sizes.chunk)
     random = torch.Generator().manual_seed(0)
     query = torch.randn(NUM_HEADS, num_queries, CHANNELS, generator=random).to(device)
     key = torch.randn(NUM_GROUPS, sizes.length, CHANNELS, generator=random).to(device)
-    sides: list[Callable[[], Tensor]] = [
-        lambda: select_keys(query, key, sizes.budget, config, sizes.frame, sizes.chunk).indices
-    ]
+    position = torch.arange(sizes.length, device=device).expand(NUM_GROUPS, -1)
+    entries = Entries(query, key, key, position, None, 0, sizes.frame, sizes.chunk)
+    sides: list[Callable[[], Tensor]] = [lambda: joint.select(entries, sizes.budget).indices]
     needed, there = whole_matrix_bytes(num_queries, sizes.length), _free_bytes(device)
     if needed < 0.9 * there:
-        sides.append(lambda: whole_matrix(query, key, sizes.budget, config))
+        sides.append(lambda: whole_matrix(query, key, sizes.budget, joint))
     kept, peaks, seconds = [], [], [[] for _ in sides]
     for side in sides:
         with PeakBytes() as memory:
@@ -157,14 +159,15 @@ def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
 
 
 def _whole_video(job: Job, num_runs: int) -> str:
-    method = job.method if job.method.kv_budget else replace(job.method, kv_budget=BUDGET)
+    compressed = KvPolicy(select=Joint(), budget=BUDGET)
+    method = job.method if job.method.kv.budget else replace(job.method, kv=compressed)
     runner = Runner(job)
     takes = [runner.take(method, job.prompts[0]) for _ in range(num_runs)]
     share = Spread.of([take.sections_s.get("compression", 0.0) / take.latency_s for take in takes])
     latency = Spread.of([take.latency_s for take in takes])
     return (
         f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames, {job.method_name}, keeping "
-        f"{method.kv_budget}: compressing takes {share.median:.2%} ({share.low:.2%}-{share.high:.2%}) of "
+        f"{method.kv.budget}: compressing takes {share.median:.2%} ({share.low:.2%}-{share.high:.2%}) of "
         f"{latency.median:.2f} s a video"
     )
 

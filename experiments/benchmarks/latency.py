@@ -12,14 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from baselines.vanilla import VanillaConfig
 from eval.latency import GIB, Spread, Take, sections, speedup
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks.options import whole_number
 from experiments.job.job import Job
 from experiments.run import environment
 from experiments.run.runner import Runner
-from flowcache.method import MethodConfig
+from flowcache.method import VANILLA, Method
 
 OPTIONS = ("latency_repeats",)
 _MIB = 2**20
@@ -29,7 +28,7 @@ def run(job: Job, latency_repeats: str = "6") -> None:
     """Print a column for vanilla and one for the method, and the ratio of both."""
     repeats, runner, prompt = whole_number("latency_repeats", latency_repeats), Runner(job), job.prompts[0]
     runner.check(prompt)
-    methods = {"vanilla": VanillaConfig(), job.method_name: job.method}
+    methods = {"vanilla": VANILLA, job.method_name: job.method}
     takes: dict[str, list[Take]] = {name: [] for name in methods}
     for _ in range(repeats):
         for name, method in methods.items():
@@ -48,7 +47,7 @@ def run(job: Job, latency_repeats: str = "6") -> None:
         print(_against(takes["vanilla"], takes[job.method_name]))
 
 
-def _column(job: Job, runner: Runner, method: MethodConfig, takes: Sequence[Take]) -> dict[str, str]:
+def _column(job: Job, runner: Runner, method: Method, takes: Sequence[Take]) -> dict[str, str]:
     """What is said of one method, by title."""
     whole, trace = Spread.of([take.latency_s for take in takes]), takes[0].trace
     column = {"whole": _cell(whole, whole)}

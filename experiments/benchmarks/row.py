@@ -8,14 +8,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections import defaultdict
+from dataclasses import replace
 
 from torch.profiler import ProfilerActivity, profile
 
 from eval.latency import Spread, sections
 from experiments.job.job import Job
 from experiments.run.runner import Runner
-from flowcache.method import ReplayConfig
-from flowcache.policy import Decision
+from flowcache.reuse.base import Decision
+from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
 from flowcache.schedule import Row
 
@@ -40,7 +41,7 @@ def run(job: Job) -> None:
         print(f"  {count}: {middle:7.2f} ms  ({low:.2f}-{high:.2f}), {middle / max(1, count):.2f} ms a chunk")
     generation = model.generation(job.prompts[0], job.num_frames, job.method, job.seed, **job.generation_options)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        for _ in sample(generation, job.method):
+        for _ in sample(generation):
             pass
     print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=15, max_name_column_width=48))
 
@@ -55,7 +56,7 @@ def _row_seconds(job: Job, model: object) -> dict[int, list[float]]:
         count = row.index % (schedule.window_size + 1) if full and row.steps[-1].step > 0 else len(row.chunks)
         decisions.append(row.chunks[len(row.chunks) - count :])
 
-    method = ReplayConfig.like(job.method, decisions)
+    method = replace(job.method, reuse=Replay(computed=decisions))
     seconds: dict[int, list[float]] = defaultdict(list)
     last = time.perf_counter()
 
@@ -67,6 +68,6 @@ def _row_seconds(job: Job, model: object) -> dict[int, list[float]]:
         last = now
 
     generation = model.generation(*options[:2], method, job.seed, **job.generation_options)
-    for _ in sample(generation, method, observe=observe):
+    for _ in sample(generation, observe=observe):
         pass
     return dict(sorted(seconds.items()))

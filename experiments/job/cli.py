@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import itertools
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.job.compose import CONF, composed
 from experiments.job.errors import BadInput
-from experiments.job.job import ROOT, check_config, nearest
+from experiments.job.job import check_config
+from experiments.job.names import nearest
 
-CONF = ROOT / "conf"
-GROUPS = ("model", "setting", "method")
+GROUPS = ("model", "setting", "method", "reuse", "forecast", "kv", "kv/store")
 
 
 def check_overrides(arguments: list[str]) -> None:
@@ -39,9 +37,8 @@ def check_overrides(arguments: list[str]) -> None:
         key, _, value = argument.partition("=")
         if key in GROUPS:
             continue
-        for choice in _method_choices(overrides):
-            groups = [o for o in _groups_only(overrides) if not o.startswith("method=")] + choice
-            _check_key(_composed(tuple(groups)), key)
+        for choices in _group_choices(overrides):
+            _check_key(_composed(choices), key)
 
 
 def check_jobs(overrides: list[str], multirun: bool, here: bool = True) -> None:
@@ -80,12 +77,7 @@ def compose_config(overrides: list[str]) -> DictConfig:
     for override in _parsed(overrides):
         if override.is_sweep_override():
             raise BadInput(f"{override.input_line} is a list of values; run each with -m, or write [...] for one list")
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-            return compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise BadInput(f"configuration: {error}") from error
+    return composed(overrides)
 
 
 @lru_cache
@@ -94,14 +86,11 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     return compose_config(list(overrides))
 
 
-def _groups_only(overrides: list[str]) -> list[str]:
-    """Group choices, the first of each list."""
-    return [o.split(",")[0] for o in overrides if o.partition("=")[0] in GROUPS]
-
-
-def _method_choices(overrides: list[str]) -> list[list[str]]:
-    chosen = [o.partition("=")[2].split(",") for o in overrides if o.startswith("method=")]
-    return [[f"method={name}"] for name in chosen[-1]] if chosen else [[]]
+def _group_choices(overrides: list[str]) -> list[tuple[str, ...]]:
+    """Every combination of the groups' choices, of which each override's last counts."""
+    chosen = {o.partition("=")[0]: o.partition("=")[2].split(",") for o in overrides if o.partition("=")[0] in GROUPS}
+    combinations = itertools.product(*([f"{group}={name}" for name in names] for group, names in chosen.items()))
+    return list(combinations)
 
 
 def _check_key(config: DictConfig, key: str) -> None:
@@ -113,7 +102,3 @@ def _check_key(config: DictConfig, key: str) -> None:
             raise BadInput(f"{where} has no key {part!r}; {nearest(part, [k for k in known if k != '_target_'])}")
         path.append(part)
         node = OmegaConf.select(config, ".".join(path))
-
-
-def config_files(group: str) -> list[Path]:
-    return sorted((CONF / group).glob("*.yaml"))

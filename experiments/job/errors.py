@@ -61,7 +61,7 @@ class TaskFailed(Exception):
 
 
 _LESS_MEMORY = (
-    "ask for less: fewer setting.num_frames, a smaller setting.height and setting.width, method.kv_budget='2 chunks', "
+    "ask for less: fewer setting.num_frames, a smaller setting.height and setting.width, kv.budget='2 chunks', "
     "or workers=1"
 )
 _GO_ON = "finished videos are kept, and the same command goes on from them"

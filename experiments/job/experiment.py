@@ -11,9 +11,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.job.cli import check_overrides, compose_config, config_files
+from experiments.job.cli import check_overrides, compose_config
+from experiments.job.compose import config_files
 from experiments.job.errors import BadInput
-from experiments.job.job import Job, make_job, nearest
+from experiments.job.job import Job, make_job
+from experiments.job.names import nearest
 
 
 def expand(overrides: list[str]) -> list[list[str]]:

@@ -30,7 +30,8 @@ from pydantic import TypeAdapter
 from eval.atomic import atomic_path, sync_folder
 from eval.cache import cache_folder
 from experiments.job.errors import BadInput
-from experiments.job.job import ROOT, Job
+from experiments.job.job import Job
+from experiments.job.paths import ROOT
 from flowcache.checkpoints import loaded_files
 from flowcache.models.checkpoint import CheckpointError
 
@@ -73,6 +74,8 @@ class Record:
         baseline_flops: vanilla's.
         computed_fraction: chunk steps computed over all chunk steps.
         kv_bytes_allocated, kv_bytes_used_peak: of the caches of all branches.
+        forecast_bytes_peak: of the outputs that forecasts look back on.
+        remarks: parts of the method that had no effect.
         caption: what was seen in the video against its caption, where that can be told.
     """
 
@@ -105,6 +108,8 @@ class Record:
     computed_fraction: float = 1.0
     kv_bytes_allocated: int = 0
     kv_bytes_used_peak: int = 0
+    forecast_bytes_peak: int = 0
+    remarks: list[str] = field(default_factory=list)
     caption: dict[str, Any] | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
@@ -304,8 +309,7 @@ def new_record(job: Job, method_name: str, method: Any, prompt: str) -> Record:
     """An empty record with its key."""
     identity = {
         "settings": job.settings,
-        "method_class": type(method).__name__,
-        "method_config": asdict(method),
+        "method_config": method.described(),
         "prompt": prompt,
         "seed": job.seed,
         "weights": weights_id(job),
@@ -316,7 +320,7 @@ def new_record(job: Job, method_name: str, method: Any, prompt: str) -> Record:
         model=job.model_name,
         setting=job.setting_name,
         method=method_name,
-        method_config=asdict(method),
+        method_config=method.described(),
         prompt=prompt,
         seed=job.seed,
         settings=job.settings,

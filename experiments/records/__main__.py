@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.job.errors import BadInput, command
-from experiments.job.job import inside_root
+from experiments.job.paths import inside_root
 from experiments.records import Record, RecordStore, Status, code_hash
 
 

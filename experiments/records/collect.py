@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -12,7 +11,8 @@ import pandas as pd
 
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
-from experiments.job.job import Job, make_method
+from experiments.job.job import Job
+from experiments.job.method import make_method
 from experiments.records import Record, RecordStore, new_record, sha256, store_of, todays_key, weights_id
 
 _ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
@@ -51,7 +51,7 @@ def at_defaults(frame: pd.DataFrame, job: Job, method: str) -> pd.DataFrame:
 @cache  # composing takes a tenth of a second
 def _defaults(model: str, setting: str, method: str) -> str:
     config = compose_config([f"model={model}", f"setting={setting}", f"method={method}"])
-    return canonical(asdict(make_method(config.method)))
+    return canonical(make_method(config).described())
 
 
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -74,7 +74,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "baseline_latency_s": record.baseline_latency_s,
                 "policy_s": record.sections_s.get("policy"),
                 "options": canonical(record.method_config),
-                **record.method_config,
+                **flat(record.method_config),
                 **metrics,
                 **caption,
                 **reasons,
@@ -88,7 +88,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 def described(job: Job) -> dict[str, Any]:
     """Method and all options of a job, by dotted name."""
-    return {"method": job.method_name, **flat({**job.settings, **asdict(job.method)})}
+    return {"method": job.method_name, **flat({**job.settings, **job.method.described()})}
 
 
 def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,18 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from baselines.vanilla import VanillaConfig
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
-from experiments.job.job import Job, find_checkpoint, generation_options, inside_root, make_method
+from experiments.job.job import Job, generation_options
+from experiments.job.method import make_method
+from experiments.job.model import find_checkpoint
+from experiments.job.paths import inside_root
 from experiments.job.replay import read_decisions
 from experiments.show.reported import read_reported
-from flowcache.method import MethodConfig, ReplayConfig
+from flowcache.method import VANILLA, Method
 from flowcache.models.checkpoint import CheckpointError
+from flowcache.reuse.never import Never
+from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
 from flowcache.schedule import Schedule
 from flowcache.trace import Trace
@@ -72,17 +76,17 @@ class DryRun:
 def dry_run(config: DictConfig, console: Console | None = None) -> DryRun:
     """Count a composed configuration's method, and vanilla beside it, and print both. Raises BadInput."""
     started = time.perf_counter()
-    method = make_method(config.method)
+    method = make_method(config)
     replayed = None if config.replay is None else inside_root(config.replay)
     decisions = None if replayed is None else read_decisions(replayed)
     counted = count(config, method, decisions)
-    vanilla = counted if method == VanillaConfig() and decisions is None else count(config, VanillaConfig())
-    outcome = DryRun(counted, vanilla, method.policy().distance, replayed)
+    vanilla = counted if method == VANILLA and decisions is None else count(config, VANILLA)
+    outcome = DryRun(counted, vanilla, method.reuse.distance, replayed)
     print_dry_run(config, outcome, time.perf_counter() - started, console or Console())
     return outcome
 
 
-def count(config: DictConfig, method: MethodConfig, decisions: Sequence[Sequence[int]] | None = None) -> Count:
+def count(config: DictConfig, method: Method, decisions: Sequence[Sequence[int]] | None = None) -> Count:
     """Run one generation on shapes.
 
     Args:
@@ -97,24 +101,25 @@ def vanilla_flops(job: Job) -> int:
     """Of a video of the job's setting, as the model is published."""
     on_meta = compose_config([f"model={job.model_name}"]).model.on_meta
     model = partial(_model, {**on_meta, **(job.random_weights or {})}, job.checkpoint)
-    return _count(model, job.num_frames, VanillaConfig(), job.seed, job.generation_options).trace.flops
+    return _count(model, job.num_frames, VANILLA, job.seed, job.generation_options).trace.flops
 
 
 def _count(
     load_model: Callable[[], Any],
     num_frames: int,
-    method: MethodConfig,
+    method: Method,
     seed: int,
     options: dict[str, Any],
     decisions: Sequence[Sequence[int]] | None = None,
 ) -> Count:
     try:
+        if decisions is not None:
+            method = replace(method, reuse=Replay(computed=decisions))
+        elif method.reuse.distance is not None:
+            method = replace(method, reuse=Never())
         generation = load_model().generation("any prompt", num_frames, method, seed, **options)
-        if decisions is None and method.policy().distance is not None:
-            decisions = [row.chunks for row in generation.schedule.rows]
-        followed = method if decisions is None else ReplayConfig.like(method, decisions)
         trace = Trace()
-        for _ in sample(generation, followed, trace):
+        for _ in sample(generation, trace):
             pass
     except (CheckpointError, FileNotFoundError, ValueError) as error:
         raise BadInput(str(error)) from error

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 import torch
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.kernels import FLASH_PACKAGES
 
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "torchmetrics", "scikit-image", "av")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-from baselines.vanilla import VanillaConfig
 from experiments.job.job import Job
 from experiments.run.dry_run import vanilla_flops
 from experiments.run.runner import Runner
+from flowcache.method import VANILLA
 
 # Operations a second where nothing is timed yet. A GPU: about what an A800 does in the paper's Table 1 (FlowCache,
 # arXiv 2602.10825), where vanilla MAGI-1's 306 PFLOPs take 2873 s. A CPU: one core on the embedded models (README.md).
@@ -49,7 +49,7 @@ def estimate(jobs: Sequence[Job]) -> list[Share]:
     shares, assumed_s = [], {}
     for (settings, method), videos in missing.items():
         job = next(iter(videos.values()))
-        vanilla, assumed = (settings, repr(VanillaConfig())), False
+        vanilla, assumed = (settings, repr(VANILLA)), False
         measured = latencies_s[settings, method] or latencies_s[vanilla]
         if not measured:
             if settings not in assumed_s:

@@ -19,9 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.job.cli import CONF, config_files
+from experiments.job.cli import CONF
+from experiments.job.compose import config_files
 from experiments.job.errors import BadInput, TaskFailed, explain
-from experiments.job.job import ROOT, nearest
+from experiments.job.names import nearest
+from experiments.job.paths import ROOT
 
 # Launchers whose tasks may run on other machines than the one that starts them.
 ELSEWHERE = ("ray", "submitit_slurm")

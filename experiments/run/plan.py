@@ -14,13 +14,14 @@ from rich.console import Console
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from baselines.vanilla import VanillaConfig
 from eval.peak_memory import PeakBytes
-from experiments.job.job import Job, find_checkpoint
+from experiments.job.job import Job
+from experiments.job.model import find_checkpoint
 from experiments.run import environment
 from experiments.run.dry_run import PFLOP, count
-from flowcache.method import ReplayConfig
-from flowcache.policy import Decision
+from flowcache.method import VANILLA
+from flowcache.reuse.base import Decision
+from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace
@@ -72,9 +73,9 @@ class Probe:
 
 def count_work(job: Job, config: DictConfig) -> Work:
     """Raises BadInput for what the model refuses."""
-    decisions = job.method.computed if isinstance(job.method, ReplayConfig) else None
+    decisions = job.method.reuse.computed if isinstance(job.method.reuse, Replay) else None
     counted = count(config, job.method, decisions)
-    vanilla = count(config, VanillaConfig())
+    vanilla = count(config, VANILLA)
     options = {key: value for key, value in config.model.on_meta.items() if key != "_target_"}
     model = get_object(config.model.on_meta["_target_"])(**options, checkpoint=find_checkpoint(config))
     generation = model.generation("any prompt", job.num_frames, job.method, job.seed, **job.generation_options)
@@ -84,7 +85,7 @@ def count_work(job: Job, config: DictConfig) -> Work:
         len(schedule.rows),
         schedule.num_chunk_steps,
         counted.trace.flops,
-        decisions is None and job.method.policy().distance is not None,
+        decisions is None and job.method.reuse.distance is not None,
         vanilla.trace.flops,
         counted.trace.kv_bytes_allocated,
         activation_bytes(generation, job),
@@ -181,7 +182,8 @@ def print_plan(
 def _run_rows(generation: Any, job: Job, decisions: tuple, trace: Trace, observe: Callable | None = None) -> None:
     """The sampler up to the last probed row."""
     generation.schedule = replace(generation.schedule, rows=generation.schedule.rows[: len(decisions)])
-    return dict(sample(generation, ReplayConfig.like(job.method, decisions), trace, observe=observe))
+    generation.method = replace(job.method, reuse=Replay(computed=decisions))
+    return dict(sample(generation, trace, observe=observe))
 
 
 def _now(job: Job) -> float:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 from numpy import ndarray
 
-from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
 from eval.latency import Take, take
 from eval.video_io import read_lossless, write_lossless, write_mp4
@@ -22,7 +21,9 @@ from experiments.job.job import Job
 from experiments.records import Record, maker, new_record, store_of, with_code
 from experiments.run import environment, measure
 from flowcache.kernels import compile_seconds
-from flowcache.method import MethodConfig, ReplayConfig
+from flowcache.method import Method
+from flowcache.reuse.never import Never
+from flowcache.reuse.replay import Replay
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
@@ -185,11 +186,7 @@ class Runner:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
         model, job = self.model, self.job
         try:
-            generation = model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
-            if isinstance(job.method, ReplayConfig):
-                policy = job.method.policy()
-                for row in generation.schedule.rows:
-                    policy.decide(row, {}, generation.schedule)
+            model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
         except ValueError as error:
             raise BadInput(str(error)) from error
 
@@ -209,9 +206,7 @@ class Runner:
         """Those on which the baseline is timed beside the method, even where its video is there."""
         return self.job.prompts[: self.job.latency_pairs]
 
-    def make(
-        self, record: Record, method: MethodConfig, prompt: str, baseline_latency_s: float | None = None
-    ) -> Record:
+    def make(self, record: Record, method: Method, prompt: str, baseline_latency_s: float | None = None) -> Record:
         """Generate one video, measure it, and save video, trace and record, the record last.
 
         A finished record and its files, of a video made again, stay until all of the new ones are written; otherwise
@@ -297,14 +292,14 @@ class Runner:
         if self.store.finished(record.key) is None:
             self.store.save(record)
 
-    def take(self, method: MethodConfig, prompt: str) -> Take:
+    def take(self, method: Method, prompt: str) -> Take:
         """Generate once, timed; the first take of each method is preceded by a short one that is thrown away."""
         if repr(method) not in self._warm:
             self._warm.add(repr(method))
             self._take(_without_decisions(method), prompt, self.model.frames_of(1))
         return self._take(method, prompt, self.job.num_frames)
 
-    def _take(self, method: MethodConfig, prompt: str, num_frames: int) -> Take:
+    def _take(self, method: Method, prompt: str, num_frames: int) -> Take:
         job = self.job
         return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
 
@@ -315,11 +310,9 @@ class Runner:
         return new_record(self.job, self.job.baseline_name, self.job.baseline_method, prompt)
 
 
-def _without_decisions(method: MethodConfig) -> MethodConfig:
+def _without_decisions(method: Method) -> Method:
     """For a video of another length: a recording is of one length, and nothing else of it is left but its options."""
-    if not isinstance(method, ReplayConfig):
-        return method
-    return VanillaConfig(**{option.name: getattr(method, option.name) for option in fields(MethodConfig)})
+    return replace(method, reuse=Never()) if isinstance(method.reuse, Replay) else method
 
 
 def _describe_work(record: Record, trace: Trace) -> None:
@@ -327,3 +320,4 @@ def _describe_work(record: Record, trace: Trace) -> None:
     record.flops_by_kind, record.flops_by_part = trace.flops_by_kind(), trace.flops_by_part()
     record.kv_bytes_allocated = trace.kv_bytes_allocated
     record.kv_bytes_used_peak = trace.kv_bytes_used_peak
+    record.forecast_bytes_peak, record.remarks = trace.forecast_bytes_peak, list(trace.remarks)

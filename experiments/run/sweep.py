@@ -18,7 +18,8 @@ from functools import partial
 
 from experiments.job.errors import BadInput, RunFailed, TaskFailed, command, complain
 from experiments.job.experiment import experiment_of, jobs_of
-from experiments.job.job import Job, check_writable
+from experiments.job.job import Job
+from experiments.job.paths import check_writable
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
 from experiments.run.estimate import estimate, told

@@ -7,6 +7,7 @@ records. Writes to results/tables/ and results/figures/.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -63,10 +64,16 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
         rows.append({**own, **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
     if not rows:
         raise BadInput(f"no finished records of this experiment; make them first with {_SWEEP}")
-    frame = pd.DataFrame(rows)
-    texts = frame[[name for name in options if name != "method"]].map(str)  # None too, which counts as a value
-    varied = [name for name in texts if (texts[name].groupby(frame["method"]).nunique() > 1).any()]
-    return frame, ["method", *varied]
+    return pd.DataFrame(rows), ["method", *(name for name in options if _varies(name, rows))]
+
+
+def _varies(option: str, rows: list[dict[str, Any]]) -> bool:
+    """Whether some method's settings differ in an option that they have. Which parts it has, its name says."""
+    values: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if option in row and option != "method" and not option.endswith(".part"):
+            values[row["method"]].add(str(row[option]))  # None too, which counts as a value
+    return any(len(own) > 1 for own in values.values())
 
 
 def table(
@@ -74,9 +81,6 @@ def table(
 ) -> Table:
     """What tells the settings apart, then their figures."""
     options = frame[told_by].map(_option)
-    for name in told_by:
-        if name.startswith("compression."):  # which a whole cache does not do
-            options[name] = options[name].mask(frame["kv_budget"].isna(), _option(None))
     return Table(
         f"{title}.",
         f"Measured here ({source}). Means over n prompts (a cell over another number says so) ± half-width of the 95 % "
@@ -137,7 +141,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
 
 def _shown(name: str, value: Any) -> str:
     """An option's value in a figure."""
-    if name == "kv_budget" and pd.isna(value):
+    if name == "kv.budget" and pd.isna(value):
         return "all"
     return {"True": "yes", "False": "no"}.get(_option(value), _option(value))
 

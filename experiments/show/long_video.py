@@ -7,7 +7,6 @@ arguments: KV cache and seconds a chunk, likeness to the baseline's video, wheth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -58,7 +57,7 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
 
 
 def _setting(job: Job) -> str:
-    budget = asdict(job.method)["kv_budget"]
+    budget = job.method.kv.budget
     return job.method_name + (f", {budget}" if budget else "")
 
 

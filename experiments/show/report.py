@@ -22,7 +22,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
-from experiments.job.job import Job, inside_root, make_job
+from experiments.job.job import Job, make_job
+from experiments.job.paths import inside_root
 from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, read_trace
 from experiments.show.reported import read_reported

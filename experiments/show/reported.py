@@ -7,31 +7,35 @@ from typing import Any
 import pandas as pd
 
 from experiments.job.cli import compose_config
-from experiments.job.job import ROOT, generation_options
+from experiments.job.job import generation_options
+from experiments.job.paths import ROOT
 
-# What the published code runs, by model and class of method (docs of flowcache.method); thresholds by the paper's rows.
+# What the published code runs, by model and family of method; thresholds by the paper's rows.
 _CODE = {
     ("magi", "flowcache"): {
-        "last_step": "global",
-        "distance": "embedded_latent",
-        "reuse": "displacement",
+        "reuse.last_step": "global",
+        "reuse.distance": "embedded_latent",
+        "forecast.quantity": "displacement",
         "refresh_clean_kv": False,
         "near_clean": False,
-        "warmup_steps": 5,
+        "reuse.warmup_steps": 5,
     },
     ("magi", "teacache"): {
-        "published": True,
-        "distance": "embedded_latent",
-        "reuse": "displacement",
+        "reuse.published": True,
+        "reuse.distance": "embedded_latent",
+        "forecast.quantity": "displacement",
         "refresh_clean_kv": False,
     },
     ("skyreels", "flowcache"): {
-        "distance": "rescaled_modulation",
+        "reuse.distance": "rescaled_modulation",
         "refresh_clean_kv": False,
         "prefix": "published",
-        "warmup_steps": 5,
+        "reuse.warmup_steps": 5,
     },
-    ("skyreels", "teacache"): {"published": True, "distance": "rescaled_modulation"},
+    ("skyreels", "teacache"): {
+        "reuse.part": "baselines.uniform_calls.UniformCalls",
+        "reuse.distance": "rescaled_modulation",
+    },
 }
 _THRESHOLDS = {
     ("magi", "flowcache_slow"): 0.010,
@@ -67,7 +71,9 @@ def setting_deviation(model: str, settings: dict[str, Any]) -> str | None:
 
 
 def method_deviation(model: str, method: str, options: dict[str, Any]) -> str | None:
-    """How a method's options differ from the published code's, or that no paper reports it; None if they do not."""
+    """How a method's options, by dotted name, differ from the published code's; None if they do not.
+
+    A method that no paper reports is told as such."""
     if method == "vanilla":
         return None
     family = method.partition("_")[0]
@@ -75,9 +81,9 @@ def method_deviation(model: str, method: str, options: dict[str, Any]) -> str | 
         return "no published row: this suite's own baseline"
     published = dict(_CODE[model, family])
     if family == "teacache":
-        threshold = [f"threshold {options['threshold']:g} (the paper gives none)"]
+        threshold = [f"threshold {options['reuse.threshold']:g} (the paper gives none)"]
     else:
-        published["threshold"] = _THRESHOLDS[model, method]
+        published["reuse.threshold"] = _THRESHOLDS[model, method]
         threshold = []
     differing = [
         f"{key} {_shown(options.get(key))} (published: {_shown(value)})"

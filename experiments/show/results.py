@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from eval.atomic import atomic_path
 from eval.statistics import MIN_RESAMPLED
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from experiments.show.style import STYLE
 
 matplotlib.use("Agg")  # files only; a machine without a display has no other

@@ -38,10 +38,14 @@ def reuse_videos(frame: pd.DataFrame) -> pd.DataFrame:
     if frame.empty:
         raise BadInput(NO_VIDEOS)
     frame["family"] = frame["method"].map(family)
-    frame = frame.reindex(columns=frame.columns.union(["threshold", "every"], sort=False))  # some families lack one
-    frame["option"] = frame["threshold"].where(frame["family"] != "every_k", frame["every"])
+    frame = frame.reindex(
+        columns=frame.columns.union(["reuse.threshold", "reuse.every"], sort=False)
+    )  # some families lack one
+    frame["option"] = frame["reuse.threshold"].where(frame["family"] != "every_k", frame["reuse.every"])
+    frame["warmup_steps"] = frame["reuse.warmup_steps"]
     frame["psnr"] = pd.to_numeric(frame["psnr"]).clip(upper=PSNR_CAP_DB)
-    standard = frame["reuse"].isna() & frame["refresh_clean_kv"] & frame["near_clean"] & frame["kv_budget"].isna()
+    held = frame["forecast.part"].str.endswith(".Hold") & frame["forecast.quantity"].isna()
+    standard = held & frame["refresh_clean_kv"] & frame["near_clean"] & frame["kv.budget"].isna()
     frame = frame[standard].drop_duplicates([*SETTING, "prompt", "seed"])
     num_settings = len(frame.groupby(SETTING))
     common = frame[frame.groupby(["prompt", "seed"])["psnr"].transform("size") == num_settings]

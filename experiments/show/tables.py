@@ -16,7 +16,7 @@ from eval.statistics import mean_and_interval, median_and_interval, paired_diffe
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job
-from experiments.records.collect import at_defaults, collect
+from experiments.records.collect import at_defaults, collect, flat
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
 from experiments.show.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_table
 from experiments.show.summary import CAPTION_FLAGS, PFLOP, SEAMS
@@ -105,9 +105,9 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
         mine = at_defaults(frame, job, name)
         if mine.empty:
             continue
-        options = json.loads(mine["options"].iloc[0])
+        options = flat(json.loads(mine["options"].iloc[0]))
         row: dict[str, float | int | str | None] = {"method": name, "n": len(mine)}
-        row["threshold"] = options.get("threshold", np.nan)
+        row["threshold"] = options.get("reuse.threshold", np.nan)
         _add_mean(row, "pflops", mine["flops"] / PFLOP)
         _add_mean(row, "compute_left", mine["flops_share"])
         row["chunk_steps_computed"] = mine["computed_fraction"].mean()

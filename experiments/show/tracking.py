@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +93,7 @@ def _config(job: Job, record: Record) -> dict[str, Any]:
     return {
         **job.settings,
         "method": job.method_name,
-        "method_config": asdict(job.method),
+        "method_config": job.method.described(),
         "seed": job.seed,
         "prompts": list(job.prompts),
         "workers": job.workers,

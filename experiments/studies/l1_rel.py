@@ -19,7 +19,6 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from baselines.vanilla import VanillaConfig
 from eval.atomic import atomic_path
 from eval.statistics import mean_and_interval
 from experiments.job.cli import check_overrides, compose_config
@@ -30,7 +29,8 @@ from experiments.run import environment
 from experiments.run.runner import Runner
 from experiments.show.results import Column, Table, save_figure, save_table
 from experiments.show.style import COLUMN_WIDTH_IN, styled
-from flowcache.policy import Decision
+from flowcache.method import VANILLA
+from flowcache.reuse.base import Decision
 from flowcache.sampler import sample
 from flowcache.schedule import Row
 
@@ -89,7 +89,7 @@ def _relative(now: torch.Tensor, before: torch.Tensor) -> float:
 
 def measured(job: Job) -> pd.DataFrame:
     """One row a chunk, step, prompt and shift; measured once and kept. Raises BadInput where that is damaged."""
-    keys = " ".join([*SHIFTS, *(new_record(job, "vanilla", VanillaConfig(), prompt).key for prompt in job.prompts)])
+    keys = " ".join([*SHIFTS, *(new_record(job, "vanilla", VANILLA, prompt).key for prompt in job.prompts)])
     path = job.output_dir / "l1_rel" / f"{hashlib.sha256(keys.encode()).hexdigest()[:20]}.parquet"
     if job.force or not path.is_file():
         data = measure(job)
@@ -110,9 +110,9 @@ def measure(job: Job) -> pd.DataFrame:
     for shift, grid in SHIFTS.items():
         for prompt in job.prompts:
             options = {**job.generation_options, **grid}
-            generation = model.generation(prompt, job.num_frames, VanillaConfig(), job.seed, **options)
+            generation = model.generation(prompt, job.num_frames, VANILLA, job.seed, **options)
             probe = Probe(generation, {"shift": shift, "prompt": prompt})
-            for _ in sample(generation, VanillaConfig(), observe=probe):
+            for _ in sample(generation, observe=probe):
                 pass
             frames.append(pd.DataFrame(probe.rows))
             print(f"shift {shift}: {prompt}", flush=True)

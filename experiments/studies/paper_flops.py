@@ -8,22 +8,23 @@ paper's own decisions.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
-from functools import cache
+from dataclasses import replace
 
 import pandas as pd
 from omegaconf import DictConfig
 
-from baselines.teacache import TeaCacheConfig
-from baselines.vanilla import VanillaConfig
-from experiments.job.cli import compose_config, config_files
+from baselines.uniform import Uniform
+from experiments.job.cli import compose_config
+from experiments.job.compose import config_files
 from experiments.job.errors import BadInput, command
-from experiments.job.job import make_method
+from experiments.job.method import make_method
 from experiments.records import code_hash
 from experiments.run.dry_run import KINDS, PFLOP, Count, count
 from experiments.show.reported import read_reported
 from experiments.show.results import Column, Table, save_table
-from flowcache.method import MethodConfig
+from flowcache.kv.policy import KvPolicy
+from flowcache.method import VANILLA, Method
+from flowcache.reuse.never import Never
 from flowcache.schedule import Row, Schedule
 
 MODELS = ("magi", "skyreels")
@@ -44,12 +45,12 @@ def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
     """
     published = read_reported(model)[0]["pflops"]
     common = (f"model={model}", "setting=paper", "device=meta", *setting)
-    vanilla = _count_all(common, VanillaConfig())
+    vanilla = _count_all(common, VANILLA)
     for name, overrides in _methods():
         config = compose_config([*common, f"method={name}", *overrides])
-        method, decisions = make_method(config.method), "its own"
-        if method.policy().distance is None:
-            counted = _count_all(common, method) if isinstance(method, VanillaConfig) else count(config, method)
+        method, decisions = make_method(config), "its own"
+        if method.reuse.distance is None:
+            counted = _count_all(common, method) if not method.reuse.skips else count(config, method)
         elif name in published:
             decisions = "given schedule"
             counted = count(config, method, published_schedule(config, common))
@@ -59,7 +60,7 @@ def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
         trace = counted.trace
         yield {
             "method": name,
-            "kv_budget": method.kv_budget,
+            "kv_budget": method.kv.budget,
             "decisions": decisions,
             "chunk_steps_computed": trace.computed_fraction,
             "executed": trace.flops / PFLOP,
@@ -81,18 +82,23 @@ def _methods() -> Iterator[tuple[str, tuple[str, ...]]]:
     for name in names:
         yield name, ()
         if name.startswith("flowcache"):
-            yield name, (f"method.kv_budget={KV_BUDGET}",)
+            yield name, (f"kv.budget={KV_BUDGET}",)
 
 
-def vanilla_like(method: MethodConfig) -> VanillaConfig:
-    """Vanilla with a method's shared options, and a whole KV cache."""
-    shared = {option.name: getattr(method, option.name) for option in fields(MethodConfig)}
-    return VanillaConfig(**shared | {"kv_budget": None})
+def vanilla_like(method: Method) -> Method:
+    """Vanilla with what a method shares with others, and a whole KV cache."""
+    return replace(method, reuse=Never(), kv=KvPolicy())
 
 
-@cache
-def _count_all(overrides: tuple[str, ...], method: VanillaConfig) -> Count:
-    return count(compose_config(list(overrides)), method)
+def _count_all(overrides: tuple[str, ...], method: Method) -> Count:
+    """Counted once for equal methods."""
+    asked = overrides, repr(method)
+    if asked not in _counted:
+        _counted[asked] = count(compose_config(list(overrides)), method)
+    return _counted[asked]
+
+
+_counted: dict[tuple[tuple[str, ...], str], Count] = {}
 
 
 def published_schedule(config: DictConfig, common: tuple[str, ...]) -> Decisions:
@@ -101,13 +107,13 @@ def published_schedule(config: DictConfig, common: tuple[str, ...]) -> Decisions
     Args:
         common: its overrides without those of the method.
     """
-    published, method = read_reported(config.model.name)[0]["pflops"], make_method(config.method)
-    vanilla, everything = _count_all(common, VanillaConfig()), _count_all(common, vanilla_like(method))
+    published, method = read_reported(config.model.name)[0]["pflops"], make_method(config)
+    vanilla, everything = _count_all(common, VANILLA), _count_all(common, vanilla_like(method))
     share = published[config.method.name] / published["vanilla"]
     return evenly(everything, method, share * vanilla.paper_flops / everything.paper_flops)
 
 
-def evenly(everything: Count, method: MethodConfig, share: float) -> Decisions:
+def evenly(everything: Count, method: Method, share: float) -> Decisions:
     """Decisions that leave a share of a generation's compute, spread evenly.
 
     A chunk computes its warm-up, its last step, and steps evenly between; as many in every chunk. Where a method
@@ -119,7 +125,7 @@ def evenly(everything: Count, method: MethodConfig, share: float) -> Decisions:
         method: whose ``warmup_steps`` count.
         share: of the compute in the paper's accounting that is wanted; the nearest possible is taken.
     """
-    spread = _spread_rows if isinstance(method, TeaCacheConfig) else _spread_steps
+    spread = _spread_rows if isinstance(method.reuse, Uniform) else _spread_steps
     tried = (spread(everything.schedule, method, i / _SHARES) for i in range(1, _SHARES + 1))
     distinct = {str(decisions): decisions for decisions in tried}.values()
     return min(distinct, key=lambda decisions: abs(compute_left(everything, decisions) - share))
@@ -136,15 +142,15 @@ def compute_left(everything: Count, decisions: Decisions) -> float:
     return left / sum(work.flops for _, work in charged)
 
 
-def _spread_steps(schedule: Schedule, method: MethodConfig, share: float) -> Decisions:
-    computed = _spread(share, schedule.num_steps, method.warmup_steps)
+def _spread_steps(schedule: Schedule, method: Method, share: float) -> Decisions:
+    computed = _spread(share, schedule.num_steps, method.reuse.warmup_steps)
     return [tuple(step.chunk for step in row.steps if step.step in computed) for row in schedule.rows]
 
 
-def _spread_rows(schedule: Schedule, method: MethodConfig, share: float) -> Decisions:
+def _spread_rows(schedule: Schedule, method: Method, share: float) -> Decisions:
     decisions: Decisions = []
     for window in schedule.windows:
-        computed = _spread(share, len(window.rows), method.warmup_steps)
+        computed = _spread(share, len(window.rows), method.reuse.warmup_steps)
         rows = [schedule.rows[index] for index in window.rows]
         decisions += [
             row.chunks if index in computed else _entering(row, method.attention) for index, row in enumerate(rows)

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.job.experiment import jobs_of
-from experiments.job.job import ROOT, Job
+from experiments.job.job import Job
+from experiments.job.paths import ROOT
 from experiments.records import RecordStore, untimed
 from experiments.records.__main__ import runs
 from experiments.show.ablations import settings_frame, table

@@ -10,23 +10,22 @@ import statistics
 from dataclasses import replace
 from typing import Any
 
-from baselines.vanilla import VanillaConfig
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job, refuse_random_weights
 from experiments.run.runner import Runner
-from flowcache.method import MethodConfig
+from flowcache.method import VANILLA, Method
 from flowcache.sampler import sample
 from flowcache.trace import Trace
 
 
-def executed_flops(job: Job, model: Any, method: MethodConfig) -> float:
+def executed_flops(job: Job, model: Any, method: Method) -> float:
     """Mean over the job's prompts; nothing is decoded."""
     totals = []
     for prompt in job.prompts:
         trace = Trace()
         generation = model.generation(prompt, job.num_frames, method, job.seed, **job.generation_options)
-        for _ in sample(generation, method, trace):
+        for _ in sample(generation, trace):
             pass
         totals.append(trace.flops)
     return statistics.mean(totals)
@@ -40,12 +39,15 @@ def tune(job: Job, share: float, low: float = 0.0, high: float = 1.0, tolerance:
     runner = Runner(job)
     runner.check(job.prompts[0])
     model = runner.model
-    vanilla = executed_flops(replace(job, prompts=job.prompts[:1]), model, VanillaConfig())  # the same for every prompt
+    vanilla = executed_flops(replace(job, prompts=job.prompts[:1]), model, VANILLA)  # the same for every prompt
     best = (0.0, 1.0)
     for _ in range(14):
         # Geometric steps once a lower bound is known: thresholds of interest span two decades.
         threshold = (low * high) ** 0.5 if low else high / 4
-        left = executed_flops(job, model, replace(job.method, threshold=threshold)) / vanilla
+        left = (
+            executed_flops(job, model, replace(job.method, reuse=replace(job.method.reuse, threshold=threshold)))
+            / vanilla
+        )
         print(f"threshold {threshold:.5f} leaves {left:.4f}", flush=True)
         if abs(left - share) < abs(best[1] - share):
             best = (threshold, left)
@@ -71,7 +73,7 @@ def main(arguments: list[str]) -> int:
     check_overrides(overrides)
     job = make_job(compose_config(overrides))
     refuse_random_weights(job, "a threshold means")
-    if not hasattr(job.method, "threshold"):
+    if not hasattr(job.method.reuse, "threshold"):
         raise BadInput(f"method {job.method_name} has no threshold to tune")
     threshold, left = tune(job, float(shares[0]))
     found = f"threshold {threshold:.5f} leaves {left:.4f} of vanilla's FLOPs"

@@ -139,7 +139,7 @@ def _save(path: Path, entrant: Entrant, scores: Scores) -> None:
         "model": job.model_name,
         "setting": job.setting_name,
         "method": entrant.name,
-        "method_config": asdict(job.method),
+        "method_config": job.method.described(),
         "seeds": [job.seed for job in entrant.jobs],
         "videos": {name: record.key for name, record in entrant.records().items()},
         "dimensions": {name: asdict(result) for name, result in scores.results.items()},

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from flowcache.clock import SectionClock
-from flowcache.distance import FeatureSource
 from flowcache.kernels import AUTO
-from flowcache.method import MethodConfig
-from flowcache.policy import Decision
+from flowcache.method import Method
+from flowcache.reuse.base import Decision
+from flowcache.reuse.distance import FeatureSource
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace, Work
 
@@ -26,30 +26,15 @@ def check_request(prompt: str, seed: int) -> None:
         raise ValueError(f"seed={seed!r} must be a whole number of 0 to {MOST_SEED}")
 
 
-def check_method(method: MethodConfig, schedule: Schedule, distances: Sequence[str], model: str) -> None:
-    """Refuse, before any work, a method that does not go with a schedule, or whose distance a model cannot measure.
-
-    Raises ValueError.
-    """
-    method.check_schedule(schedule)
-    distance = method.policy().distance
-    if distance is not None and distance not in distances:
-        raise unknown_distance(distance, distances, model)
-
-
-def unknown_distance(distance: str, distances: Sequence[str], model: str) -> ValueError:
-    *others, last = map(repr, distances)
-    return ValueError(f"distance={distance!r} is unknown to {model}; choose {', '.join(others)} or {last}")
-
-
 class Generation(FeatureSource, Protocol):
     """One video in the making. It owns all state, so that two generations of one model never meet.
 
     The sampler calls ``start`` once, then for every row ``begin_row``, ``features`` (if the policy measures),
-    ``compute``, ``advance``, and ``finish`` for every chunk the row finished.
+    ``compute``, ``report``, ``advance``, and ``finish`` for every chunk the row finished.
     """
 
     schedule: Schedule
+    method: Method
 
     def measured_chunks(self, row: Row) -> tuple[int, ...]:
         """The chunks whose distances a policy gets: neighbours, the active ones among them."""
@@ -68,8 +53,13 @@ class Generation(FeatureSource, Protocol):
         """Run the chunks to compute, and whatever must run beside them, in one forward; remember their output."""
         ...
 
+    def report(self) -> tuple[tuple[int, ...], Tensor] | None:
+        """What the last ``compute`` showed: its chunks, and float32 [chunks, figures] on the device, in the order of
+        the policy's ``report``. None where it asks for nothing, or nothing was computed."""
+        ...
+
     def advance(self, row: Row, decision: Decision) -> None:
-        """Let every active chunk take its step, with its new or its remembered output."""
+        """Let every active chunk take its step, with its new output or the forecast of it."""
         ...
 
     def finish(self, chunk: int) -> Tensor:
@@ -98,11 +88,26 @@ class Generation(FeatureSource, Protocol):
         """``KvCache.unusable_kept`` of all branches."""
         ...
 
+    @property
+    def kv_compressions(self) -> int:
+        """How often a cache was compressed, all branches together."""
+        ...
+
+    @property
+    def forecast_bytes_peak(self) -> int:
+        """Most that the outputs which forecasts look back on took at once."""
+        ...
+
+    @property
+    def forecast_from(self) -> int:
+        """Most computed outputs that a forecast has looked back on; 0 if none was made."""
+        ...
+
 
 class VideoModel(Protocol):
     """A model that ``flowcache.generate`` can drive."""
 
-    def generation(self, prompt: str, num_frames: int, method: MethodConfig, seed: int, **options: Any) -> Generation:
+    def generation(self, prompt: str, num_frames: int, method: Method, seed: int, **options: Any) -> Generation:
         """A fresh generation; ``options`` are the model's own (steps, size, prefix ...)."""
         ...
 

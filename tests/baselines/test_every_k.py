@@ -7,15 +7,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines.every_k import EveryKConfig
+from baselines.every_k import EveryK
 from flowcache.schedule import staged_schedule, timesteps
 from flowcache.trace import Trace
+from tests.methods import every_k
 from tests.models.magi_goldens import latents_of, small_generation
 
 
 def computed_steps(every: int, warmup_steps: int, num_steps: int) -> list[int]:
     schedule = staged_schedule(1, timesteps(num_steps), window_size=1)
-    policy = EveryKConfig(every=every, warmup_steps=warmup_steps).policy()
+    policy = EveryK(every=every, warmup_steps=warmup_steps)
     return [row.index for row in schedule.rows if policy.decide(row, {}, schedule).compute]
 
 
@@ -47,7 +48,7 @@ def test_counts_are_the_formula(every, warmup_steps, num_steps):
 @given(st.integers(1, 6), st.integers(0, 9), st.integers(1, 6), st.integers(1, 4))
 def test_every_chunk_follows_its_own_steps(every, warmup_steps, num_chunks, sub_steps):
     schedule = staged_schedule(num_chunks, timesteps(4 * sub_steps))
-    policy = EveryKConfig(every=every, warmup_steps=warmup_steps).policy()
+    policy = EveryK(every=every, warmup_steps=warmup_steps)
     own: dict[int, list[int]] = {chunk: [] for chunk in range(num_chunks)}
     for row in schedule.rows:
         for chunk in policy.decide(row, {}, schedule).compute:
@@ -56,8 +57,8 @@ def test_every_chunk_follows_its_own_steps(every, warmup_steps, num_chunks, sub_
 
 
 def test_reuses_in_a_generation():
-    method, trace = EveryKConfig(every=3, warmup_steps=1), Trace()
-    latents = latents_of(small_generation(method), method, trace)
+    method, trace = every_k(every=3, warmup_steps=1), Trace()
+    latents = latents_of(small_generation(method), trace)
     assert trace.computed_fraction == 4 / 8  # steps 0, 3, 6 and 7 of 8
     assert torch.isfinite(latents).all()
     assert {entry.distance for entry in trace.entries} == {None}
@@ -66,9 +67,9 @@ def test_reuses_in_a_generation():
 @pytest.mark.parametrize("every", [0, -1, 2.0, "2"])
 def test_bad_counts_are_refused(every):
     with pytest.raises(ValueError, match=r"every=.* must be a whole number of at least 1 \(1 computes every step\)"):
-        EveryKConfig(every=every, warmup_steps=0)
+        every_k(every=every, warmup_steps=0)
 
 
 def test_bad_warmups_are_refused():
     with pytest.raises(ValueError, match="warmup_steps=-1 must be a whole number of at least 0"):
-        EveryKConfig(every=2, warmup_steps=-1)
+        every_k(every=2, warmup_steps=-1)

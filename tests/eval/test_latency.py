@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from eval.latency import Spread, Take, sections, speedup, take
-from flowcache.method import FlowCacheConfig
+from flowcache.method import Method
 from flowcache.trace import Trace
+from tests.methods import chunkwise
 from tests.models.magi_goldens import small_generation
 
-METHOD = FlowCacheConfig(threshold=0.1, warmup_steps=1)
+METHOD = chunkwise(threshold=0.1, warmup_steps=1)
 
 
 class Slow:
     """A model of three chunks, whose text takes 30 ms and each decoding 20 ms."""
 
-    def generation(self, prompt: str, num_frames: int, method: FlowCacheConfig, seed: int, **options: int):
+    def generation(self, prompt: str, num_frames: int, method: Method, seed: int, **options: int):
         time.sleep(0.03)
         generation = small_generation(method, seed=seed, **options)
 

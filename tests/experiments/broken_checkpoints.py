@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5EncoderModel
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
 DIT, VAE, T5 = "inference_weight.distill/model.safetensors", "vae/diffusion_pytorch_model.safetensors", "t5"

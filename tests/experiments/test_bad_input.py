@@ -20,7 +20,8 @@ from hydra.core.global_hydra import GlobalHydra
 import run
 from eval.video_io import read_lossless
 from experiments.job.errors import RunFailed
-from experiments.job.job import MOST_PROMPT_CHARACTERS, ROOT
+from experiments.job.paths import ROOT
+from experiments.job.prompts import MOST_PROMPT_CHARACTERS
 from experiments.records import Record, RecordStore
 from experiments.records import __main__ as records
 from experiments.run import sweep
@@ -329,7 +330,7 @@ RUN = {
         "GPU is out of memory .*Tried to allocate 2 GiB.*num_frames.*kv_budget.*workers=1.*device=",
     ),
     "GPU too small for the weights": (
-        "experiments.job.job._load",
+        "experiments.job.job.load_model",
         fails(torch.OutOfMemoryError("CUDA out of memory.")),
         "the GPU is out of memory",
     ),

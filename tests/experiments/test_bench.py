@@ -6,12 +6,12 @@ import re
 
 import pytest
 import torch
-
 from baselines.vanilla import VanillaConfig
+from flowcache.kv_score import CompressionConfig, select_keys
+
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks import bench, kv
 from experiments.run.runner import Runner
-from flowcache.kv_score import CompressionConfig, select_keys
 from flowcache.models.magi.flops import FlopCounter
 from tests.experiments.conftest import SMALL
 

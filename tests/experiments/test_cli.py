@@ -1,15 +1,16 @@
 """Configuration: every file composes, every mistake is one clear message before any work."""
 
 import pytest
+from flowcache.kv_score import CompressionConfig
 
 from experiments.job.cli import check_overrides, compose_config, config_files
 from experiments.job.errors import BadInput
 from experiments.job.experiment import expand, jobs_of
-from experiments.job.job import make_job, make_method
+from experiments.job.job import make_job
+from experiments.job.method import make_method
 from experiments.records.collect import described
 from experiments.show.claims import the_one
 from experiments.show.tables import METHODS
-from flowcache.kv_score import CompressionConfig
 from flowcache.method import MethodConfig
 
 MODELS = ("magi", "skyreels")

@@ -12,12 +12,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from baselines.vanilla import VanillaConfig
 from rich.console import Console
 
-from baselines.vanilla import VanillaConfig
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
-from experiments.job.job import ROOT, Job, make_method
+from experiments.job.job import Job
+from experiments.job.method import make_method
+from experiments.job.paths import ROOT
 from experiments.records import Record, RecordStore
 from experiments.run.dry_run import Count, DryRun, count, dry_run, read_decisions
 from experiments.run.runner import Runner

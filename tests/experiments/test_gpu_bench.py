@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from flowcache.policy import Replay
 
 from experiments.benchmarks import bench
 from experiments.benchmarks.gpu.ceilings import ceilings
@@ -24,7 +25,6 @@ from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.device import GPU_KERNELS
 from experiments.job.errors import CasesFailed
 from experiments.run.dry_run import _model
-from flowcache.policy import Replay
 from tests.models.skyreels_pipeline import write_checkpoint
 
 ON_CPU = ("device=cpu", "threads=1")

@@ -20,7 +20,7 @@ import run
 from experiments.job.cli import CONF, config_files
 from experiments.job.device import check_device
 from experiments.job.errors import BadInput, Failure, RunFailed, TaskFailed
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from experiments.records import RecordStore
 from experiments.run import launch, sweep
 from experiments.run.launch import Launcher, launcher_of, prepare, sendable

@@ -6,8 +6,8 @@ from itertools import pairwise
 
 import pandas as pd
 import pytest
-
 from baselines.teacache import TeaCacheConfig
+
 from experiments.job.cli import compose_config, config_files
 from experiments.run.dry_run import KINDS, Count, count
 from experiments.show.results import TABLES, markdown

@@ -9,10 +9,10 @@ from dataclasses import replace
 from textwrap import dedent
 
 import pytest
-
 from baselines.vanilla import VanillaConfig
+
 from experiments import records
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from experiments.records import RecordStore, new_record, store_of, todays_key, untimed
 from experiments.records.__main__ import main
 from experiments.records.collect import collect

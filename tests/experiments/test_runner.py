@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-
 from baselines.vanilla import VanillaConfig
+
 from eval.latency import take
 from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
 from experiments.job.cli import compose_config, config_files
 from experiments.job.errors import BadInput, RunFailed
-from experiments.job.job import BASELINES, METRICS, make_method
+from experiments.job.job import BASELINES, METRICS
+from experiments.job.method import make_method
 from experiments.records import RecordStore, new_record
 from experiments.records.collect import collect
 from experiments.run.measure import QUALITY

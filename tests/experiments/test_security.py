@@ -9,11 +9,13 @@ import socket
 from dataclasses import asdict, replace
 
 import pytest
-
 from baselines.vanilla import VanillaConfig
+
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
-from experiments.job.job import ROOT, make_job, make_method
+from experiments.job.job import make_job
+from experiments.job.method import make_method
+from experiments.job.paths import ROOT
 from experiments.records import RecordStore, new_record
 from experiments.run.runner import Runner
 from experiments.show.report import build

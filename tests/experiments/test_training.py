@@ -22,7 +22,7 @@ from eval.scenes import (
     scene_of,
     training_scenes,
 )
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from experiments.training.captions import build_tokenizer
 from experiments.training.optimiser import Optimiser, orthogonalise
 from experiments.training.train_embedded import main

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from baselines.vanilla import VanillaConfig
 from safetensors.torch import load_file
 
-from baselines.vanilla import VanillaConfig
 from eval.scenes import held_out_scenes
 from experiments.training.captions import build_tokenizer
 from experiments.training.skyreels_dit import NO_CAPTION, TextAndTransformer, Windows, visited_states

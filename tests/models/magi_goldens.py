@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowcache.method import MethodConfig
+from flowcache.method import Method
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.config import DitConfig, Runtime
 from flowcache.models.magi.generation import MagiGeneration
@@ -88,7 +88,7 @@ def golden_runtime(run: str) -> Runtime:
     )
 
 
-def golden_generation(run: str, method: MethodConfig) -> MagiGeneration:
+def golden_generation(run: str, method: Method) -> MagiGeneration:
     """A generation with the inputs and settings of a recorded run."""
     case = manifest(run)
     given = tensors(case.get("inputs", run))
@@ -101,7 +101,7 @@ def golden_generation(run: str, method: MethodConfig) -> MagiGeneration:
 
 
 def small_generation(
-    method: MethodConfig,
+    method: Method,
     num_chunks: int = 3,
     num_steps: int = 8,
     prefix_frames: int = 0,
@@ -137,9 +137,9 @@ def small_generation(
     )
 
 
-def latents_of(generation: MagiGeneration, method: MethodConfig, trace: Trace | None = None) -> Tensor:
+def latents_of(generation: MagiGeneration, trace: Trace | None = None) -> Tensor:
     """Run a generation to its end: its final latents [1, C, f, h, w]."""
-    for _ in sample(generation, method, trace):
+    for _ in sample(generation, trace):
         pass
     return generation.latents
 

@@ -12,7 +12,7 @@ from diffusers import SkyReelsV2Transformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
-from flowcache.method import MethodConfig
+from flowcache.method import Method
 from flowcache.models.skyreels.checkpoint import diffusers_config, diffusers_name
 from flowcache.models.skyreels.config import Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
@@ -52,7 +52,7 @@ def golden_network() -> SkyReelsNetwork:
     return SkyReelsNetwork(transformer())
 
 
-def golden_generation(variant: str, method: MethodConfig, **settings: Any) -> SkyReelsGeneration:
+def golden_generation(variant: str, method: Method, **settings: Any) -> SkyReelsGeneration:
     """A generation with the inputs and settings of the recorded two-window runs."""
     run, given = manifest("sampling")["run"], tensors("sampling")
     sampling = Sampling(
@@ -88,7 +88,7 @@ SMALL = {
 
 
 def small_generation(
-    method: MethodConfig,
+    method: Method,
     num_chunks: int = 5,
     given_latents: int = 0,
     seed: int = 0,
@@ -116,6 +116,6 @@ def small_generation(
     return SkyReelsGeneration(network, sampling, schedule, method, captions, noise, given, condition_noise)
 
 
-def latents_of(generation: SkyReelsGeneration, method: MethodConfig, trace: Trace | None = None) -> Tensor:
+def latents_of(generation: SkyReelsGeneration, trace: Trace | None = None) -> Tensor:
     """Run a generation to its end: the generated latents of all windows, [C, f, h, w]."""
-    return torch.cat([latent for _, latent in sample(generation, method, trace)], dim=1)
+    return torch.cat([latent for _, latent in sample(generation, trace)], dim=1)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from experiments.job.job import ROOT
-from flowcache import FlowCacheConfig, generate
+from experiments.job.paths import ROOT
+from flowcache import generate
 from flowcache.models.magi import Magi
 from flowcache.models.skyreels import SkyReels
 from flowcache.schedule import step_intervals, timesteps
+from tests.methods import chunkwise
 from tests.models.skyreels_pipeline import write_checkpoint
 
 MAGI = ROOT / "experiments" / "embedded" / "magi"
@@ -32,7 +33,7 @@ def skyreels(tmp_path_factory):
 
 
 def video(model: Magi | SkyReels, num_frames: int, **options) -> Tensor:
-    method = FlowCacheConfig(threshold=0.1, warmup_steps=1, kv_budget="0.5 chunks")
+    method = chunkwise(threshold=0.1, warmup_steps=1, budget="0.5 chunks")
     return torch.cat(list(generate(model, "a red circle", num_frames, method, 3, **options)))
 
 

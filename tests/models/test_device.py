@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.job.job import ROOT
-from flowcache import FlowCacheConfig, generate
+from experiments.job.paths import ROOT
+from flowcache import generate
 from flowcache.models.device import usable_device
 from flowcache.models.magi import Magi
 from flowcache.models.skyreels import SkyReels
+from tests.methods import chunkwise
 
 EMBEDDED = ROOT / "experiments" / "embedded"
 LOADERS = [(Magi.from_pretrained, "magi", 24), (SkyReels.from_pretrained, "skyreels", 17)]
@@ -43,7 +44,7 @@ def test_other_devices_are_refused_for_what_they_are(name, message):
 
 @pytest.mark.parametrize(("load", "family", "num_frames"), LOADERS)
 def test_a_model_on_cpu_0_is_one_on_cpu(load, family, num_frames):
-    method = FlowCacheConfig(threshold=0.1, warmup_steps=1)
+    method = chunkwise(threshold=0.1, warmup_steps=1)
     videos = []
     for device in ("cpu", "cpu:0"):
         model = load(EMBEDDED / family, device=device)

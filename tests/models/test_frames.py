@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.vanilla import VanillaConfig
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache import generate
 from flowcache.models.frames import as_floats, as_uint8
 from flowcache.models.magi import Magi
 from flowcache.models.skyreels import SkyReels
+from tests.methods import vanilla
 from tests.models.skyreels_pipeline import write_checkpoint
 
 NOT_FINITE = [float("nan"), float("inf"), float("-inf")]
@@ -50,7 +50,7 @@ def test_shapes_alone_are_not_looked_at():
 
 
 def chunks(model: Magi | SkyReels, num_frames: int, num_steps: int) -> list[Tensor]:
-    return list(generate(model, "a red circle", num_frames, VanillaConfig(), num_steps=num_steps))
+    return list(generate(model, "a red circle", num_frames, vanilla(), num_steps=num_steps))
 
 
 @pytest.mark.parametrize("value", NOT_FINITE)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from baselines.vanilla import VanillaConfig
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache import generate
 from flowcache.models.inputs import given_frames, plain
 from flowcache.models.magi import Magi
 from flowcache.models.skyreels import SkyReels
+from tests.methods import vanilla
 from tests.models.skyreels_pipeline import write_checkpoint
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (8, 32, 48, 3), dtype=np.uint8)
@@ -100,7 +100,7 @@ def test_a_generation_takes_numpys_frames_and_numbers(models, name, options, as_
     numbers = {key: np.int64(value) for key, value in options.items() if isinstance(value, int)} | as_numpy
     given = [(torch.from_numpy(FRAMES[0]), 7, options), (FRAMES[0], np.uint32(7), numbers)]
     videos = [
-        torch.cat(list(generate(models[name], "a red circle", method=VanillaConfig(), seed=seed, image=image, **own)))
+        torch.cat(list(generate(models[name], "a red circle", method=vanilla(), seed=seed, image=image, **own)))
         for image, seed, own in given
     ]
     assert torch.equal(*videos)

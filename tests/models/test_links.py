@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.checkpoints import loaded_files, verify
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi

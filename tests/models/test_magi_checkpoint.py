@@ -7,16 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from experiments.job.job import ROOT
-from flowcache import FlowCacheConfig, generate
+from experiments.job.paths import ROOT
+from flowcache import generate
 from flowcache.models.checkpoint import CheckpointError, load_weights
 from flowcache.models.magi import Magi
 from flowcache.models.magi.text import load_special_tokens
+from tests.methods import chunkwise
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
 WEIGHTS = "inference_weight.distill"
 PROMPT = "a red circle moving right on a dark background"
-METHOD = FlowCacheConfig(threshold=0.015, warmup_steps=5)
+METHOD = chunkwise(threshold=0.015, warmup_steps=5)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
 
@@ -12,17 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.every_k import EveryKConfig
-from baselines.teacache import TeaCacheConfig
-from baselines.vanilla import VanillaConfig
 from eval.flops import check
-from flowcache.kv_score import CompressionConfig
-from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.forecast.hold import Hold
+from flowcache.kv.select.joint import Joint
+from flowcache.method import Method
 from flowcache.models.magi.generation import MagiGeneration
-from flowcache.policy import Decision
+from flowcache.reuse.base import Decision
 from flowcache.sampler import sample
 from flowcache.schedule import Row
 from flowcache.trace import Trace
+from tests.methods import by_row, changed, chunkwise, every_k, uniform, vanilla
 from tests.models.magi_goldens import (
     CHUNK_WIDTH,
     GUIDANCE_3,
@@ -35,7 +33,6 @@ from tests.models.magi_goldens import (
     tensors,
 )
 from tests.models.test_magi_flops import counted_run, two_layers
-from tests.scripted import by_row
 
 WINDOW, CHUNK = 4, 72
 OFFICIAL = {
@@ -47,19 +44,19 @@ OFFICIAL = {
 NEAR_CLEAN = ("g_flowcache_compress_nearclean_asis_mlp", "g_flowcache_compress_nearclean_repaired_mlp")
 
 
-def published(run: str) -> FlowCacheConfig:
+def published(run: str) -> Method:
     """The method with every parity switch at the published setting."""
     case = manifest(run)
     options = case["method"]
-    return FlowCacheConfig(
+    return chunkwise(
         threshold=case["rel_l1_thresh"],
         warmup_steps=case["warmup_steps"],
         last_step="global",
         refresh_clean_kv=False,
-        reuse="displacement",
+        forecast=Hold(quantity="displacement"),
         near_clean=not case["discard_nearly_clean_chunk"],
-        kv_budget=f"{case['total_cache_chunk_nums'] - WINDOW} chunks",  # the official number counts the window in
-        compression=CompressionConfig(
+        budget=f"{case['total_cache_chunk_nums'] - WINDOW} chunks",  # the official number counts the window in
+        select=Joint(
             mix_lambda=options["mix_lambda"],
             selection=options["compress_strategy"],
             query_granularity=options["query_granularity"],
@@ -77,7 +74,7 @@ def finished(run: str) -> tuple[MagiGeneration, Trace, list[dict[int, Tensor]], 
     generation, trace = golden_generation(run, published(run)), Trace()
     kept: list[dict[int, Tensor]] = []
     rows: list[int] = []
-    (kv,) = generation._caches
+    (kv,) = generation.caches
     compress = kv.compress
 
     def record() -> None:
@@ -90,7 +87,7 @@ def finished(run: str) -> tuple[MagiGeneration, Trace, list[dict[int, Tensor]], 
     def observe(row, decision) -> None:
         rows.extend([row.index] * (len(kept) - len(rows)))
 
-    for _ in sample(generation, published(run), trace, observe=observe):
+    for _ in sample(generation, trace, observe=observe):
         pass
     return generation, trace, kept, rows
 
@@ -138,8 +135,8 @@ def as_sets(positions: Tensor) -> list[set[int]]:
 # What must be equal, on 24 tokens a chunk (four a frame), 3 layers, 2 key-value heads.
 
 TOKENS = 24
-PUBLISHED_TIMING = {"refresh_clean_kv": False, "compression": CompressionConfig(timing="published")}
-REUSING = FlowCacheConfig(threshold=0.1, warmup_steps=2, kv_budget="1 chunk")
+PUBLISHED_TIMING = {"refresh_clean_kv": False, "select": Joint(timing="published")}
+REUSING = chunkwise(threshold=0.1, warmup_steps=2, budget="1 chunk")
 SETTINGS = {
     "plain": {},
     "guidance 3": GUIDANCE_3,
@@ -148,12 +145,12 @@ SETTINGS = {
 }
 
 
-def latents(method: MethodConfig, trace: Trace | None = None, **settings) -> Tensor:
-    return latents_of(small_generation(method, **{"num_chunks": 7} | settings), method, trace)
+def latents(method: Method, trace: Trace | None = None, **settings) -> Tensor:
+    return latents_of(small_generation(method, **{"num_chunks": 7} | settings), trace)
 
 
 @cache
-def uncompressed(setting: str, method: MethodConfig) -> Tensor:
+def uncompressed(setting: str, method: Method) -> Tensor:
     return latents(method, **SETTINGS[setting])
 
 
@@ -161,17 +158,17 @@ def uncompressed(setting: str, method: MethodConfig) -> Tensor:
 @pytest.mark.parametrize("budget", ["7 chunks", "6 chunks", "168 tokens", "1 GiB"])
 def test_a_budget_as_large_as_the_cache_changes_nothing_bit_for_bit(budget, setting):
     """The last chunk is never among the finished ones, so that all but one chunk are enough."""
-    method = FlowCacheConfig(threshold=0.1, warmup_steps=2)
+    method = chunkwise(threshold=0.1, warmup_steps=2)
     trace = Trace()
-    bounded = latents(replace(method, kv_budget=budget), trace, **SETTINGS[setting])
+    bounded = latents(changed(method, budget=budget), trace, **SETTINGS[setting])
     assert torch.equal(bounded, uncompressed(setting, method))
     assert "compression" not in trace.flops_by_kind()
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_smaller_budget_changes_what_comes_after_it_is_first_exceeded(setting):
-    method, trace = FlowCacheConfig(threshold=0.1, warmup_steps=2), Trace()
-    bounded = latents(replace(method, kv_budget="1 chunk"), trace, **SETTINGS[setting])
+    method, trace = chunkwise(threshold=0.1, warmup_steps=2), Trace()
+    bounded = latents(changed(method, budget="1 chunk"), trace, **SETTINGS[setting])
     first = min(row for row, work in trace.work if work.kind == "compression")
     finished = {"continuation": 2}.get(setting, first // 2 - 3)  # before the first compression
     frames = CHUNK_WIDTH * finished
@@ -183,29 +180,29 @@ def test_a_smaller_budget_changes_what_comes_after_it_is_first_exceeded(setting)
 @pytest.mark.parametrize(
     "options",
     [
-        {"kv_budget": "1 chunk"},
-        {"kv_budget": "17 tokens"},
-        {"kv_budget": "112 KiB"},
-        {"kv_budget": "8 tokens", "compression": CompressionConfig(selection="frame", query_granularity=3)},
-        {"kv_budget": "2 chunks", "compression": CompressionConfig(selection="chunk", query_granularity="token")},
-        {"kv_budget": "30 tokens", **PUBLISHED_TIMING},
+        {"budget": "1 chunk"},
+        {"budget": "17 tokens"},
+        {"budget": "112 KiB"},
+        {"budget": "8 tokens", "select": Joint(selection="frame", query_granularity=3)},
+        {"budget": "2 chunks", "select": Joint(selection="chunk", query_granularity="token")},
+        {"budget": "30 tokens", **PUBLISHED_TIMING},
     ],
     ids=["chunk", "tokens", "bytes", "frames", "chunks", "published timing"],
 )
 def test_every_head_keeps_its_budget_in_order_and_the_cache_stays_in_its_buffer(options, setting):
-    if setting == "guidance 3" and options["kv_budget"] == "112 KiB":
-        options = {"kv_budget": "224 KiB"}
-    method, trace = replace(REUSING, **options), Trace()
+    if setting == "guidance 3" and options["budget"] == "112 KiB":
+        options = {"budget": "224 KiB"}
+    method, trace = changed(REUSING, **options), Trace()
     generation = small_generation(method, num_chunks=7, **SETTINGS[setting])
     kept = generation._budget.kept
     allocated = generation.kv_bytes_allocated
-    if options["kv_budget"].endswith("KiB"):
-        assert allocated <= int(options["kv_budget"].split()[0]) * 1024
+    if options["budget"].endswith("KiB"):
+        assert allocated <= int(options["budget"].split()[0]) * 1024
     counts = []
 
     def observe(row: Row, decision: Decision) -> None:
         assert generation.kv_bytes_used <= generation.kv_bytes_allocated == allocated
-        for kv in generation._caches:
+        for kv in generation.caches:
             assert kv.num_tokens <= kv.capacity == generation._budget.capacity
             end, positions = kv._first_whole, torch.stack([kv.positions(layer) for layer in range(3)])
             assert positions.shape == (3, 1, 2, kv.num_tokens)
@@ -214,7 +211,7 @@ def test_every_head_keeps_its_budget_in_order_and_the_cache_stays_in_its_buffer(
             assert positions.max() == TOKENS * (row.chunks[-1] + 1) - 1
             counts.append(end)
 
-    for _ in sample(generation, method, trace, observe=observe):
+    for _ in sample(generation, trace, observe=observe):
         pass
     assert len(set(counts)) >= (3 if generation.schedule.prefix_chunks == 0 else 2)  # several rounds
     assert trace.kv_bytes_used_peak <= trace.kv_bytes_allocated == allocated
@@ -225,19 +222,19 @@ def test_every_head_keeps_its_budget_in_order_and_the_cache_stays_in_its_buffer(
 @pytest.mark.parametrize("budget", ["1 chunk", "150 KiB"])
 @pytest.mark.parametrize("runtime", [{}, {"prefix_frames": 12}], ids=["text", "prefix"])
 def test_bytes_allocated_are_the_same_for_any_length_of_video(budget, runtime):
-    def allocated(num_chunks: int, method: MethodConfig) -> int:
+    def allocated(num_chunks: int, method: Method) -> int:
         return small_generation(method, num_chunks=num_chunks, **runtime).kv_bytes_allocated
 
-    bounded = [allocated(n, replace(REUSING, kv_budget=budget)) for n in (9, 12, 40)]
+    bounded = [allocated(n, changed(REUSING, budget=budget)) for n in (9, 12, 40)]
     assert len(set(bounded)) == 1
-    assert bounded[0] < allocated(9, VanillaConfig()) < allocated(12, VanillaConfig())
+    assert bounded[0] < allocated(9, vanilla()) < allocated(12, vanilla())
 
 
 def test_two_generations_in_a_row_and_in_turns_are_equal():
     first, second = latents(REUSING), latents(REUSING)
     assert torch.equal(first, second)
-    turns = [small_generation(REUSING, num_chunks=7), small_generation(VanillaConfig(), num_chunks=7, seed=1)]
-    for _ in zip_longest(sample(turns[0], REUSING), sample(turns[1], VanillaConfig())):
+    turns = [small_generation(REUSING, num_chunks=7), small_generation(vanilla(), num_chunks=7, seed=1)]
+    for _ in zip_longest(sample(turns[0]), sample(turns[1])):
         pass
     assert torch.equal(turns[0].latents, first)
 
@@ -246,28 +243,28 @@ def test_two_generations_in_a_row_and_in_turns_are_equal():
 def test_guidance_branches_choose_for_themselves_and_never_mix(timing):
     """The velocity is the null pass's alone: whatever the captions, its cache keeps the same."""
     scales = {"cfg_number": 3, "prev_chunk_scales": (1.0,) * 5, "text_scales": (0.0,) * 5}
-    method = VanillaConfig(kv_budget="20 tokens", compression=CompressionConfig(timing=timing))
+    method = vanilla(budget="20 tokens", select=Joint(timing=timing))
     kept = []
-    for changed in (False, True):
+    for other in (False, True):
         generation = small_generation(method, num_chunks=6, **scales)
-        if changed:
+        if other:
             generation.captions = [null_caption(generation.dit)] * 6
-        latents_of(generation, method)
-        kept.append([[kv.positions(layer) for layer in range(3)] for kv in generation._caches])
+        latents_of(generation)
+        kept.append([[kv.positions(layer) for layer in range(3)] for kv in generation.caches])
     (captioned, null), (other_captioned, other_null) = kept
     assert all(map(torch.equal, null, other_null))
     assert not all(map(torch.equal, captioned[1:], other_captioned[1:]))
     assert not all(map(torch.equal, captioned, null))
 
 
-def skipping(rule: Callable[[Row], bool], **options) -> MethodConfig:
+def skipping(rule: Callable[[Row], bool], **options) -> Method:
     """Computes everything in rows that the rule allows, and where a chunk starts, that chunk."""
 
     def decide(row: Row) -> Decision:
         starts = row.chunks[-1:] if row.steps[-1].step == 0 else ()
         return Decision(row.chunks if rule(row) else starts)
 
-    return by_row(decide, kv_budget="1 chunk", **options)
+    return by_row(decide, budget="1 chunk", **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"refresh_clean_kv": False}, PUBLISHED_TIMING], ids=["", "stale", "published"])
@@ -278,7 +275,7 @@ def test_a_compression_waits_for_a_row_that_computes_and_the_room_lasts(rule, op
     computing = {row for row, work in trace.work if work.kind == "denoise"}
     compressing = {row for row, work in trace.work if work.kind == "compression"}
     assert compressing
-    if "compression" not in options:
+    if options != PUBLISHED_TIMING:
         assert compressing <= computing
 
 
@@ -292,7 +289,7 @@ def test_the_published_timing_compresses_by_remembered_queries_where_a_row_compu
 @pytest.mark.parametrize("timing", ["sound", "published"])
 def test_the_published_timing_stops_where_no_chunk_is_to_come(timing):
     trace = Trace()
-    method = VanillaConfig(kv_budget="1 chunk", refresh_clean_kv=False, compression=CompressionConfig(timing=timing))
+    method = vanilla(budget="1 chunk", refresh_clean_kv=False, select=Joint(timing=timing))
     latents(method, trace)
     last_start = 2 * 6
     rows = [row for row, work in trace.work if work.kind == "compression"]
@@ -305,14 +302,14 @@ COUNTED = {
     "prefix": ({"prefix_frames": 14}, {}),
     "look-back": ({"noise2clean_kvrange": (6, 5, 4, 3), "clean_chunk_kvrange": 4}, {}),
     "published": ({}, PUBLISHED_TIMING),
-    "last frame": ({}, {"compression": CompressionConfig(query_granularity="frame")}),
+    "last frame": ({}, {"select": Joint(query_granularity="frame")}),
 }
 
 
 @pytest.mark.parametrize("case", COUNTED)
 def test_the_count_of_a_compressed_run_is_what_pytorch_counts(case):
     runtime, options = COUNTED[case]
-    method = EveryKConfig(every=2, warmup_steps=1, kv_budget="30 tokens", **options)
+    method = every_k(every=2, warmup_steps=1, budget="30 tokens", **options)
     executed, trace = counted_run(method, two_layers(), num_chunks=7, **runtime)
     check(executed, trace)
     assert trace.flops_by_kind()["compression"] > 0
@@ -320,29 +317,29 @@ def test_the_count_of_a_compressed_run_is_what_pytorch_counts(case):
 
 def test_what_is_compressed_out_of_reach_does_not_matter():
     """Chunks see three chunks back at most, all of them active: nothing that is kept is ever seen."""
-    method, settings = VanillaConfig(), {"noise2clean_kvrange": (4, 3, 2, 1), "clean_chunk_kvrange": 1}
-    assert torch.equal(latents(replace(method, kv_budget="5 tokens"), **settings), latents(method, **settings))
+    method, settings = vanilla(), {"noise2clean_kvrange": (4, 3, 2, 1), "clean_chunk_kvrange": 1}
+    assert torch.equal(latents(changed(method, budget="5 tokens"), **settings), latents(method, **settings))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kv_budget": "1 KiB"}, "kv_budget='1 KiB' is too small for the chunks being denoised and 1 tokens of"),
+        ({"budget": "1 KiB"}, "budget='1 KiB' is too small for the chunks being denoised and 1 tokens of"),
         (
-            {"kv_budget": "30 tokens", "compression": CompressionConfig(selection="chunk")},
-            "kv_budget='30 tokens' is 30 tokens and keeps no whole number of chunks of 24 tokens; the smallest that",
+            {"budget": "30 tokens", "select": Joint(selection="chunk")},
+            "budget='30 tokens' is 30 tokens per head, and Joint keeps a whole number of units of 24 tokens, at least ",
         ),
         (
-            {"kv_budget": "1 chunk", "compression": CompressionConfig(query_granularity=25)},
+            {"budget": "1 chunk", "select": Joint(query_granularity=25)},
             "query_granularity=25 is more than the 24 queries of a chunk",
         ),
     ],
 )
 def test_impossible_budgets_are_refused_before_anything_runs(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        small_generation(replace(REUSING, **options), num_chunks=7)
+        small_generation(changed(REUSING, **options), num_chunks=7)
 
 
 def test_the_published_teacache_runs_with_a_budget():
-    method = TeaCacheConfig(threshold=0.05, warmup_steps=1, published=True, kv_budget="1 chunk")
+    method = uniform(threshold=0.05, warmup_steps=1, published=True, budget="1 chunk")
     assert torch.isfinite(latents(method)).all()

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baselines.every_k import EveryKConfig
-from baselines.teacache import TeaCacheConfig
-from baselines.vanilla import VanillaConfig
 from eval.flops import ExecutedFlops, check
-from flowcache.kv_score import CompressionConfig
-from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.kv.select.joint import Joint
+from flowcache.method import Method
 from flowcache.models.magi import Magi
 from flowcache.models.magi.config import NETWORKS, Runtime
 from flowcache.models.magi.flops import FlopCounter
@@ -18,19 +15,20 @@ from flowcache.models.magi.network import MagiDit
 from flowcache.sampler import sample
 from flowcache.schedule import staged_schedule, timesteps
 from flowcache.trace import Trace
+from tests.methods import chunkwise, every_k, uniform, vanilla
 from tests.models.magi_goldens import GUIDANCE_3, dit_config, small_generation
 
 THRESHOLD = 0.1  # reuses some steps of random weights and not all
 TOKENS_PER_CHUNK = 24  # of the small generations; their captions have 5 to 12
 
 
-def counted_run(method: MethodConfig, dit: MagiDit, **settings) -> tuple[ExecutedFlops, Trace]:
+def counted_run(method: Method, dit: MagiDit, **settings) -> tuple[ExecutedFlops, Trace]:
     """What a small run executed, the making of its captions as section "text", and its trace."""
     trace = Trace()
     with ExecutedFlops() as executed, torch.inference_mode():
         with executed.clock("text"):
             generation = small_generation(method, dit=dit, **{"num_steps": 4} | settings)
-        for _ in sample(generation, method, trace, executed.clock):
+        for _ in sample(generation, trace, executed.clock):
             pass
     return executed, trace
 
@@ -66,22 +64,22 @@ SETTINGS = {
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_the_count_of_a_run_is_what_pytorch_counts(setting):
     runtime, kinds = SETTINGS[setting]
-    executed, trace = counted_run(VanillaConfig(), two_layers(), **runtime)
+    executed, trace = counted_run(vanilla(), two_layers(), **runtime)
     assert set(trace.flops_by_kind()) == {"caption", "denoise"} | kinds
     assert_counted(executed, trace)
 
 
-COMPRESSED = {"kv_budget": "1 chunk"}
-PUBLISHED = CompressionConfig(timing="published", query_granularity="frame")
+COMPRESSED = {"budget": "1 chunk"}
+PUBLISHED = Joint(timing="published", query_granularity="frame")
 REUSING = {
-    "every third": EveryKConfig(every=3, warmup_steps=1),
-    "uniform": TeaCacheConfig(threshold=THRESHOLD, warmup_steps=1),
-    "chunkwise": FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1),
-    "without near-clean": FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1, near_clean=False),
-    "compressed": FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1, **COMPRESSED),
-    "compressed, vanilla": VanillaConfig(**COMPRESSED),
-    "compressed, as published": FlowCacheConfig(
-        threshold=THRESHOLD, warmup_steps=1, refresh_clean_kv=False, compression=PUBLISHED, **COMPRESSED
+    "every third": every_k(every=3, warmup_steps=1),
+    "uniform": uniform(threshold=THRESHOLD, warmup_steps=1),
+    "chunkwise": chunkwise(threshold=THRESHOLD, warmup_steps=1),
+    "without near-clean": chunkwise(threshold=THRESHOLD, warmup_steps=1, near_clean=False),
+    "compressed": chunkwise(threshold=THRESHOLD, warmup_steps=1, **COMPRESSED),
+    "compressed, vanilla": vanilla(**COMPRESSED),
+    "compressed, as published": chunkwise(
+        threshold=THRESHOLD, warmup_steps=1, refresh_clean_kv=False, select=PUBLISHED, **COMPRESSED
     ),
 }
 
@@ -92,22 +90,22 @@ def test_the_count_of_a_run_with_reuse_is_what_pytorch_counts(name):
     method, dit = REUSING[name], two_layers()
     executed, trace = counted_run(method, dit, num_chunks=6, num_steps=8)  # the published compression needs six
     assert_counted(executed, trace)
-    assert (trace.computed_fraction < 1) == (type(method) is not VanillaConfig)
+    assert (trace.computed_fraction < 1) == method.reuse.skips
     kinds = trace.flops_by_kind().keys()
-    assert ("compression" in kinds) == (method.kv_budget is not None)
+    assert ("compression" in kinds) == (method.kv.budget is not None)
     assert ("near_clean" in kinds) == method.near_clean
     assert ("refresh" in kinds) == method.refresh_clean_kv
     embedding = 2 * TOKENS_PER_CHUNK * dit.config.hidden_size * dit.config.in_channels * dit.config.patch_size**2
-    measured = 0 if method.policy().distance is None else len(trace.entries)
+    measured = 0 if method.reuse.distance is None else len(trace.entries)
     assert executed.by_section()["policy"].flops == measured * embedding
 
 
 def test_counting_changes_nothing():
-    method, dit = FlowCacheConfig(threshold=THRESHOLD, warmup_steps=1), two_layers()
+    method, dit = chunkwise(threshold=THRESHOLD, warmup_steps=1), two_layers()
     generations = [small_generation(method, num_steps=4, dit=dit) for _ in range(2)]
-    list(sample(generations[0], method))
+    list(sample(generations[0]))
     with ExecutedFlops():
-        list(sample(generations[1], method))
+        list(sample(generations[1]))
     assert torch.equal(generations[0].latents, generations[1].latents)
 
 
@@ -121,7 +119,7 @@ def test_counting_changes_nothing():
     ids=lambda changes: next(iter(changes)),
 )
 def test_the_count_follows_the_network(changes):
-    assert_counted(*counted_run(VanillaConfig(), two_layers(**changes), num_chunks=2))
+    assert_counted(*counted_run(vanilla(), two_layers(**changes), num_chunks=2))
 
 
 # The paper's setting, by hand count: paper.md, section 5.
@@ -193,9 +191,9 @@ def test_counts_are_exactly_linear_in_keys_and_caption(gated, distill):
 
 def test_a_dry_run_counts_what_a_run_would_do():
     """In the paper's setting but of four steps and two chunks: nothing is held, and nothing is computed."""
-    method, trace = VanillaConfig(), Trace()
+    method, trace = vanilla(), Trace()
     generation = Magi.on_meta(caption_tokens=10).generation("a cat", 48, method, 0, num_steps=4)
-    for _, latent in sample(generation, method, trace):
+    for _, latent in sample(generation, trace):
         assert latent.is_meta
         assert latent.shape == (16, 6, 90, 90)
     counter = FlopCounter(PAPER, TOKENS)
@@ -213,9 +211,9 @@ def test_a_dry_run_counts_what_a_run_would_do():
 def test_a_dry_run_of_guidance_3_takes_every_pass_and_of_24b_its_sizes():
     traces = {}
     for size, guidance in (("4.5B", 1), ("4.5B", 3), ("24B", 1)):
-        method, trace = VanillaConfig(), Trace()
+        method, trace = vanilla(), Trace()
         generation = Magi.on_meta(size).generation("a cat", 24, method, 0, num_steps=4, cfg_number=guidance)
-        assert [tuple(latent.shape) for _, latent in sample(generation, method, trace)] == [(16, 6, 90, 90)]
+        assert [tuple(latent.shape) for _, latent in sample(generation, trace)] == [(16, 6, 90, 90)]
         traces[size, guidance] = trace.flops_by_kind()["denoise"]
     counter = FlopCounter(PAPER, TOKENS)
     null = 4 * counter.chunk("denoise", 0, TOKENS, 50).flops
@@ -233,4 +231,4 @@ def test_what_a_dry_model_cannot_be_is_refused():
         Magi.on_meta(checkpoint="nowhere")
     image = torch.zeros(720, 720, 3, dtype=torch.uint8)
     with pytest.raises(ValueError, match="this model has no VAE; load it from a checkpoint"):
-        Magi.on_meta().generation("a cat", 24, VanillaConfig(), 0, image=image)
+        Magi.on_meta().generation("a cat", 24, vanilla(), 0, image=image)

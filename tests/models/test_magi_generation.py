@@ -8,20 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.vanilla import VanillaConfig
 from flowcache.clock import SectionClock
-from flowcache.kv_cache import KvCache
-from flowcache.method import FlowCacheConfig
+from flowcache.kv.cache import KvCache
 from flowcache.models.magi.attention import Member
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
-from flowcache.policy import Decision
+from flowcache.reuse.base import Decision
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests.methods import by_row, chunkwise, vanilla
 from tests.models.magi_goldens import GUIDANCE_3, golden_dit, latents_of, null_caption, small_generation
-from tests.scripted import by_row
 
-VANILLA = VanillaConfig()
+VANILLA = vanilla()
 TOKENS = 24
 
 
@@ -92,15 +90,15 @@ def test_scales_that_leave_one_pass_give_that_pass(kind, previous_scale, text_sc
 
 @pytest.mark.parametrize(("kind", "previous_scale", "text_scale"), PASSES)
 def test_a_run_of_one_pass_is_that_pass_written_out(kind, previous_scale, text_scale):
-    latents = latents_of(guided(previous_scale, text_scale, num_chunks=4), VANILLA)
+    latents = latents_of(guided(previous_scale, text_scale, num_chunks=4))
     torch.testing.assert_close(latents, by_hand(kind, 4), atol=1e-4, rtol=0)
 
 
 def test_the_captioned_pass_alone_is_guidance_1_until_a_chunk_finishes():
     """One chunk never sees another's refreshed keys, so nothing distinguishes the two."""
-    one_pass = latents_of(guided(1.0, 1.0, num_chunks=1), VANILLA)
-    method = VanillaConfig(near_clean=False)
-    assert torch.equal(one_pass, latents_of(small_generation(method, num_chunks=1), method))
+    one_pass = latents_of(guided(1.0, 1.0, num_chunks=1))
+    method = vanilla(near_clean=False)
+    assert torch.equal(one_pass, latents_of(small_generation(method, num_chunks=1)))
 
 
 def test_guidance_mixes_the_three_passes_by_its_scales():
@@ -116,19 +114,19 @@ def test_guidance_looks_its_scales_up_by_each_chunks_time():
     scales = {"prev_chunk_scales": (1.0,) * 5, "text_scales": (0.0, 0.0, 0.0, 1.0, 1.0)}
     generation = small_generation(VANILLA, num_chunks=1, cfg_number=3, **scales)
     moved: list[Tensor] = []
-    for _ in sample(generation, VANILLA, observe=lambda *_: moved.append(generation.latents.clone())):
+    for _ in sample(generation, observe=lambda *_: moved.append(generation.latents.clone())):
         pass
     never: list[Tensor] = []
     without = guided(1.0, 0.0, num_chunks=1)
-    for _ in sample(without, VANILLA, observe=lambda *_: never.append(without.latents.clone())):
+    for _ in sample(without, observe=lambda *_: never.append(without.latents.clone())):
         pass
     assert [torch.equal(a, b) for a, b in zip(moved, never, strict=True)] == [True] * 6 + [False] * 2
 
 
 def test_the_captioned_cache_holds_the_null_passs_keys_of_refreshed_chunks():
     generation = small_generation(VANILLA, num_chunks=3, **GUIDANCE_3)
-    latents_of(generation, VANILLA)
-    captioned, null = generation._caches
+    latents_of(generation)
+    captioned, null = generation.caches
     for layer in (1, 2):  # in the first layer, keys do not depend on the caption yet
         for first, last, same in ((0, 1, True), (2, 2, False)):
             pairs = zip(captioned.read(layer, first, last), null.read(layer, first, last), strict=True)
@@ -151,9 +149,7 @@ class LatentProbe:
         return self.compute(row, decision)
 
 
-@pytest.mark.parametrize(
-    "method", [VANILLA, FlowCacheConfig(threshold=0.1, warmup_steps=2)], ids=["vanilla", "flowcache"]
-)
+@pytest.mark.parametrize("method", [VANILLA, chunkwise(threshold=0.1, warmup_steps=2)], ids=["vanilla", "flowcache"])
 @pytest.mark.parametrize("runtime", [{}, GUIDANCE_3], ids=["guidance 1", "guidance 3"])
 @pytest.mark.parametrize(
     ("prefix_frames", "keep", "first"), [(1, True, 0), (8, False, 1), (6, False, 1)], ids=["image", "partial", "whole"]
@@ -162,7 +158,7 @@ def test_given_frames_are_in_place_before_every_forward_and_after_the_last(metho
     generation = small_generation(method, num_chunks=4, prefix_frames=prefix_frames, keep_prefix_frames=keep, **runtime)
     noise = generation.latents.clone()
     probe = LatentProbe(generation)
-    emitted = dict(sample(generation, method))
+    emitted = dict(sample(generation))
     assert list(emitted) == list(range(first, 4))
     assert len(probe.seen) == len(generation.schedule.rows) == 2 * (4 - first + 3)
     for latents in [*probe.seen, generation.latents]:
@@ -178,18 +174,18 @@ def test_given_chunks_are_encoded_once_and_shape_what_follows():
     trace = Trace()
     generation = small_generation(VANILLA, num_chunks=3, prefix_frames=8)
     assert generation.schedule.prefix_chunks == 1
-    latents = latents_of(generation, VANILLA, trace)
+    latents = latents_of(generation, trace)
     assert [work.chunk for row, work in trace.work if work.kind == "prefix"] == [0]
-    assert generation._caches[0].clean_chunks == (0, 1, 2)
+    assert generation.caches[0].clean_chunks == (0, 1, 2)
     other = small_generation(VANILLA, num_chunks=3, prefix_frames=8)
     other.prefix[:, :, :6] += 1.0
-    assert not torch.allclose(latents_of(other, VANILLA)[:, :, 8:], latents[:, :, 8:], atol=1e-2)
+    assert not torch.allclose(latents_of(other)[:, :, 8:], latents[:, :, 8:], atol=1e-2)
 
 
 def test_both_branches_hold_the_given_chunks_keys():
     generation = small_generation(VANILLA, num_chunks=3, prefix_frames=12, **GUIDANCE_3)
     generation.start(SectionClock("cpu"))
-    captioned, null = generation._caches
+    captioned, null = generation.caches
     for layer in range(3):
         for a, b in zip(captioned.read(layer, 0, 1), null.read(layer, 0, 1), strict=True):
             assert a.abs().sum() > 0
@@ -205,7 +201,7 @@ def test_given_chunks_look_back_as_far_as_their_setting_says(look_back, same):
         generation = small_generation(VANILLA, num_chunks=3, prefix_frames=12, clean_chunk_kvrange=look_back)
         generation.prefix[:, :, :6] += shift
         generation.start(SectionClock("cpu"))
-        keys.append(generation._caches[0].read(2, 1, 1)[0].clone())
+        keys.append(generation.caches[0].read(2, 1, 1)[0].clone())
     assert torch.equal(*keys) == same
 
 
@@ -221,7 +217,7 @@ def vae() -> MagiVae:
 
 def decoded(vae: MagiVae, **settings) -> tuple[MagiGeneration, dict[int, Tensor], dict[int, Tensor]]:
     generation = small_generation(VANILLA, num_steps=4, vae=vae, **settings)
-    latents = dict(sample(generation, VANILLA))
+    latents = dict(sample(generation))
     return generation, latents, {chunk: generation.decode(chunk, latent) for chunk, latent in latents.items()}
 
 
@@ -292,20 +288,18 @@ def test_features_are_of_the_chunks_and_stay_as_they_were():
 
 
 def test_an_unknown_distance_is_refused_by_name():
-    method = FlowCacheConfig(
-        threshold=0.1, warmup_steps=1, distance="rescaled_modulation", polynomial="skyreels_v2_1.3b"
-    )
+    method = chunkwise(threshold=0.1, warmup_steps=1, distance="rescaled_modulation", polynomial="skyreels_v2_1.3b")
     with pytest.raises(
         ValueError, match="distance='rescaled_modulation' is unknown to MAGI-1; choose 'embedded_latent'"
     ):
-        next(iter(sample(small_generation(method), method)))
+        next(iter(sample(small_generation(method))))
 
 
 def test_every_chunk_follows_its_own_caption():
-    reference = latents_of(small_generation(VANILLA, num_chunks=2), VANILLA)
+    reference = latents_of(small_generation(VANILLA, num_chunks=2))
     changed = small_generation(VANILLA, num_chunks=2)
     changed.captions = [changed.captions[0], changed.null_caption]
-    latents = latents_of(changed, VANILLA)
+    latents = latents_of(changed)
     assert torch.equal(latents[:, :, :6], reference[:, :, :6])
     assert not torch.allclose(latents[:, :, 6:], reference[:, :, 6:], atol=1e-3)
 
@@ -315,9 +309,7 @@ def test_cache_bytes_are_those_of_the_video_whatever_has_run(runtime, branches):
     generation = small_generation(VANILLA, num_chunks=5, **runtime)
     a_chunk = branches * 2 * 3 * 2 * 16 * TOKENS * 4  # key and value, layers, heads, channels, tokens, float32
     used: Sequence[tuple[int, int]] = []
-    for _ in sample(
-        generation, VANILLA, observe=lambda row, _: used.append((row.chunks[-1], generation.kv_bytes_used))
-    ):
+    for _ in sample(generation, observe=lambda row, _: used.append((row.chunks[-1], generation.kv_bytes_used))):
         assert generation.kv_bytes_allocated == 5 * a_chunk
     assert used == [(newest, (newest + 1) * a_chunk) for newest, _ in used]
 
@@ -327,7 +319,7 @@ def test_a_pending_refresh_waits_for_a_row_that_computes(skipped, refreshed_in):
     """Nothing reads a finished chunk's keys in a row without a forward, so no forward is spent on them there."""
     method = by_row(lambda row: Decision(() if row.index in skipped else row.chunks))
     trace, generation = Trace(), small_generation(method, num_chunks=2)
-    latents_of(generation, method, trace)
+    latents_of(generation, trace)
     assert [row.index for row in generation.schedule.rows if row.finished] == [7, 9]
     assert [row for row, work in trace.work if work.kind == "refresh"] == refreshed_in
     assert not [work for row, work in trace.work if row in skipped]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcache.kv_cache import KvCache
+from flowcache.kv.cache import KvCache
 from flowcache.models.magi.attention import Member, Pack, ParallelAttention
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.network import MagiDit, step_size_number

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.vanilla import VanillaConfig
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache import generate
 from flowcache.models.magi import Magi
+from tests.methods import vanilla
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
-VANILLA = VanillaConfig()
+VANILLA = vanilla()
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.vanilla import VanillaConfig
-from flowcache.method import FlowCacheConfig
+from flowcache.forecast.hold import Hold
+from flowcache.method import Method
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests.methods import chunkwise, vanilla
 from tests.models.magi_goldens import CHUNK_WIDTH, decisions, golden_generation, latents_of, manifest, tensors
 
 WALKS = (
@@ -43,23 +44,23 @@ def assert_latents(latents: Tensor, run: str) -> None:
     )
 
 
-def published(run: str) -> FlowCacheConfig:
+def published(run: str) -> Method:
     """The method with every parity switch at the published setting."""
     case = manifest(run)
-    return FlowCacheConfig(
+    return chunkwise(
         threshold=case["rel_l1_thresh"],
         warmup_steps=case["warmup_steps"],
         last_step="global",
         distance="embedded_latent",
         refresh_clean_kv=False,
-        reuse="displacement",
+        forecast=Hold(quantity="displacement"),
         near_clean=not case["discard_nearly_clean_chunk"],
     )
 
 
 @pytest.mark.parametrize("run", WALKS)
 def test_vanilla_runs_match_the_official_code(run):
-    generation = golden_generation(run, VanillaConfig())
+    generation = golden_generation(run, vanilla())
     recorded = manifest(run)["mean_abs_latent_per_chunk_after_step"]
 
     def observe(row, decision):
@@ -68,7 +69,7 @@ def test_vanilla_runs_match_the_official_code(run):
         active = slice(row.chunks[0], row.chunks[-1] + 1)
         torch.testing.assert_close(means[active], expected[active], rtol=1e-4, atol=0, msg=f"row {row.index} is off")
 
-    emitted = list(sample(generation, VanillaConfig(), observe=observe))
+    emitted = list(sample(generation, observe=observe))
     assert_latents(generation.latents, run)
     first = generation.schedule.prefix_chunks
     assert [chunk - first for chunk, _ in emitted] == [c for c, _ in manifest(run)["emitted_chunks_index_and_frames"]]
@@ -78,16 +79,16 @@ def test_vanilla_runs_match_the_official_code(run):
 
 def test_a_long_vanilla_run_matches_the_official_code():
     run = "g_vanilla_16_nearclean_mlp"
-    generation = golden_generation(run, VanillaConfig())
-    assert_latents(latents_of(generation, VanillaConfig()), run)
+    generation = golden_generation(run, vanilla())
+    assert_latents(latents_of(generation), run)
 
 
 @pytest.mark.parametrize("run", WALKS)
 def test_rows_run_the_same_forwards_as_the_official_code(run):
     """Times, ranges of keys, and the clean and near-clean extras of every forward."""
-    generation = golden_generation(run, VanillaConfig())
+    generation = golden_generation(run, vanilla())
     trace = Trace()
-    latents_of(generation, VanillaConfig(), trace)
+    latents_of(generation, trace)
     forwards = [entry for entry in manifest(run)["forward_log"] if not entry.get("extract_prefix_video_feature")]
     assert len(forwards) == len(generation.schedule.rows)
     for row, forward in zip(generation.schedule.rows, forwards, strict=True):
@@ -108,8 +109,8 @@ def test_rows_run_the_same_forwards_as_the_official_code(run):
 
 @pytest.mark.parametrize("run", REUSED)
 def test_chunkwise_reuse_matches_the_official_code(run):
-    generation, method, trace = golden_generation(run, published(run)), published(run), Trace()
-    latents = latents_of(generation, method, trace)
+    generation, trace = golden_generation(run, published(run)), Trace()
+    latents = latents_of(generation, trace)
     assert trace.computed_rows() == [step["computed"] for step in decisions(run)]
     rel = 1e-3 if distilled(run) else 1e-4
     entries = iter(trace.entries)

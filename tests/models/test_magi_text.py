@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from eval.scenes import all_scenes
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.models.magi.captions import clean_caption
 from flowcache.models.magi.text import (
     DEFAULT_SPECIAL_TOKENS,

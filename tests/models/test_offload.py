@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from experiments.job.job import ROOT
-from flowcache import FlowCacheConfig, generate
+from experiments.job.paths import ROOT
+from flowcache import generate
 from flowcache.models.magi import Magi
 from flowcache.models.offload import Visits
 from flowcache.models.skyreels import SkyReels
+from tests.methods import chunkwise
 from tests.models.skyreels_pipeline import write_checkpoint
 
-METHOD = FlowCacheConfig(threshold=0.015, warmup_steps=2)
+METHOD = chunkwise(threshold=0.015, warmup_steps=2)
 
 
 def places(module: nn.Module) -> list[int]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from baselines.vanilla import VanillaConfig
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.models.magi import Magi
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.random_weights import fill_random
 from flowcache.models.skyreels import SkyReels
 from flowcache.sampler import sample
+from tests.methods import vanilla
 from tests.models.skyreels_pipeline import write_checkpoint
 
 
@@ -41,9 +41,9 @@ def test_generations_of_random_weights_stay_finite(family, tmp_path):
         options = {"num_steps": 4}
     else:
         model, options = SkyReels.from_random(checkpoint=write_checkpoint(tmp_path)), {}
-    generation = model.generation("anything", model.frames_of(2), VanillaConfig(), 0, **options)
+    generation = model.generation("anything", model.frames_of(2), vanilla(), 0, **options)
     with torch.inference_mode():
-        for chunk, latent in sample(generation, VanillaConfig()):
+        for chunk, latent in sample(generation):
             assert latent.isfinite().all()
             assert generation.decode(chunk, latent).dtype == torch.uint8
     assert set(model.weights_bytes) == {"transformer", "VAE"}

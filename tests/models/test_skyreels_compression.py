@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
 
@@ -11,20 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.every_k import EveryKConfig
-from baselines.vanilla import VanillaConfig
 from eval.flops import ExecutedFlops, check
-from flowcache.kv_cache import KvCache
-from flowcache.kv_score import CompressionConfig
-from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.kv.cache import KvCache
+from flowcache.kv.select.joint import Joint
+from flowcache.method import Method
 from flowcache.models.skyreels import SkyReels
 from flowcache.models.skyreels.generation import SkyReelsGeneration
-from flowcache.policy import Decision
+from flowcache.reuse.base import Decision
+from flowcache.reuse.never import Never
 from flowcache.sampler import sample
 from flowcache.schedule import Row
 from flowcache.trace import Trace
+from tests.methods import by_row, changed, chunkwise, every_k, vanilla
 from tests.models.skyreels_goldens import golden_generation, latents_of, manifest, small_generation, tensors
-from tests.scripted import by_row
 
 GOLDEN = tensors("sampling")
 TOLERANCE = 5e-5
@@ -34,12 +32,12 @@ PUBLISHED = {
     "warmup_steps": 5,
     "refresh_clean_kv": False,
     "prefix": "published",
-    "kv_budget": "1 chunk",
-    "compression": CompressionConfig(kept_order="score", timing="published"),
+    "budget": "1 chunk",
+    "select": Joint(kept_order="score", timing="published"),
 }
 OFFICIAL = {
-    "flowcache_noskip_compress1": FlowCacheConfig(threshold=0.0, **PUBLISHED),
-    "flowcache_thr0.10_compress1": FlowCacheConfig(threshold=0.1, **PUBLISHED),
+    "flowcache_noskip_compress1": chunkwise(threshold=0.0, **PUBLISHED),
+    "flowcache_thr0.10_compress1": chunkwise(threshold=0.1, **PUBLISHED),
 }
 BLOCK = 80  # tokens of a golden chunk
 
@@ -60,11 +58,9 @@ def finished(variant: str) -> tuple[SkyReelsGeneration, dict[int, Tensor], list[
 
         kv._compress = record
 
-    for kv in generation._caches:
+    for kv in generation.caches:
         watch(kv)
-    for _ in sample(
-        generation, method, observe=lambda row, _: finals.__setitem__(row.window, generation.latents[0].clone())
-    ):
+    for _ in sample(generation, observe=lambda row, _: finals.__setitem__(row.window, generation.latents[0].clone())):
         pass
     return generation, finals, kept
 
@@ -100,8 +96,8 @@ def test_kept_entries_are_the_official_ones_in_their_order_of_layers_and_branche
 
 TOKENS = 8
 WINDOWS = {"num_chunks": 8, "base_num_frames": 45, "ar_step": 2, "num_steps": 4, "guidance_scale": 1.0}
-REUSING = FlowCacheConfig(threshold=0.05, warmup_steps=1, distance="latent", kv_budget="1 chunk")
-STALE = {"refresh_clean_kv": False, "compression": CompressionConfig(timing="published")}
+REUSING = chunkwise(threshold=0.05, warmup_steps=1, distance="latent", budget="1 chunk")
+STALE = {"refresh_clean_kv": False, "select": Joint(timing="published")}
 SETTINGS = {
     "two windows": {"guidance_scale": 6.0},
     "long overlap": {"overlap_history": 13},
@@ -110,12 +106,12 @@ SETTINGS = {
 }
 
 
-def latents(method: MethodConfig, trace: Trace | None = None, **settings) -> Tensor:
-    return latents_of(small_generation(method, **WINDOWS | settings), method, trace)
+def latents(method: Method, trace: Trace | None = None, **settings) -> Tensor:
+    return latents_of(small_generation(method, **WINDOWS | settings), trace)
 
 
 @cache
-def uncompressed(setting: str, method: MethodConfig) -> Tensor:
+def uncompressed(setting: str, method: Method) -> Tensor:
     return latents(method, **SETTINGS[setting])
 
 
@@ -123,8 +119,8 @@ def uncompressed(setting: str, method: MethodConfig) -> Tensor:
 @pytest.mark.parametrize("budget", ["6 chunks", "5 chunks", "1 GiB"])
 def test_a_budget_as_large_as_the_cache_changes_nothing_bit_for_bit(budget, setting):
     """A window's last chunk is never among the finished ones, so that all but one are enough."""
-    method, trace = replace(REUSING, kv_budget=None), Trace()
-    bounded = latents(replace(method, kv_budget=budget), trace, **SETTINGS[setting])
+    method, trace = changed(REUSING, budget=None), Trace()
+    bounded = latents(changed(method, budget=budget), trace, **SETTINGS[setting])
     assert torch.equal(bounded, uncompressed(setting, method))
     assert "compression" not in trace.flops_by_kind()
 
@@ -132,8 +128,8 @@ def test_a_budget_as_large_as_the_cache_changes_nothing_bit_for_bit(budget, sett
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("options", [{}, {"refresh_clean_kv": False}, STALE], ids=["", "stale", "published"])
 def test_a_smaller_budget_changes_what_comes_after_it_is_first_exceeded(setting, options):
-    method, trace = replace(REUSING, kv_budget=None, **options), Trace()
-    bounded = latents(replace(method, kv_budget="1 chunk"), trace, **SETTINGS[setting])
+    method, trace = changed(REUSING, budget=None, **options), Trace()
+    bounded = latents(changed(method, budget="1 chunk"), trace, **SETTINGS[setting])
     assert not torch.allclose(bounded, uncompressed(setting, method), atol=1e-3)
     assert torch.equal(bounded[:, :1], uncompressed(setting, method)[:, :1])
     scorers = [work.chunk for _, work in trace.work if work.kind == "compression"]
@@ -145,24 +141,24 @@ def test_a_smaller_budget_changes_what_comes_after_it_is_first_exceeded(setting,
 @pytest.mark.parametrize(
     "options",
     [
-        {"kv_budget": "1 chunk"},
-        {"kv_budget": "5 tokens"},
-        {"kv_budget": "4 tokens", "compression": CompressionConfig(selection="frame", query_granularity=3)},
-        {"kv_budget": "2 chunks", "compression": CompressionConfig(selection="chunk", query_granularity="token")},
-        {"kv_budget": "11 tokens", **STALE},
+        {"budget": "1 chunk"},
+        {"budget": "5 tokens"},
+        {"budget": "4 tokens", "select": Joint(selection="frame", query_granularity=3)},
+        {"budget": "2 chunks", "select": Joint(selection="chunk", query_granularity="token")},
+        {"budget": "11 tokens", **STALE},
     ],
     ids=["chunk", "tokens", "frames", "chunks", "published timing"],
 )
 def test_every_head_keeps_its_budget_in_order_and_the_cache_stays_in_its_buffer(options, setting):
-    method, trace = replace(REUSING, **options), Trace()
+    method, trace = changed(REUSING, **options), Trace()
     generation = small_generation(method, **WINDOWS | SETTINGS[setting])
     kept, allocated = generation._budget.kept, generation.kv_bytes_allocated
     ends = {0: set(), 1: set()}
 
     def observe(row: Row, decision: Decision) -> None:
         assert generation.kv_bytes_used <= generation.kv_bytes_allocated == allocated
-        assert len({kv._first_whole for kv in generation._caches}) == 1
-        for kv in generation._caches:
+        assert len({kv._first_whole for kv in generation.caches}) == 1
+        for kv in generation.caches:
             assert kv.num_tokens <= kv.capacity == generation._budget.capacity
             end, positions = kv._first_whole, torch.stack([kv.positions(layer) for layer in range(2)])
             assert positions.shape == (2, 1, 3, kv.num_tokens)
@@ -171,7 +167,7 @@ def test_every_head_keeps_its_budget_in_order_and_the_cache_stays_in_its_buffer(
             assert positions.max() == TOKENS * (row.chunks[-1] + 1 - generation.window.first_chunk) - 1
             ends[row.window].add(end)
 
-    for _ in sample(generation, method, trace, observe=observe):
+    for _ in sample(generation, trace, observe=observe):
         pass
     assert len(ends[0]) >= 2
     assert len(ends[1]) >= 2 or kept > TOKENS  # its three chunks exceed a smaller budget only
@@ -181,7 +177,7 @@ def test_every_head_keeps_its_budget_in_order_and_the_cache_stays_in_its_buffer(
 
 def test_bytes_allocated_are_the_same_for_any_length_of_video_and_less_for_a_smaller_budget():
     def allocated(num_chunks: int, budget: str | None, **settings) -> int:
-        method = replace(REUSING, kv_budget=budget)
+        method = changed(REUSING, budget=budget)
         return small_generation(method, **WINDOWS | {"num_chunks": num_chunks} | settings).kv_bytes_allocated
 
     assert len({allocated(n, "1 chunk") for n in (6, 9, 30)}) == 1
@@ -196,9 +192,9 @@ def test_bytes_allocated_are_the_same_for_any_length_of_video_and_less_for_a_sma
 def test_two_generations_in_a_row_and_in_turns_are_equal():
     first, second = latents(REUSING), latents(REUSING)
     assert torch.equal(first, second)
-    turns = [small_generation(REUSING, **WINDOWS), small_generation(VanillaConfig(), **WINDOWS, seed=1)]
+    turns = [small_generation(REUSING, **WINDOWS), small_generation(vanilla(), **WINDOWS, seed=1)]
     finished_chunks: list[Tensor] = []
-    for ours, _ in zip_longest(sample(turns[0], REUSING), sample(turns[1], VanillaConfig())):
+    for ours, _ in zip_longest(sample(turns[0]), sample(turns[1])):
         finished_chunks += [] if ours is None else [ours[1]]
     assert torch.equal(torch.cat(finished_chunks, dim=1), first)
 
@@ -211,11 +207,11 @@ def test_a_window_compresses_as_if_it_were_alone():
 
         def observe(row: Row, decision: Decision) -> None:
             if disturb and row.index == generation.schedule.windows[0].rows[-1]:
-                for kv in generation._caches:
-                    kv._keys += 1.0
+                for kv in generation.caches:
+                    kv._store._keys += 1.0
                     kv._positions += 1
 
-        return torch.cat([latent for _, latent in sample(generation, REUSING, observe=observe)], dim=1)
+        return torch.cat([latent for _, latent in sample(generation, observe=observe)], dim=1)
 
     assert torch.equal(run(False), run(True))
 
@@ -223,14 +219,14 @@ def test_a_window_compresses_as_if_it_were_alone():
 @pytest.mark.parametrize("options", [{}, STALE], ids=["", "published"])
 def test_guidance_branches_choose_for_themselves_and_never_mix(options):
     """Guidance so weak that the latents are the first branch's: its cache keeps the same, whatever the second."""
-    method, kept = VanillaConfig(attention="cached", kv_budget="5 tokens", **options), []
-    for changed in (False, True):
+    method, kept = vanilla(attention="cached", budget="5 tokens", **options), []
+    for other in (False, True):
         generation = small_generation(method, **WINDOWS | {"guidance_scale": 1 + 1e-12})
-        if changed:
-            generation._branches[1].features = generation._branches[1].features * -20.0
-        latents_of(generation, method)
+        if other:
+            generation._features = [generation._features[0], generation._features[1] * -20.0]
+        latents_of(generation)
         kept.append(
-            [[(kv.positions(layer), kv.read(layer, 0, 2)[0]) for layer in range(2)] for kv in generation._caches]
+            [[(kv.positions(layer), kv.read(layer, 0, 2)[0]) for layer in range(2)] for kv in generation.caches]
         )
     (first, second), (other_first, other_second) = kept
     for (positions, keys), (other_positions, other_keys) in zip(first, other_first, strict=True):
@@ -239,14 +235,14 @@ def test_guidance_branches_choose_for_themselves_and_never_mix(options):
     assert not torch.equal(second[1][0], other_second[1][0])
 
 
-def skipping(rule: Callable[[Row], bool], **options) -> MethodConfig:
+def skipping(rule: Callable[[Row], bool], **options) -> Method:
     """Computes everything in rows that the rule allows, and where a chunk starts, that chunk."""
 
     def decide(row: Row) -> Decision:
         starts = row.chunks[-1:] if row.steps[-1].step == 0 else ()
         return Decision(row.chunks if rule(row) else starts)
 
-    return by_row(decide, kv_budget="1 chunk", **options)
+    return by_row(decide, budget="1 chunk", **options)
 
 
 @pytest.mark.parametrize("options", [{}, {"refresh_clean_kv": False}, STALE], ids=["", "stale", "published"])
@@ -264,18 +260,18 @@ COUNTED = {
     "refreshed": {},
     "stale": {"refresh_clean_kv": False},
     "published": STALE,
-    "last frame": {"compression": CompressionConfig(query_granularity="frame")},
+    "last frame": {"select": Joint(query_granularity="frame")},
 }
 
 
 @pytest.mark.parametrize("case", COUNTED)
 @pytest.mark.parametrize("settings", [{}, {"clean_blocks_seen": 2}], ids=["", "clean blocks seen"])
 def test_the_count_of_a_compressed_run_is_what_pytorch_counts(case, settings):
-    method = EveryKConfig(every=2, warmup_steps=1, kv_budget="5 tokens", **COUNTED[case])
+    method = every_k(every=2, warmup_steps=1, budget="5 tokens", **COUNTED[case])
     generation = small_generation(method, **WINDOWS | {"num_chunks": 5, "num_steps": 3} | settings)
     trace = Trace()
     with ExecutedFlops() as executed:
-        for _ in sample(generation, method, trace, executed.clock):
+        for _ in sample(generation, trace, executed.clock):
             pass
     check(executed, trace)
     assert trace.flops_by_kind()["compression"] > 0
@@ -283,8 +279,8 @@ def test_the_count_of_a_compressed_run_is_what_pytorch_counts(case, settings):
 
 def test_a_dry_run_compresses_its_counts():
     model = SkyReels.on_meta("1.3B")
-    method, trace = VanillaConfig(attention="cached", kv_budget="1 chunk"), Trace()
-    for _ in sample(model.generation("a cat", 177, method, 0, num_steps=20), method, trace):
+    method, trace = vanilla(attention="cached", budget="1 chunk"), Trace()
+    for _ in sample(model.generation("a cat", 177, method, 0, num_steps=20), trace):
         pass
     queries, tokens, layers, width = 10200, 20400, 30, 1536
     scoring = 2 * layers * (queries * tokens * width + 12 * queries * tokens + 2 * tokens * width)
@@ -295,23 +291,26 @@ def test_a_dry_run_compresses_its_counts():
 
 def test_the_published_first_row_of_a_window_sees_no_given_chunk():
     """As with a limited number of clean chunks; without either, it does."""
-    method = replace(REUSING, prefix="published", kv_budget="4 chunks")
-    assert not torch.allclose(latents(method), latents(replace(method, prefix="clean")), atol=1e-3)
-    without = replace(method, kv_budget=None)
-    assert torch.equal(latents(without), latents(replace(without, prefix="clean")))
+    method = changed(REUSING, prefix="published", budget="4 chunks")
+    assert not torch.allclose(latents(method), latents(changed(method, prefix="clean")), atol=1e-3)
+    without = changed(method, budget=None)
+    assert torch.equal(latents(without), latents(changed(without, prefix="clean")))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kv_budget": "1 KiB"}, "kv_budget='1 KiB' is too small for the chunks being denoised and 1 tokens of"),
+        ({"budget": "1 KiB"}, "budget='1 KiB' is too small for the chunks being denoised and 1 tokens of"),
         (
-            {"kv_budget": "5 tokens", "compression": CompressionConfig(selection="frame")},
-            "kv_budget='5 tokens' is 5 tokens and keeps no whole number of frames of 4 tokens; the smallest that would",
+            {"budget": "5 tokens", "select": Joint(selection="frame")},
+            "budget='5 tokens' is 5 tokens per head, and Joint keeps a whole number of units of 4 tokens, at least 4; ",
         ),
-        ({"kv_budget": "1 chunk", "attention": "native"}, "attention='native' has none; choose attention='cached'"),
+        (
+            {"budget": "1 chunk", "attention": "native", "reuse": Never()},
+            "attention='native' has none; choose attention='cached'",
+        ),
     ],
 )
 def test_impossible_budgets_are_refused_before_anything_runs(options, message):
     with pytest.raises(ValueError, match=message):
-        small_generation(replace(REUSING, **options), **WINDOWS)
+        small_generation(changed(REUSING, **options), **WINDOWS)

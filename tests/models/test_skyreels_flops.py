@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from baselines.every_k import EveryKConfig
-from baselines.teacache_calls import TeaCacheCallsConfig
-from baselines.vanilla import VanillaConfig
 from eval.flops import ExecutedFlops, check
-from flowcache.kv_score import CompressionConfig
-from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.kv.select.joint import Joint
+from flowcache.method import Method
 from flowcache.models.skyreels import Sampling, SkyReels
 from flowcache.models.skyreels.config import NETWORKS
 from flowcache.models.skyreels.flops import FlopCounter
@@ -17,16 +14,17 @@ from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.scheduler import noise_levels
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests.methods import chunkwise, every_k, uniform, uniform_calls, vanilla
 from tests.models.skyreels_goldens import small_generation, transformer
 
 CAPTION_TOKENS = 5  # no number of keys that self-attention sees
 
 
-def counted_run(method: MethodConfig, network: SkyReelsNetwork | None = None, **settings) -> Trace:
+def counted_run(method: Method, network: SkyReelsNetwork | None = None, **settings) -> Trace:
     """The trace of a small run, which says what it executed: row by row, and self- and cross-attention apart."""
     generation, trace = small_generation(method, network=network, caption_tokens=CAPTION_TOKENS, **settings), Trace()
     with ExecutedFlops() as executed:
-        for _ in sample(generation, method, trace, executed.clock):
+        for _ in sample(generation, trace, executed.clock):
             pass
     assert check(executed, trace) == len(generation.schedule.rows)
     sections, parts = executed.by_section(), trace.flops_by_part()
@@ -42,24 +40,24 @@ def counted_run(method: MethodConfig, network: SkyReelsNetwork | None = None, **
 
 UNIFORM = {"distance": "rescaled_modulation", "polynomial": "skyreels_v2_1.3b_retained", "warmup_steps": 1}
 METHODS = {
-    "native": (VanillaConfig(), {"context"}),
-    "causal": (VanillaConfig(attention="causal"), {"context"}),
-    "cached": (VanillaConfig(attention="cached"), {"refresh", "prefix"}),
-    "stale": (VanillaConfig(attention="cached", refresh_clean_kv=False), {"prefix"}),
-    "every second": (EveryKConfig(every=2, warmup_steps=1), {"refresh", "prefix", "reuse"}),
-    "uniform, native": (TeaCacheCallsConfig(threshold=0.3, **UNIFORM), {"context", "reuse"}),
-    "uniform, by calls": (TeaCacheCallsConfig(threshold=0.3, published=True, **UNIFORM), {"context", "reuse"}),
-    "chunkwise": (FlowCacheConfig(threshold=0.3, **UNIFORM), {"refresh", "prefix", "reuse"}),
+    "native": (vanilla(), {"context"}),
+    "causal": (vanilla(attention="causal"), {"context"}),
+    "cached": (vanilla(attention="cached"), {"refresh", "prefix"}),
+    "stale": (vanilla(attention="cached", refresh_clean_kv=False), {"prefix"}),
+    "every second": (every_k(every=2, warmup_steps=1), {"refresh", "prefix", "reuse"}),
+    "uniform, native": (uniform(threshold=0.3, **UNIFORM), {"context", "reuse"}),
+    "uniform, by calls": (uniform_calls(threshold=0.3, **UNIFORM), {"context", "reuse"}),
+    "chunkwise": (chunkwise(threshold=0.3, **UNIFORM), {"refresh", "prefix", "reuse"}),
     "compressed": (
-        FlowCacheConfig(threshold=0.3, kv_budget="1 chunk", **UNIFORM),
+        chunkwise(threshold=0.3, budget="1 chunk", **UNIFORM),
         {"refresh", "prefix", "reuse", "compression"},
     ),
     "compressed, as published": (
-        FlowCacheConfig(
+        chunkwise(
             threshold=0.3,
-            kv_budget="1 chunk",
+            budget="1 chunk",
             refresh_clean_kv=False,
-            compression=CompressionConfig(timing="published", query_granularity="frame"),
+            select=Joint(timing="published", query_granularity="frame"),
             **UNIFORM,
         ),
         {"prefix", "reuse", "compression"},
@@ -88,7 +86,7 @@ def test_the_count_of_a_run_is_what_pytorch_counts(name):
 )
 def test_the_count_follows_network_and_settings(changes, settings):
     network = SkyReelsNetwork(transformer(**changes)) if changes else None
-    counted_run(VanillaConfig(attention="cached"), network, **settings)
+    counted_run(vanilla(attention="cached"), network, **settings)
 
 
 # The paper's setting, by hand count: paper.md, section 5.
@@ -139,9 +137,9 @@ def dry_model() -> SkyReels:
 @pytest.mark.parametrize("attention", ["native", "causal", "cached"])
 def test_a_dry_run_counts_what_a_run_would_do(dry_model, attention):
     """In the paper's setting but of two steps and two chunks: nothing is held, and nothing is computed."""
-    method, trace = VanillaConfig(attention=attention), Trace()
+    method, trace = vanilla(attention=attention), Trace()
     generation = dry_model.generation("a cat", 37, method, 0, num_steps=2, ar_step=1)
-    for _, latent in sample(generation, method, trace):
+    for _, latent in sample(generation, trace):
         assert latent.is_meta
         assert latent.shape == (16, 5, 68, 120)
     counter = FlopCounter(NETWORKS["1.3B"], TOKENS, 512)
@@ -158,11 +156,11 @@ def test_a_dry_run_counts_what_a_run_would_do(dry_model, attention):
 
 
 def test_a_dry_run_cannot_decide_by_distances(dry_model):
-    method = TeaCacheCallsConfig(threshold=0.1, **UNIFORM)
+    method = uniform(threshold=0.1, **UNIFORM)
     generation = dry_model.generation("a cat", 17, method, 0, num_steps=1)
     with pytest.raises(
         ValueError, match="a dry run on device meta has no 'rescaled_modulation' distances to decide by"
     ):
-        list(sample(generation, method))
+        list(sample(generation))
     with pytest.raises(ValueError, match=r"size='2B' is no released SkyReels-V2; there are 1\.3B, 14B"):
         SkyReels.on_meta("2B")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
 
@@ -9,22 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.every_k import EveryKConfig
-from baselines.teacache import TeaCacheConfig
-from baselines.teacache_calls import TeaCacheCallsConfig
-from baselines.vanilla import VanillaConfig
 from flowcache.clock import SectionClock
-from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.forecast.hold import Hold
+from flowcache.method import Method
 from flowcache.models.skyreels.scheduler import noise_levels
-from flowcache.policy import Decision, Replay
+from flowcache.reuse.base import Decision
+from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests.methods import by_row, chunkwise, every_k, uniform, vanilla
 from tests.models.skyreels_goldens import latents_of, small_generation
-from tests.scripted import Scripted, by_row
 
-NATIVE, CAUSAL, CACHED = (VanillaConfig(attention=kind) for kind in ("native", "causal", "cached"))
+NATIVE, CAUSAL, CACHED = (vanilla(attention=kind) for kind in ("native", "causal", "cached"))
 MODULATION = {"distance": "rescaled_modulation", "polynomial": "skyreels_v2_1.3b_retained"}
-REUSING = FlowCacheConfig(threshold=0.1, warmup_steps=1, **MODULATION)
+REUSING = chunkwise(threshold=0.1, warmup_steps=1, **MODULATION)
 A_CHUNK = 8  # tokens
 SETTINGS = {
     "two windows": {},
@@ -42,12 +41,12 @@ SETTINGS = {
 }
 
 
-def latents(method: MethodConfig, trace: Trace | None = None, **settings) -> Tensor:
-    return latents_of(small_generation(method, **settings), method, trace)
+def latents(method: Method, trace: Trace | None = None, **settings) -> Tensor:
+    return latents_of(small_generation(method, **settings), trace)
 
 
 @cache
-def vanilla(setting: str) -> Tensor:
+def never_reusing(setting: str) -> Tensor:
     return latents(CACHED, **SETTINGS[setting])
 
 
@@ -55,31 +54,31 @@ def vanilla(setting: str) -> Tensor:
 @pytest.mark.parametrize(
     "method",
     [
-        FlowCacheConfig(threshold=0.0, warmup_steps=0, **MODULATION),
-        FlowCacheConfig(threshold=0.0, warmup_steps=0, distance="latent", last_step="global"),
-        EveryKConfig(every=1, warmup_steps=0),
-        TeaCacheConfig(threshold=0.0, warmup_steps=0, attention="cached", distance="latent"),
+        chunkwise(threshold=0.0, warmup_steps=0, **MODULATION),
+        chunkwise(threshold=0.0, warmup_steps=0, distance="latent", last_step="global"),
+        every_k(every=1, warmup_steps=0),
+        uniform(threshold=0.0, warmup_steps=0, attention="cached", distance="latent"),
     ],
     ids=["flowcache", "flowcache latent global", "every_k", "teacache"],
 )
 def test_a_method_that_never_reuses_is_vanilla_kv_bit_for_bit(method, setting):
-    assert torch.equal(latents(method, **SETTINGS[setting]), vanilla(setting))
+    assert torch.equal(latents(method, **SETTINGS[setting]), never_reusing(setting))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_never_reusing_with_refreshed_keys_is_block_causal_vanilla(setting):
     """The same sums in packs of other sizes, so equal up to rounding only."""
-    torch.testing.assert_close(latents(CAUSAL, **SETTINGS[setting]), vanilla(setting), atol=2e-5, rtol=0)
+    torch.testing.assert_close(latents(CAUSAL, **SETTINGS[setting]), never_reusing(setting), atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("attention", ["native", "causal"])
 def test_uniform_reuse_that_never_reuses_is_vanilla_bit_for_bit(attention):
-    method = TeaCacheCallsConfig(threshold=0.0, warmup_steps=0, attention=attention, **MODULATION)
-    assert torch.equal(latents(method), latents(VanillaConfig(attention=attention)))
+    method = uniform(threshold=0.0, warmup_steps=0, attention=attention, **MODULATION)
+    assert torch.equal(latents(method), latents(vanilla(attention=attention)))
 
 
 def test_attention_modes_and_stale_keys_are_apart():
-    runs = [latents(NATIVE), latents(CAUSAL), latents(VanillaConfig(attention="cached", refresh_clean_kv=False))]
+    runs = [latents(NATIVE), latents(CAUSAL), latents(vanilla(attention="cached", refresh_clean_kv=False))]
     for a, b in zip(runs, runs[1:] + runs[:1], strict=True):
         assert (a - b).abs().max() > 1e-3
 
@@ -89,32 +88,32 @@ def test_attention_modes_and_stale_keys_are_apart():
 def test_replaying_recorded_decisions_gives_the_same_latents_bit_for_bit(setting, distance):
     method = REUSING
     if distance != "rescaled_modulation":
-        method = FlowCacheConfig(threshold=0.05, warmup_steps=1, distance=distance)
+        method = chunkwise(threshold=0.05, warmup_steps=1, distance=distance)
     trace, again = Trace(), Trace()
     expected = latents(method, trace, **SETTINGS[setting])
     assert {entry.action for entry in trace.entries} == {"compute", "reuse"}
     rows = trace.computed_rows()
-    assert torch.equal(latents(Scripted(make=lambda: Replay(rows)), again, **SETTINGS[setting]), expected)
+    assert torch.equal(latents(replace(method, reuse=Replay(computed=rows)), again, **SETTINGS[setting]), expected)
     assert again.work == trace.work
-    assert not torch.equal(vanilla(setting), expected)
+    assert not torch.equal(never_reusing(setting), expected)
 
 
-@pytest.mark.parametrize("method", [REUSING, NATIVE, TeaCacheCallsConfig(threshold=0.3, warmup_steps=1, **MODULATION)])
+@pytest.mark.parametrize("method", [REUSING, NATIVE, uniform(threshold=0.3, warmup_steps=1, **MODULATION)])
 def test_two_generations_in_a_row_and_in_turns_are_equal(method):
     first, second = latents(method), latents(method)
     assert torch.equal(first, second)
     assert not torch.equal(first, latents(method, seed=1))
     turns = [small_generation(m, seed=seed) for seed, m in enumerate((method, CACHED))]
-    for _ in zip_longest(sample(turns[0], method), sample(turns[1], CACHED)):
+    for _ in zip_longest(sample(turns[0]), sample(turns[1])):
         pass
     assert torch.equal(turns[0].latents, small_end(method, 0))
     assert torch.equal(turns[1].latents, small_end(CACHED, 1))
 
 
-def small_end(method: MethodConfig, seed: int) -> Tensor:
+def small_end(method: Method, seed: int) -> Tensor:
     """The last window's latents of a generation that runs alone."""
     generation = small_generation(method, seed=seed)
-    latents_of(generation, method)
+    latents_of(generation)
     return generation.latents
 
 
@@ -128,11 +127,11 @@ def test_residuals_are_added_to_the_current_embedding_and_go_through_the_current
     def observe(row, decision):
         seen.append((generation.latents.clone(), generation._velocity.clone()))
 
-    list(sample(generation, method, observe=observe))
+    list(sample(generation, observe=observe))
     with torch.inference_mode():
         sampling = generation.sampling
         table = network.time_table(torch.tensor(noise_levels(sampling.num_steps, sampling.shift)[1]), 24)
-        joint = network.joint(before, torch.tensor([999]), network.caption(generation._branches[0].features))
+        joint = network.joint(before, torch.tensor([999]), network.caption(generation._features[0]))
         torch.testing.assert_close(seen[0][1], joint, atol=1e-5, rtol=0)
         residual = None
         for step, (latent, (_, velocity)) in enumerate(zip([before, *(x for x, _ in seen)], seen, strict=False)):
@@ -149,18 +148,18 @@ def generation_residual(network, generation, tokens, modulation, rope) -> Tensor
     from flowcache.models.skyreels.attention import Member, Pack
 
     pack = Pack((Member(0, 0, 0),), A_CHUNK, rope)
-    return network.blocks(tokens, modulation, generation._branches[0].caption, pack) - tokens
+    return network.blocks(tokens, modulation, generation._captions[0], pack) - tokens
 
 
 def test_guidance_leads_from_the_negative_prompt_to_the_prompt_and_branches_never_mix():
     generation = small_generation(CACHED, num_chunks=1)
     velocities = []
-    list(sample(generation, CACHED, observe=lambda row, _: velocities.append(generation._velocity)))
+    list(sample(generation, observe=lambda row, _: velocities.append(generation._velocity)))
     with torch.inference_mode():
         network, noise = generation.network, small_generation(CACHED, num_chunks=1).latents
-        first = [network.joint(noise, torch.tensor([999]), branch.caption) for branch in generation._branches]
+        first = [network.joint(noise, torch.tensor([999]), caption) for caption in generation._captions]
     torch.testing.assert_close(velocities[0], first[1] + 6.0 * (first[0] - first[1]), atol=1e-4, rtol=0)
-    prompt_cache, negative_cache = generation._caches
+    prompt_cache, negative_cache = generation.caches
     assert not torch.equal(prompt_cache.read(1, 0, 0)[0], negative_cache.read(1, 0, 0)[0])
 
 
@@ -169,9 +168,7 @@ def test_guidance_leads_from_the_negative_prompt_to_the_prompt_and_branches_neve
 
 def test_a_window_begins_with_the_last_latents_of_the_one_before():
     generation, ends = small_generation(CACHED), {}
-    finished = dict(
-        sample(generation, CACHED, observe=lambda row, _: ends.__setitem__(row.window, generation.latents.clone()))
-    )
+    finished = dict(sample(generation, observe=lambda row, _: ends.__setitem__(row.window, generation.latents.clone())))
     assert list(finished) == [0, 1, 2, 3, 4]
     assert torch.equal(ends[1][:, :, :2], ends[0][:, :, -2:])
     for chunk, latent in finished.items():
@@ -187,9 +184,9 @@ def test_nothing_of_a_window_but_its_end_reaches_the_next():
         if row.index == changed.schedule.windows[0].rows[-1]:
             changed.latents[:, :, -2:] = end
 
-    end = dict(sample(base, CACHED))[2][None]
-    changed_latents = dict(sample(changed, CACHED, observe=keep_end))
-    assert not torch.equal(changed_latents[0], dict(sample(small_generation(CACHED), CACHED))[0])
+    end = dict(sample(base))[2][None]
+    changed_latents = dict(sample(changed, observe=keep_end))
+    assert not torch.equal(changed_latents[0], dict(sample(small_generation(CACHED)))[0])
     assert torch.equal(changed.latents, base.latents)
 
 
@@ -199,9 +196,7 @@ def test_given_frames_stay_as_given_and_shape_what_follows(method, given):
     generation = small_generation(method, given_latents=given, addnoise_condition=20)
     kept = generation._first_given.clone()
     finished = {}
-    for chunk, latent in sample(
-        generation, method, observe=lambda row, _: row.window == 0 and check(generation.latents, kept)
-    ):
+    for chunk, latent in sample(generation, observe=lambda row, _: row.window == 0 and check(generation.latents, kept)):
         finished[chunk] = latent
     assert list(finished) == list(range(given // 2, 5))
     if given % 2:
@@ -209,9 +204,7 @@ def test_given_frames_stay_as_given_and_shape_what_follows(method, given):
     other = small_generation(method, given_latents=given, addnoise_condition=20)
     other._first_given = other.state.given = kept + 1.0
     other._open(0)
-    assert not torch.allclose(
-        latents_of(other, method)[:, 2:], torch.cat([*finished.values()], dim=1)[:, 2:], atol=1e-3
-    )
+    assert not torch.allclose(latents_of(other)[:, 2:], torch.cat([*finished.values()], dim=1)[:, 2:], atol=1e-3)
 
 
 def check(latents: Tensor, kept: Tensor) -> None:
@@ -235,7 +228,7 @@ def test_a_generation_leaves_its_inputs_alone():
     generation = small_generation(REUSING, given_latents=3, addnoise_condition=20)
     inputs = [*generation._noise, generation._first_given, *generation._condition_noise]
     copies = [tensor.clone() for tensor in inputs]
-    latents_of(generation, REUSING)
+    latents_of(generation)
     assert all(map(torch.equal, inputs, copies))
 
 
@@ -264,10 +257,10 @@ def test_clean_chunks_out_of_sight_change_nothing():
     generation, trace = small_generation(CACHED, **settings), Trace()
 
     def spoil(row, _):
-        for held in generation._caches:
-            held._keys[:, :, :, : (row.oldest.chunk - 1) * A_CHUNK] = 1e3
+        for held in generation.caches:
+            held._store._keys[:, :, :, : (row.oldest.chunk - 1) * A_CHUNK] = 1e3
 
-    for _ in sample(generation, CACHED, trace, observe=spoil):
+    for _ in sample(generation, trace, observe=spoil):
         pass
     assert torch.equal(generation.latents, small_latents(CACHED, **settings))
     per_key = trace.work[-1][1].self_attention_flops // (2 * A_CHUNK)
@@ -279,9 +272,9 @@ def test_clean_chunks_out_of_sight_change_nothing():
     }
 
 
-def small_latents(method: MethodConfig, **settings) -> Tensor:
+def small_latents(method: Method, **settings) -> Tensor:
     generation = small_generation(method, **settings)
-    latents_of(generation, method)
+    latents_of(generation)
     return generation.latents
 
 
@@ -292,7 +285,7 @@ def test_cache_bytes_are_those_of_the_longest_window_however_many_there_are(sett
     for num_chunks in (3, 9):
         generation = small_generation(CACHED, num_chunks=num_chunks, **settings)
         assert generation.kv_bytes_allocated == 3 * a_chunk
-        for _ in sample(generation, CACHED, observe=lambda row, _, g=generation: used.append(g.kv_bytes_used)):
+        for _ in sample(generation, observe=lambda row, _, g=generation: used.append(g.kv_bytes_used)):
             pass
         assert generation.kv_bytes_allocated == 3 * a_chunk
         assert generation.kv_tokens == 3 * A_CHUNK
@@ -337,22 +330,25 @@ def test_features_are_of_the_chunks_and_stay_as_they_were():
     ("make", "message"),
     [
         (
-            lambda: latents(FlowCacheConfig(threshold=0.1, warmup_steps=1, distance="colour")),
+            lambda: latents(chunkwise(threshold=0.1, warmup_steps=1, distance="colour")),
             "distance='colour' is unknown",
         ),
-        (lambda: latents(VanillaConfig(reuse="velocity")), "reuse='velocity' does not exist on SkyReels-V2"),
         (
-            lambda: latents(EveryKConfig(every=2, warmup_steps=1, attention="native")),
-            "attention='native' computes a window as a whole, and this method only chunks",
+            lambda: latents(every_k(every=2, warmup_steps=1, forecast=Hold(quantity="velocity"))),
+            "quantity='velocity' does not exist on SkyReels-V2; choose 'resid",
+        ),
+        (
+            lambda: latents(every_k(every=2, warmup_steps=1, attention="native")),
+            "attention='native' computes a window as a whole on SkyReels-V2, and EveryK computes only some",
         ),
         (lambda: latents(NATIVE, clean_blocks_seen=1), "clean_blocks_seen=1 limits what is read from the cache"),
         (
-            lambda: latents(by_row(lambda row: Decision(row.chunks, held=row.chunks))),
-            "held or isolated on MAGI-1 only; SkyReels-V2's published TeaCache is baselines.teacache_calls",
+            lambda: latents(by_row(lambda row: Decision(row.chunks, held=row.chunks), uses=("held",))),
+            "SkyReels-V2 cannot follow ByRow with these options: it decides on chunks that do not move",
         ),
         (
             lambda: latents(by_row(lambda row: Decision(()))),
-            "chunk 0 is to reuse in row 0 and has computed nothing yet; a policy must compute a chunk's first step",
+            "chunk 0 is to reuse and has computed nothing yet; a policy must compute a chunk's first step",
         ),
         (lambda: small_generation(CACHED).decode(0, torch.zeros(16, 2, 4, 4)), "made without a VAE; give it one"),
     ],

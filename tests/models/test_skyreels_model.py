@@ -8,20 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.every_k import EveryKConfig
-from baselines.vanilla import VanillaConfig
-from flowcache import FlowCacheConfig, generate
-from flowcache.method import MethodConfig
+from flowcache import generate
+from flowcache.method import Method
 from flowcache.models.skyreels import Sampling, SkyReels
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests.methods import chunkwise, every_k, vanilla
 from tests.models.skyreels_pipeline import SETTINGS, write_checkpoint
 
 PROMPT = "a red circle moves left"
-METHOD = FlowCacheConfig(
+METHOD = chunkwise(
     threshold=0.1, warmup_steps=1, distance="rescaled_modulation", polynomial="skyreels_v2_1.3b_retained"
 )
-VANILLA = VanillaConfig()
+VANILLA = vanilla()
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +33,7 @@ def model(directory) -> SkyReels:
     return SkyReels.from_pretrained(directory)
 
 
-def pieces(model: SkyReels, num_frames: int, method: MethodConfig = METHOD, seed: int = 0, **options) -> list[Tensor]:
+def pieces(model: SkyReels, num_frames: int, method: Method = METHOD, seed: int = 0, **options) -> list[Tensor]:
     return list(generate(model, PROMPT, num_frames, method, seed, **options))
 
 
@@ -44,11 +43,11 @@ def picture(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("attention", ["native", "causal", "cached"])
 def test_a_dry_run_of_a_checkpoint_is_a_run_without_its_numbers(directory, model, attention):
-    method, traces = VanillaConfig(attention=attention), (Trace(), Trace())
+    method, traces = vanilla(attention=attention), (Trace(), Trace())
     shapes = []
     for source, trace in zip((model, SkyReels.on_meta(checkpoint=directory)), traces, strict=True):
         generation = source.generation(PROMPT, 37, method, 0)
-        shapes.append([latent.shape for _, latent in sample(generation, method, trace)])
+        shapes.append([latent.shape for _, latent in sample(generation, trace)])
     ran, dry = traces
     assert shapes[0] == shapes[1]
     assert dry.work == ran.work
@@ -61,7 +60,7 @@ def test_settings_come_with_the_checkpoint(model):
     assert (model.chunk_frames, model.frames_of(1), model.frames_of(5)) == (8, 5, 37)
 
 
-@pytest.mark.parametrize("method", [METHOD, VANILLA, VanillaConfig(attention="cached")])
+@pytest.mark.parametrize("method", [METHOD, VANILLA, vanilla(attention="cached")])
 def test_text_to_video_over_two_windows(model, method):
     frames = pieces(model, 37, method)
     assert [len(piece) for piece in frames] == [5, 8, 8, 8, 8]
@@ -111,7 +110,7 @@ def test_a_video_is_continued_by_as_many_frames_as_asked_for(model, method):
 def test_chunks_that_nobody_decodes_are_decoded_for_the_next_window_and_kept(model):
     streamed = pieces(model, 37)
     generation = model.generation(PROMPT, 37, METHOD, 0)
-    latents = dict(sample(generation, METHOD))
+    latents = dict(sample(generation))
     with torch.inference_mode():
         assert all(torch.equal(generation.decode(c, latents[c]), streamed[c]) for c in (0, 1, 2, 3, 4))
 
@@ -121,9 +120,7 @@ def test_windows_join_through_pixels(model):
     generation = model.generation(PROMPT, 37, VANILLA, 0)
     ends: dict[int, Tensor] = {}
     frames = []
-    observed = sample(
-        generation, VANILLA, observe=lambda row, _: ends.__setitem__(row.window, generation.latents.clone())
-    )
+    observed = sample(generation, observe=lambda row, _: ends.__setitem__(row.window, generation.latents.clone()))
     for chunk, latent in observed:
         with torch.inference_mode():
             frames.append(generation.decode(chunk, latent))
@@ -136,7 +133,7 @@ def test_windows_join_through_pixels(model):
 
 def test_the_number_of_frames_is_free_within_whole_chunks(model):
     for num_chunks in (1, 3, 4, 6):
-        frames = pieces(model, model.frames_of(num_chunks), EveryKConfig(every=2, warmup_steps=1), num_steps=2)
+        frames = pieces(model, model.frames_of(num_chunks), every_k(every=2, warmup_steps=1), num_steps=2)
         assert sum(map(len, frames)) == model.frames_of(num_chunks)
 
 
@@ -173,4 +170,4 @@ def test_given_frames_without_a_vae_are_refused(model):
     bare = SkyReels(model.network, None, model.text_encoder, model.sampling)
     with pytest.raises(ValueError, match="given frames must be encoded, and this model has no VAE"):
         bare.generation(PROMPT, 5, VANILLA, 0, image=picture())
-    assert [latent.shape for _, latent in sample(bare.generation(PROMPT, 5, VANILLA, 0), VANILLA)] == [(16, 2, 4, 4)]
+    assert [latent.shape for _, latent in sample(bare.generation(PROMPT, 5, VANILLA, 0))] == [(16, 2, 4, 4)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcache.kv_cache import KvCache
+from flowcache.kv.cache import KvCache
 from flowcache.models.skyreels.attention import Member, Pack, rotate
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from tests.models.skyreels_goldens import golden_network, manifest, tensors, transformer

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from baselines.teacache_calls import TeaCacheCallsConfig
-from baselines.vanilla import VanillaConfig
-from flowcache.method import FlowCacheConfig, MethodConfig
+from flowcache.method import Method
 from flowcache.models.skyreels.generation import SkyReelsGeneration
-from flowcache.policy import Decision
+from flowcache.reuse.base import Decision
 from flowcache.sampler import sample
 from flowcache.schedule import Row
 from flowcache.trace import Trace, TraceEntry
+from tests.methods import chunkwise, uniform_calls, vanilla
 from tests.models.skyreels_goldens import golden_generation, manifest, tensors
 
 GOLDEN = tensors("sampling")
@@ -25,25 +24,25 @@ RETAINED = {"distance": "rescaled_modulation", "polynomial": "skyreels_v2_1.3b_r
 UNRETAINED = {"distance": "rescaled_modulation", "polynomial": "skyreels_v2_1.3b", "warmup_steps": 1}
 UNRETAINED_TEACACHE = UNRETAINED | {"distance": "rescaled_time_embedding"}
 PUBLISHED = {"refresh_clean_kv": False, "prefix": "published"}
-FLOWCACHE: dict[str, tuple[MethodConfig, dict]] = {
-    "flowcache_noskip": (FlowCacheConfig(threshold=0.0, **RETAINED, **PUBLISHED), {}),
-    "flowcache_thr0.10": (FlowCacheConfig(threshold=0.1, **RETAINED, **PUBLISHED), {}),
-    "flowcache_thr0.15": (FlowCacheConfig(threshold=0.15, **RETAINED, **PUBLISHED), {}),
-    "flowcache_thr0.15_noret": (FlowCacheConfig(threshold=0.15, **UNRETAINED, **PUBLISHED), {}),
-    "flowcache_thr0.10_kvrange1": (FlowCacheConfig(threshold=0.1, **RETAINED, **PUBLISHED), {"clean_blocks_seen": 1}),
+FLOWCACHE: dict[str, tuple[Method, dict]] = {
+    "flowcache_noskip": (chunkwise(threshold=0.0, **RETAINED, **PUBLISHED), {}),
+    "flowcache_thr0.10": (chunkwise(threshold=0.1, **RETAINED, **PUBLISHED), {}),
+    "flowcache_thr0.15": (chunkwise(threshold=0.15, **RETAINED, **PUBLISHED), {}),
+    "flowcache_thr0.15_noret": (chunkwise(threshold=0.15, **UNRETAINED, **PUBLISHED), {}),
+    "flowcache_thr0.10_kvrange1": (chunkwise(threshold=0.1, **RETAINED, **PUBLISHED), {"clean_blocks_seen": 1}),
     "flowcache_thr0.10_addnoise20": (
-        FlowCacheConfig(threshold=0.1, **RETAINED, **PUBLISHED),
+        chunkwise(threshold=0.1, **RETAINED, **PUBLISHED),
         {"addnoise_condition": 20},
     ),
 }
 TEACACHE = {
-    "teacache_thr0.15": (TeaCacheCallsConfig(threshold=0.15, published=True, **RETAINED), {}),
-    "teacache_thr0.25": (TeaCacheCallsConfig(threshold=0.25, published=True, **RETAINED), {}),
-    "teacache_thr0.25_noret": (TeaCacheCallsConfig(threshold=0.25, published=True, **UNRETAINED_TEACACHE), {}),
+    "teacache_thr0.15": (uniform_calls(threshold=0.15, **RETAINED), {}),
+    "teacache_thr0.25": (uniform_calls(threshold=0.25, **RETAINED), {}),
+    "teacache_thr0.25_noret": (uniform_calls(threshold=0.25, **UNRETAINED_TEACACHE), {}),
 }
 VANILLA = {
-    "vanilla_bidirectional": (VanillaConfig(), {}),
-    "vanilla_block_causal": (VanillaConfig(attention="causal"), {}),
+    "vanilla_bidirectional": (vanilla(), {}),
+    "vanilla_block_causal": (vanilla(attention="causal"), {}),
 }
 RUNS = VANILLA | FLOWCACHE | TEACACHE
 
@@ -80,12 +79,12 @@ def finished(variant: str) -> Run:
 
     def record(branch, *rest):
         velocity = forward(generation, branch, *rest)
-        if branch is generation._branches[0]:
+        if branch is generation.branches[0]:
             run.velocities.append(velocity)
         return velocity
 
     generation._run = record
-    for _ in sample(generation, method, run.trace, observe=observe):
+    for _ in sample(generation, run.trace, observe=observe):
         pass
     return run
 
@@ -132,7 +131,7 @@ def test_chunkwise_decisions_are_the_official_ones(variant, window):
 def test_chunkwise_distances_are_the_official_ones(variant, window):
     """Raw, rescaled and accumulated: the first two alike for every chunk, as the schedule alone decides them."""
     run, record = finished(variant), recorded(variant, window)
-    rescaled = RUNS[variant][0].policy().rescaled
+    rescaled = RUNS[variant][0].reuse._rescaled
     accumulated = GOLDEN[f"{variant}.w{window}.acc_cond"]
     first_row, first_chunk = run.of_window(window)[0][0].index, run.of_window(window)[0][0].visible[0]
     for entry in run.entries(window):
@@ -182,8 +181,8 @@ def test_runs_differ_by_what_the_switches_say():
     ids=["refresh", "prefix", "corrector"],
 )
 def test_each_parity_switch_is_needed(variant, changes, settings):
-    method = FlowCacheConfig(**{**vars(RUNS[variant][0]), **changes})
+    method = replace(RUNS[variant][0], **changes)
     generation = golden_generation(variant, method, **settings)
-    for _ in sample(generation, method):
+    for _ in sample(generation):
         pass
     assert (generation.latents[0] - GOLDEN[f"{variant}.w1.final"]).abs().max() > 10 * TOLERANCE

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from baselines.vanilla import VanillaConfig
 from flowcache import generate
 from flowcache.models.skyreels import SkyReels
+from tests.methods import vanilla
 from tests.models.skyreels_pipeline import write_checkpoint
 
 
@@ -28,7 +28,7 @@ def test_two_threads_make_what_each_makes_alone(tmp_path, given, offload):
             options["prefix_video"] = frames[i]
         num_frames = 64 if given == "a video" else 61  # four windows
         return torch.cat(
-            list(generate(model, ("a red circle", "a blue square")[i], num_frames, VanillaConfig(), i, **options))
+            list(generate(model, ("a red circle", "a blue square")[i], num_frames, vanilla(), i, **options))
         )
 
     alone, together = [video(0), video(1)], [[], []]

@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from baselines.vanilla import VanillaConfig
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.models.magi import Magi
 from flowcache.models.skyreels import SkyReels
 from flowcache.models.tokens import tokenize
+from tests.methods import vanilla
 
 EMBEDDED = ROOT / "experiments" / "embedded"
 
@@ -52,10 +52,10 @@ def test_both_models_say_how_much_of_a_prompt_they_do_not_read():
     magi, skyreels = Magi.from_pretrained(EMBEDDED / "magi"), SkyReels.from_pretrained(EMBEDDED / "skyreels")
     fits, long = "red " * 15, "red " * 30
     for model, num_frames, room in ((magi, 24, 22), (skyreels, 17, 15)):
-        assert said(model.generation, fits, num_frames, VanillaConfig(), 0) == []
-        (message,) = said(model.generation, long, num_frames, VanillaConfig(), 0)
+        assert said(model.generation, fits, num_frames, vanilla(), 0) == []
+        (message,) = said(model.generation, long, num_frames, vanilla(), 0)
         assert message.startswith(f"the prompt has 30 tokens and the model reads {room}: the last {30 - room} are cut")
-    (message,) = said(skyreels.generation, fits, 17, VanillaConfig(), 0, negative_prompt="blue " * 16)
+    (message,) = said(skyreels.generation, fits, 17, vanilla(), 0, negative_prompt="blue " * 16)
     assert message.startswith("the negative_prompt has 16 tokens and the model reads 15: the last 1 are cut off")
 
 

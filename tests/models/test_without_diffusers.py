@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from flowcache.models import skyreels
 
 MESSAGE = r"SkyReels-V2 runs over diffusers.*install it with `pip install flowcache\[skyreels\]`"

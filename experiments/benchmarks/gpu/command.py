@@ -36,13 +36,13 @@ from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.errors import BadInput, CasesFailed, explain
-from experiments.job.job import inside_root
+from experiments.job.paths import inside_root
 from experiments.records import code_hash
 from experiments.run import environment
 
 OPTIONS = ("parts", "into", "official")
 PARTS = "abcdefg"
-BUDGET = "method.kv_budget=1 chunk"
+BUDGET = "kv.budget=1 chunk"
 MAGI = ("model=magi", "setting=paper", "setting.num_steps=16")
 MAGI_64 = ("model=magi", "setting=paper")
 SKYREELS = ("model=skyreels", "setting=paper")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from experiments.benchmarks.gpu.subject import RUNS
 from experiments.benchmarks.kv import Sizes, compare
-from flowcache.kv_score import Unit
+from flowcache.kv.select.joint import Unit
 
 LENGTHS = (4032, 16128, 48600)  # the last is MAGI-1's at the paper's setting; its whole matrices take 75 GB and more
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.vanilla import VanillaConfig
 from eval.latency import Spread
 from experiments.benchmarks.gpu.subject import Subject, inputs, wait
 from experiments.job.job import Job
+from flowcache.method import VANILLA
 from flowcache.sampler import sample
 
 STEPS = 5
@@ -30,11 +30,9 @@ def beside_diffusers(subject: Subject) -> dict[str, Any]:
     model = job.load_model()
     sampling = model.sampling.replaced({**job.generation_options, "num_steps": STEPS, "ar_step": 0})
     options = {"num_steps": STEPS, "ar_step": 0}
-    generation = model.generation(
-        num_frames=sampling.base_num_frames, method=VanillaConfig(attention="native"), **inputs(job, **options)
-    )
+    generation = model.generation(num_frames=sampling.base_num_frames, method=VANILLA, **inputs(job, **options))
     ours = [wait(job.device)]
-    for _ in sample(generation, VanillaConfig(attention="native"), observe=lambda *_: ours.append(wait(job.device))):
+    for _ in sample(generation, observe=lambda *_: ours.append(wait(job.device))):
         pass
     features = [model._encode(prompt) for prompt in (job.prompts[0], "")]
     theirs = _pipeline_marks(job, model.network.transformer, sampling, features)

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.subject import RUNS, Subject, inputs, timed
 from experiments.job.job import Job
 from flowcache.clock import SectionClock
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO, compile_seconds
-from flowcache.policy import Decision
+from flowcache.method import Method
+from flowcache.reuse.base import Decision
 
 
 def forwards(subject: Subject, contexts: Sequence[int] = range(1, 11)) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def kernels(subject: Subject, context: int = 5) -> dict[str, Any]:
 @torch.inference_mode()
 def _forward(job: Job, model: Any, context: int) -> dict[str, Any]:
     """In a row in which it is the newest, as the only one that computes; keys that no row has written are zeros."""
-    method = VanillaConfig(attention="cached")
+    method = Method()
     generation = model.generation(num_frames=model.frames_of(context), method=method, **inputs(job))
     generation.start(SectionClock("cpu"))
     row = next(row for row in generation.schedule.rows if row.chunks[-1] == context - 1 and row.steps[-1].step > 0)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baselines.vanilla import VanillaConfig
 from experiments.benchmarks.gpu.subject import RUNS, Subject, inputs, timed
 from flowcache.kernels import attention_kernel
+from flowcache.method import VANILLA
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.text import MAX_TOKENS
 
@@ -31,7 +31,7 @@ def branches(subject: Subject, caption_tokens: int = MAX_TOKENS, runs: int = RUN
     """
     job = subject.job()
     model = job.load_model()
-    generation = model.generation(num_frames=job.num_frames, method=VanillaConfig(attention="native"), **inputs(job))
+    generation = model.generation(num_frames=job.num_frames, method=VANILLA, **inputs(job))
     window, chunk_frames = generation.latents, generation.sampling.causal_block_size
     shape, random = (2, caption_tokens, model.network.config.text_dim), torch.Generator().manual_seed(job.seed)
     captions = torch.randn(shape, generator=random).to(job.device)

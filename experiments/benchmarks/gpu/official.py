@@ -31,7 +31,7 @@ from flowcache.sampler import sample
 
 # What our side does as the official code does it.
 PUBLISHED = {
-    "magi": ("method.reuse=displacement", "method.refresh_clean_kv=false", "method.near_clean=false"),
+    "magi": ("forecast=displacement", "method.refresh_clean_kv=false", "method.near_clean=false"),
     "skyreels": ("method.refresh_clean_kv=false",),
 }
 WARMUP_ROWS = 2
@@ -48,9 +48,9 @@ def beside_official(subject: Subject, checkout: str) -> dict[str, Any]:
     model = job.load_model()
     warm_up(job, model, method)
     generation = model.generation(num_frames=job.num_frames, method=method, **inputs(job))
-    run = _Run(job, model, generation, method.computed, generation.latents.clone())
+    run = _Run(job, model, generation, method.reuse.computed, generation.latents.clone())
     marks = [wait(job.device)]
-    chunks = [latent for _, latent in sample(generation, method, observe=lambda *_: marks.append(wait(job.device)))]
+    chunks = [latent for _, latent in sample(generation, observe=lambda *_: marks.append(wait(job.device)))]
     ours, expected = _lengths_ms(marks), torch.cat(chunks, dim=1)
     names, rows = {"magi": (MAGI_MODULES, _magi_rows), "skyreels": (SKYREELS_MODULES, _skyreels_rows)}[name]
     modules, stand_ins = import_official(checkout, name, names)

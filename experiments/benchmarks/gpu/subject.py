@@ -13,24 +13,20 @@ from omegaconf import DictConfig
 
 from eval.latency import Spread
 from experiments.job.cli import compose_config
-from experiments.job.job import Job, make_job, make_method
+from experiments.job.job import Job, make_job
+from experiments.job.method import make_method
 from experiments.studies.paper_flops import published_schedule
-from flowcache.method import MethodConfig, ReplayConfig
-from flowcache.policy import ReusePolicy
+from flowcache.method import Method
+from flowcache.reuse.replay import Replay
 
 RUNS = 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Followed(ReplayConfig):
-    """Given decisions, with the distance measured that a method would decide by: its time, without its weights."""
+@dataclass(kw_only=True)
+class Followed(Replay):
+    """Given decisions, with the distance measured that a policy would decide by: its time, without its weights."""
 
     distance: str | None = None
-
-    def policy(self) -> ReusePolicy:
-        policy = super().policy()
-        policy.distance = self.distance
-        return policy
 
 
 @dataclass(frozen=True)
@@ -49,15 +45,15 @@ class Subject:
     def config(self, *overrides: str) -> DictConfig:
         return compose_config([*self.overrides, "weights=random", *overrides])
 
-    def method(self, name: str, *overrides: str) -> MethodConfig:
+    def method(self, name: str, *overrides: str) -> Method:
         """A method by name. One that decides by distances follows the schedule of the published compute."""
         config = self.config(f"method={name}", *overrides)
-        method = make_method(config.method)
-        distance = method.policy().distance
+        method = make_method(config)
+        distance = method.reuse.distance
         if distance is None:
             return method
         computed = published_schedule(config, tuple(self.overrides))
-        return replace(Followed.like(method, computed), distance=distance)
+        return replace(method, reuse=Followed(computed=computed, distance=distance))
 
 
 def inputs(job: Job, **options: Any) -> dict[str, Any]:

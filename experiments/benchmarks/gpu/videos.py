@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 
-from baselines.vanilla import VanillaConfig
 from eval.latency import take
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs, wait
-from experiments.job.job import Job, make_method
+from experiments.job.job import Job
+from experiments.job.method import make_method
 from experiments.run.dry_run import count
 from experiments.studies.paper_flops import vanilla_like
 from flowcache.clock import SectionClock
-from flowcache.method import MethodConfig
-from flowcache.policy import Decision
+from flowcache.kv.policy import KvPolicy
+from flowcache.kv.select.joint import Joint
+from flowcache.method import Method
+from flowcache.reuse.base import Decision
 from flowcache.sampler import generate
 from flowcache.trace import Trace
 
@@ -54,8 +56,8 @@ def sampled_video(subject: Subject, name: str, every: int = 8) -> dict[str, Any]
     job, method, config = subject.job(), subject.method(name), subject.config(f"method={name}")
     model = job.load_model()
     warm_up(job, model, method)
-    decisions = method.computed if isinstance(method, Followed) else None
-    flops = count(config, make_method(config.method), decisions).trace.flops
+    decisions = method.reuse.computed if isinstance(method.reuse, Followed) else None
+    flops = count(config, make_method(config), decisions).trace.flops
     generation = model.generation(num_frames=job.num_frames, method=method, **inputs(job))
     generation.start(SectionClock("cpu"))
     rows, work = generation.schedule.rows, []
@@ -83,7 +85,7 @@ def sampled_video(subject: Subject, name: str, every: int = 8) -> dict[str, Any]
 
 def long_video(subject: Subject, kv_budget: str = "1 chunk") -> dict[str, Any]:
     """Chunk by chunk, seconds and bytes of a video of which the KV cache keeps a fixed part. Frames are let go of."""
-    job, method = subject.job(), VanillaConfig(attention="cached", kv_budget=kv_budget)
+    job, method = subject.job(), Method(kv=KvPolicy(select=Joint(), budget=kv_budget))
     model, on_gpu = job.load_model(), torch.device(job.device).type == "cuda"
     warm_up(job, model, method)
     trace, clock = Trace(), SectionClock(job.device)
@@ -110,7 +112,7 @@ def long_video(subject: Subject, kv_budget: str = "1 chunk") -> dict[str, Any]:
     }
 
 
-def warm_up(job: Job, model: Any, method: MethodConfig) -> None:
+def warm_up(job: Job, model: Any, method: Method) -> None:
     """One chunk in a few steps, not timed."""
     short = inputs(job, num_steps=WARMUP_STEPS)
     take(model, num_frames=model.frames_of(1), method=vanilla_like(method), device=job.device, **short)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flowcache.kv_cache import KvCache
+from flowcache.kv.cache import KvCache
 from flowcache.models.magi.config import PROJECTION_SLICES, DitConfig
 
 

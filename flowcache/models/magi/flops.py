@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flowcache.kv_score import scoring_flops
 from flowcache.models.magi.config import DitConfig
 from flowcache.trace import Trace, Work
 
@@ -21,9 +20,10 @@ class FlopCounter:
     config: DitConfig
     tokens_per_chunk: int
 
-    def chunk(self, kind: str, chunk: int, key_tokens: int, caption_tokens: int) -> Work:
-        """One chunk attending to ``key_tokens`` keys (its own included) and ``caption_tokens`` of its caption."""
-        c, tokens = self.config, self.tokens_per_chunk
+    def chunk(self, kind: str, chunk: int, key_tokens: int, caption_tokens: int, tokens: int | None = None) -> Work:
+        """One chunk attending to ``key_tokens`` keys (its own included) and ``caption_tokens`` of its caption;
+        ``tokens`` of it compute, all by default."""
+        c, tokens = self.config, self.tokens_per_chunk if tokens is None else tokens
         patch = c.patch_size**2 * c.t_patch_size
         fc1_width = c.ffn_hidden_size * (2 if c.gated_linear_unit else 1)
         per_token = c.hidden_size * (2 * c.query_width + 2 * c.key_width)  # q, qx, k, v
@@ -52,11 +52,9 @@ class FlopCounter:
         """
         return sum(work.flops for _, work in trace.work if work.kind in ("denoise", "near_clean"))
 
-    def compression(self, chunk: int, num_queries: int, key_tokens: int) -> Work:
-        """Scoring finished chunks' keys, in every layer of one cache, by so many queries of a chunk."""
-        c = self.config
-        flops = scoring_flops(c.num_attention_heads, c.num_query_groups, c.kv_channels, num_queries, key_tokens)
-        return Work("compression", chunk, c.num_layers * flops, 0, 0)
+    def compression(self, chunk: int, layer_flops: int) -> Work:
+        """Choosing what one cache keeps by a chunk's queries, at so many FLOPs in every layer."""
+        return Work("compression", chunk, self.config.num_layers * layer_flops, 0, 0)
 
     def _condition(self) -> int:
         """Multiply-adds of one chunk's time embedding, dropped-caption constant and gates."""

@@ -1,4 +1,4 @@
-"""One MAGI-1 video in the making: latents, captions, caches and remembered velocities.
+"""One MAGI-1 video in the making: latents, captions, guidance and the velocities of each row.
 
 Shape letters: C latent channels, f x h x w latent frames, rows and columns of the whole video.
 """
@@ -12,21 +12,28 @@ import torch
 from torch import Tensor
 
 from flowcache.clock import SectionClock
-from flowcache.kv_budget import Budget, plan_budget
-from flowcache.kv_cache import KvCache
-from flowcache.method import MethodConfig
-from flowcache.models.base import check_method, unknown_distance
+from flowcache.kv.cache import KvCache
+from flowcache.method import Method
+from flowcache.models.capabilities import Capabilities, unknown_distance
 from flowcache.models.frames import as_uint8
+from flowcache.models.generation import CacheShape, CachingGeneration
 from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import TEMPORAL_FACTOR, Runtime
 from flowcache.models.magi.flops import FlopCounter
 from flowcache.models.magi.network import MagiDit, step_size_number
 from flowcache.models.magi.vae import MagiVae, Tiling
-from flowcache.policy import Decision
-from flowcache.schedule import Row, Schedule, staged_schedule, step_intervals, timesteps
+from flowcache.reuse.base import Decision
+from flowcache.schedule import Row, staged_schedule, step_intervals, timesteps
 from flowcache.trace import Trace, Work
 
-DISTANCES = ("embedded_latent", "latent")
+# A reusing chunk's velocity, so that the step has its own length; or its last displacement unscaled, as published
+# (fidelity row 5).
+ABLE = Capabilities(
+    model="MAGI-1",
+    distances=("embedded_latent", "latent"),
+    quantities=("velocity", "displacement"),
+    decisions=("held", "isolated"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,13 +45,13 @@ class _Pass:
     time: Tensor  # [1], on the device
 
 
-class MagiGeneration:
-    """See flowcache.models.base.Generation.
+class MagiGeneration(CachingGeneration):
+    """See flowcache.models.base.Generation. What is forecast is the guided velocity, of all branches together.
 
     Args:
         dit: the network.
         runtime: sampling settings.
-        method: its shared options apply here (reuse, refresh_clean_kv, near_clean).
+        method: refused where it does not go with the model.
         captions: cross-attention keys and values of every chunk's caption (one per chunk, prefix included).
         null_caption: those of the null caption.
         noise: float32 [1, C, f, h, w] for the whole video; f is a multiple of the chunk width.
@@ -53,11 +60,13 @@ class MagiGeneration:
         vae: for ``decode``; may be None where only latents are wanted.
     """
 
+    scores_after_rows = True
+
     def __init__(
         self,
         dit: MagiDit,
         runtime: Runtime,
-        method: MethodConfig,
+        method: Method,
         captions: Sequence[CaptionKv],
         null_caption: CaptionKv,
         noise: Tensor,
@@ -65,42 +74,38 @@ class MagiGeneration:
         keep_prefix_frames: bool = False,
         vae: MagiVae | None = None,
     ) -> None:
-        if method.reuse == "residual":
-            raise ValueError("reuse='residual' does not exist on MAGI-1; choose 'velocity' or 'displacement'")
-        self.dit, self.runtime, self.method, self.vae = dit, runtime, method, vae
+        self.dit, self.runtime, self.vae = dit, runtime, vae
         self.captions, self.null_caption = captions, null_caption
         self.prefix, self.keep_prefix_frames = prefix, keep_prefix_frames
         self.latents = noise.clone()
         width = runtime.chunk_width
         num_chunks = noise.shape[2] // width
-        prefix_chunks = 0 if prefix is None else prefix.shape[2] // width
-        self.schedule: Schedule = staged_schedule(
+        schedule = staged_schedule(
             num_chunks,
             timesteps(runtime.num_steps, runtime.schedule, runtime.shift, runtime.shortcut_mode),
             runtime.window_size,
-            prefix_chunks,
+            0 if prefix is None else prefix.shape[2] // width,
             step_intervals(runtime.num_steps, runtime.shortcut_mode),
         )
-        check_method(method, self.schedule, DISTANCES, "MAGI-1")
         config, device = dit.config, noise.device
         tokens_per_frame = noise.shape[3] * noise.shape[4] // config.patch_size**2
         self._tokens = tokens_per_frame * width // config.t_patch_size
         self._flops = FlopCounter(config, self._tokens)
-        self._num_branches = 1 if runtime.cfg_number == 1 else 2
-        self._budget = plan_budget(
-            method.kv_budget,
-            method.compression,
-            self.schedule,
+        shape = CacheShape(
+            config.num_layers,
+            config.num_query_groups,
+            config.kv_channels,
+            config.num_attention_heads,
             tokens_per_frame,
             self._tokens,
-            method.refresh_clean_kv,
-            lambda budget: self._num_branches * self._new_cache(budget, "meta").bytes_allocated,
+            num_chunks,
+            config.params_dtype,
             device,
-            query_heads=config.num_attention_heads if method.compression.timing == "published" else 0,
         )
-        self._caches = [self._new_cache(self._budget, device) for _ in range(self._num_branches)]
-        self._update = torch.zeros_like(noise)  # each chunk's remembered velocity or displacement
-        self._awaiting_refresh: list[int] = []
+        branches = 1 if runtime.cfg_number == 1 else 2
+        super().__init__(method, schedule, ABLE, shape, branches, self._flops.compression, dit.attention_backend)
+        self._history = self.branches[0].history
+        self._awaiting_refresh = self.branches[0].awaiting  # all branches compute in the same rows
         self._rope = dit.rope_table(num_chunks, width, noise.shape[3], noise.shape[4])
         self._load_times(device)
 
@@ -113,22 +118,19 @@ class MagiGeneration:
                 times[row.index, i] = step.t
                 lengths[row.index, i] = torch.tensor(step.t_next) - torch.tensor(step.t)
         self._times = times.to(device)
-        # One step length a frame, shaped to scale latents.
-        frames = lengths.repeat_interleave(self.runtime.chunk_width, dim=1)
-        self._step_lengths = frames.to(device)[:, None, None, :, None, None]
+        self._step_lengths = lengths.to(device)[:, :, None, None, None, None, None]
         self._clean_time = torch.full((1,), self.runtime.clean_t, device=device)
 
     # What the sampler calls, in its order.
 
     def start(self, clock: SectionClock) -> list[Work]:
-        for cache in self._caches:
-            cache.clock = clock
+        self._set_clock(clock)
         first = self.schedule.prefix_chunks
         work = [
-            self._flops.caption(chunk, _length(self.captions[chunk]))
+            self._flops.caption(chunk, _num_tokens(self.captions[chunk]))
             for chunk in range(first, self.schedule.num_chunks)
         ]
-        work.append(self._flops.caption(-1, _length(self.null_caption)))
+        work.append(self._flops.caption(-1, _num_tokens(self.null_caption)))
         return work + (self._encode_prefix() if first else [])
 
     def begin_row(self, row: Row) -> None:
@@ -145,22 +147,22 @@ class MagiGeneration:
             return latents.unflatten(2, (len(chunks), -1)).transpose(0, 2).flatten(1).clone()
         if kind == "embedded_latent":
             return self.dit.embed(latents)[0].unflatten(0, (len(chunks), -1))
-        raise unknown_distance(kind, DISTANCES, "MAGI-1")
+        raise unknown_distance(kind, ABLE)
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:
         work = self._compute(row, decision) if decision.compute else []
         if self._compresses("published") and row.chunks[-1] < self.schedule.num_chunks - 1:
             ends_here = row.finished and not self.method.refresh_clean_kv
-            compression = self._begin_compression(row.finished[-1] + 1 if ends_here else self._final_end(row), row)
+            compression = self._compression(row.finished[-1] + 1 if ends_here else None, row)
             if compression:
-                for cache in self._caches:
+                for cache in self.caches:
                     cache.compress()
             work += compression
         return work
 
     def _compute(self, row: Row, decision: Decision) -> list[Work]:
         """The row's forward, and before it the compression that is due."""
-        work = self._begin_compression(self._final_end(row), row) if self._compresses("sound") else []
+        work = self._compression(None, row) if self._compresses("sound") else []
         newest = decision.compute[-1] if work or self._compresses("published") else None
         passes = [
             _Pass("refresh", self._member(chunk, self.null_caption, None), self._clean_time)
@@ -179,35 +181,31 @@ class MagiGeneration:
             copy = Member(oldest, self.captions[oldest], alone=True)
             passes.append(_Pass("near_clean", copy, self._times[row.index, :1]))
         step_size = step_size_number(self.schedule.num_steps, row.interval)
-        if self.runtime.cfg_number == 1:
-            self._guidance_1(row, passes, step_size)
-        else:
-            self._guidance_3(row, passes, step_size)
-        self._awaiting_refresh.clear()
-        if self.method.reuse == "displacement":
-            for chunk in decision.compute:
-                frames = self._frames(chunk)
-                self._update[:, :, frames] *= self._lengths(row)[:, :, self._frames_in_row(row, chunk)]
+        guided = self._guidance_1 if self.runtime.cfg_number == 1 else self._guidance_3
+        for chunk, velocity in guided(row, passes, step_size).items():
+            if self.quantity == "displacement":
+                velocity *= self._length(row, chunk)
+            self._history.update(chunk, row.step_of(chunk).t, velocity, self.latents[:, :, self._frames(chunk)])
+        for branch in self.branches:
+            branch.awaiting.clear()
         return work + self._count(passes)
 
     def advance(self, row: Row, decision: Decision) -> None:
-        frames = self._frames(row.chunks[0], row.chunks[-1])
-        for chunk in decision.held:
-            self._update[:, :, self._frames(chunk)] = 0.0
-        if self.method.reuse == "displacement":
-            self.latents[:, :, frames] += self._update[:, :, frames]
-        else:
-            self.latents[:, :, frames] += self._update[:, :, frames] * self._lengths(row)
+        for step in row.steps:
+            latents = self.latents[:, :, self._frames(step.chunk)]
+            if step.chunk in decision.held:
+                self._history.update(step.chunk, step.t, torch.zeros_like(latents), latents)
+                continue
+            computed = step.chunk in decision.compute
+            update = self.velocity(step.chunk) if computed else self._history.predict(step.chunk, step.t)
+            if self.quantity == "velocity":
+                update = update * self._length(row, step.chunk)
+            latents += update
 
     def finish(self, chunk: int) -> Tensor:
         self._put_given_frames()  # the last step moved them; upstream emits an image's frames so
         latent = self.latents[0, :, self._frames(chunk)].clone()
-        for cache in self._caches:
-            cache.finish(chunk)
-        # The refresh rides along with the next row that computes; nothing reads the entries before, and after the
-        # last chunk nothing reads them at all.
-        if self.method.refresh_clean_kv and chunk < self.schedule.num_chunks - 1:
-            self._awaiting_refresh.append(chunk)
+        self._finish_chunk(chunk, last_reader=self.schedule.num_chunks - 1)
         return latent
 
     def decode(self, chunk: int, latent: Tensor) -> Tensor:
@@ -218,52 +216,23 @@ class MagiGeneration:
         frames = as_uint8(self.vae.tiled_decode(latent[None] / self.runtime.scale_factor, tiling))
         return frames[self._given_frames(chunk) * TEMPORAL_FACTOR :]
 
-    @property
-    def kv_tokens(self) -> int:
-        return self._caches[0].num_tokens
-
-    @property
-    def kv_bytes_allocated(self) -> int:
-        return sum(cache.bytes_allocated for cache in self._caches)
-
-    @property
-    def kv_bytes_used(self) -> int:
-        return sum(cache.bytes_used for cache in self._caches)
-
-    @property
-    def kv_unusable_kept(self) -> int:
-        return sum(cache.unusable_kept for cache in self._caches)
-
     def paper_flops(self, trace: Trace) -> int:
         """A run's operations in the paper's accounting, see FlopCounter.paper."""
         return self._flops.paper(trace)
 
     def velocity(self, chunk: int) -> Tensor:
-        """The chunk's remembered update [1, C, f, h, w]: its last computed velocity (or displacement)."""
-        return self._update[:, :, self._frames(chunk)]
+        """The chunk's last computed velocity (or displacement) [1, C, f, h, w]."""
+        return self._history.newest(chunk)
 
     # Parts.
 
-    def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
-        config = self.dit.config
-        sizes = (config.num_layers, config.num_query_groups, config.kv_channels, self._tokens, self.schedule.num_chunks)
-        return KvCache(*sizes, dtype=config.params_dtype, device=device, budget=budget)
-
     def _compresses(self, timing: str) -> bool:
-        return self._budget is not None and self.method.compression.timing == timing
+        return self._budget is not None and self.method.kv.select.timing == timing
 
-    def _final_end(self, row: Row) -> int:
-        """Chunks before it were finished before this row, and their keys and values are final."""
-        return self._awaiting_refresh[0] if self._awaiting_refresh else row.oldest.chunk
-
-    def _begin_compression(self, end: int, row: Row) -> list[Work]:
-        """Begin to compress the chunks before ``end``, in every branch, if they hold more than the budget."""
-        if not self._caches[0].exceeds_budget(end):
-            return []
-        num_queries = self._budget.config.num_queries(self._budget.tokens_per_frame, self._tokens)
-        return [
-            self._flops.compression(row.chunks[-1], num_queries, cache.begin_compression(end)) for cache in self._caches
-        ]
+    def _compression(self, end: int | None, row: Row) -> list[Work]:
+        """Begin the compression of chunks before ``end``, or of all that were final before the row."""
+        end = self._final_end(self.branches[0], row.oldest.chunk) if end is None else end
+        return self._begin_compression(self.branches, end, row.chunks[-1])
 
     def _put_given_frames(self) -> None:
         """Restore the given frames of the chunk that is only partly given."""
@@ -280,26 +249,28 @@ class MagiGeneration:
             _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self._clean_time) for c in chunks
         ]
         step_size = step_size_number(self.schedule.num_steps, self.schedule.rows[0].interval)
-        self._forward(passes, self._caches[-1], step_size, dropped=self.runtime.cfg_number == 3)
+        self._forward(passes, self.caches[-1], step_size, dropped=self.runtime.cfg_number == 3)
         for chunk in chunks:
-            for cache in self._caches[:-1]:
-                cache.copy_chunk_from(self._caches[-1], chunk)
-            self._caches[-1].finish(chunk)
+            for cache in self.caches[:-1]:
+                cache.copy_chunk_from(self.caches[-1], chunk)
+            self.caches[-1].finish(chunk)
         return self._count(passes)
 
-    def _guidance_1(self, row: Row, passes: list[_Pass], step_size: float) -> None:
-        velocity = self._forward(passes, self._caches[0], step_size)
-        for item, v in zip(passes, velocity, strict=True):
-            frames = self._frames(item.member.position)
+    def _guidance_1(self, row: Row, passes: list[_Pass], step_size: float) -> dict[int, Tensor]:
+        """Velocity [1, C, f, h, w] of every chunk that computes, its own tensor."""
+        velocities: dict[int, Tensor] = {}
+        for item, v in zip(passes, self._forward(passes, self.caches[0], step_size), strict=True):
+            chunk = item.member.position
             if item.kind == "denoise":
-                self._update[:, :, frames] = v
+                velocities[chunk] = v.clone()  # of a forward's output that would stay with it
             elif item.kind == "near_clean":
                 weight = self.runtime.near_clean_history_weight
-                self._update[:, :, frames] = self._update[:, :, frames] * weight + v * (1 - weight)
+                velocities[chunk] = velocities[chunk] * weight + v * (1 - weight)
+        return velocities
 
-    def _guidance_3(self, row: Row, passes: list[_Pass], step_size: float) -> None:
-        """Captioned, null with history, and null alone; history always comes from the null passes."""
-        captioned, null = self._caches
+    def _guidance_3(self, row: Row, passes: list[_Pass], step_size: float) -> dict[int, Tensor]:
+        """The same: captioned, null with history, and null alone; history always comes from the null passes."""
+        captioned, null = self.caches
         null_passes = [_Pass(p.kind, replace(p.member, caption=self.null_caption), p.time) for p in passes]
         alone = [
             _Pass(p.kind, Member(p.member.position, self.null_caption, alone=True), p.time)
@@ -309,15 +280,17 @@ class MagiGeneration:
         with_text = self._forward(passes, captioned, step_size)
         with_history = self._forward(null_passes, null, step_size, dropped=True)
         without = iter(self._forward(alone, None, step_size, dropped=True))
+        velocities: dict[int, Tensor] = {}
         for item, text, history in zip(passes, with_text, with_history, strict=True):
             chunk = item.member.position
             if item.kind == "refresh":
                 captioned.copy_chunk_from(null, chunk)
                 continue
             previous_scale, text_scale = self.runtime.guidance_scales(row.step_of(chunk).t)
-            self._update[:, :, self._frames(chunk)] = (
+            velocities[chunk] = (
                 (1 - previous_scale) * next(without) + (previous_scale - text_scale) * history + text_scale * text
             )
+        return velocities
 
     def _forward(
         self, passes: Sequence[_Pass], cache: KvCache | None, step_size: float, dropped: bool = False
@@ -349,10 +322,10 @@ class MagiGeneration:
         for kind, member in ((p.kind, p.member) for p in passes):
             keys = self._tokens
             if not member.alone:
-                keys = self._caches[0].num_keys(member.first_key_chunk, member.position)
-            work.append(self._flops.chunk(kind, member.position, keys, _length(member.caption)))
+                keys = self.caches[0].num_keys(member.first_key_chunk, member.position)
+            work.append(self._flops.chunk(kind, member.position, keys, _num_tokens(member.caption)))
             if self.runtime.cfg_number == 3 and kind != "prefix":
-                null = _length(self.null_caption)
+                null = _num_tokens(self.null_caption)
                 work.append(self._flops.chunk(kind, member.position, keys, null))
                 if kind == "denoise":
                     work.append(self._flops.chunk(kind, member.position, self._tokens, null))
@@ -363,13 +336,9 @@ class MagiGeneration:
         width = self.runtime.chunk_width
         return slice(first * width, ((first if last is None else last) + 1) * width)
 
-    def _frames_in_row(self, row: Row, chunk: int) -> slice:
-        column = chunk - row.oldest.chunk
-        return slice(column * self.runtime.chunk_width, (column + 1) * self.runtime.chunk_width)
-
-    def _lengths(self, row: Row) -> Tensor:
-        """Step length of every active frame, [1, 1, frames, 1, 1]."""
-        return self._step_lengths[row.index][:, :, : len(row.steps) * self.runtime.chunk_width]
+    def _length(self, row: Row, chunk: int) -> Tensor:
+        """Length of an active chunk's step, [1, 1, 1, 1, 1]."""
+        return self._step_lengths[row.index, chunk - row.oldest.chunk]
 
     def _given_frames(self, chunk: int) -> int:
         """Latent frames of the chunk that were given, not generated, and are therefore not emitted."""
@@ -378,5 +347,5 @@ class MagiGeneration:
         return min(self.runtime.chunk_width, max(0, self.prefix.shape[2] - self._frames(chunk).start))
 
 
-def _length(caption: CaptionKv) -> int:
+def _num_tokens(caption: CaptionKv) -> int:
     return caption.keys[0].shape[2]

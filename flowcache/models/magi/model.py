@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowcache.kernels import AUTO, set_kernels
-from flowcache.method import MethodConfig
+from flowcache.method import Method
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.device import usable_device
@@ -172,7 +172,7 @@ class Magi:
         self,
         prompt: str,
         num_frames: int,
-        method: MethodConfig,
+        method: Method,
         seed: int,
         num_steps: int | None = None,
         height: int | None = None,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowcache.kernels import AUTO, attention_kernel, compile_methods
-from flowcache.kv_cache import KvCache
+from flowcache.kv.cache import KvCache
 from flowcache.models.magi.attention import CaptionKv, LayerNorm1p, LearnedRotary, Member, Pack, ParallelAttention
 from flowcache.models.magi.config import DitConfig
 

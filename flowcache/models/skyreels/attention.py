@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Atte
 from torch import Tensor
 from torch.nn import functional as F
 
-from flowcache.kv_cache import KvCache
+from flowcache.kv.cache import KvCache
 
 
 @dataclass(frozen=True)

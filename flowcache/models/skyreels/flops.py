@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowcache.kv_score import scoring_flops
 from flowcache.schedule import Schedule
 from flowcache.trace import Trace, Work
 
@@ -26,23 +25,25 @@ class FlopCounter:
     tokens_per_chunk: int
     caption_tokens: int
 
-    def chunk(self, kind: str, chunk: int, key_tokens: int) -> Work:
-        """One chunk attending to ``key_tokens`` keys (its own included); only "denoise" goes through the head."""
-        c, width, tokens = self.config, self._width, self.tokens_per_chunk
+    def chunk(self, kind: str, chunk: int, key_tokens: int, tokens: int | None = None) -> Work:
+        """One chunk attending to ``key_tokens`` keys (its own included); only "denoise" goes through the head.
+
+        ``tokens`` of it go through the blocks, all by default; embedding and head take the whole chunk.
+        """
+        c, width, tokens = self.config, self._width, self.tokens_per_chunk if tokens is None else tokens
         per_token = 6 * width**2 + 2 * width * c["ffn_dim"]  # query, key, value, output; query, output; feed-forward
-        per_token = c["num_layers"] * per_token + self._embedding + (self._head if kind == "denoise" else 0)
+        ends = self.tokens_per_chunk * (self._embedding + (self._head if kind == "denoise" else 0))
+        gemm = 2 * (tokens * c["num_layers"] * per_token + ends)
         attention = 4 * c["num_layers"] * tokens * width
-        return Work(kind, chunk, 2 * tokens * per_token, attention * key_tokens, attention * self.caption_tokens)
+        return Work(kind, chunk, gemm, attention * key_tokens, attention * self.caption_tokens)
 
     def reuse(self, chunk: int) -> Work:
         """A chunk that reuses is still embedded and put through the head."""
         return Work("reuse", chunk, 2 * self.tokens_per_chunk * (self._embedding + self._head), 0, 0)
 
-    def compression(self, chunk: int, num_queries: int, key_tokens: int) -> Work:
-        """Scoring finished chunks' keys, in every layer of one cache, by so many queries of a chunk."""
-        heads = self.config["num_attention_heads"]
-        flops = scoring_flops(heads, heads, self.config["attention_head_dim"], num_queries, key_tokens)
-        return Work("compression", chunk, self.config["num_layers"] * flops, 0, 0)
+    def compression(self, chunk: int, layer_flops: int) -> Work:
+        """Choosing what one cache keeps by a chunk's queries, at so many FLOPs in every layer."""
+        return Work("compression", chunk, self.config["num_layers"] * layer_flops, 0, 0)
 
     def caption(self) -> Work:
         """A caption's embedding and its cross-attention keys and values in every layer."""

@@ -1,4 +1,4 @@
-"""One SkyReels-V2 video in the making: guidance branches, caches and remembered residuals, window after window.
+"""One SkyReels-V2 video in the making: guidance branches and their residuals, window after window.
 
 Shape letters: C latent channels, f x h x w latent frames, rows and columns of a window or a chunk, L caption tokens.
 """
@@ -6,30 +6,37 @@ Shape letters: C latent channels, f x h x w latent frames, rows and columns of a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from flowcache.clock import SectionClock
-from flowcache.kv_budget import Budget, plan_budget
-from flowcache.kv_cache import KvCache
-from flowcache.method import MethodConfig
-from flowcache.models.base import check_method, unknown_distance
+from flowcache.kv.cache import KvCache
+from flowcache.method import Method
+from flowcache.models.capabilities import Capabilities, unknown_distance
+from flowcache.models.generation import Branch, CacheShape, CachingGeneration
 from flowcache.models.skyreels.attention import CaptionKv, Member, Pack
-from flowcache.models.skyreels.config import Sampling
+from flowcache.models.skyreels.config import WAITING, Sampling
 from flowcache.models.skyreels.flops import FlopCounter
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.vae import FrameStream
 from flowcache.models.skyreels.window import WindowLatents, all_times
-from flowcache.policy import Decision
+from flowcache.reuse.base import Decision
 from flowcache.schedule import Row, Schedule, Window
 from flowcache.trace import Trace, Work
 
-DISTANCES = ("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent")
+# What is forecast is what the blocks added, in each guidance branch; the head then works with the current time.
+ABLE = Capabilities(
+    model="SkyReels-V2",
+    distances=("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent"),
+    quantities=("residual",),
+    decisions=("branches",),
+    cacheless=True,
+)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Pass:
     """One chunk of a forward and what it is for; ``times`` are its frames' places in the time table."""
 
@@ -38,18 +45,7 @@ class _Pass:
     times: Tensor
 
 
-@dataclass
-class _Branch:
-    """One guidance branch: its caption, its cache, what each chunk's blocks added last, and chunks still to encode."""
-
-    features: Tensor
-    cache: KvCache | None
-    caption: CaptionKv | None = None
-    residuals: dict[int, Tensor] = field(default_factory=dict)
-    awaiting: list[_Pass] = field(default_factory=list)
-
-
-class SkyReelsGeneration:
+class SkyReelsGeneration(CachingGeneration):
     """See flowcache.models.base.Generation.
 
     With the method's attention "cached" a row runs the chunks to compute against the cache. With "native" and "causal"
@@ -58,7 +54,7 @@ class SkyReelsGeneration:
     Args:
         network: the transformer.
         sampling: its settings; ``schedule`` comes from them.
-        method: its shared options apply here.
+        method: refused where it does not go with the model.
         captions: text features [1, L, text channels] of the prompt and, for guidance, of the negative prompt.
         noise: float32 [1, C, f, h, w] for every window.
         given: float32 [1, C, p, h, w] latents of the first window's given frames (an image, a video's end), or None.
@@ -74,7 +70,7 @@ class SkyReelsGeneration:
         network: SkyReelsNetwork,
         sampling: Sampling,
         schedule: Schedule,
-        method: MethodConfig,
+        method: Method,
         captions: Sequence[Tensor],
         noise: Sequence[Tensor],
         given: Tensor | None = None,
@@ -82,20 +78,32 @@ class SkyReelsGeneration:
         video: FrameStream | None = None,
         emit_given_frames: bool = False,
     ) -> None:
-        _check(method, sampling)
-        check_method(method, schedule, DISTANCES, "SkyReels-V2")
-        self.network, self.sampling, self.schedule, self.method = network, sampling, schedule, method
+        _check(sampling, method)
+        self.network, self.sampling = network, sampling
         self.video, self.emit_given_frames = video, emit_given_frames
         self._noise, self._first_given, self._condition_noise = noise, given, condition_noise
+        self._features = captions
         self._rows, self._columns = noise[0].shape[3:]
-        patch = network.config.patch_size
-        self._tokens = sampling.causal_block_size * (self._rows // patch[1]) * (self._columns // patch[2])
+        patch, block = network.config.patch_size, sampling.causal_block_size
+        tokens_per_frame = (self._rows // patch[1]) * (self._columns // patch[2])
+        self._tokens = block * tokens_per_frame
         self._flops = FlopCounter(network.config, self._tokens, captions[0].shape[1])
         longest = max(window.num_chunks for window in schedule.windows)
-        self._rope = network.rope_table(longest, sampling.causal_block_size, self._rows, self._columns)
-        self._budget = self._plan(longest, len(captions))
-        device = network.device
-        self._branches = [_Branch(features, self._new_cache(longest, self._budget, device)) for features in captions]
+        self._rope = network.rope_table(longest, block, self._rows, self._columns)
+        config, heads = network.config, network.config.num_attention_heads
+        shape = CacheShape(
+            config.num_layers,
+            heads,
+            config.attention_head_dim,
+            heads,
+            tokens_per_frame,
+            self._tokens,
+            longest,
+            network.dtype,
+            network.device,
+        )
+        counting, backend = self._flops.compression, network.attention_backend
+        super().__init__(method, schedule, ABLE, shape, len(captions), counting, backend)
         self._frames: dict[int, Tensor] = {}  # decoded, but not asked for yet
         self._next_to_decode = schedule.prefix_chunks
         self._open(0)
@@ -106,13 +114,11 @@ class SkyReelsGeneration:
         return row.chunks if self._is_cached else tuple(row.visible)
 
     def start(self, clock: SectionClock) -> list[Work]:
-        for cache in self._caches:
-            cache.clock = clock
-        for branch in self._branches:
-            branch.caption = self.network.caption(branch.features)
+        self._set_clock(clock)
+        self._captions = [self.network.caption(features) for features in self._features]
         times = torch.tensor(all_times(self.sampling), device=self.network.device)
         self._table = self.network.time_table(times, self.sampling.fps)
-        return [self._flops.caption() for _ in self._branches] + [self._flops.times(len(times))]
+        return [self._flops.caption() for _ in self.branches] + [self._flops.times(len(times))]
 
     def begin_row(self, row: Row) -> None:
         self._row = row
@@ -124,20 +130,16 @@ class SkyReelsGeneration:
             return torch.stack([self.state.shown(chunk).flatten() for chunk in chunks])
         if kind == "embedded_latent":
             return self._embed(chunks).unflatten(0, (len(chunks), -1))
-        if kind not in DISTANCES:
-            raise unknown_distance(kind, DISTANCES, "SkyReels-V2")
+        if kind not in ABLE.distances:
+            raise unknown_distance(kind, ABLE)
         times = torch.stack([self.state.times(self._row, chunk) for chunk in chunks])
         return (self._table.modulation if kind == "rescaled_modulation" else self._table.embedding)[times]
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:
-        if decision.held or decision.isolated:
-            raise ValueError(
-                "chunks are held or isolated on MAGI-1 only; SkyReels-V2's published TeaCache is "
-                "baselines.teacache_calls.TeaCacheCallsConfig"
-            )
         work: list[Work] = []
         velocities = [
-            self._run(branch, row, decision.of_branch(index), work) for index, branch in enumerate(self._branches)
+            self._run(branch, caption, row, decision.of_branch(index), work)
+            for index, (branch, caption) in enumerate(zip(self.branches, self._captions, strict=True))
         ]
         self._velocity = velocities[0]
         if len(velocities) == 2:
@@ -149,15 +151,7 @@ class SkyReelsGeneration:
         self.state.advance(row, self._velocity)
 
     def finish(self, chunk: int) -> Tensor:
-        for branch in self._branches:
-            branch.residuals.pop(chunk, None)
-            if branch.cache is None:
-                continue
-            branch.cache.finish(chunk - self.window.first_chunk)
-            # The refresh rides along with the next row that computes; nothing reads the entries before, and after the
-            # window's last chunk nothing reads them at all.
-            if self.method.refresh_clean_kv and chunk != self.window.chunks[-1]:
-                branch.awaiting.append(_Pass("refresh", chunk, self.state.clean_times(chunk)))
+        self._finish_chunk(chunk, last_reader=self.window.chunks[-1])
         return self.latents[0, :, self.state.frames(chunk)].clone()
 
     def decode(self, chunk: int, latent: Tensor) -> Tensor:
@@ -176,32 +170,16 @@ class SkyReelsGeneration:
     def window(self) -> Window:
         return self.state.window
 
-    @property
-    def kv_tokens(self) -> int:
-        return self._caches[0].num_tokens if self._is_cached else 0
-
-    @property
-    def kv_bytes_allocated(self) -> int:
-        return sum(cache.bytes_allocated for cache in self._caches)
-
-    @property
-    def kv_bytes_used(self) -> int:
-        return sum(cache.bytes_used for cache in self._caches)
-
-    @property
-    def kv_unusable_kept(self) -> int:
-        return sum(cache.unusable_kept for cache in self._caches)
-
     def paper_flops(self, trace: Trace) -> int:
         """A run's operations in the paper's accounting, see FlopCounter.paper."""
         return self._flops.paper(trace, self.schedule)
 
     # Forwards.
 
-    def _run(self, branch: _Branch, row: Row, computed: tuple[int, ...], work: list[Work]) -> Tensor:
+    def _run(self, branch: Branch, caption: CaptionKv, row: Row, computed: tuple[int, ...], work: list[Work]) -> Tensor:
         """One branch's velocity of all active chunks, float32 [1, C, frames, h, w]; adds what it took to ``work``."""
         passes = self._passes(branch, row, computed)
-        final_end = branch.awaiting[0].chunk if branch.awaiting else row.chunks[0]
+        final_end = self._final_end(branch, row.chunks[0])
         runs = [(passes, final_end)]
         if self._compresses_within(branch, row):
             end = row.finished[-1] + 1
@@ -209,32 +187,31 @@ class SkyReelsGeneration:
         hidden: dict[int, Tensor] = {}
         for part, end in runs:
             if part:
-                hidden |= self._forward(branch, row, part, end, work)
+                hidden |= self._forward(branch, caption, row, part, end, work)
                 branch.awaiting.clear()
         reused = [chunk for chunk in row.chunks if chunk not in hidden]
         if reused:
             embedded = self._embed(reused).split(self.sampling.causal_block_size)
-            hidden |= {c: part + self._residual(branch, c) for c, part in zip(reused, embedded, strict=True)}
+            for chunk, part in zip(reused, embedded, strict=True):
+                hidden[chunk] = part + branch.history.predict(chunk, row.step_of(chunk).t)
             work += [self._flops.reuse(chunk) for chunk in reused]
         times = torch.cat([self.state.times(row, chunk) for chunk in row.chunks])
         tokens = torch.cat([hidden[chunk] for chunk in row.chunks])
         return self.network.head(tokens, self._table.embedding[times], self._rows, self._columns)
 
     def _forward(
-        self, branch: _Branch, row: Row, passes: list[_Pass], final_end: int, work: list[Work]
+        self, branch: Branch, caption: CaptionKv, row: Row, passes: list[_Pass], final_end: int, work: list[Work]
     ) -> dict[int, Tensor]:
-        """Hidden tokens of the passes' chunks, but for those only encoded. The last one's queries choose what stays of
-        the chunks before ``final_end``, which are finished and whose keys and values are final."""
-        end = final_end - self.window.first_chunk
-        compresses = branch.cache is not None and branch.cache.exceeds_budget(end)
-        if compresses:
-            num_queries = self._budget.config.num_queries(self._budget.tokens_per_frame, self._tokens)
-            work.append(self._flops.compression(passes[-1].chunk, num_queries, branch.cache.begin_compression(end)))
+        """Hidden tokens of the passes' chunks, but for those only encoded. One of them scores: its queries choose what
+        stays of the chunks before ``final_end``, which are finished and whose keys and values are final."""
+        scorer = self._scorer(passes, final_end)
+        compression = self._begin_compression([branch], final_end, passes[scorer].chunk)
+        work += compression
         before = self._embed([p.chunk for p in passes])
         modulation = self._table.modulation[torch.cat([p.times for p in passes])]
         members = [self._member(row, p.chunk) for p in passes]
-        members[-1] = replace(members[-1], scores=compresses)
-        after = self.network.blocks(before, modulation, branch.caption, self._pack(members, branch.cache))
+        members[scorer] = replace(members[scorer], scores=bool(compression))
+        after = self.network.blocks(before, modulation, caption, self._pack(members, branch.cache))
         work += [
             self._flops.chunk(p.kind, p.chunk, self._num_keys(branch, member))
             for p, member in zip(passes, members, strict=True)
@@ -244,43 +221,47 @@ class SkyReelsGeneration:
         for p, chunk_before, chunk_after in zip(passes, *parts, strict=True):
             if p.kind == "denoise" or p.chunk > row.chunks[-1]:
                 hidden[p.chunk] = chunk_after
-                branch.residuals[p.chunk] = chunk_after - chunk_before
+                t = row.step_of(p.chunk).t if p.kind == "denoise" else WAITING
+                branch.history.update(p.chunk, t, chunk_after - chunk_before, self.state.shown(p.chunk))
         return hidden
 
-    def _num_keys(self, branch: _Branch, member: Member) -> int:
+    def _scorer(self, passes: Sequence[_Pass], final_end: int) -> int:
+        """Whose queries choose what stays: the newest chunk's; as published (fidelity row 11), the first computed one's
+        after those that are final."""
+        if self.method.kv.select.timing == "published":
+            return next((i for i, p in enumerate(passes) if p.kind == "denoise" and p.chunk >= final_end), -1)
+        return len(passes) - 1
+
+    def _num_keys(self, branch: Branch, member: Member) -> int:
         if branch.cache is None:
             return (member.last_key - member.first_key + 1) * self._tokens
         return branch.cache.num_keys(member.first_key, member.last_key)
 
-    def _compresses_within(self, branch: _Branch, row: Row) -> bool:
+    def _compresses_within(self, branch: Branch, row: Row) -> bool:
         """Whether the published compression comes between the chunks that the row finishes and the others; their keys
         and values must be final with their last step."""
         return (
-            self.method.compression.timing == "published"
+            self.method.kv.select.timing == "published"
             and not self.method.refresh_clean_kv
             and len(row.finished) > 0
-            and branch.cache is not None
-            and branch.cache.exceeds_budget(row.finished[-1] + 1 - self.window.first_chunk)
+            and self._exceeds_budget(branch, row.finished[-1] + 1)
         )
 
-    def _residual(self, branch: _Branch, chunk: int) -> Tensor:
-        if chunk not in branch.residuals:
-            raise ValueError(
-                f"chunk {chunk} is to reuse in row {self._row.index} and has computed nothing yet; a policy must "
-                "compute a chunk's first step"
-            )
-        return branch.residuals[chunk]
-
-    def _passes(self, branch: _Branch, row: Row, computed: tuple[int, ...]) -> list[_Pass]:
+    def _passes(self, branch: Branch, row: Row, computed: tuple[int, ...]) -> list[_Pass]:
         """The chunks of a forward; none where nothing is computed."""
         if not computed:
             return []
         if self._is_cached:
-            return branch.awaiting + [_Pass("denoise", chunk, self.state.times(row, chunk)) for chunk in computed]
+            given = self.window.chunks[: self.window.prefix_chunks]
+            encoded = [
+                _Pass("prefix" if chunk in given else "refresh", chunk, self.state.clean_times(chunk))
+                for chunk in branch.awaiting
+            ]
+            return encoded + [_Pass("denoise", chunk, self.state.times(row, chunk)) for chunk in computed]
         if computed != row.chunks:
             raise ValueError(
-                f"attention={self.method.attention!r} computes a window as a whole, and this method only chunks "
-                f"{list(computed)} of {list(row.chunks)} in row {row.index}; choose attention='cached'"
+                f"attention={self.method.attention!r} computes a window as a whole, and {type(self.method.reuse)} only "
+                f"chunks {list(computed)} of {list(row.chunks)} in row {row.index}; its whole_rows must say so"
             )
         return [
             _Pass("denoise" if chunk in row.chunks else "context", chunk, self.state.times(row, chunk))
@@ -322,12 +303,13 @@ class SkyReelsGeneration:
         noise = self._condition_noise[index] if self._condition_noise else None
         self.state = WindowLatents(self.sampling, self.schedule, window, self._noise[index], given, noise)
         prefix = window.chunks[: window.prefix_chunks]
-        for branch in self._branches:
-            branch.residuals.clear()
+        self.first_cached = window.first_chunk
+        for branch in self.branches:
+            branch.history.clear()
             branch.awaiting.clear()
             if branch.cache is not None:
                 branch.cache.clear()
-                branch.awaiting += [_Pass("prefix", chunk, self.state.clean_times(chunk)) for chunk in prefix]
+                branch.awaiting += prefix
                 for chunk in prefix:
                     branch.cache.finish(chunk - window.first_chunk)
         if self.video is not None:
@@ -347,48 +329,11 @@ class SkyReelsGeneration:
             self._frames[chunk] = self.video.decode(self.latents[:, :, self.state.frames(chunk)])
             self._next_to_decode = chunk + 1
 
-    # Caches.
 
-    @property
-    def _is_cached(self) -> bool:
-        return self.method.attention == "cached"
-
-    @property
-    def _caches(self) -> list[KvCache]:
-        return [branch.cache for branch in self._branches if branch.cache is not None]
-
-    def _new_cache(self, num_chunks: int, budget: Budget | None, device: torch.device | str) -> KvCache | None:
-        if not self._is_cached:
-            return None
-        config, sizes = self.network.config, (self._tokens, num_chunks)
-        heads = (config.num_layers, config.num_attention_heads, config.attention_head_dim)
-        return KvCache(*heads, *sizes, dtype=self.network.dtype, device=device, budget=budget)
-
-    def _plan(self, num_chunks: int, num_branches: int) -> Budget | None:
-        return plan_budget(
-            self.method.kv_budget,
-            self.method.compression,
-            self.schedule,
-            self._tokens // self.sampling.causal_block_size,
-            self._tokens,
-            self.method.refresh_clean_kv,
-            lambda budget: num_branches * self._new_cache(num_chunks, budget, "meta").bytes_allocated,
-            self.network.device,
-        )
-
-
-def _check(method: MethodConfig, sampling: Sampling) -> None:
-    if method.reuse not in (None, "residual"):
-        raise ValueError(
-            f"reuse={method.reuse!r} does not exist on SkyReels-V2; choose 'residual', or null for the same"
-        )
+def _check(sampling: Sampling, method: Method) -> None:
+    """Refuse settings of the model that the method's attention has no use for."""
     if sampling.clean_blocks_seen is not None and method.attention != "cached":
         raise ValueError(
             f"clean_blocks_seen={sampling.clean_blocks_seen} limits what is read from the cache, and "
             f"attention={method.attention!r} has none; choose attention='cached'"
-        )
-    if method.kv_budget is not None and method.attention != "cached":
-        raise ValueError(
-            f"kv_budget={method.kv_budget!r} bounds the cache, and attention={method.attention!r} has none; choose "
-            "attention='cached'"
         )

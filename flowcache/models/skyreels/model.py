@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from flowcache.kernels import AUTO, set_kernels
-from flowcache.method import MethodConfig
+from flowcache.method import Method
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, read_headers, weights_bytes
 from flowcache.models.device import usable_device
@@ -182,7 +182,7 @@ class SkyReels:
         self,
         prompt: str,
         num_frames: int,
-        method: MethodConfig,
+        method: Method,
         seed: int,
         negative_prompt: str = NEGATIVE_PROMPT,
         image: Frames | None = None,

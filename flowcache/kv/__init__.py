@@ -1,0 +1,1 @@
+"""What the cache of finished chunks keeps (select/), and how precisely (store/)."""

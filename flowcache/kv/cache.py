@@ -1,0 +1,260 @@
+"""Keys and values of every chunk seen so far, in buffers that are allocated once; where chunks stand, and what is kept.
+
+Shape letters: B batch, G key-value heads, H query heads, E channels a head, T tokens a chunk, L tokens read, K tokens
+kept of finished chunks.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from flowcache.clock import SectionClock
+from flowcache.kv.budget import Budget
+from flowcache.kv.policy import KvPolicy
+from flowcache.kv.select.base import Entries
+from flowcache.kv.store.base import StoreShape
+
+
+class KvCache:
+    """The cache of one guidance branch of one generation.
+
+    Keys carry their rotary position, and chunks stand in order, T tokens each. Without a budget chunk i owns slots
+    [i*T, (i+1)*T). With one, the oldest chunks, once finished, share the first K slots, in which every layer and head
+    keeps its own choice of their entries; the chunks after them stand whole behind. Buffers are allocated once and
+    never grow.
+
+    Compressing takes two calls, so that it needs no memory for queries and no pass of its own: ``begin_compression``
+    says how slots are counted from now on, and then ``score`` moves every layer's entries there, before the layer
+    writes or reads.
+
+    Args:
+        num_layers, num_heads, head_channels: the network's layers, key-value heads (G) and channels a head (E).
+        tokens_per_chunk: T.
+        num_chunks: most chunks ever written; the capacity, unless a budget gives another.
+        batch_size, dtype, device: of the keys and values.
+        policy: chooses what to keep, and holds it; the cache works with fresh copies of its parts.
+        budget: what may be held; None is everything.
+
+    Attributes:
+        clock: gets the section "compression".
+        num_compressions: that have begun.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_heads: int,
+        head_channels: int,
+        tokens_per_chunk: int,
+        num_chunks: int,
+        batch_size: int = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        policy: KvPolicy | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        if min(num_layers, num_heads, head_channels, tokens_per_chunk, num_chunks, batch_size) < 1:
+            raise ValueError(
+                f"every size of a KV cache must be at least 1, got {num_layers} layers, {num_heads} heads of "
+                f"{head_channels}, {num_chunks} chunks of {tokens_per_chunk} tokens, batch {batch_size}"
+            )
+        self.tokens_per_chunk = tokens_per_chunk
+        self.num_chunks = num_chunks
+        self.budget = budget
+        self._dtype = dtype
+        self.clock = SectionClock(device)
+        self.capacity = num_chunks * tokens_per_chunk if budget is None else budget.capacity
+        policy = KvPolicy() if policy is None else policy
+        self._select, self._store = policy.select.fresh(), policy.store.fresh()
+        heads = (num_layers, batch_size, num_heads)
+        self._store.allocate(StoreShape(*heads, self.capacity, head_channels, dtype, device))
+        self._device, self._heads = torch.device(device), (batch_size, num_heads)
+        # Where in the video kept entries stand, what is added to their logits, and the last forward's queries.
+        self._positions = self._bias = self._queries = torch.empty(0, device=device)
+        if budget is not None:
+            self._positions = torch.zeros(*heads, budget.kept, dtype=torch.int32, device=device)
+            if self._select.biases:
+                self._bias = torch.zeros(*heads, budget.kept, device=device)
+            if budget.query_heads:
+                count = self._select.num_queries(budget.tokens_per_frame, tokens_per_chunk)
+                shape = (num_layers, batch_size, budget.query_heads, count, head_channels)
+                self._queries = torch.zeros(shape, dtype=dtype, device=device)
+        self._written = [False] * num_chunks
+        self._clean = [False] * num_chunks
+        self._kept = 0  # tokens kept of the chunks before the first that stands whole
+        self._first_whole = 0
+        self._unusable = torch.zeros((), dtype=torch.int64, device=device)
+        self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
+        self.num_compressions = 0
+
+    def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
+        """Overwrite a chunk's slots with key and value, each [B, G, T, E]."""
+        slots = self._slots(chunk)
+        self._store.write(layer, slots, key, value)
+        self._written[chunk] = True
+
+    def read(self, layer: int, first_chunk: int, last_chunk: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of chunks first..last inclusive, each [B, G, L, E]: views, where the store holds them so.
+
+        A first chunk that is compressed brings all that is kept of the compressed ones with it; see ``mask``.
+        """
+        slots = slice(self._start(first_chunk), self._end(last_chunk))
+        return self._store.read(layer, slots)
+
+    def mask(self, layer: int, first_chunk: int, last_chunk: int) -> Tensor | None:
+        """What attention to the entries that ``read`` gives is to mind: [B, G, 1, L], None where there is nothing.
+
+        Bool, which of them are of chunks first..last; or, where selections add to logits, those sums in the keys' type,
+        -inf for entries that are not.
+        """
+        if first_chunk >= self._first_whole or (first_chunk == 0 and not self._select.biases):
+            return None
+        kept = self._positions[layer] >= first_chunk * self.tokens_per_chunk
+        num_whole = self.num_keys(first_chunk, last_chunk) - self._kept
+        if self._select.biases:
+            kept = self._bias[layer].masked_fill(~kept, -math.inf).to(self._dtype)
+        whole = kept.new_full((*kept.shape[:-1], num_whole), fill_value=not self._select.biases)
+        return torch.cat([kept, whole], dim=-1)[:, :, None]
+
+    def num_keys(self, first_chunk: int, last_chunk: int) -> int:
+        """L of ``read``."""
+        return self._end(last_chunk) - self._start(first_chunk)
+
+    def finish(self, chunk: int) -> None:
+        """Mark a chunk's entries as clean: they belong to a finished chunk and will not be written again."""
+        self._clean[chunk] = True
+
+    def clear(self) -> None:
+        """Forget every entry, for a new window; the buffers stay."""
+        self._written = [False] * self.num_chunks
+        self._clean = [False] * self.num_chunks
+        self._kept = self._first_whole = 0
+
+    def copy_chunk_from(self, other: KvCache, chunk: int) -> None:
+        """Take over a chunk's entries from another branch's cache of the same shape; it stands whole in both."""
+        self._store.copy(self._slots(chunk), other._store, other._slots(chunk))
+        self._written[chunk] = True
+
+    # Compression.
+
+    def exceeds_budget(self, end: int) -> bool:
+        """Whether the chunks before ``end``, which are finished, hold more than the budget keeps."""
+        return self.budget is not None and end > self._first_whole and self._tokens_before(end) > self.budget.kept
+
+    def begin_compression(self, end: int) -> int:
+        """Count slots from now on as if the chunks before ``end`` were compressed; returns the tokens they hold."""
+        newest = max((chunk for chunk, written in enumerate(self._written) if written), default=end - 1)
+        length, held = self._tokens_before(end), self._end(newest)
+        self._moving = (self._kept, self._first_whole, length, held)
+        self._kept, self._first_whole = self.budget.kept, end
+        self.num_compressions += 1
+        return length
+
+    def score(self, layer: int, query: Tensor) -> None:
+        """Compress a layer by the queries [B, H, T, E] of a chunk, rotated as the keys are; or remember them for
+        ``compress``, where the budget says so."""
+        if self.budget.query_heads:
+            self._queries[layer] = query[:, :, -self._queries.shape[-2] :]
+        else:
+            with self.clock("compression"):
+                self._compress(layer, query)
+
+    def compress(self) -> None:
+        """Compress all layers, by the queries that ``score`` remembered."""
+        with self.clock("compression"):
+            for layer, query in enumerate(self._queries):
+                self._compress(layer, query)
+
+    def positions(self, layer: int) -> Tensor:
+        """Where in the video each entry held stands, in tokens: int32 [B, G, ``num_tokens``]."""
+        return self._positions_of(layer, self._kept, self._first_whole, self.num_tokens)
+
+    @property
+    def unusable_kept(self) -> int:
+        """Entries that compressions kept although nothing could score them (see Selection): NaN, infinite or zero.
+
+        Over all layers, heads and compressions; 0 on device "meta". Waits for the device.
+        """
+        return 0 if self._unusable.is_meta else int(self._unusable)
+
+    def _compress(self, layer: int, query: Tensor) -> None:
+        kept, first_whole, length, held = self._moving
+        budget = self.budget
+        key, value = self._store.read(layer, slice(0, length))
+        position = self._positions_of(layer, kept, first_whole, length)
+        bias = self._bias_of(layer, kept, length)
+        num_queries = self._select.num_queries(budget.tokens_per_frame, self.tokens_per_chunk)
+        last_queries = query[..., query.shape[-2] - num_queries :, :]
+        chosen = self._select.select(
+            Entries(last_queries, key, value, position, bias, layer, budget.tokens_per_frame, self.tokens_per_chunk),
+            budget.kept,
+        )
+        self._unusable += chosen.unusable.sum()  # stays on the device
+        self._positions[layer] = position.gather(-1, chosen.indices)
+        if self._select.biases:
+            self._bias[layer] = 0.0 if chosen.bias is None else chosen.bias
+        self._store.keep(layer, chosen.indices, length, held)
+
+    def _bias_of(self, layer: int, kept: int, length: int) -> Tensor | None:
+        """Of ``length`` entries, of which the first ``kept`` are compressed."""
+        if not self._select.biases:
+            return None
+        bias = torch.zeros(*self._heads, length, device=self._device)
+        bias[..., :kept] = self._bias[layer, :, :, :kept]
+        return bias
+
+    def _positions_of(self, layer: int, kept: int, first_whole: int, length: int) -> Tensor:
+        """Positions of ``length`` entries, of which the first ``kept`` are compressed."""
+        start = first_whole * self.tokens_per_chunk
+        whole = torch.arange(start, start + length - kept, dtype=torch.int32, device=self._device)
+        whole = whole.expand(*self._heads, -1)
+        return torch.cat([self._positions[layer, :, :, :kept], whole], dim=-1) if kept else whole
+
+    # Slots.
+
+    def _tokens_before(self, chunk: int) -> int:
+        """Of chunks before one that stands whole, and so its first slot."""
+        return self._kept + (chunk - self._first_whole) * self.tokens_per_chunk
+
+    def _start(self, chunk: int) -> int:
+        return 0 if chunk < self._first_whole else self._tokens_before(chunk)
+
+    def _end(self, chunk: int) -> int:
+        return self._tokens_before(chunk + 1)
+
+    def _slots(self, chunk: int) -> slice:
+        start = self._tokens_before(chunk)
+        end = start + self.tokens_per_chunk
+        if chunk < self._first_whole or end > self.capacity:
+            raise RuntimeError(
+                f"chunk {chunk} has no room in a KV cache of {self.capacity} tokens that holds chunks from "
+                f"{self._first_whole} on whole; a policy must compute every chunk's first step"
+            )
+        return slice(start, end)
+
+    # Sizes.
+
+    @property
+    def clean_chunks(self) -> tuple[int, ...]:
+        return tuple(chunk for chunk, clean in enumerate(self._clean) if clean)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens held, per layer and head."""
+        return self._kept + sum(self._written[self._first_whole :]) * self.tokens_per_chunk
+
+    @property
+    def bytes_allocated(self) -> int:
+        return self._store.nbytes + self._bytes_beside
+
+    @property
+    def bytes_used(self) -> int:
+        return self._store.nbytes * self.num_tokens // self.capacity + self._bytes_beside
+
+    @property
+    def _bytes_beside(self) -> int:
+        """Of positions, biases and remembered queries, which stand there from the beginning."""
+        return self._positions.nbytes + self._bias.nbytes + self._queries.nbytes

@@ -1,0 +1,1 @@
+"""Which keys a cache over its budget keeps: selectors, one a file."""

@@ -1,0 +1,132 @@
+"""What a KV selector is: of finished chunks' keys it chooses those that a cache over its budget keeps.
+
+Shape letters: ``...`` any leading dimensions (layers, branches, batch), worked on side by side; H query heads, G
+key-value heads, Q queries, L keys, E channels a head, K kept keys.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flowcache.part import Part
+
+KeptOrder = Literal["position", "score"]
+Timing = Literal["sound", "published"]
+
+
+class Selection(NamedTuple):
+    """What to keep.
+
+    indices: int64 [..., G, K], unique, below L, in the order in which the kept keys are to stand.
+    unusable: int64 [..., G], how many of them are kept only because the budget leaves nothing better. Above 0 the keys
+        (or the queries) hold NaN, infinity or zeros: report it wherever the host reads results anyway.
+    bias: float32 [..., G, K], added to the kept keys' logits from now on: the logarithm of how many keys one stands
+        for, or -inf in a slot that this head leaves empty, so that heads may keep different numbers. None adds nothing.
+    """
+
+    indices: Tensor
+    unusable: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What there is to choose from, of every layer, batch entry and key-value head given.
+
+    Attributes:
+        query: [..., H, Q, E], rotated as the keys are: the last ``num_queries`` of the chunk being denoised.
+        key, value: [..., G, L, E], clean, in the order in which they stand.
+        position: int [..., G, L], where in the video each stands, in tokens.
+        bias: float32 [..., G, L], what selections before have added to their logits; None is nothing.
+        layer: of the network.
+        tokens_per_frame, tokens_per_chunk: what "frame" and "chunk" mean.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    position: Tensor
+    bias: Tensor | None
+    layer: int
+    tokens_per_frame: int
+    tokens_per_chunk: int
+
+
+@dataclass(kw_only=True)
+class KeySelector(Part, ABC):
+    """Chooses, for every layer, guidance branch, batch entry and key-value head by itself.
+
+    Attributes:
+        selects: False only for one that is there to keep everything, and takes no budget.
+        timing: when, and by whose queries (fidelity rows 11 and 14). "sound": in the first row that computes after
+            finished chunks whose keys are final hold more than the budget, before it attends, by the newest chunk
+            computed in it. "published" on MAGI-1: after the row, and only while chunks are still to come that need the
+            room, by the newest chunk of the last forward, however old; on SkyReels-V2: already in the row that finishes
+            the chunk, before the chunks computed after it attend.
+        biases: its selections may carry a ``bias``, which not every attention kernel takes.
+    """
+
+    selects: ClassVar[bool] = True
+    timing: ClassVar[Timing] = "sound"
+    biases: ClassVar[bool] = False
+
+    @abstractmethod
+    def select(self, entries: Entries, budget: int) -> Selection:
+        """Which ``budget`` of the L keys to keep; fewer than L."""
+
+    def num_queries(self, tokens_per_frame: int, tokens_per_chunk: int) -> int:
+        """How many of a chunk's last queries it looks at. Raises ValueError for more than a chunk has."""
+        return 0
+
+    def unit_tokens(self, tokens_per_frame: int, tokens_per_chunk: int) -> int:
+        """Tokens that are kept or dropped together; a budget is a whole number of units."""
+        return 1
+
+    def least_tokens(self, tokens_per_frame: int, tokens_per_chunk: int) -> int:
+        """The smallest budget that makes sense."""
+        return self.unit_tokens(tokens_per_frame, tokens_per_chunk)
+
+    def flops(self, num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
+        """Operations of ``select`` in one layer, matrix products only, multiply-add = 2."""
+        return 0
+
+
+def keep_best(score: Tensor, budget: int, unit_tokens: int = 1, kept_order: KeptOrder = "position") -> Selection:
+    """Keep the ``budget`` best of L keys, in whole units of consecutive keys.
+
+    A unit's score is the mean of its keys', so that one unusable key ranks its unit last. NaN ranks as -inf. A budget
+    of L or more keeps every key in its place, whatever the order asked for.
+
+    Args:
+        score: float [..., L].
+        budget: keys to keep, at least one unit.
+        unit_tokens: keys of a unit.
+        kept_order: "position" is ascending; "score" puts the best unit first, its keys ascending.
+
+    Raises ValueError for a budget below one unit, and for a length or budget that is not whole units.
+    """
+    length = score.shape[-1]
+    if budget >= length:
+        indices = torch.arange(length, device=score.device).expand(score.shape)
+        return Selection(indices, (~score.isfinite()).sum(-1))
+    if length % unit_tokens:
+        raise ValueError(f"{length} keys are not whole units of {unit_tokens} tokens; select by 'token' instead")
+    if budget < unit_tokens or budget % unit_tokens:
+        nearest = max(1, round(budget / unit_tokens)) * unit_tokens
+        raise ValueError(
+            f"a budget of {budget} tokens is not a whole number of units of {unit_tokens} tokens, at least one; "
+            f"the nearest is {nearest}"
+        )
+    score = score.masked_fill(score.isnan(), -math.inf)
+    units = score.unflatten(-1, (-1, unit_tokens)).mean(-1) if unit_tokens > 1 else score
+    kept = units.topk(budget // unit_tokens, sorted=kept_order == "score").indices
+    if kept_order == "position":
+        kept = kept.sort().values
+    indices = (kept[..., None] * unit_tokens + torch.arange(unit_tokens, device=score.device)).flatten(-2)
+    return Selection(indices, (~score.gather(-1, indices).isfinite()).sum(-1))

@@ -1,0 +1,1 @@
+"""How precisely the cache keeps keys and values: stores, one a file."""

@@ -1,0 +1,90 @@
+"""What a model can do for a method, and the refusal, before any work, of what it cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flowcache.kernels import AUTO
+from flowcache.method import Method
+from flowcache.schedule import Schedule
+
+# The kernels that take a mask of numbers, see flowcache.kernels.
+_BIAS_KERNELS = (AUTO, "efficient", "math", "cudnn")
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Attributes.
+
+    model: its name, for messages.
+    distances: that policies may decide by.
+    quantities: that can be forecast, the model's own first.
+    decisions: fields of ``flowcache.reuse.base.Decision`` beyond ``compute`` that it can follow.
+    cacheless: its "native" and "causal" attention compute a window as a whole, without a cache.
+    """
+
+    model: str
+    distances: tuple[str, ...]
+    quantities: tuple[str, ...]
+    decisions: tuple[str, ...] = ()
+    cacheless: bool = False
+
+
+def check_method(method: Method, schedule: Schedule, able: Capabilities, attention_backend: str = AUTO) -> None:
+    """Refuse a method that does not go with a schedule or a model. Raises ValueError with the reason."""
+    policy, kind = method.reuse, type(method.reuse).__name__
+    policy.check_schedule(schedule)
+    if policy.distance is not None and policy.distance not in able.distances:
+        raise unknown_distance(policy.distance, able)
+    if unable := [use for use in policy.uses if use not in able.decisions]:
+        raise ValueError(f"{able.model} cannot follow {kind} with these options: it decides on {_WORDS[unable[0]]}")
+    if policy.needs_window and (method.attention == "cached" or not able.cacheless):
+        raise ValueError(
+            f"{kind} may skip a chunk's first step, which needs the window computed as a whole; choose "
+            f"attention='native' or 'causal' on a model that has it ({able.model} {'does' if able.cacheless else 'not'})"
+        )
+    quantity = method.forecast.quantity
+    if quantity is not None and quantity not in able.quantities:
+        raise ValueError(
+            f"quantity={quantity!r} does not exist on {able.model}; choose {_either(able.quantities)}, or null for "
+            f"{able.quantities[0]!r}"
+        )
+    if able.cacheless and method.attention != "cached":
+        if not policy.whole_rows(schedule):
+            raise ValueError(
+                f"attention={method.attention!r} computes a window as a whole on {able.model}, and {kind} computes "
+                "only some of a row's chunks; choose attention='cached'"
+            )
+        if method.kv.budget is not None:
+            raise ValueError(
+                f"budget={method.kv.budget!r} bounds the cache, and attention={method.attention!r} has none; choose "
+                "attention='cached'"
+            )
+        if not method.kv.store.lossless:
+            raise ValueError(
+                f"{type(method.kv.store).__name__} is how a cache is stored, and attention={method.attention!r} has "
+                "none; choose attention='cached'"
+            )
+    if method.kv.select.biases and attention_backend not in _BIAS_KERNELS:
+        raise ValueError(
+            f"{type(method.kv.select).__name__} adds to keys' logits, which attention_backend={attention_backend} "
+            f"does not take; choose {_either(_BIAS_KERNELS)}"
+        )
+
+
+def unknown_distance(distance: str, able: Capabilities) -> ValueError:
+    return ValueError(f"distance={distance!r} is unknown to {able.model}; choose {_either(able.distances)}")
+
+
+_WORDS = {
+    "tokens": "single tokens of a chunk (computing part of a chunk is not built yet)",
+    "held": "chunks that do not move (MAGI-1's published TeaCache)",
+    "isolated": "chunks that attend to themselves alone (MAGI-1's published TeaCache)",
+    "branches": "each guidance branch by itself (SkyReels-V2's published TeaCache)",
+}
+
+
+def _either(names: Sequence[str]) -> str:
+    *others, last = map(repr, names)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -1,0 +1,193 @@
+"""What every model's generation shares: caches and when they are compressed, refreshes, histories of outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flowcache.clock import SectionClock
+from flowcache.forecast.history import OutputHistory
+from flowcache.kernels import AUTO
+from flowcache.kv.budget import Budget, plan_budget
+from flowcache.kv.cache import KvCache
+from flowcache.method import Method
+from flowcache.models.capabilities import Capabilities, check_method
+from flowcache.schedule import Schedule
+from flowcache.trace import Work
+
+CountCompression = Callable[[int, int], Work]  # of a chunk, whose queries choose, and of a layer's FLOPs
+
+
+@dataclass(frozen=True)
+class CacheShape:
+    """Of one guidance branch's cache.
+
+    Attributes:
+        num_layers, num_heads, head_channels: the network's layers, key-value heads and channels of a head.
+        query_heads: its query heads.
+        tokens_per_frame, tokens_per_chunk: latent frames' and chunks'.
+        num_chunks: most chunks that are held at once.
+        dtype, device: of keys and values.
+    """
+
+    num_layers: int
+    num_heads: int
+    head_channels: int
+    query_heads: int
+    tokens_per_frame: int
+    tokens_per_chunk: int
+    num_chunks: int
+    dtype: torch.dtype
+    device: torch.device | str
+
+
+@dataclass
+class Branch:
+    """One guidance branch: its cache (None where nothing is cached), the outputs that its forecasts look back on, and
+    the finished or given chunks whose keys and values are still to be encoded, oldest first."""
+
+    cache: KvCache | None
+    history: OutputHistory
+    awaiting: list[int] = field(default_factory=list)
+
+
+class CachingGeneration:
+    """The base of the models' generations (flowcache.models.base.Generation).
+
+    Chunks are counted through the video; caches hold those of the window that began with ``first_cached``.
+
+    Args:
+        method: refused where it does not go with the schedule, the model or the kernel. Raises ValueError.
+        schedule: of the generation.
+        able: what the model can do.
+        shape: of a cache.
+        num_branches: guidance branches.
+        count_compression: how the model writes a layer's scoring down as work.
+        attention_backend: that the network runs by.
+
+    Attributes:
+        scores_after_rows: the published timing of compression scores after a row, by queries remembered from it.
+    """
+
+    scores_after_rows: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        method: Method,
+        schedule: Schedule,
+        able: Capabilities,
+        shape: CacheShape,
+        num_branches: int,
+        count_compression: CountCompression,
+        attention_backend: str = AUTO,
+    ) -> None:
+        check_method(method, schedule, able, attention_backend)
+        self.method, self.schedule, self.able = method, schedule, able
+        self.first_cached = 0
+        self._shape, self._count_compression = shape, count_compression
+        self._is_cached = method.attention == "cached" or not able.cacheless
+        remembers = method.kv.select.timing == "published" and self.scores_after_rows
+        self._budget = plan_budget(
+            method.kv.budget,
+            method.kv.select,
+            schedule,
+            shape.tokens_per_frame,
+            shape.tokens_per_chunk,
+            method.refresh_clean_kv,
+            lambda budget: num_branches * self._new_cache(budget, "meta").bytes_allocated,
+            shape.device,
+            query_heads=shape.query_heads if remembers else 0,
+        )
+        self.quantity = method.forecast.quantity or able.quantities[0]
+        self.branches = [
+            Branch(
+                self._new_cache(self._budget, shape.device) if self._is_cached else None,
+                OutputHistory(method.forecast.fresh(), method.reuse.report if index == 0 else ()),
+            )
+            for index in range(num_branches)
+        ]
+
+    def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
+        shape = self._shape
+        sizes = (shape.num_layers, shape.num_heads, shape.head_channels, shape.tokens_per_chunk, shape.num_chunks)
+        return KvCache(*sizes, dtype=shape.dtype, device=device, policy=self.method.kv, budget=budget)
+
+    # What the sampler asks of every model alike.
+
+    def report(self) -> tuple[tuple[int, ...], Tensor] | None:
+        return self.branches[0].history.take_report()
+
+    @property
+    def kv_tokens(self) -> int:
+        return self.caches[0].num_tokens if self.caches else 0
+
+    @property
+    def kv_bytes_allocated(self) -> int:
+        return sum(cache.bytes_allocated for cache in self.caches)
+
+    @property
+    def kv_bytes_used(self) -> int:
+        return sum(cache.bytes_used for cache in self.caches)
+
+    @property
+    def kv_unusable_kept(self) -> int:
+        return sum(cache.unusable_kept for cache in self.caches)
+
+    @property
+    def kv_compressions(self) -> int:
+        return sum(cache.num_compressions for cache in self.caches)
+
+    @property
+    def forecast_bytes_peak(self) -> int:
+        return sum(branch.history.bytes_peak for branch in self.branches)
+
+    @property
+    def forecast_from(self) -> int:
+        return max(branch.history.forecast_from for branch in self.branches)
+
+    # Caches.
+
+    @property
+    def caches(self) -> list[KvCache]:
+        return [branch.cache for branch in self.branches if branch.cache is not None]
+
+    def _set_clock(self, clock: SectionClock) -> None:
+        for cache in self.caches:
+            cache.clock = clock
+
+    def _finish_chunk(self, chunk: int, last_reader: int) -> None:
+        """Forget a finished chunk's outputs; its keys are clean, and are refreshed if a chunk up to ``last_reader``
+        still reads them.
+
+        The refresh rides along with the next row that computes: nothing reads the entries before.
+        """
+        for branch in self.branches:
+            branch.history.drop(chunk)
+            if branch.cache is not None:
+                branch.cache.finish(chunk - self.first_cached)
+                if self.method.refresh_clean_kv and chunk < last_reader:
+                    branch.awaiting.append(chunk)
+
+    def _final_end(self, branch: Branch, oldest_active: int) -> int:
+        """Chunks before it were finished before this row, and their keys and values are final."""
+        return branch.awaiting[0] if branch.awaiting else oldest_active
+
+    def _exceeds_budget(self, branch: Branch, end: int) -> bool:
+        """Whether the chunks before ``end``, which are final, hold more than the budget keeps."""
+        return branch.cache is not None and branch.cache.exceeds_budget(end - self.first_cached)
+
+    def _begin_compression(self, branches: Sequence[Branch], end: int, scorer: int) -> list[Work]:
+        """Begin to compress the chunks before ``end`` by the queries of chunk ``scorer``, in those branches that hold
+        more of them than the budget keeps."""
+        work, shape, select = [], self._shape, self.method.kv.select
+        for branch in branches:
+            if self._exceeds_budget(branch, end):
+                num_queries = select.num_queries(shape.tokens_per_frame, shape.tokens_per_chunk)
+                length = branch.cache.begin_compression(end - self.first_cached)
+                heads = (shape.query_heads, shape.num_heads, shape.head_channels)
+                work.append(self._count_compression(scorer, select.flops(*heads, num_queries, length)))
+        return work

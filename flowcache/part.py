@@ -1,0 +1,24 @@
+"""A part of a method: a dataclass whose fields are its options, checked in ``__post_init__``.
+
+Whatever a part remembers while a video is made are plain attributes, also set in ``__post_init__``. Every generation
+works with a ``fresh`` copy, so that nothing survives into the next video.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+
+@dataclass(kw_only=True)
+class Part:
+    def __post_init__(self) -> None:
+        """Check the options, and begin with nothing remembered. Raises ValueError."""
+
+    def fresh(self) -> Self:
+        """The same options, nothing remembered."""
+        return replace(self)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {option.name: getattr(self, option.name) for option in fields(self)}

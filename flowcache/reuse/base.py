@@ -1,0 +1,97 @@
+"""What a reuse policy is: it decides row by row which active chunks compute; all others take a forecast."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from flowcache.part import Part
+from flowcache.reuse.distance import ChunkDistance
+from flowcache.schedule import Row, Schedule
+
+# Of a chunk's tokens those to compute: features [T, ...] on the device -> bool [T], there too. Made of numbers by the
+# policy and called by the generation, so that a policy never knows a model's tensors and nothing waits for the host.
+TokenMask = Callable[[Tensor], Tensor]
+Figure = Literal["output", "output_change", "input_change", "forecast_error"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to a row's active chunks.
+
+    compute: chunks that run through the network, oldest first; every other active chunk takes its forecast.
+    tokens: of computed chunks, those of which only some tokens compute, and which.
+    held: chunks that do not move at all, and isolated: computed chunks that attend only to themselves. Both exist for
+        the published TeaCache on MAGI-1 (see baselines/uniform.py) and are empty for every sound policy.
+    branches: the chunks to compute in each guidance branch, where they differ (``compute`` is then the first of them);
+        for the published TeaCache on SkyReels-V2 (see baselines/uniform_calls.py), and empty otherwise.
+    """
+
+    compute: tuple[int, ...]
+    tokens: Mapping[int, TokenMask] = field(default_factory=dict)
+    held: tuple[int, ...] = ()
+    isolated: tuple[int, ...] = ()
+    branches: tuple[tuple[int, ...], ...] = ()
+
+    def of_branch(self, branch: int) -> tuple[int, ...]:
+        """Chunks to compute in a guidance branch."""
+        return self.branches[branch] if self.branches else self.compute
+
+
+@dataclass(frozen=True)
+class Report:
+    """What computing a chunk showed, against its last computed step; NaN where it had none, or nobody asked.
+
+    output, output_change, input_change: mean absolute values of the output that is forecast (of the first guidance
+        branch, where each is forecast by itself), of its change, and of the latent's change.
+    forecast_error: mean absolute difference of the output and what the forecast would have given for it.
+    """
+
+    output: float = float("nan")
+    output_change: float = float("nan")
+    input_change: float = float("nan")
+    forecast_error: float = float("nan")
+
+
+@dataclass(kw_only=True)
+class ReusePolicy(Part, ABC):
+    """Decides row by row.
+
+    Attributes:
+        distance: the distance that it needs ("embedded_latent", "latent", ...); None if it decides without one.
+        report: the figures of ``Report`` that it needs; none costs nothing.
+        uses: the fields of Decision, beyond ``compute``, that it may fill; a model that cannot follow refuses it.
+        needs_window: it may skip a chunk's first step, with what was computed of it while it waited; only attention
+            without a cache does that.
+        skips: it may skip something; False only for a policy that is there to compute everything.
+        accumulated: what each chunk has accumulated after the last decision, for the trace.
+    """
+
+    distance: ClassVar[str | None] = None
+    report: ClassVar[tuple[Figure, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    needs_window: ClassVar[bool] = False
+    skips: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        self.accumulated: dict[int, float] = {}
+
+    @abstractmethod
+    def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
+        """``distances`` holds the chunks that were also measured in the row before. A chunk's first step must compute,
+        for there is nothing to forecast from (but see ``needs_window``)."""
+
+    def observe(self, row: Row, reports: Mapping[int, Report]) -> None:
+        """What computing showed of each chunk computed in ``row``. Called right before the next row is decided, since
+        these numbers come to the host with that row's distances, in one read."""
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        """Refuse, before any work, options that do not go with a generation's schedule. Raises ValueError."""
+
+    def whole_rows(self, schedule: Schedule) -> bool:
+        """Whether it computes all of a row's chunks or none, in every row: what attention without a cache asks for."""
+        return False

@@ -1,0 +1,107 @@
+"""Every reuse policy with every forecast, KV selector and store on every model: it runs, or is refused with a reason.
+
+Made from the files of conf/, so that a new part is in it by being there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from functools import cache
+from itertools import product
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+
+from experiments.job.compose import CONF, composed
+from experiments.job.method import make_method
+from flowcache.method import Method
+from flowcache.sampler import sample
+from flowcache.trace import Trace
+
+GROUPS = ("reuse", "forecast", "kv", "kv/store")
+CHOICES = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+NUM_STEPS, NUM_ROWS = 8, 6
+# What the short video's few steps and chunks need of the options that parts have.
+SHORT = {"reuse.warmup_steps": 1, "reuse.threshold": 0.3, "kv.budget": "1 chunk"}
+
+
+@cache
+def part(group: str, name: str) -> Method:
+    """A method with one part of a file, at its own options but for those of ``SHORT`` that it has."""
+    config = composed([f"{group}={name}"])
+    chosen = group.partition("/")[0]
+    for key, value in SHORT.items():
+        node, _, option = key.partition(".")
+        if node == chosen and option in config[node] and not (group == "kv" and name == "full"):
+            config[node][option] = value
+    if group == "kv/store":
+        config.kv.budget = None
+    return make_method(config)
+
+
+@cache
+def model(name: str) -> tuple[Any, str]:
+    config = composed([f"model={name}"])
+    return get_object(config.model.loader)(config.model.embedded_checkpoint), config.setting.height
+
+
+def composition(reuse: str, forecast: str, kv: str, store: str) -> Method:
+    selected = part("kv", kv).kv
+    return Method(
+        reuse=part("reuse", reuse).reuse,
+        forecast=part("forecast", forecast).forecast,
+        kv=replace(selected, store=part("kv/store", store).kv.store),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("reuse", CHOICES["reuse"])
+def test_every_composition_runs_or_is_refused_with_the_reason_before_any_work(name, reuse):
+    loaded, size = model(name)
+    ran, refused = [], {}
+    combinations = list(product(("cached",), *(CHOICES[group] for group in GROUPS[1:])))
+    combinations += list(product(("native",), CHOICES["forecast"], ("full",), ("full_precision",)))
+    for attention, *parts in combinations:
+        method = replace(composition(reuse, *parts), attention=attention)
+        try:
+            short = {"num_steps": NUM_STEPS, "height": size, "width": size}
+            generation = loaded.generation("a red circle", loaded.frames_of(3), method, 0, **short)
+        except ValueError as error:
+            refused[attention, *parts] = str(error)
+            continue
+        generation.schedule = replace(generation.schedule, rows=generation.schedule.rows[:NUM_ROWS])
+        trace = Trace()
+        list(sample(generation, trace))
+        assert generation.latents.isfinite().all()
+        assert {entry.row for entry in trace.entries} == set(range(NUM_ROWS))
+        ran.append(parts)
+    assert len(ran) + len(refused) == len(combinations)
+    for reason in refused.values():
+        # Which model, and either what to choose or what it cannot follow.
+        assert "MAGI-1" in reason or "SkyReels-V2" in reason
+        assert "choose" in reason or "cannot follow" in reason
+
+
+def test_some_compositions_are_refused_and_most_run():
+    """So that the test above is about both."""
+    loaded, _ = model("skyreels")
+    with pytest.raises(ValueError, match="quantity='displacement' does not exist on SkyReels-V2; choose 'residual'"):
+        loaded.generation("a red circle", 17, composition("every_k", "displacement", "full", "full_precision"), 0)
+    loaded, _ = model("magi")
+    with pytest.raises(ValueError, match="distance='rescaled_modulation' is unknown to MAGI-1; choose 'embedded_lat"):
+        loaded.generation("a red circle", 24, composition("uniform_calls", "hold", "full", "full_precision"), 0)
+    assert len(CHOICES["reuse"]) * len(CHOICES["forecast"]) * len(CHOICES["kv"]) >= 7 * 3 * 3
+
+
+@pytest.mark.parametrize(("group", "name"), [(group, name) for group in GROUPS for name in CHOICES[group]])
+def test_a_part_is_named_after_its_file_and_spells_out_every_option(group, name):
+    config = composed([f"{group}={name}"])
+    node = config.kv.store if group == "kv/store" else config[group]
+    assert node.name == name
+    options = {option.name for option in fields(get_object(node["_target_"]))}
+    given = set(node) - {"name", "_target_", "budget", "store"}
+    assert given <= options
+    missing = options - given
+    assert missing == ({"quantity"} & missing if group == "forecast" else set())
