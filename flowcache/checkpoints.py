@@ -37,7 +37,10 @@ def _family(directory: Path) -> ModuleType:
         raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
     if magi.is_magi(directory):
         return magi
-    from flowcache.models.skyreels import checkpoint as skyreels  # diffusers is needed for this family alone
+    try:
+        from flowcache.models.skyreels import checkpoint as skyreels  # diffusers is needed for this family alone
+    except ImportError as error:
+        raise CheckpointError(f"{directory} is no checkpoint of MAGI-1, and {error}") from error
 
     if skyreels.is_skyreels(directory):
         return skyreels

@@ -26,11 +26,12 @@ def timesteps(num_steps: int, schedule: str = "sd3", shift: float = 3.0, shortcu
     steps of a finer grid, as distilled checkpoints were trained; ``shortcut`` says which ("8,16,16" or "16,16,8").
     """
     if num_steps == 12:
-        quarter = torch.linspace(0, 1, 5) / 4
+        even = torch.linspace(0, 1, 5, dtype=torch.float32)
+        quarter = even / 4
         kept = quarter[:3] if shortcut == "16,16,8" else quarter[[0, 2, 3]]
-        t = (torch.linspace(0, 1, 5)[:, None] + kept).flatten()[: num_steps + 1]
+        t = (even[:, None] + kept).flatten()[: num_steps + 1]
     else:
-        t = torch.linspace(0, 1, num_steps + 1)
+        t = torch.linspace(0, 1, num_steps + 1, dtype=torch.float32)
     if schedule == "sd3":
         inverse = 1.0 / shift
         t = t**2
@@ -47,9 +48,9 @@ def timesteps(num_steps: int, schedule: str = "sd3", shift: float = 3.0, shortcu
 def step_intervals(num_steps: int, shortcut: str = "8,16,16") -> Tensor:
     """How many steps of the finest grid each step spans: float32 [num_steps]; only counts of thirds vary."""
     if num_steps % 3:
-        return torch.ones(num_steps)
+        return torch.ones(num_steps, dtype=torch.float32)
     pattern = [1.0, 1.0, 2.0] if shortcut == "16,16,8" else [2.0, 1.0, 1.0]
-    return torch.tensor(pattern * (num_steps // 3))
+    return torch.tensor(pattern * (num_steps // 3), dtype=torch.float32)
 
 
 @dataclass(frozen=True)

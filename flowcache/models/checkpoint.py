@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from flowcache.models.device import usable_device
+
 INDEX_NAMES = ("model.safetensors.index.json", "diffusion_pytorch_model.safetensors.index.json")
 FILE_NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
@@ -216,8 +218,10 @@ def load_weights(
     Keys and shapes must match exactly; that is known before a weight is read. Each tensor goes to the device by itself
     and takes the type of the module's own parameter there (the network keeps some parts in float32 whatever the rest)
     unless ``keep_dtype`` is False, which keeps the file's: host memory holds one file's pages at most. ``rename`` turns
-    the file's names into the module's. The module may be on the meta device: tensors are assigned, not copied.
+    the file's names into the module's. The module may be on the meta device: tensors are assigned, not copied. Raises
+    CheckpointError, and ValueError for a device that is not there.
     """
+    device = usable_device(device)
     own, stored = module.state_dict(), check_weights(module, directory, rename)
     files: dict[Path, dict[str, str]] = {}
     for key, tensor in stored.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from types import TracebackType
 
 import torch
@@ -12,7 +13,7 @@ class Visits:
     """``with visits: module(...)`` runs a module on a device and leaves nothing there.
 
     Its weights never change, so that leaving copies nothing back: the parameters are those at home again. Visits may be
-    nested; the outermost one counts.
+    nested, and overlap in several threads; the first to come and the last to go move the weights.
 
     Args:
         module: in host memory.
@@ -23,18 +24,19 @@ class Visits:
         self.device = torch.device(device)
         tensors = [*module.parameters(), *module.buffers()]
         self._home = [(tensor, tensor.data) for tensor in tensors]
-        self._depth = 0
+        self._depth, self._moving = 0, Lock()
 
     def __enter__(self) -> None:
-        self._depth += 1
-        if self._depth == 1:
-            with torch.inference_mode(False):  # what is made in inference mode cannot become a parameter's content
+        # What is made in inference mode cannot become a parameter's content.
+        with self._moving, torch.inference_mode(False):
+            if self._depth == 0:
                 for tensor, home in self._home:
                     tensor.data = torch.empty_like(home, device=self.device).copy_(home)
+            self._depth += 1
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self._depth -= 1
-        if self._depth == 0:
-            with torch.inference_mode(False):
+        with self._moving, torch.inference_mode(False):
+            self._depth -= 1
+            if self._depth == 0:
                 for tensor, home in self._home:
                     tensor.data = home

@@ -31,6 +31,6 @@ def tokenize(
         warnings.warn(
             f"the {name} has {num_tokens} tokens and the model reads {room}: the last {num_tokens - room} are cut off; "
             "shorten it, or put first what matters",
-            stacklevel=2,
+            stacklevel=1,
         )
     return batch["input_ids"], batch["attention_mask"]

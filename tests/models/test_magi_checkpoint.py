@@ -135,7 +135,8 @@ def test_load_weights_refuses_before_it_changes_anything(tmp_path):
         ({"height": 50}, "multiples of 16"),
         ({"num_steps": 10}, "choose a multiple of 4"),
         ({"cfg_number": 2}, r"choose 1 \(distilled\) or 3"),
-        ({"image": torch.zeros(8, 8, 3, dtype=torch.uint8)}, r"uint8 \[F, 64, 64, 3\]"),
+        ({"num_frames": 48.5}, "num_frames=48.5 does not fill whole chunks of 24 frames; try num_frames=48"),
+        ({"image": torch.zeros(8, 8, 3, dtype=torch.uint8)}, r"image must be uint8 \[64, 64, 3\]"),
         (
             {"image": torch.zeros(64, 64, 3, dtype=torch.uint8), "prefix_video": torch.zeros(8, 64, 64, 3)},
             "not both",

@@ -99,6 +99,7 @@ def test_the_releases_are_those_of_the_official_files(tmp_path, size, distill):
     path.write_text(json.dumps(magi_document(size, distill)))
     config, release = MagiConfig.from_json(path), RELEASES[size, distill]
     assert config == release
+    assert config.runtime.trained_num_steps == ()
     assert replace(config.dit, distill=True) == NETWORKS[size]
     # What the official code fixes outside its configurations.
     runtime = release.runtime
@@ -109,6 +110,15 @@ def test_the_releases_are_those_of_the_official_files(tmp_path, size, distill):
 def test_reads_the_parameters_type(tmp_path, name):
     path = write(tmp_path / "config.json", model_config={"params_dtype": f"torch.{name}"})
     assert MagiConfig.from_json(path).dit.params_dtype == getattr(torch, name)
+
+
+def test_a_configuration_may_name_the_step_counts_it_was_trained_for(tmp_path):
+    official = MagiConfig.from_json(write(tmp_path / "official.json"))
+    trained = MagiConfig.from_json(write(tmp_path / "own.json", runtime_config={"trained_num_steps": [16, 64]}))
+    assert trained == replace(official, runtime=replace(official.runtime, trained_num_steps=(16, 64)))
+    for counts in (64, "64", [0], [True], [16.5]):
+        with pytest.raises(ValueError, match=r"trained_num_steps=.* must be a list of whole numbers of at least 1"):
+            MagiConfig.from_json(write(tmp_path / "bad.json", runtime_config={"trained_num_steps": counts}))
 
 
 def test_unusable_files_are_refused(tmp_path):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from threading import Thread
+
 import pytest
 import torch
 from torch import nn
@@ -37,6 +40,29 @@ def test_a_visit_moves_weights_there_and_back(inference):
         with pytest.raises(RuntimeError, match="broken"), visits:
             raise RuntimeError("broken")
     assert places(module) == home
+
+
+def test_visits_of_several_threads_overlap():
+    """Whoever comes second finds the weights there, and whoever leaves first leaves them there."""
+    module = nn.Sequential(*(nn.Linear(2, 2) for _ in range(50)))
+    home, visits, strays = set(places(module)), Visits(module, "cpu"), []
+
+    def work() -> None:
+        for _ in range(100):
+            with visits:
+                strays.append(len(home & set(places(module))))
+
+    threads, interval = [Thread(target=work) for _ in range(4)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert strays == [0] * 400
+    assert set(places(module)) == home
 
 
 def test_magi_offloaded_makes_the_same_frames_and_leaves_nothing():

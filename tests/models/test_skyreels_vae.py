@@ -49,6 +49,32 @@ def test_encoding_is_the_normalised_mean_of_diffusers_posterior(vae):
     torch.testing.assert_close(undone, vae.vae.encode(frames).latent_dist.mean, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("num_frames", [1, 5, 9])
+@torch.inference_mode()
+def test_encoding_is_diffusers_to_the_bit(vae, num_frames):
+    frames = draw(1, 3, num_frames, 32, 32)
+    mean, deviation = vae._mean, vae._deviation
+    assert torch.equal(vae.encode(frames), (vae.vae.encode(frames).latent_dist.mode() - mean) / deviation)
+
+
+@torch.inference_mode()
+def test_an_encoding_within_another_changes_neither(vae):
+    """As two threads do, at a place where it shows for certain: between two pieces of four frames."""
+    frames, others = draw(1, 3, 13, 32, 32), draw(1, 3, 9, 32, 32, seed=1)
+    expected, within, calls = (vae.encode(frames), vae.encode(others)), [], []
+
+    def interrupt(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 2:
+            within.append(vae.encode(others))
+
+    handle = vae.vae.encoder.conv_in.register_forward_hook(interrupt)
+    outer = vae.encode(frames)
+    handle.remove()
+    assert torch.equal(outer, expected[0])
+    assert torch.equal(within[0], expected[1])
+
+
 def pixels(frames: Tensor) -> Tensor:
     return (frames[0] * 127.5 + 127.5).clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0)
 

@@ -75,7 +75,7 @@ class LearnedRotary(nn.Module):
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         num_bands = config.hidden_size // config.num_attention_heads // 8
-        self.bands = nn.Parameter(10000.0 ** -(torch.arange(num_bands) / num_bands))
+        self.bands = nn.Parameter(10000.0 ** -(torch.arange(num_bands, dtype=torch.float32) / num_bands))
 
     def forward(self, frames: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Absolute frame indices [F] and the token grid -> factors of ``rotate``, each [F*height*width, 1, E].

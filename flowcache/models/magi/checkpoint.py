@@ -14,7 +14,7 @@ import torch
 
 from flowcache.models.checkpoint import CheckpointError, Stored, part_files, read_headers, read_json
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
-from flowcache.models.magi.config import NETWORKS, MagiConfig, Runtime
+from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig, Runtime
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.magi.text import load_special_tokens
 from flowcache.models.magi.vae import MagiVae, VaeConfig
@@ -72,8 +72,9 @@ def locate(directory: Path) -> MagiFiles:
     """The parts of a checkpoint.
 
     They lie in ``directory`` (vae, t5, special_tokens.npz beside the weights), or around it as downloaded: vae and t5
-    (also t5_pretrained) up to two folders above, t5 with or without its own folder t5-v1_1-xxl. Raises CheckpointError,
-    FileNotFoundError or ValueError for a configuration that is missing or wrong, and for quantised weights alone.
+    (also t5_pretrained) up to two folders above, t5 with or without its own folder t5-v1_1-xxl. Where ``directory`` is
+    a link or holds links to folders, around what they lead to as well. Raises CheckpointError, FileNotFoundError or
+    ValueError for a configuration that is missing or wrong, and for quantised weights alone.
     """
     folders = sorted(path.name for path in directory.glob("inference_weight*") if path.is_dir())
     if folders and all(name.startswith(QUANTISED_WEIGHTS) for name in folders):
@@ -84,7 +85,7 @@ def locate(directory: Path) -> MagiFiles:
     config = _config(directory)
     names = WEIGHTS_FOLDERS[config.dit.distill]
     weights = next((directory / name for name in names if (directory / name).is_dir()), directory / names[0])
-    around = (directory, *directory.absolute().parents[:2])
+    around = _around(directory)
     text = [folder / name for folder in around for name in ("t5", "t5_pretrained")]
     text = [candidate for outer in text for candidate in (outer / "t5-v1_1-xxl", outer)]
     tokens = [folder / name for folder in around for name in SPECIAL_TOKENS]
@@ -95,6 +96,16 @@ def locate(directory: Path) -> MagiFiles:
         next((folder for folder in text if (folder / "config.json").is_file()), directory / "t5"),
         next((path for path in tokens if path.is_file()), directory / "special_tokens.npz"),
     )
+
+
+def _around(directory: Path) -> list[Path]:
+    """Where parts of a checkpoint may lie: the directory and two above it, then the same of what links lead to.
+
+    Links to files lead to no checkpoint: in the Hugging Face cache all lie side by side, under no name of their own.
+    """
+    targets = [path.resolve().parent for path in sorted(directory.iterdir()) if path.is_symlink() and path.is_dir()]
+    homes = [directory.absolute(), directory.resolve(), *targets]
+    return [directory, *dict.fromkeys(folder for home in homes for folder in (home, *home.parents[:2]))]
 
 
 def loaded_files(directory: Path) -> dict[str, Path]:
@@ -114,11 +125,17 @@ def read_vae_config(directory: Path) -> VaeConfig:
     """Of a VAE's folder. Raises CheckpointError."""
     path = directory / "config.json"
     try:
-        return VaeConfig(**read_json(path, "a MAGI-1 VAE configuration")["ddconfig"])
+        config = VaeConfig(**read_json(path, "a MAGI-1 VAE configuration")["ddconfig"])
     except FileNotFoundError:
         raise CheckpointError(f"no VAE configuration at {path}; download the checkpoint's vae folder there") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not a MAGI-1 VAE configuration ({error}); download it again") from error
+    if config.patch_length != TEMPORAL_FACTOR:
+        raise CheckpointError(
+            f"{path} is of a VAE of {config.patch_length} pixel frames a latent frame, and MAGI-1's has "
+            f"{TEMPORAL_FACTOR}; download the VAE that belongs to these weights"
+        )
+    return config
 
 
 def network_of(stored: Mapping[str, Stored]) -> str | None:

@@ -40,8 +40,8 @@ def check_sizes(config: Any, names: Sequence[str], least: int = 1) -> None:
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
 
 
-def _is_range(chunks: Any) -> bool:
-    return isinstance(chunks, int) and not isinstance(chunks, bool) and chunks >= 1
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,8 @@ class Runtime:
         shortcut_mode: which 12 of 16 steps the 12-step grid takes.
         scale_factor: latents are the VAE's mean times this.
         schedule, shift: of the time table, see flowcache.schedule.timesteps.
+        trained_num_steps: the values of num_steps that the weights were trained for; empty where that is not known. No
+            official configuration has it.
     """
 
     cfg_number: int = 1
@@ -182,6 +184,7 @@ class Runtime:
     shortcut_mode: str = "8,16,16"
     schedule: str = "sd3"
     shift: float = 3.0
+    trained_num_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_sizes(self, ("num_steps", "window_size", "chunk_width", "fps"))
@@ -192,13 +195,16 @@ class Runtime:
             raise ValueError(f"cfg_number={self.cfg_number} is not a guidance of MAGI-1; choose 1 (distilled) or 3")
         if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must have one entry each per time range")
+        counts = self.trained_num_steps
+        if not isinstance(counts, tuple) or not all(_is_count(count) for count in counts):
+            raise ValueError(f"trained_num_steps={counts!r} must be a list of whole numbers of at least 1")
         ranges, clean = self.noise2clean_kvrange, self.clean_chunk_kvrange
-        if not isinstance(ranges, tuple) or not all(_is_range(chunks) for chunks in ranges):
+        if not isinstance(ranges, tuple) or not all(_is_count(chunks) for chunks in ranges):
             raise ValueError(
                 f"noise2clean_kvrange={ranges!r} must be a list of whole numbers of at least 1, how many chunks back a "
                 "chunk sees by stage, itself included; an empty one is all"
             )
-        if clean != -1 and not _is_range(clean):
+        if clean != -1 and not _is_count(clean):
             raise ValueError(f"clean_chunk_kvrange={clean!r} must be a whole number of at least 1, or -1")
         stages = len(ranges)
         if stages and self.num_steps % stages:

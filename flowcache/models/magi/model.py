@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from warnings import warn
 
 import torch
 from torch import Tensor
@@ -13,9 +14,12 @@ from flowcache.kernels import AUTO, set_kernels
 from flowcache.method import Method
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
+from flowcache.models.device import usable_device
+from flowcache.models.frames import as_floats
+from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.checkpoint import locate, read_vae_config
-from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig
+from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig, Runtime
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.magi.text import (
@@ -79,6 +83,7 @@ class Magi:
         """
         if not Path(directory).is_dir():
             raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
+        device, text_device = usable_device(device), usable_device(text_device or device)
         files = locate(Path(directory))
         config, vae_config = files.config, read_vae_config(files.vae)
         if vae_config.z_chans != config.dit.latent_channels:
@@ -92,9 +97,9 @@ class Magi:
         check_weights(vae, files.vae)
         channels = config.dit.caption_channels
         tokens = load_special_tokens(files.special_tokens, channels)
-        offload = torch.device(device).type == "cuda" if offload is None else offload
+        offload = device.type == "cuda" if offload is None else offload
         text = TextEncoder.from_pretrained(
-            files.t5, config.dit.caption_max_length, text_device or device, channels=channels, offload=offload
+            files.t5, config.dit.caption_max_length, text_device, channels=channels, offload=offload
         )
         load_weights(dit, files.weights, device)
         load_weights(vae, files.vae, "cpu" if offload else device)
@@ -118,6 +123,7 @@ class Magi:
             device: where the weights are made; the text encoder is left out, and captions are random features.
             seed: of the weights.
         """
+        device, seed = usable_device(device), plain(seed)
         config, vae_config = _configurations(size, checkpoint)
         with torch.device("meta"):
             dit, vae = MagiDit(config.dit), MagiVae(vae_config or VaeConfig())
@@ -173,8 +179,8 @@ class Magi:
         width: int | None = None,
         cfg_number: int | None = None,
         shift: float | None = None,
-        image: Tensor | None = None,
-        prefix_video: Tensor | None = None,
+        image: Frames | None = None,
+        prefix_video: Frames | None = None,
         noise2clean_kvrange: Sequence[int] | None = None,
         clean_chunk_kvrange: int | None = None,
     ) -> MagiGeneration:
@@ -191,24 +197,29 @@ class Magi:
             prefix_video: uint8 [F, H, W, 3], frames to continue; F a multiple of 4.
             noise2clean_kvrange, clean_chunk_kvrange: how far back chunks see, see Runtime; instead of the
                 configuration's.
+
+        Frames and numbers may be numpy's. Raises ValueError, before any work, for what cannot be made. Warns where the
+        weights were not made for ``num_steps`` or ``cfg_number``, and where the prompt is cut.
         """
+        prompt, num_frames, seed = plain(prompt), plain(num_frames), plain(seed)
         given = {"num_steps": num_steps, "video_size_h": height, "video_size_w": width}
         given |= {"cfg_number": cfg_number, "shift": shift, "clean_chunk_kvrange": clean_chunk_kvrange}
-        ranges = noise2clean_kvrange
-        given["noise2clean_kvrange"] = tuple(ranges) if isinstance(ranges, Sequence) else ranges
+        given = {name: plain(value) for name, value in given.items() if value is not None}
+        if noise2clean_kvrange is not None:
+            ranges = plain(noise2clean_kvrange)
+            given["noise2clean_kvrange"] = tuple(ranges) if isinstance(ranges, Sequence) else ranges
         check_request(prompt, seed)
-        runtime = replace(self.config.runtime, **{k: v for k, v in given.items() if v is not None})
-        if image is not None and prefix_video is not None:
-            raise ValueError("give an image or a prefix video, not both")
+        runtime = replace(self.config.runtime, **given)
         size = self._latent_size(runtime.video_size_h, runtime.video_size_w)
-        given_frames = 0 if prefix_video is None else len(prefix_video)
-        num_chunks = self._num_chunks(num_frames, given_frames)
-        prefix = None
-        if image is not None or prefix_video is not None:
-            frames = image[None] if prefix_video is None else prefix_video
-            prefix = self._encode_prefix(frames, runtime.video_size_h, runtime.video_size_w)
+        frames = given_frames(image, prefix_video, runtime.video_size_h, runtime.video_size_w)
+        num_chunks = self._num_chunks(num_frames, None if prefix_video is None else len(frames))
+        if image is not None and runtime.chunk_width == 1:  # a chunk that is given whole is not emitted
+            raise ValueError("an image fills a whole chunk where chunk_width=1; repeat it four times as prefix_video")
+        self._warn_of_untrained(runtime)
+        prefix = None if frames is None else self._encode_prefix(frames)
         shape = (1, self.dit.config.latent_channels, num_chunks * runtime.chunk_width, *size)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        random = torch.Generator().manual_seed(seed)
+        noise = torch.randn(shape, generator=random, dtype=torch.float32).to(self.device)
         prefix_chunks = 0 if prefix is None else prefix.shape[2] // runtime.chunk_width
         captions, null = self._captions(prompt, num_chunks, prefix_chunks)
         return MagiGeneration(
@@ -217,7 +228,7 @@ class Magi:
 
     def _captions(self, prompt: str, num_chunks: int, prefix_chunks: int) -> tuple[list[CaptionKv], CaptionKv]:
         """Every chunk's caption (prefix chunks: the null caption) and the null caption."""
-        features, mask = self.text_encoder(prompt)
+        features, mask = self.text_encoder(prompt, len(self.special_token_names))
         tokens, masks = chunk_captions(
             features, mask, self.special_tokens, num_chunks - prefix_chunks, self.special_token_names
         )
@@ -229,16 +240,27 @@ class Magi:
         ]
         return [null] * prefix_chunks + own, null
 
-    def _encode_prefix(self, frames: Tensor, height: int, width: int) -> Tensor:
+    def _warn_of_untrained(self, runtime: Runtime) -> None:
+        """Say what the weights were not made for."""
+        counts, distilled = runtime.trained_num_steps, self.dit.config.distill
+        if counts and runtime.num_steps not in counts:
+            warn(
+                f"these weights were trained for num_steps={' or '.join(map(str, counts))}, and num_steps="
+                f"{runtime.num_steps} may show nothing: the number is an input of the network",
+                stacklevel=1,
+            )
+        if distilled != (runtime.cfg_number == 1):
+            held = "hold their guidance already, and three passes add another one" if distilled else "hold no guidance"
+            warn(
+                f"cfg_number={runtime.cfg_number} does not belong to {'distilled' if distilled else 'base'} weights, "
+                f"which {held}; choose cfg_number={1 if distilled else 3}",
+                stacklevel=1,
+            )
+
+    def _encode_prefix(self, frames: Tensor) -> Tensor:
         if self.vae is None:
             raise ValueError("given frames must be encoded, and this model has no VAE; load it from a checkpoint")
-        if frames.ndim != 4 or frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != (height, width, 3):
-            raise ValueError(
-                f"given frames must be uint8 [F, {height}, {width}, 3] (resize them first), "
-                f"got {frames.dtype} {list(frames.shape)}"
-            )
-        video = frames.to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
-        dtype = self.vae.decoder.proj_in.weight.dtype
+        video, dtype = as_floats(frames.to(self.device)), self.vae.decoder.proj_in.weight.dtype
         latent = self.vae.tiled_encode(video.to(dtype), Tiling(frames=self.config.runtime.fps // 2))
         return latent.float() * self.config.runtime.scale_factor
 
@@ -249,17 +271,24 @@ class Magi:
             raise ValueError(f"{height} x {width} pixels cannot be split into patches; use multiples of {unit}")
         return height // factor, width // factor
 
-    def _num_chunks(self, num_frames: int, given_frames: int) -> int:
-        total, chunk = num_frames + given_frames, self.chunk_frames
-        if num_frames < 1 or total % chunk:
-            after = f" after {given_frames} given ones" if given_frames else ""
-            nearest = max(
-                chunk - given_frames % chunk if given_frames else chunk, round(total / chunk) * chunk - given_frames
+    def _num_chunks(self, num_frames: int, num_given: int | None) -> int:
+        """Of a video, or of one that goes on after given frames. Raises ValueError naming counts that can be made."""
+        chunk, fitting = self.chunk_frames, 0
+        if num_given is not None:
+            fitting = max(1, num_given // TEMPORAL_FACTOR) * TEMPORAL_FACTOR
+        nearest = max(chunk - fitting % chunk, round((num_frames + fitting) / chunk) * chunk - fitting)
+        if num_given not in (None, fitting):
+            alone = ", or a single frame as image" if num_given == 1 else ""
+            raise ValueError(
+                f"a prefix video of {num_given} frames does not fill whole latent frames of {TEMPORAL_FACTOR}; try "
+                f"{fitting} frames and num_frames={nearest}{alone}"
             )
+        if not isinstance(num_frames, int) or num_frames < 1 or (num_frames + fitting) % chunk:
+            after = f" after {fitting} given ones" if fitting else ""
             raise ValueError(
                 f"num_frames={num_frames}{after} does not fill whole chunks of {chunk} frames; try num_frames={nearest}"
             )
-        return total // chunk
+        return (num_frames + fitting) // chunk
 
 
 def _configurations(size: str, checkpoint: str | Path | None) -> tuple[MagiConfig, VaeConfig | None]:

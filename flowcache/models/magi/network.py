@@ -31,7 +31,8 @@ class TimestepEmbedder(nn.Module):
         super().__init__()
         width = config.condition_width
         self.num_frequencies = num_frequencies
-        self.mlp = nn.Sequential(nn.Linear(2 * num_frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        first = nn.Linear(2 * num_frequencies, width, dtype=torch.float32)
+        self.mlp = nn.Sequential(first, nn.SiLU(), nn.Linear(width, width, dtype=torch.float32))
 
     def forward(self, t: Tensor) -> Tensor:
         exponent = torch.arange(self.num_frequencies, dtype=torch.float32, device=t.device) / self.num_frequencies
@@ -46,9 +47,10 @@ class CaptionEmbedder(nn.Module):
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
-        self.y_proj_xattn = nn.Sequential(nn.Linear(config.caption_channels, config.hidden_size), nn.SiLU())
-        self.y_proj_adaln = nn.Sequential(nn.Linear(config.caption_channels, config.condition_width))
-        null = torch.randn(config.caption_max_length, config.caption_channels) * config.caption_channels**-0.5
+        channels = config.caption_channels
+        self.y_proj_xattn = nn.Sequential(nn.Linear(channels, config.hidden_size, dtype=torch.float32), nn.SiLU())
+        self.y_proj_adaln = nn.Sequential(nn.Linear(channels, config.condition_width, dtype=torch.float32))
+        null = torch.randn(config.caption_max_length, channels, dtype=torch.float32) * channels**-0.5
         self.null_caption_embedding = nn.Parameter(null)
 
     def constant(self, dropped: Tensor) -> Tensor:
@@ -122,7 +124,7 @@ class FinalLinear(nn.Module):
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         patch_values = config.patch_size**2 * config.t_patch_size * config.out_channels
-        self.linear = nn.Linear(config.hidden_size, patch_values, bias=False)
+        self.linear = nn.Linear(config.hidden_size, patch_values, bias=False, dtype=torch.float32)
 
 
 class MagiDit(nn.Module):
@@ -137,7 +139,8 @@ class MagiDit(nn.Module):
         self.config = config
         self.attention_backend = AUTO
         patch = (config.t_patch_size, config.patch_size, config.patch_size)
-        self.x_embedder = nn.Conv3d(config.in_channels, config.hidden_size, patch, stride=patch, bias=False)
+        sizes = (config.in_channels, config.hidden_size, patch, patch)
+        self.x_embedder = nn.Conv3d(*sizes, bias=False, dtype=torch.float32)
         self.t_embedder = TimestepEmbedder(config)
         self.y_embedder = CaptionEmbedder(config)
         self.rope = LearnedRotary(config)

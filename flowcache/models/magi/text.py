@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flowcache.models.checkpoint import CheckpointError, load_text_encoder
 from flowcache.models.magi.captions import clean_caption
 from flowcache.models.offload import Visits
+from flowcache.models.tokens import tokenize
 
 NULL_CAPTION_TOKENS = 50  # how many positions of the null caption count
 MAX_DURATION = 8
@@ -128,14 +129,15 @@ class BlankText:
             raise ValueError(f"caption_tokens={num_tokens!r} must be a whole number of at least 1: no prompt is empty")
         shape = (max_length, channels)
         if torch.device(device).type == "meta":
-            self._features = torch.empty(shape, device="meta")
+            self._features = torch.empty(shape, device="meta", dtype=torch.float32)
         else:
-            self._features = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device)
+            random = torch.Generator().manual_seed(0)
+            self._features = torch.randn(shape, generator=random, dtype=torch.float32).to(device)
         self._mask = (torch.arange(max_length) < num_tokens).long()
         numbered = [f"{DURATION}_{n}" for n in range(1, MAX_DURATION + 1)]
         self.special_tokens = dict.fromkeys((*DEFAULT_SPECIAL_TOKENS, *numbered), self._features[:1])
 
-    def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def __call__(self, prompt: str, num_front: int = 0) -> tuple[Tensor, Tensor]:
         """What TextEncoder returns, but for the content."""
         return self._features, self._mask
 
@@ -186,10 +188,11 @@ class TextEncoder:
         return cls(encoder, tokenizer, max_length, device, offload)
 
     @torch.inference_mode()
-    def __call__(self, prompt: str) -> tuple[Tensor, Tensor]:
+    def __call__(self, prompt: str, num_front: int = 0) -> tuple[Tensor, Tensor]:
         """Prompt -> features float32 [L, K] and mask int64 [L] (1 where a token counts); it is cleaned as upstream.
 
-        Raises ValueError where nothing is left of it.
+        Raises ValueError where nothing is left of it. Warns where it is longer than what is read of it, which is
+        shorter where ``num_front`` special tokens follow (``chunk_captions``).
         """
         caption = clean_caption(prompt)
         if not caption:
@@ -197,9 +200,6 @@ class TextEncoder:
                 f"nothing is left of the prompt {prompt!r} as MAGI-1 reads it, without Chinese, addresses and file "
                 "names; say in English what the video shows"
             )
-        batch = self.tokenizer(
-            caption, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
-        )
-        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+        ids, mask = (t.to(self.device) for t in tokenize(self.tokenizer, caption, self.max_length, num_front))
         with self.presence:
             return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0].float(), mask[0]

@@ -205,8 +205,9 @@ class _Decoder(_Tokens):
 class Tiling:
     """Tile sizes in pixel frames and pixels; neighbours overlap by ``spatial_overlap`` of a tile in height and width.
 
-    Temporal tiles do not overlap, and hold the whole latent frames that fit their size, at least one. Source: SandAI-org/MAGI-1 inference/pipeline/video_process.py, where a tile is
-    fps // 2 frames long (12 at 24 fps), so a chunk of 6 latent frames is decoded as two independent halves.
+    Temporal tiles do not overlap; they hold the whole latent frames that fit their size, at least one.
+    Source: SandAI-org/MAGI-1 inference/pipeline/video_process.py, where a tile is fps // 2 frames long (12 at 24 fps),
+    so a chunk of 6 latent frames is decoded as two independent halves.
     """
 
     frames: int = 12
@@ -228,6 +229,7 @@ class MagiVae(nn.Module):
         self.config = config
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)
+        self.float()  # whatever torch's default type is
 
     def moments(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Posterior mean and log-variance (clamped to [-30, 20]), each [N, C, f, h, w], of video [N, 3, F, H, W]."""

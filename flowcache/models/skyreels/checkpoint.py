@@ -137,11 +137,11 @@ def load_vae(directory: Path, device: torch.device | str = "cpu") -> Autoencoder
 
 
 def empty_vae(directory: Path) -> AutoencoderKLWan:
-    """The VAE that a directory's config.json describes, on device "meta". Raises CheckpointError."""
+    """The VAE that a directory's config.json describes, on device "meta", float32. Raises CheckpointError."""
     config = _read_config(directory)
     try:
         with torch.device("meta"):
-            return AutoencoderKLWan.from_config(config)
+            return AutoencoderKLWan.from_config(config).float()
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{directory / 'config.json'} is not of a Wan 2.1 VAE ({error}); download it again"

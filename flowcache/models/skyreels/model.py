@@ -13,6 +13,9 @@ from flowcache.kernels import AUTO, set_kernels
 from flowcache.method import Method
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, read_headers, weights_bytes
+from flowcache.models.device import usable_device
+from flowcache.models.frames import as_floats
+from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
 from flowcache.models.skyreels.checkpoint import (
@@ -80,6 +83,7 @@ class SkyReels:
         directory = Path(directory)
         if not directory.is_dir():
             raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
+        device, text_device = usable_device(device), usable_device(text_device or device)
         if not (directory / "transformer").is_dir() and (directory / "config.json").is_file():
             raise CheckpointError(
                 f"{directory} is laid out like the original release; convert its transformer with `python -m "
@@ -89,8 +93,7 @@ class SkyReels:
         for part in ("transformer", "vae", "text_encoder"):  # everything is there before minutes of loading begin
             read_headers(directory / part)
         sampling = read_sampling(directory)
-        offload = torch.device(device).type == "cuda" if offload is None else offload
-        text_device = text_device or device
+        offload = device.type == "cuda" if offload is None else offload
         network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
         loaded = load_vae(directory / "vae", "cpu" if offload else device)
         try:
@@ -129,10 +132,11 @@ class SkyReels:
             device: where the weights are made; the text encoder is left out, and captions are random features.
             seed: of the weights.
         """
+        device, seed = usable_device(device), plain(seed)
         transformer, vae, sampling = _on_meta(size, checkpoint)
         if vae is None:
             with torch.device("meta"):
-                vae = AutoencoderKLWan()  # its defaults are the released one's
+                vae = AutoencoderKLWan().float()  # its defaults are the released one's
         set_dtypes(transformer, _type_on(device))
         for module in (transformer, vae):
             fill_random(module, device, seed)
@@ -181,8 +185,8 @@ class SkyReels:
         method: Method,
         seed: int,
         negative_prompt: str = NEGATIVE_PROMPT,
-        image: Tensor | None = None,
-        prefix_video: Tensor | None = None,
+        image: Frames | None = None,
+        prefix_video: Frames | None = None,
         **settings: Any,
     ) -> SkyReelsGeneration:
         """A fresh generation.
@@ -198,11 +202,13 @@ class SkyReels:
                 latent frame; here the first chunk is denoised around it.
             prefix_video: uint8 [F, H, W, 3], frames to continue, of which the last ``overlap_history`` are looked at.
             settings: instead of the model's own, under the names of Sampling.
+
+        Frames and numbers may be numpy's. Raises ValueError, before any work, for what cannot be made. Warns where a
+        prompt is cut.
         """
+        prompt, num_frames, seed = plain(prompt), plain(num_frames), plain(seed)
         check_request(prompt, seed)
-        sampling = self.sampling.replaced(settings)
-        if image is not None and prefix_video is not None:
-            raise ValueError("give an image or a prefix video, not both")
+        sampling = self.sampling.replaced({name: plain(value) for name, value in settings.items()})
         rows, columns = self._latent_size(sampling)
         frames = self._given_frames(image, prefix_video, sampling)
         continues = prefix_video is not None
@@ -215,15 +221,17 @@ class SkyReels:
 
         def draw(num_latents: int) -> Tensor | None:
             shape = (1, channels, num_latents, rows, columns)
-            return torch.randn(shape, generator=random).to(self.device) if num_latents else None
+            return torch.randn(shape, generator=random, dtype=torch.float32).to(self.device) if num_latents else None
 
         noise = [draw(window.num_chunks * block) for window in schedule.windows]
         condition_noise = [draw(given_latents), *(draw(w.prefix_chunks * block) for w in schedule.windows[1:])]
         captions = [self._encode(prompt)]
         if sampling.guidance_scale > 1:
-            if negative_prompt not in self._features:
-                self._features = {negative_prompt: self._encode(negative_prompt)}
-            captions.append(self._features[negative_prompt])
+            features = self._features.get(negative_prompt)  # one look: another thread may exchange it
+            if features is None:
+                features = self._encode(negative_prompt, "negative_prompt")
+                self._features = {negative_prompt: features}
+            captions.append(features)
         given = None if frames is None else self.vae.encode(frames)
         video = None
         if self.vae is not None and self.device.type != "meta":  # where there is nothing to decode
@@ -241,27 +249,22 @@ class SkyReels:
             emit_given_frames=image is not None,
         )
 
-    def _encode(self, prompt: str) -> Tensor:
+    def _encode(self, prompt: str, name: str = "prompt") -> Tensor:
         if self.text_encoder is None:
             shape = (1, MAX_TOKENS, self.network.config.text_dim)
             if self.device.type == "meta":
-                return torch.empty(shape, device="meta")
-            return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(self.device)
-        return self.text_encoder(prompt).to(self.device)
+                return torch.empty(shape, device="meta", dtype=torch.float32)
+            random = torch.Generator().manual_seed(0)
+            return torch.randn(shape, generator=random, dtype=torch.float32).to(self.device)
+        return self.text_encoder(prompt, name).to(self.device)
 
-    def _given_frames(self, image: Tensor | None, prefix_video: Tensor | None, sampling: Sampling) -> Tensor | None:
+    def _given_frames(self, image: Frames | None, prefix_video: Frames | None, sampling: Sampling) -> Tensor | None:
         """What the first window begins with: float32 [1, 3, F, H, W] in [-1, 1]."""
-        if image is None and prefix_video is None:
+        frames = given_frames(image, prefix_video, sampling.height, sampling.width)
+        if frames is None:
             return None
         if self.vae is None:
             raise ValueError("given frames must be encoded, and this model has no VAE; load it from a checkpoint")
-        frames = image[None] if prefix_video is None else prefix_video
-        size = (sampling.height, sampling.width, 3)
-        if frames.ndim != 4 or frames.dtype != torch.uint8 or tuple(frames.shape[1:]) != size:
-            raise ValueError(
-                f"given frames must be uint8 [F, {size[0]}, {size[1]}, 3] (resize them first), "
-                f"got {frames.dtype} {list(frames.shape)}"
-            )
         if prefix_video is not None:
             if len(frames) < sampling.overlap_history:
                 raise ValueError(
@@ -269,7 +272,7 @@ class SkyReels:
                     "give more, or lower overlap_history"
                 )
             frames = frames[-sampling.overlap_history :]
-        return frames.to(self.device).permute(3, 0, 1, 2)[None].float() / 127.5 - 1.0
+        return as_floats(frames.to(self.device))
 
     def _latent_size(self, sampling: Sampling) -> tuple[int, int]:
         factor = SPATIAL_FACTOR if self.vae is None else self.vae.spatial_factor

@@ -64,7 +64,7 @@ class Solver:
         """The last step again, now that the clean latent is estimated at its end too."""
         step, before = self._step - 1, self._clean[-1]
         scale, move, h = self._coefficients(step)
-        slopes, weight = 0.0, torch.tensor(0.5)
+        slopes, weight = 0.0, torch.full_like(self._levels[0], 0.5)
         if self._order == 2:
             ratio = self._ratio(step, h)
             first, weight = self._weights(ratio, h)
@@ -86,8 +86,8 @@ class Solver:
         """Of the difference before and the one across a step of order 2, so that it is exact to that order."""
         first = torch.expm1(-h) / -h - 1
         second = first / -h - 0.5
-        ratios = torch.stack([ratio, torch.ones(())])
-        matrix = torch.stack([torch.ones(2), ratios])
+        ratios = torch.stack([ratio, torch.ones_like(ratio)])
+        matrix = torch.stack([torch.ones_like(ratios), ratios])
         right = torch.stack([first, second * 2]) / torch.expm1(-h)
         before, across = torch.linalg.solve(matrix, right)
         return before, across

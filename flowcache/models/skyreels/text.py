@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from flowcache.models.checkpoint import find_weights, load_text_encoder
 from flowcache.models.offload import Visits
+from flowcache.models.tokens import tokenize
 
 MAX_TOKENS = 512
 # What upstream's command line guides away from (SkyworkAI/SkyReels-V2: generate_video_df.py).
@@ -70,12 +71,15 @@ class TextEncoder:
         return cls(*loaded, max_length, device, offload)
 
     @torch.inference_mode()
-    def __call__(self, prompt: str) -> Tensor:
-        """Prompt -> features float32 [1, L, K], zero beyond its end."""
-        batch = self.tokenizer(
-            _cleaned(prompt), max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
-        )
-        ids, mask = batch["input_ids"].to(self.device), batch["attention_mask"].to(self.device)
+    def __call__(self, prompt: str, name: str = "prompt") -> Tensor:
+        """Prompt -> features float32 [1, L, K], zero beyond its end.
+
+        Warns where it is longer than L; ``name`` is what it was given as.
+        """
+        # Nobody wrote the default themselves: small tokenizers cut it.
+        name = None if prompt == NEGATIVE_PROMPT else name
+        tokens = tokenize(self.tokenizer, _cleaned(prompt), self.max_length, name=name)
+        ids, mask = (t.to(self.device) for t in tokens)
         with self.presence:
             features = self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
         return (features * mask[..., None]).float()
