@@ -41,8 +41,8 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
         raise ValueError(f"{able.model} cannot follow {kind} with these options: it decides on {_WORDS[unable[0]]}")
     if policy.needs_window and (method.attention == "cached" or not able.cacheless):
         raise ValueError(
-            f"{kind} may skip a chunk's first step, which needs the window computed as a whole; choose "
-            f"attention='native' or 'causal' on a model that has it ({able.model} {'does' if able.cacheless else 'not'})"
+            f"{kind} may skip a chunk's first step, which needs a window that is computed as a whole; choose "
+            f"attention='native' or 'causal'{'' if able.cacheless else f', which {able.model} does not have'}"
         )
     quantity = method.forecast.quantity
     if quantity is not None and quantity not in able.quantities:

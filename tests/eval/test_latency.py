@@ -11,6 +11,7 @@ import torch
 
 from eval.latency import Spread, Take, sections, take
 from eval.speedup import speedup
+from flowcache.method import Method
 from flowcache.trace import Trace
 from tests.methods import chunkwise
 from tests.models.magi_goldens import small_generation

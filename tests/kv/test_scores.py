@@ -123,9 +123,9 @@ def test_permuting_heads_permutes_what_they_keep(case, config, fraction, random)
     order = random.sample(range(num_groups), num_groups)
     budget = max(1, round(fraction * key.shape[-2]))
     permuted = query.unflatten(-3, (num_groups, -1))[..., order, :, :, :].flatten(-4, -3)
-    score, moved = token_scores(query, key, config, 1), token_scores(permuted, key[..., order, :, :], config, 1)
+    score, moved = config.scores(query, key, 1), config.scores(permuted, key[..., order, :, :], 1)
     torch.testing.assert_close(moved, score[..., order, :], atol=1e-6, rtol=1e-5)  # ties may fall either way
-    assert torch.equal(select(score[..., order, :], budget).indices, select(score, budget).indices[..., order, :])
+    assert torch.equal(keep_best(score[..., order, :], budget).indices, keep_best(score, budget).indices[..., order, :])
 
 
 @given(inputs, configs)
