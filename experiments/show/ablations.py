@@ -2,7 +2,7 @@
 
 From finished records alone, one row a setting of conf/experiment/<name>.yaml, in its order: the options that tell the
 settings of one method apart, then their figures. ``python -m experiments.sweep`` with the same arguments makes the
-records. Writes to results/tables/ and results/figures/.
+records. Writes to output_dir/tables/ and output_dir/figures/; ``publish=true`` into results/ instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job
 from experiments.records.collect import described, finished, video_frame
 from experiments.show import claims
-from experiments.show.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_figure, save_table
+from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
 from experiments.show.style import COLUMN_WIDTH_IN, RANGES, error_bars, look, styled
 from experiments.show.summary import missing, summarise
 
@@ -150,6 +150,7 @@ def _option(value: Any) -> str:
 
 @command("ablations")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     name, extra = experiment_of(arguments)
     jobs, experiment = jobs_of(name, extra)
     if "figure" not in experiment:
@@ -160,6 +161,7 @@ def main(arguments: list[str]) -> int:
     stem = f"{job.model_name}_{job.setting_name}_{name}"
     source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
     notes = (*claims.notes(experiment.get("claims", []), jobs), *experiment.get("notes", []))
-    save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
-    save_figure(draw(frame, experiment["figure"], title, job.baseline), stem)
+    to = destination(job.output_dir, publish)
+    to.save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
+    to.save_figure(draw(frame, experiment["figure"], title, job.baseline), stem)
     return 0

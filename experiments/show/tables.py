@@ -1,7 +1,7 @@
 """The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
 Measured figures of this repository's runs, their paired differences, and the figures the paper reports, each a table of
-its own. Writes Markdown, LaTeX and CSV to results/tables/.
+its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes them to results/tables/ instead.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job
 from experiments.records.collect import at_defaults, collect
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
-from experiments.show.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_table
+from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
 from experiments.show.summary import CAPTION_FLAGS, PFLOP, SEAMS
 from experiments.show.vbench_totals import VBenchTotal, read_total
 
@@ -261,11 +261,13 @@ def marks(deviations: pd.Series) -> tuple[pd.Series, list[str]]:
 
 @command("tables")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     check_overrides(arguments)
     job = make_job(compose_config(arguments))
     frame = collect(job)
     measured = main_table(frame, job)
     paired = paired_table(frame, job, list(measured.index))
     source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
-    save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source))
+    to = destination(job.output_dir, publish)
+    to.save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source))
     return 0

@@ -15,7 +15,7 @@ from experiments import records
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.records.collect import at_defaults, collect
-from experiments.show import results, tables
+from experiments.show import tables
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
 from experiments.show.results import Table, markdown
 from experiments.show.tables import describe, main_table, marks, paired_table
@@ -245,9 +245,7 @@ def test_a_partial_vbench_total_is_none_and_says_so(job):
     assert read_total(job.output_dir, ["other videos"]).reason == f"no scores of these videos; {HOW}"
 
 
-def test_the_command_writes_three_forms_and_the_same_again(job, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+def test_the_command_writes_three_forms_and_the_same_again(job, tmp_path, capsys):
     assert tables.main([f"output_dir={job.output_dir}"]) == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     stem = "magi_embedded_main"
@@ -266,8 +264,6 @@ def test_records_of_no_default_are_refused(tmp_path):
 
 
 def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(results, "ROOT", tmp_path)
     old, new = "0123456789abcdef", "feedfacefeedface"
     vanilla, slow, fast = (job_of(tmp_path, f"method={m}") for m in ("vanilla", "flowcache_slow", "flowcache_fast"))
     arguments = [f"output_dir={tmp_path}"]
