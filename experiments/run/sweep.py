@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -21,6 +20,7 @@ from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job, check_writable
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
+from experiments.records.settings import labelled
 from experiments.run.estimate import estimate, told
 from experiments.run.launch import Launcher, launcher_of
 from experiments.run.runner import Runner
@@ -85,8 +85,8 @@ def _drain(find_jobs: Callable[[], list[Job]]) -> None:
 
 
 def find_jobs(arguments: list[str]) -> list[Job]:
-    """The jobs that a command's arguments name."""
-    return jobs_of(*experiment_of(arguments))[0]
+    """The jobs that a command's arguments name, each with a label that tells it from the others."""
+    return labelled(jobs_of(*experiment_of(arguments))[0])
 
 
 def num_lacking(jobs: Sequence[Job]) -> int:
@@ -99,24 +99,18 @@ def finished_at(jobs: Sequence[Job]) -> dict[str, str | None]:
     return {record.key: record.changed for job in jobs for record in finished(job)}
 
 
-def told_by_method(jobs: Sequence[Job], before: Mapping[str, str | None]) -> Iterator[str]:
-    """A line a method, of records: how many videos were made since ``before``, which ``finished_at`` gave, how many
-    failed and are there; median seconds; and the mean compute left, from its least setting to its most."""
-    by_name: dict[str, list[Job]] = defaultdict(list)
+def told_by_setting(jobs: Sequence[Job], before: Mapping[str, str | None]) -> Iterator[str]:
+    """A line a setting, of records: how many videos were made since ``before``, which ``finished_at`` gave, how many
+    failed and are there; median seconds; and the mean compute left."""
     for job in jobs:
-        by_name[job.method_name].append(job)
-    for name, settings in by_name.items():
-        records = {record.key: record for job in settings for record in finished(job)}
-        made = sum(record.changed != before.get(key) for key, record in records.items())
-        line = f"{name}: {made} made, {sum(map(_num_failed, settings))} failed, {len(records)} finished in all"
-        summaries = [summarise(own) for job in settings if (own := finished(job))]
-        latencies_s = [record.latency_s for record in records.values() if record.latency_s is not None]
+        records = finished(job)
+        made = sum(record.changed != before.get(record.key) for record in records)
+        line = f"{job.label}: {made} made, {_num_failed(job)} failed, {len(records)} finished in all"
+        latencies_s = [record.latency_s for record in records if record.latency_s is not None]
         if latencies_s:
             line += f"; median {statistics.median(latencies_s):.3g} s"
-        shares = sorted({f"{summary['flops_share']:.3f}" for summary in summaries if "flops_share" in summary})
-        if shares:
-            line += f"; compute left {' to '.join(dict.fromkeys((shares[0], shares[-1])))}"
-        yield line
+        share = summarise(records).get("flops_share")
+        yield line if share is None else f"{line}; compute left {share:.3f}"
 
 
 def _num_failed(job: Job) -> int:
@@ -138,6 +132,6 @@ def main(arguments: list[str]) -> int:
         code = complain("sweep", error)
     for job in jobs:
         track(job, finished(job), group=experiment_of(arguments)[0])
-    print(*told_by_method(jobs, before), sep="\n")
+    print(*told_by_setting(jobs, before), sep="\n")
     print(f"records are in {jobs[0].output_dir / 'runs'}")
     return code
