@@ -19,6 +19,7 @@ from experiments.job.errors import BadInput, command
 from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job
 from experiments.records.collect import described, finished, video_frame
+from experiments.records.settings import told_apart
 from experiments.show import claims
 from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
 from experiments.show.style import COLUMN_WIDTH_IN, RANGES, error_bars, look, styled
@@ -51,32 +52,28 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
     Raises BadInput if no job has any.
     """
     rows: list[dict[str, Any]] = []
-    options: dict[str, None] = {}
+    settings: list[dict[str, Any]] = []
     for job in jobs:
         records = finished(job)
         if not records:
             continue
-        own = described(job)
-        options |= dict.fromkeys(own)
+        settings.append(described(job))
         reasons = {_METRIC_COLUMNS.get(name, name): reason for name, reason in missing(records).items()}
         figures = {**dict.fromkeys(reasons, np.nan), **summarise(records)}
-        rows.append({**own, **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
+        rows.append({**settings[-1], **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
     if not rows:
         raise BadInput(f"no finished records of this experiment; make them first with {_SWEEP}")
-    frame = pd.DataFrame(rows)
-    texts = frame[[name for name in options if name != "method"]].map(str)  # None too, which counts as a value
-    varied = [name for name in texts if (texts[name].groupby(frame["method"]).nunique() > 1).any()]
-    return frame, ["method", *varied]
+    return pd.DataFrame(rows), ["method", *told_apart(settings)]
 
 
 def table(
     frame: pd.DataFrame, told_by: list[str], title: str, baseline: str, source: str, notes: tuple[str, ...] = ()
 ) -> Table:
-    """What tells the settings apart, then their figures."""
+    """What tells the settings apart, of the methods that have several, then their figures."""
     options = frame[told_by].map(_option)
-    for name in told_by:
-        if name.startswith("compression."):  # which a whole cache does not do
-            options[name] = options[name].mask(frame["kv_budget"].isna(), _option(None))
+    for name in told_by[1:]:  # what tells a method's settings apart says nothing of a method that has one
+        alone = options.groupby("method")[name].transform("nunique") == 1
+        options[name] = options[name].mask(alone, _option(None))
     return Table(
         f"{title}.",
         f"Measured here ({source}). Means over n prompts (a cell over another number says so) ± half-width of the 95 % "
@@ -95,11 +92,17 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
 
     Args:
         frame: of ``settings_frame``.
-        shown: ``figure`` of the experiment file: ``x`` and its ``label``, ``lines`` and what the legend calls them.
+        shown: ``figure`` of the experiment file: ``x`` and its ``label``, ``lines`` and what the legend calls them, and
+            what an option without a value is called (``none``).
 
     Raises BadInput where no setting is compared with the baseline yet.
     """
     x, lines = shown["x"], shown["lines"]
+
+    def shown_value(value: Any) -> str:
+        names = {_option(None): shown.get("none", "none"), "True": "yes", "False": "no"}
+        return names.get(_option(value), _option(value))
+
     options = [name for name in lines if name != "method"]
     values = pd.Series([tuple(map(_option, row)) for row in frame[options].to_numpy()], frame.index)
     looks = {value: place for place, value in enumerate(dict.fromkeys(values))}  # the baseline's first
@@ -107,7 +110,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     if frame.empty:
         raise BadInput(f"no video but {baseline}'s, or none that differs from it; make them with {_SWEEP}")
     numeric = not pd.api.types.is_bool_dtype(frame[x]) and pd.to_numeric(frame[x], errors="coerce").notna().all()
-    ticks = frame[x].map(lambda value: _shown(x, value))
+    ticks = frame[x].map(shown_value)
     places = {tick: place for place, tick in enumerate(dict.fromkeys(ticks))}
     figure, panels = plt.subplots(2, 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, metric in zip(panels, ("psnr", "ssim"), strict=True):
@@ -121,7 +124,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
                 at[order],
                 group.loc[order, metric],
                 yerr=error_bars(group.loc[order, metric], group.loc[order, f"{metric}_ci95"], *RANGES[metric]),
-                label=", ".join(_shown(name, group[name].iloc[0]) for name in lines),
+                label=", ".join(shown_value(group[name].iloc[0]) for name in lines),
                 elinewidth=0.6,
                 **look(names[0], looks[values[group.index[0]]]),
             )
@@ -133,13 +136,6 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=", ".join(lines.values()))
     return figure
-
-
-def _shown(name: str, value: Any) -> str:
-    """An option's value in a figure."""
-    if name == "kv_budget" and pd.isna(value):
-        return "all"
-    return {"True": "yes", "False": "no"}.get(_option(value), _option(value))
 
 
 def _option(value: Any) -> str:
