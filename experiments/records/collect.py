@@ -54,6 +54,11 @@ def _defaults(model: str, setting: str, method: str) -> str:
     return canonical(asdict(make_method(config.method)))
 
 
+def default_options(job: Job, method: str) -> dict[str, Any]:
+    """What a method's YAML and tuned values give it in a job's model and setting, by dotted name."""
+    return flat(json.loads(_defaults(job.model_name, job.setting_name, method)))
+
+
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a record: as ``collect``, of any records."""
     rows = []
@@ -74,7 +79,7 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "baseline_latency_s": record.baseline_latency_s,
                 "policy_s": record.sections_s.get("policy"),
                 "options": canonical(record.method_config),
-                **record.method_config,
+                **flat(record.method_config),
                 **metrics,
                 **caption,
                 **reasons,

@@ -3,8 +3,9 @@
 ``hydra/launcher=<one of conf/hydra/launcher> tasks=<n>`` shares the work out over processes of a launcher.
 
 An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. What it
-says under ``models`` takes the place of the rest for one model. Finished records are kept, so a killed sweep continues.
-Each set is then a W&B run in a group named after the experiment.
+says under ``models`` takes the place of the rest for one model. Where one takes every method of conf/method
+(main_table), ``method=<one>,<another>`` takes those, beside the baseline. Finished records are kept, so a killed sweep
+continues. Each set is then a W&B run in a group named after the experiment.
 """
 
 from __future__ import annotations

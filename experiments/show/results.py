@@ -16,6 +16,7 @@ from eval.atomic import atomic_path
 from eval.statistics import MIN_RESAMPLED
 from experiments.job.errors import BadInput
 from experiments.job.job import ROOT
+from experiments.show.attention import FLAG
 from experiments.show.style import STYLE
 
 matplotlib.use("Agg")  # files only; a machine without a display has no other
@@ -26,7 +27,12 @@ BOOTSTRAP = (  # beside every table that has such intervals
     "Bootstrap intervals of few values are too narrow (eval/statistics.py says by how much); of fewer than "
     f"{MIN_RESAMPLED} there is none."
 )
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$"}
+_LATEX = {"†": r"\dag{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "→": r"$\to$",
+}
 _LATEX |= {"±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 _MOST_IN_A_COLUMN = 6  # columns of a table
@@ -42,6 +48,8 @@ class Column:
         heading, key: above it, and in the data.
         form: of its value.
         spread: of its interval, "± {key_ci95}" or "{key_low} to {key_high}".
+        unit: that the value is shown in, in that of the data.
+        flag: of a column of booleans; a value where it is true has a ``FLAG``, and a note says why.
 
     The data may hold more of it: ``<key>_n``, how many the value is over, is shown where it is not the row's ``n`` and
     where there is no interval; with ``<key>_reason`` a value that is missing is "n/a", not "-".
@@ -51,20 +59,30 @@ class Column:
     key: str
     form: str = "{}"
     spread: str = ""
+    unit: float = 1.0
+    flag: str = ""
 
     def cell(self, row: pd.Series) -> tuple[str, str]:
         """The value and what is said of it."""
         value = row[self.key]
         if pd.isna(value):
             return "-" if pd.isna(row.get(f"{self.key}_reason")) else "n/a", ""
-        spread, number = self.spread.format_map(row), row.get(f"{self.key}_n")
+        number, flagged = row.get(f"{self.key}_n"), bool(self.flag) and bool(row[self.flag])
+        if self.unit != 1:
+            shown = {name: row[name] / self.unit for name in _with_ends(self.key) if name in row}
+            value, row = shown[self.key], row.to_dict() | shown
+        text, spread = self.form.format(value) + f" {FLAG}" * flagged, self.spread.format_map(row)
         if "nan" in spread:
             spread = ""
         count = "" if pd.isna(number) or (spread and number == row.get("n")) else f"n {number:.0f}"
         if spread.startswith("±"):
-            return self.form.format(value), f"{spread} ({count})" if count else spread
+            return text, f"{spread} ({count})" if count else spread
         details = "; ".join(text for text in (spread, count) if text)
-        return self.form.format(value), f"({details})" if details else ""
+        return text, f"({details})" if details else ""
+
+
+def _with_ends(key: str) -> tuple[str, ...]:
+    return (key, *(f"{key}_{end}" for end in ("ci95", "low", "high")))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ each method in the dimensions whose weights are here (``python -m eval.vbench li
 kept, so a killed run continues, and a run after more weights have come scores what is new;
 ``hydra/launcher=<name> tasks=<n>`` shares out the making of videos, as experiments.sweep does. Scores go to
 output_dir/vbench/, one JSON a method, the table to output_dir/tables/ (``publish=true``: to results/tables/).
-``num_prompts=<n>`` takes the first n prompts; the scores are then named partial.
+``method=<some>`` takes those methods and vanilla, ``num_prompts=<n>`` the first n prompts; the scores are then named
+partial.
 """
 
 from __future__ import annotations
