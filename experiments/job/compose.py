@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.job.errors import BadInput
@@ -41,14 +42,25 @@ def named_method(name: str, model: str, setting: str) -> tuple[Method, dict[str,
     return make_method(config), parts_of(config)
 
 
+@cache
+def baselines() -> tuple[str, ...]:
+    """The methods that compute everything, by the reuse policy that their files name."""
+    names = []
+    for path in config_files("method"):
+        chosen = {
+            key: name
+            for entry in OmegaConf.load(path).defaults
+            if not isinstance(entry, str)
+            for key, name in entry.items()
+        }
+        target = OmegaConf.load(CONF / "reuse" / f"{chosen['override /reuse']}.yaml").get("_target_")
+        if target is not None and not get_object(target).skips:
+            names.append(path.stem)
+    return tuple(names)
+
+
 def baseline_method(name: str, model: str, setting: str) -> Method:
     """A method that videos may be compared with: it computes everything. Raises BadInput for any other."""
-    known = [path.stem for path in config_files("method")]
-    if name not in known:
-        raise BadInput(f"unknown baseline {name!r}; {nearest(name, known)}")
-    method, _ = named_method(name, model, setting)
-    if method.reuse.skips or method.kv.budget is not None:
-        raise BadInput(
-            f"baseline={name} skips or drops something itself; choose one that computes everything, such as vanilla"
-        )
-    return method
+    if name not in baselines():
+        raise BadInput(f"baseline={name} is no method that computes everything; {nearest(name, list(baselines()))}")
+    return named_method(name, model, setting)[0]

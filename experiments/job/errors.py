@@ -26,9 +26,9 @@ class VideoLost(Exception):
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that could not be made, or not be measured."""
+    """A video that could not be made, or not be measured; ``label`` is its job's."""
 
-    method_name: str
+    label: str
     prompt: str
     error: Exception
 
@@ -41,7 +41,7 @@ class RunFailed(Exception):
         lost = isinstance(first.error, VideoLost)
         super().__init__(
             f"{len(failures)} of the videos could not be {'measured' if lost else 'made'}, the first "
-            f"{first.method_name}: {first.prompt!r}: {explain(first.error)}"
+            f"{first.label}: {first.prompt!r}: {explain(first.error)}"
             + ("" if lost else "; the same command tries them again")
         )
         self.__cause__ = first.error

@@ -1,7 +1,8 @@
 """An experiment file of conf/experiment as jobs.
 
-An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. What it
-says under ``models`` takes the place of the rest for one model.
+An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt.
+``method=*`` is every method of conf/method but those under ``leave_out``, or those that an argument ``method=`` names.
+What an experiment says under ``models`` takes the place of the rest for one model.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from experiments.job.compose import config_files
 from experiments.job.errors import BadInput
 from experiments.job.job import Job, make_job
 from experiments.job.names import nearest
+
+EVERY_METHOD = "method=*"
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -45,9 +48,23 @@ def read_experiment(name: str, extra: list[str]) -> dict[str, Any]:
     return OmegaConf.to_container(OmegaConf.merge({"baseline": "vanilla"}, experiment, own), resolve=True)
 
 
+def listed_methods(name: str) -> list[str]:
+    """Methods that an experiment file names, in its order."""
+    (path,) = (path for path in config_files("experiment") if path.stem == name)
+    overrides = OmegaConf.load(path)["overrides"]
+    values = (one.partition("=")[2] for listed in overrides for one in listed if one.startswith("method="))
+    return list(dict.fromkeys(method for value in values for method in value.split(",")))
+
+
 def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
-    """Every job of an experiment file, the baseline first so that references exist, and what the file says."""
+    """Every job of an experiment file, the baseline first so that references exist, and what the file says.
+
+    Raises BadInput for an unknown experiment, and for arguments that are wrong or do not fit it.
+    """
     experiment = read_experiment(name, extra)
+    chosen = [argument for argument in extra if argument.startswith("method=")]
+    extra = [argument for argument in extra if argument not in chosen]
+    listed_sets = _with_methods(name, experiment, chosen)
     common = [
         f"num_prompts={experiment['num_prompts']}",
         f"metrics=[{','.join(experiment['metrics'])}]",
@@ -55,9 +72,21 @@ def jobs_of(name: str, extra: list[str]) -> tuple[list[Job], dict[str, Any]]:
         f"baseline={experiment['baseline']}",
         *extra,
     ]
-    sets = [overrides for listed in experiment["overrides"] for overrides in expand(listed)]
+    sets = [overrides for listed in listed_sets for overrides in expand(listed)]
     for overrides in sets:
         check_overrides(overrides + extra)
     jobs = [make_job(compose_config(overrides + common)) for overrides in sets]
     jobs = [job for place, job in enumerate(jobs) if job not in jobs[:place]]  # what two sets ask for
     return sorted(jobs, key=lambda job: not job.is_baseline), experiment
+
+
+def _with_methods(name: str, experiment: dict[str, Any], chosen: list[str]) -> list[list[str]]:
+    """An experiment's override sets with names for ``method=*``: those of an argument, if one chose some, or all."""
+    sets = experiment["overrides"]
+    if chosen and not any(EVERY_METHOD in listed for listed in sets):
+        raise BadInput(f"experiment {name} names the methods that it compares; leave {chosen[-1]} out")
+    known = (path.stem for path in config_files("method"))
+    every = [method for method in known if method not in experiment.get("leave_out", [])]
+    names = chosen[-1].partition("=")[2].split(",") if chosen else every
+    methods = ",".join(dict.fromkeys([experiment["baseline"], *names]))
+    return [[one.replace(EVERY_METHOD, f"method={methods}") for one in listed] for listed in sets]

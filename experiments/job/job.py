@@ -35,6 +35,7 @@ class Job:
     """One model, one setting, one method, some prompts.
 
     ``generation_options`` are what the model's ``generation`` takes beyond prompt, frames, method and seed.
+    ``label`` is what it is called: its method, and in a sweep the options that tell it from others of that method.
     ``random_weights`` is None where the weights are the checkpoint's; otherwise what the loader of random ones takes
     beside a checkpoint, whose configuration then counts, if there is one.
     """
@@ -63,6 +64,7 @@ class Job:
     force: bool
     any_code: bool
     wandb: dict[str, Any]
+    label: str
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -164,6 +166,7 @@ def make_job(config: DictConfig) -> Job:
         force=bool(config.force),
         any_code=bool(config.any_code),
         wandb=wandb_settings(config),
+        label=method_name,
     )
 
 

@@ -66,6 +66,11 @@ def _defaults(model: str, setting: str, method: str) -> str:
     return canonical(make_method(config).described())
 
 
+def default_options(job: Job, method: str) -> dict[str, Any]:
+    """What a method's YAML and tuned values give it in a job's model and setting, by dotted name."""
+    return flat(json.loads(_defaults(job.model_name, job.setting_name, method)))
+
+
 def video_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a record: as ``collect``, of any records.
 

@@ -159,8 +159,8 @@ class Runner:
             except (OSError, BadInput):
                 raise
             except Exception as error:
-                failures.append(Failure(self.job.method_name, prompt, error))
-                progress(f"{self.job.method_name}: {prompt}: failed, {type(error).__name__}: {error}")
+                failures.append(Failure(self.job.label, prompt, error))
+                progress(f"{self.job.label}: {prompt}: failed, {type(error).__name__}: {error}")
         return Outcome(tuple(failures), tuple(busy))
 
     def _finish_unclaimed(self, prompt: str, progress: Progress, wait: bool) -> bool:
@@ -175,7 +175,7 @@ class Runner:
             if found is not None:
                 if lacking := self.lacking(found):
                     self._measure_finished(found, lacking)
-                    progress(f"{self.job.method_name}, measured: {prompt}")
+                    progress(f"{self.job.label}, measured: {prompt}")
                 if self.lacks_time(found):
                     self._time_finished(found, progress)
                 return True
@@ -185,7 +185,7 @@ class Runner:
             except _Busy:
                 return False
             self.make(record, self.job.method, prompt, baseline)
-            progress(f"{self.job.method_name}: {prompt}")
+            progress(f"{self.job.label}: {prompt}")
             return True
 
     def _time_baseline(self, prompt: str, progress: Progress, wait: bool) -> float | None:

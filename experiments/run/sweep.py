@@ -3,8 +3,9 @@
 ``hydra/launcher=<one of conf/hydra/launcher> tasks=<n>`` shares the work out over processes of a launcher.
 
 An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt. What it
-says under ``models`` takes the place of the rest for one model. Finished records are kept, so a killed sweep continues.
-Each set is then a W&B run in a group named after the experiment.
+says under ``models`` takes the place of the rest for one model. Where one takes every method of conf/method
+(main_table), ``method=<one>,<another>`` takes those, beside the baseline. Finished records are kept, so a killed sweep
+continues. Each set is then a W&B run in a group named after the experiment.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -22,6 +22,7 @@ from experiments.job.job import Job
 from experiments.job.paths import check_writable
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
+from experiments.records.settings import labelled
 from experiments.records.timings import commonest_way, timed
 from experiments.run import environment
 from experiments.run.estimate import estimate, told
@@ -90,8 +91,8 @@ def _drain(find_jobs: Callable[[], list[Job]]) -> None:
 
 
 def find_jobs(arguments: list[str]) -> list[Job]:
-    """The jobs that a command's arguments name."""
-    return jobs_of(*experiment_of(arguments))[0]
+    """The jobs that a command's arguments name, each with a label that tells it from the others."""
+    return labelled(jobs_of(*experiment_of(arguments))[0])
 
 
 def num_lacking(jobs: Sequence[Job]) -> int:
@@ -109,27 +110,21 @@ def finished_at(jobs: Sequence[Job]) -> dict[str, str | None]:
     return {record.key: record.changed for job in jobs for record in finished(job)}
 
 
-def told_by_method(jobs: Sequence[Job], before: Mapping[str, str | None]) -> Iterator[str]:
-    """A line a method, of records: how many videos were made since ``before``, which ``finished_at`` gave, how many
+def told_by_setting(jobs: Sequence[Job], before: Mapping[str, str | None]) -> Iterator[str]:
+    """A line a setting, of records: how many videos were made since ``before``, which ``finished_at`` gave, how many
     failed and are there; median seconds, of the way that most were timed in, which is named unless it is this run's;
-    and the mean compute left, from its least setting to its most."""
-    by_name: dict[str, list[Job]] = defaultdict(list)
+    and the mean compute left."""
     for job in jobs:
-        by_name[job.method_name].append(job)
-    for name, settings in by_name.items():
-        records = {record.key: record for job in settings for record in finished(job)}
-        made = sum(record.changed != before.get(key) for key, record in records.items())
-        line = f"{name}: {made} made, {sum(map(_num_failed, settings))} failed, {len(records)} finished in all"
-        summaries = [summarise(own) for job in settings if (own := finished(job))]
-        here, way = environment.way(settings[0]), commonest_way(records.values())
-        latencies_s = [timed(record, way).latency_s for record in records.values()]
+        records = finished(job)
+        made = sum(record.changed != before.get(record.key) for record in records)
+        line = f"{job.label}: {made} made, {_num_failed(job)} failed, {len(records)} finished in all"
+        here, way = environment.way(job), commonest_way(records)
+        latencies_s = [timed(record, way).latency_s for record in records]
         latencies_s = [latency_s for latency_s in latencies_s if latency_s is not None]
         if latencies_s:
             line += f"; median {statistics.median(latencies_s):.3g} s" + (f" ({way})" if way != here else "")
-        shares = sorted({f"{summary['flops_share']:.3f}" for summary in summaries if "flops_share" in summary})
-        if shares:
-            line += f"; compute left {' to '.join(dict.fromkeys((shares[0], shares[-1])))}"
-        yield line
+        share = summarise(records).get("flops_share") if records else None
+        yield line if share is None else f"{line}; compute left {share:.3f}"
 
 
 def _num_failed(job: Job) -> int:
@@ -152,6 +147,6 @@ def main(arguments: list[str]) -> int:
         code = complain("sweep", error)
     for job in jobs:
         track(job, finished(job), group=experiment_of(arguments)[0])
-    print(*told_by_method(jobs, before), sep="\n")
+    print(*told_by_setting(jobs, before), sep="\n")
     print(f"records are in {jobs[0].output_dir / 'runs'}")
     return code

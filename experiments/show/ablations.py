@@ -2,12 +2,11 @@
 
 From finished records alone, one row a setting of conf/experiment/<name>.yaml, in its order: the options that tell the
 settings of one method apart, then their figures. ``python -m experiments.sweep`` with the same arguments makes the
-records. Writes to results/tables/ and results/figures/.
+records. Writes to output_dir/tables/ and output_dir/figures/; ``publish=true`` into results/ instead.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -20,9 +19,10 @@ from experiments.job.errors import BadInput, command
 from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job
 from experiments.records.collect import described, finished, video_frame
+from experiments.records.settings import told_apart
 from experiments.records.timings import commonest_way, timed
 from experiments.show import claims
-from experiments.show.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_figure, save_table
+from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
 from experiments.show.style import COLUMN_WIDTH_IN, RANGES, error_bars, look, styled
 from experiments.show.summary import missing, summarise
 
@@ -53,36 +53,29 @@ def settings_frame(jobs: Iterable[Job]) -> tuple[pd.DataFrame, list[str]]:
     Raises BadInput if no job has any.
     """
     rows: list[dict[str, Any]] = []
-    options: dict[str, None] = {}
+    settings: list[dict[str, Any]] = []
     found = [(job, finished(job)) for job in jobs]
     way = commonest_way(record for _, records in found for record in records)
     for job, records in found:
         if not records:
             continue
-        own = described(job)
-        options |= dict.fromkeys(own)
+        settings.append(described(job))
         reasons = {_METRIC_COLUMNS.get(name, name): reason for name, reason in missing(records).items()}
         figures = {**dict.fromkeys(reasons, np.nan), **summarise([timed(record, way) for record in records])}
-        rows.append({**own, **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
+        rows.append({**settings[-1], **figures, **{f"{name}_reason": reason for name, reason in reasons.items()}})
     if not rows:
         raise BadInput(f"no finished records of this experiment; make them first with {_SWEEP}")
-    return pd.DataFrame(rows), ["method", *(name for name in options if _varies(name, rows))]
-
-
-def _varies(option: str, rows: list[dict[str, Any]]) -> bool:
-    """Whether some method's settings differ in an option that they have. Which parts it has, its name says."""
-    values: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        if option in row and option != "method" and not option.endswith(".part"):
-            values[row["method"]].add(str(row[option]))  # None too, which counts as a value
-    return any(len(own) > 1 for own in values.values())
+    return pd.DataFrame(rows), ["method", *told_apart(settings)]
 
 
 def table(
     frame: pd.DataFrame, told_by: list[str], title: str, baseline: str, source: str, notes: tuple[str, ...] = ()
 ) -> Table:
-    """What tells the settings apart, then their figures."""
+    """What tells the settings apart, of the methods that have several, then their figures."""
     options = frame[told_by].map(_option)
+    for name in told_by[1:]:  # what tells a method's settings apart says nothing of a method that has one
+        alone = options.groupby("method")[name].transform("nunique") == 1
+        options[name] = options[name].mask(alone, _option(None))
     return Table(
         f"{title}.",
         f"Measured here ({source}). Means over n prompts (a cell over another number says so) ± half-width of the 95 % "
@@ -101,11 +94,17 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
 
     Args:
         frame: of ``settings_frame``.
-        shown: ``figure`` of the experiment file: ``x`` and its ``label``, ``lines`` and what the legend calls them.
+        shown: ``figure`` of the experiment file: ``x`` and its ``label``, ``lines`` and what the legend calls them, and
+            what an option without a value is called (``none``).
 
     Raises BadInput where no setting is compared with the baseline yet.
     """
     x, lines = shown["x"], shown["lines"]
+
+    def shown_value(value: Any) -> str:
+        names = {_option(None): shown.get("none", "none"), "True": "yes", "False": "no"}
+        return names.get(_option(value), _option(value))
+
     options = [name for name in lines if name != "method"]
     values = pd.Series([tuple(map(_option, row)) for row in frame[options].to_numpy()], frame.index)
     looks = {value: place for place, value in enumerate(dict.fromkeys(values))}  # the baseline's first
@@ -113,7 +112,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     if frame.empty:
         raise BadInput(f"no video but {baseline}'s, or none that differs from it; make them with {_SWEEP}")
     numeric = not pd.api.types.is_bool_dtype(frame[x]) and pd.to_numeric(frame[x], errors="coerce").notna().all()
-    ticks = frame[x].map(lambda value: _shown(x, value))
+    ticks = frame[x].map(shown_value)
     places = {tick: place for place, tick in enumerate(dict.fromkeys(ticks))}
     figure, panels = plt.subplots(2, 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, metric in zip(panels, ("psnr", "ssim"), strict=True):
@@ -127,7 +126,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
                 at[order],
                 group.loc[order, metric],
                 yerr=error_bars(group.loc[order, metric], group.loc[order, f"{metric}_ci95"], *RANGES[metric]),
-                label=", ".join(_shown(name, group[name].iloc[0]) for name in lines),
+                label=", ".join(shown_value(group[name].iloc[0]) for name in lines),
                 elinewidth=0.6,
                 **look(names[0], looks[values[group.index[0]]]),
             )
@@ -141,13 +140,6 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     return figure
 
 
-def _shown(name: str, value: Any) -> str:
-    """An option's value in a figure."""
-    if name == "kv.budget" and pd.isna(value):
-        return "all"
-    return {"True": "yes", "False": "no"}.get(_option(value), _option(value))
-
-
 def _option(value: Any) -> str:
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return "-"
@@ -156,6 +148,7 @@ def _option(value: Any) -> str:
 
 @command("ablations")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     name, extra = experiment_of(arguments)
     jobs, experiment = jobs_of(name, extra)
     if "figure" not in experiment:
@@ -166,6 +159,7 @@ def main(arguments: list[str]) -> int:
     stem = f"{job.model_name}_{job.setting_name}_{name}"
     source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
     notes = (*claims.notes(experiment.get("claims", []), jobs), *experiment.get("notes", []))
-    save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
-    save_figure(draw(frame, experiment["figure"], title, job.baseline), stem)
+    to = destination(job.output_dir, publish)
+    to.save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
+    to.save_figure(draw(frame, experiment["figure"], title, job.baseline), stem)
     return 0

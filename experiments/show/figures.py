@@ -2,7 +2,8 @@
 
 reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory. One whose records are
 not there is left out, and it is said how to make them; the exit code is 2 if all are. L1_rel has its own
-command, which runs the model.
+command, which runs the model. Written to output_dir/figures/ (and output_dir/tables/); ``publish=true`` writes them to
+results/ instead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from experiments.records.collect import at_defaults, collect, read_trace
 from experiments.show.frame_strips import draw_frames
 from experiments.show.long_video import draw_memory, kv_frame
 from experiments.show.pareto import draw_pareto, pareto_points
-from experiments.show.results import provenance, save_figure, save_table
+from experiments.show.results import Destination, destination, provenance, publishing
 from experiments.show.reuse_curve import (
     NO_VIDEOS,
     WARMUP_STEPS,
@@ -42,10 +43,11 @@ from experiments.show.tables import METHODS
 
 @dataclass(frozen=True)
 class Subject:
-    """What the figures are of: a job's model and setting, and the command's arguments."""
+    """What the figures are of, a job's model and setting, the command's arguments, and where they are written to."""
 
     job: Job
     arguments: tuple[str, ...]
+    to: Destination
 
     @cached_property
     def videos(self) -> pd.DataFrame:
@@ -61,7 +63,7 @@ class Subject:
         return f"{self.job.model_name}, {self.job.setting_name}"
 
     def save(self, figure: Figure, stem: str) -> None:
-        save_figure(figure, f"{self.job.model_name}_{self.job.setting_name}_{stem}")
+        self.to.save_figure(figure, f"{self.job.model_name}_{self.job.setting_name}_{stem}")
 
     def takes(self) -> dict[str, Record]:
         """By method, the record of the job's first prompt at default options, of those whose files are there.
@@ -101,7 +103,7 @@ def save_reuse_curve(subject: Subject) -> None:
     points = reuse_points(compared)
     source = f"{subject.name}; {provenance(compared)}"
     stem = f"{subject.job.model_name}_{subject.job.setting_name}_reuse_curve"
-    save_table(stem, *tables(points, at_equal_compute(compared, WARMUP_STEPS), baseline, source))
+    subject.to.save_table(stem, *tables(points, at_equal_compute(compared, WARMUP_STEPS), baseline, source))
     subject.save(draw_reuse_curve(points, WARMUP_STEPS, baseline, subject.name), "reuse_curve")
     subject.save(draw_warmup_sweep(points, baseline, subject.name), "warmup_sweep")
 
@@ -145,8 +147,10 @@ FIGURES: dict[str, Callable[[Subject], None]] = {
 
 @command("figures")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     check_overrides(arguments)
-    subject = Subject(make_job(compose_config(arguments)), tuple(arguments))
+    job = make_job(compose_config(arguments))
+    subject = Subject(job, tuple(arguments), destination(job.output_dir, publish))
     num_missing = 0
     for name, save in FIGURES.items():
         try:

@@ -2,6 +2,7 @@
 
 From the finished records, traces and videos of ``python -m experiments.sweep experiment=long_video`` with the same
 arguments: KV cache and seconds a chunk, likeness to the baseline's video, whether each chunk still shows its caption.
+Writes to output_dir/tables/ and output_dir/figures/; ``publish=true`` into results/ instead.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from experiments.job.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, read_trace, video_frame
 from experiments.records.timings import commonest_way, timed
-from experiments.show.results import Column, Table, provenance, save_figure, save_table
+from experiments.show.results import Column, Table, destination, provenance, publishing
 from experiments.show.reuse_curve import PSNR_CAP_DB
 from experiments.show.style import COLUMN_WIDTH_IN, look, styled
 
@@ -205,6 +206,7 @@ def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
 
 @command("long_video")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     jobs, experiment = jobs_of("long_video", arguments)
     chunks = chunk_frame(jobs)
     stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
@@ -212,7 +214,8 @@ def main(arguments: list[str]) -> int:
     subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"
     title, baseline = experiment["title"], jobs[0].baseline
     described = table(chunks, title, baseline, f"{subject}; {source}", experiment.get("notes", []))
-    save_table(f"{stem}_long_video", described)
-    save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_long_video")
-    save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory")
+    to = destination(jobs[0].output_dir, publish)
+    to.save_table(f"{stem}_long_video", described)
+    to.save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_long_video")
+    to.save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory")
     return 0

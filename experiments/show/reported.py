@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 
 from experiments.job.cli import compose_config
 from experiments.job.job import generation_options
 from experiments.job.paths import ROOT
 
-# What the published code runs, by model and family of method; thresholds by the paper's rows.
-_CODE = {
-    ("magi", "flowcache"): {
-        "reuse.last_step": "global",
-        "reuse.distance": "embedded_latent",
-        "forecast.quantity": "displacement",
-        "refresh_clean_kv": False,
-        "near_clean": False,
-        "reuse.warmup_steps": 5,
-    },
-    ("magi", "teacache"): {
-        "reuse.published": True,
-        "reuse.distance": "embedded_latent",
-        "forecast.quantity": "displacement",
-        "refresh_clean_kv": False,
-    },
-    ("skyreels", "flowcache"): {
-        "reuse.distance": "rescaled_modulation",
-        "refresh_clean_kv": False,
-        "prefix": "published",
-        "reuse.warmup_steps": 5,
-    },
-    ("skyreels", "teacache"): {
-        "reuse.part": "baselines.uniform_calls.UniformCalls",
-        "reuse.distance": "rescaled_modulation",
-    },
-}
-_THRESHOLDS = {
-    ("magi", "flowcache_slow"): 0.010,
-    ("magi", "flowcache_fast"): 0.015,
-    ("skyreels", "flowcache_slow"): 0.10,
-    ("skyreels", "flowcache_fast"): 0.15,
-}
+REPORTED = ROOT / "results" / "reported"
 
 
 def read_reported(model: str) -> tuple[pd.DataFrame, str]:
     """The paper's main rows of a model, by method, and what they were measured on (the file's first line)."""
-    path = ROOT / "results" / "reported" / f"{model}_main.csv"
+    path = REPORTED / f"{model}_main.csv"
     first_line = path.read_text().partition("\n")[0]
     return pd.read_csv(path, index_col="method", comment="#"), first_line.removeprefix("# ")
 
@@ -70,27 +40,18 @@ def setting_deviation(model: str, settings: dict[str, Any]) -> str | None:
     return "all rows: " + ", ".join(differing) if differing else None
 
 
-def method_deviation(model: str, method: str, options: dict[str, Any]) -> str | None:
-    """How a method's options, by dotted name, differ from the published code's; None if they do not.
-
-    A method that no paper reports is told as such."""
-    if method == "vanilla":
-        return None
-    family = method.partition("_")[0]
-    if (model, family) not in _CODE:
-        return "no published row: this suite's own baseline"
-    published = dict(_CODE[model, family])
-    if family == "teacache":
-        threshold = [f"threshold {options['reuse.threshold']:g} (the paper gives none)"]
-    else:
-        published["reuse.threshold"] = _THRESHOLDS[model, method]
-        threshold = []
-    differing = [
-        f"{key} {_shown(options.get(key))} (published: {_shown(value)})"
-        for key, value in published.items()
-        if options.get(key) != value
-    ]
-    return ", ".join(threshold + differing) or None
+def method_deviation(model: str, method: str, options: Mapping[str, Any]) -> str | None:
+    """How a method's options, by dotted name, differ from the published code's, or that the paper has no row of it;
+    None if they do not."""
+    rows = OmegaConf.to_container(OmegaConf.load(REPORTED / f"{model}_options.yaml"))
+    if method not in rows:
+        return "no row of the paper's"
+    differing = []
+    for key, value in rows[method].items():
+        published = "the paper gives none" if value is None else f"published: {_shown(value)}"
+        if value is None or options.get(key) != value:
+            differing.append(f"{key} {_shown(options.get(key))} ({published})")
+    return ", ".join(differing) or None
 
 
 def _shown(value: Any) -> str:

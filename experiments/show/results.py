@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -13,18 +14,25 @@ from matplotlib.figure import Figure
 
 from eval.atomic import atomic_path
 from eval.statistics import MIN_RESAMPLED
+from experiments.job.errors import BadInput
 from experiments.job.paths import ROOT
+from experiments.show.attention import FLAG
 from experiments.show.style import STYLE
 
 matplotlib.use("Agg")  # files only; a machine without a display has no other
 
-TABLES = ROOT / "results" / "tables"
-FIGURES = ROOT / "results" / "figures"
+PUBLISHED = ROOT / "results"  # committed: no command writes there unless ``publish=true`` asks for it
+TABLES = PUBLISHED / "tables"
 BOOTSTRAP = (  # beside every table that has such intervals
     "Bootstrap intervals of few values are too narrow (eval/statistics.py says by how much); of fewer than "
     f"{MIN_RESAMPLED} there is none."
 )
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "→": r"$\to$"}
+_LATEX = {"†": r"\dag{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "→": r"$\to$",
+}
 _LATEX |= {"±": r"$\pm$", "<": r"$<$", ">": r"$>$", "|": r"$|$"}
 _LATEX |= {character: f"\\{character}" for character in "&%$#_{}"}
 _MOST_IN_A_COLUMN = 6  # columns of a table
@@ -40,6 +48,8 @@ class Column:
         heading, key: above it, and in the data.
         form: of its value.
         spread: of its interval, "± {key_ci95}" or "{key_low} to {key_high}".
+        unit: that the value is shown in, in that of the data.
+        flag: of a column of booleans; a value where it is true has a ``FLAG``, and a note says why.
 
     The data may hold more of it: ``<key>_n``, how many the value is over, is shown where it is not the row's ``n`` and
     where there is no interval; with ``<key>_reason`` a value that is missing is "n/a", not "-".
@@ -49,20 +59,30 @@ class Column:
     key: str
     form: str = "{}"
     spread: str = ""
+    unit: float = 1.0
+    flag: str = ""
 
     def cell(self, row: pd.Series) -> tuple[str, str]:
         """The value and what is said of it."""
         value = row[self.key]
         if pd.isna(value):
             return "-" if pd.isna(row.get(f"{self.key}_reason")) else "n/a", ""
-        spread, number = self.spread.format_map(row), row.get(f"{self.key}_n")
+        number, flagged = row.get(f"{self.key}_n"), bool(self.flag) and bool(row[self.flag])
+        if self.unit != 1:
+            shown = {name: row[name] / self.unit for name in _with_ends(self.key) if name in row}
+            value, row = shown[self.key], row.to_dict() | shown
+        text, spread = self.form.format(value) + f" {FLAG}" * flagged, self.spread.format_map(row)
         if "nan" in spread:
             spread = ""
         count = "" if pd.isna(number) or (spread and number == row.get("n")) else f"n {number:.0f}"
         if spread.startswith("±"):
-            return self.form.format(value), f"{spread} ({count})" if count else spread
+            return text, f"{spread} ({count})" if count else spread
         details = "; ".join(text for text in (spread, count) if text)
-        return self.form.format(value), f"({details})" if details else ""
+        return text, f"({details})" if details else ""
+
+
+def _with_ends(key: str) -> tuple[str, ...]:
+    return (key, *(f"{key}_{end}" for end in ("ci95", "low", "high")))
 
 
 @dataclass(frozen=True)
@@ -113,17 +133,55 @@ def missing_notes(columns: Iterable[Column], data: pd.DataFrame) -> tuple[str, .
     return tuple(notes)
 
 
-def save_table(stem: str, *tables: Table) -> None:
-    """In results/tables/: all in one Markdown and one LaTeX file, and a CSV each; every file whole or not at all."""
-    contents = {f"{stem}.md": "\n".join(map(markdown, tables)), f"{stem}.tex": latex(stem, tables)}
-    for table in tables:
-        if table.suffix is not None:
-            contents[f"{stem}{table.suffix}.csv"] = table.data.to_csv(index=False, float_format="%.6g")
-    for name, content in contents.items():
-        with atomic_path(TABLES / name) as temporary:
-            temporary.write_text(content, encoding="utf-8")
-    print(contents[f"{stem}.md"])
-    print(f"written in {TABLES.relative_to(ROOT)}: {', '.join(contents)}")
+@dataclass(frozen=True)
+class Destination:
+    """The folder that a command's tables and figures go below; every file whole or not at all."""
+
+    folder: Path
+
+    def save_table(self, stem: str, *tables: Table) -> None:
+        """In tables/, and printed: all in one Markdown and one LaTeX file, and a CSV each."""
+        contents = {f"{stem}.md": "\n".join(map(markdown, tables)), f"{stem}.tex": latex(stem, tables)}
+        for table in tables:
+            if table.suffix is not None:
+                contents[f"{stem}{table.suffix}.csv"] = table.data.to_csv(index=False, float_format="%.6g")
+        for name, content in contents.items():
+            with atomic_path(self.folder / "tables" / name) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+        print(contents[f"{stem}.md"])
+        print(f"written in {shown_path(self.folder / 'tables')}: {', '.join(contents)}")
+
+    def save_figure(self, figure: Figure, stem: str) -> None:
+        """In figures/, as PNG and SVG; the same figure gives the same bytes."""
+        # Ticks are made only now, so that their style is needed; ids in the SVG come from content and name, not at
+        # random.
+        with matplotlib.rc_context({**STYLE, "svg.hashsalt": stem}):
+            for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
+                with atomic_path(self.folder / "figures" / f"{stem}.{suffix}") as temporary:
+                    figure.savefig(temporary, format=suffix, metadata=metadata)
+        plt.close(figure)
+        print(f"written {shown_path(self.folder / 'figures' / stem)}.png and .svg")
+
+
+def destination(output_dir: Path, publish: bool) -> Destination:
+    """Where a command's tables and figures go: below its ``output_dir``, or into results/ where that is asked for."""
+    return Destination(PUBLISHED if publish else output_dir)
+
+
+def publishing(arguments: Iterable[str]) -> tuple[bool, list[str]]:
+    """Whether a command's arguments ask for results/ (``publish=true``), and the others. Raises BadInput."""
+    arguments = list(arguments)
+    asked = [argument.partition("=")[2] for argument in arguments if argument.partition("=")[0] == "publish"]
+    if any(value not in ("true", "false") for value in asked):
+        raise BadInput(
+            f"publish={asked[-1]} must be true, which writes into results/, or false, which writes below output_dir"
+        )
+    return asked[-1:] == ["true"], [argument for argument in arguments if argument.partition("=")[0] != "publish"]
+
+
+def shown_path(path: Path) -> Path:
+    """As it is told: from the repository on, inside it."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def markdown(table: Table) -> str:
@@ -167,17 +225,6 @@ def _escape(text: str) -> str:
 def _stacked(value: str, spread: str) -> str:
     parts = [rf"{{\tiny {_escape(part)}}}" for part in spread.replace("; ", ";\n").splitlines()]
     return r"\shortstack[r]{" + r"\\".join([_escape(value), *parts]) + "}"
-
-
-def save_figure(figure: Figure, stem: str) -> None:
-    """As PNG and SVG in results/figures/, each whole or not at all; the same figure gives the same bytes."""
-    # Ticks are made only now, so that their style is needed; ids in the SVG come from content and name, not at random.
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": stem}):
-        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):
-            with atomic_path(FIGURES / f"{stem}.{suffix}") as temporary:
-                figure.savefig(temporary, format=suffix, metadata=metadata)
-    plt.close(figure)
-    print(f"written {(FIGURES / stem).relative_to(ROOT)}.png and .svg")
 
 
 def provenance(videos: pd.DataFrame) -> str:

@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 
+from experiments.job.compose import baselines
+from experiments.job.experiment import listed_methods
+from experiments.show.methods import family, known_methods
+
+CURVE = "reuse_curve"  # the experiment whose methods share a figure most
 COLUMN_WIDTH_IN = 3.3
 TITLE_CHARACTERS = 70  # that fit the width at 6 points
 
@@ -24,26 +29,12 @@ BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK = (
     "#000000",
 )
 PALETTE = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY, BLACK)
-GREY = "#767676"  # of what has no colour of its own
 # A method looks the same in every figure and on the report's page: a colour and a marker a family, hollow where it is
 # the slow one. An option's values are told apart by line style and by how much of the marker is filled.
-FAMILY_COLOURS = {
-    "flowcache": BLUE,
-    "teacache": ORANGE,
-    "every_k": GREEN,
-    "vanilla_causal": SKY,
-    "vanilla_kv": PURPLE,
-    "vanilla": BLACK,  # last: the others' names begin with it
-}
-FAMILY_MARKERS = {
-    "flowcache": "o",
-    "teacache": "s",
-    "every_k": "^",
-    "vanilla_causal": "v",
-    "vanilla_kv": "P",
-    "vanilla": "D",
-}
-OTHER_MARKER = "X"
+BASELINE_LOOKS = ((BLACK, "D"), (SKY, "v"), (PURPLE, "P"))
+COLOURS = (BLUE, ORANGE, GREEN, VERMILLION, PURPLE, SKY)
+MARKERS = ("o", "s", "^", "X", "<", ">", "p")  # one more than colours, so that no pair comes twice among 42 families
+UNKNOWN_LOOK = ("#767676", "d")  # of a method that has no file in conf/method
 LINE_STYLES = ("-", "--", ":", "-.")
 FILLS = ("full", "left", "none", "top")
 COMPUTED, REUSED, HELD = BLUE, ORANGE, PURPLE
@@ -77,28 +68,33 @@ def styled() -> AbstractContextManager[None]:
     return plt.rc_context(STYLE)
 
 
-def family(method: str) -> str:
-    """'flowcache_fast' -> 'flowcache', 'vanilla_kv' -> 'vanilla_kv'."""
-    return next((name for name in FAMILY_COLOURS if method.startswith(name)), method)
+def colour_and_marker(method: str) -> tuple[str, str]:
+    """Of a method's family: by its place among the baselines, or among all others of conf/method.
 
-
-def colour_of(method: str) -> str:
-    return FAMILY_COLOURS.get(family(method), GREY)
-
-
-def marker_of(method: str) -> str:
-    return FAMILY_MARKERS.get(family(method), OTHER_MARKER)
+    Of the others those of the reuse curve come first, in its order, which keeps theirs as methods are added; then the
+    rest, by name.
+    """
+    alone = baselines()
+    if method in alone:
+        return BASELINE_LOOKS[alone.index(method) % len(BASELINE_LOOKS)]
+    known = [*listed_methods(CURVE), *known_methods()]
+    families = list(dict.fromkeys(family(name) for name in known if name not in alone))
+    if family(method) not in families:
+        return UNKNOWN_LOOK
+    place = families.index(family(method))
+    return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
 
 def is_hollow(method: str) -> bool:
-    return "_slow" in method
+    return method.endswith("_slow")
 
 
 def look(method: str, option: int = 0) -> dict[str, Any]:
     """Of a method's line, as matplotlib's arguments; ``option`` is the place of an option's value among the others."""
+    colour, marker = colour_and_marker(method)
     return {
-        "color": colour_of(method),
-        "marker": marker_of(method),
+        "color": colour,
+        "marker": marker,
         "linestyle": LINE_STYLES[option % len(LINE_STYLES)],
         "fillstyle": "none" if is_hollow(method) else FILLS[option % len(FILLS)],
         "markerfacecoloralt": "white",

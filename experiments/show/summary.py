@@ -12,7 +12,10 @@ from rich.table import Table
 from eval.speedup import speedup
 from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job.job import Job
+from experiments.job.units import counted, flop_unit
 from experiments.records import Record, RecordStore
+from experiments.records.collect import flat
+from experiments.show.attention import FLAG, another_video, told_another_video
 
 PFLOP = 1e15
 SEAMS = ("seam_ratio", "position_jump_pixels")  # of eval.caption_score: how smooth chunk borders are
@@ -82,7 +85,7 @@ def _with_ends(name: str, value_and_ends: tuple[float, float, float], number: in
 
 
 _ROWS = (
-    ("executed compute, PFLOPs a video", "pflops", "{:.3g}"),
+    ("executed compute, {} a video", "pflops", "{:.4g}"),  # the unit that fits
     ("compute left, of baseline's FLOPs", "flops_share", "{:.3f}"),
     ("chunk steps computed", "computed_fraction", "{:.3f}"),
     ("latency, s (median)", "latency_s", "{:.2f}"),
@@ -105,19 +108,29 @@ _ROWS = (
 )
 
 
+_AGAINST_BASELINE = ("psnr", "ssim", "lpips", "lpips_vgg")
+
+
 def print_summary(job: Job, records: Sequence[Record], store: RecordStore, console: Console) -> None:
     """The job's table, what is missing and why, and where everything is."""
     summary = summarise(records)
-    table = Table(
-        title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {len(records)} videos, measured here"
-    )
+    number = counted(len(records), "video")
+    table = Table(title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {number}, measured here")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("spread")
+    is_another = another_video(job, flat(records[0].method_config))
+    unit, size = flop_unit(summary["pflops"] * PFLOP)
+    shown = summary | {
+        name: value * PFLOP / size for name, value in summary.items() if name in ("pflops", "pflops_ci95")
+    }
     for title, key, form in _ROWS:
         if key in summary:
-            table.add_row(title, form.format(summary[key]), _spread(summary, key, form))
+            mark = f" {FLAG}" if is_another and key in _AGAINST_BASELINE else ""
+            table.add_row(title.format(unit) + mark, form.format(shown[key]), _spread(shown, key, form))
     console.print(table)
+    if is_another and any(key in summary for key in _AGAINST_BASELINE):
+        console.print(f"{FLAG} {told_another_video(job)}", markup=False)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]
@@ -134,7 +147,7 @@ def _spread(summary: dict[str, float], key: str, form: str) -> str:
         interval = f"±{summary[f'{key}_ci95']:.3g}"
     elif not math.isnan(summary.get(f"{key}_low", math.nan)):
         interval = "-".join(form.replace("x", "").format(summary[f"{key}_{end}"]) for end in ("low", "high"))
-    counted = f"{number} pairs" if key == "speedup" else f"n {number}"
+    told = counted(number, "pair") if key == "speedup" else f"n {number}"
     if not interval:
-        return f"({counted})"
-    return f"{interval} (95 %{f', {counted}' if key == 'speedup' or number != summary['n'] else ''})"
+        return f"({told})"
+    return f"{interval} (95 %{f', {told}' if key == 'speedup' or number != summary['n'] else ''})"

@@ -1,13 +1,13 @@
 """The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
 Measured figures of this repository's runs, their paired differences, and the figures the paper reports, each a table of
-its own. Writes Markdown, LaTeX and CSV to results/tables/.
+its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes them to results/tables/ instead.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -16,45 +16,43 @@ from eval.statistics import mean_and_interval, median_and_interval, paired_diffe
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job
-from experiments.records.collect import at_defaults, collect, flat
+from experiments.job.units import flop_unit
+from experiments.records.collect import at_defaults, collect, default_options
+from experiments.records.settings import value_text
+from experiments.show.attention import FLAG, another_video, told_another_video
+from experiments.show.methods import found_methods, left_out, quantities
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
-from experiments.show.results import BOOTSTRAP, Column, Table, missing_notes, provenance, save_table
+from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
 from experiments.show.summary import CAPTION_FLAGS, PFLOP, SEAMS
 from experiments.show.vbench_totals import VBenchTotal, read_total
-
-METHODS = (
-    "vanilla",
-    "vanilla_causal",
-    "vanilla_kv",
-    "every_k",
-    "teacache_slow",
-    "teacache_fast",
-    "flowcache_slow",
-    "flowcache_fast",
-)
 
 
 def _ends(key: str, form: str) -> str:
     return f"{{{key}_low:{form}}} to {{{key}_high:{form}}}"
 
 
-MEASURED = (
-    Column("n", "n", "{:.0f}"),
-    Column("threshold", "threshold", "{:.4g}"),
-    Column("PFLOPs", "pflops", "{:.3g}", "± {pflops_ci95:.2g}"),
-    Column("compute left", "compute_left", "{:.3f}", "± {compute_left_ci95:.3f}"),
-    Column("latency s", "latency_s", "{:.2f}", _ends("latency_s", ".2f")),
-    Column("speed-up", "speedup", "{:.2f}x", _ends("speedup", ".2f")),
-    Column("efficiency", "efficiency", "{:.2f}", _ends("efficiency", ".2f")),
-    Column("VBench %", "vbench", "{:.2f}", _ends("vbench", ".2f")),
-    Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
-    Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
-    Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
-    Column("identical", "identical_videos", "{:.0f}"),
-    Column("caption right", "caption_right", "{:.0%}", _ends("caption_right", ".0%")),
-    Column("seam ratio", "seam_ratio", "{:.2f}", "± {seam_ratio_ci95:.2f}"),
-    Column("jump px", "position_jump_pixels", "{:.2f}", "± {position_jump_pixels_ci95:.2f}"),
-)
+def measured_columns(measured: pd.DataFrame) -> tuple[Column, ...]:
+    """Of ``main_table``, what comes out before what went in; compute in the unit that fits."""
+    unit, size = flop_unit(measured["pflops"].max() * PFLOP)
+    return (
+        Column("compute left", "compute_left", "{:.3f}", "± {compute_left_ci95:.3f}"),
+        Column("speed-up", "speedup", "{:.2f}x", _ends("speedup", ".2f")),
+        Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}", flag="another_video"),
+        Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}", flag="another_video"),
+        Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}", flag="another_video"),
+        Column("identical", "identical_videos", "{:.0f}"),
+        Column("caption right", "caption_right", "{:.0%}", _ends("caption_right", ".0%")),
+        Column("latency s", "latency_s", "{:.2f}", _ends("latency_s", ".2f")),
+        Column("efficiency", "efficiency", "{:.2f}", _ends("efficiency", ".2f")),
+        Column(unit, "pflops", "{:.3g}", "± {pflops_ci95:.2g}", unit=size / PFLOP),
+        Column("VBench %", "vbench", "{:.2f}", _ends("vbench", ".2f")),
+        Column("seam ratio", "seam_ratio", "{:.2f}", "± {seam_ratio_ci95:.2f}"),
+        Column("jump px", "position_jump_pixels", "{:.2f}", "± {position_jump_pixels_ci95:.2f}"),
+        Column("n", "n", "{:.0f}"),
+        Column("options", "options"),
+    )
+
+
 _DIFFERENCES = (
     ("compute left", "compute_left", "+.3f"),
     ("time left", "time_left", "+.3f"),
@@ -79,7 +77,7 @@ REPORTED = (
 _MEASURED_TEXT = (
     "here ({source}). n videos a method; a cell over another number says so. Means ± half-width of the 95 % interval "
     "over prompts (Student's t), medians with their bootstrap interval, captions with their Wilson interval. "
-    f"{BOOTSTRAP} PSNR, SSIM and LPIPS are against vanilla's video of the same prompt and seed, PSNR without the "
+    f"{BOOTSTRAP} PSNR, SSIM and LPIPS are against {{baseline}}'s video of the same prompt and seed, PSNR without the "
     "identical ones. Captions are checked by tracking the shape. Seam ratio is the change from frame to frame at chunk "
     "borders over that inside chunks (1: no seam), jump the worst leap of the shape at one, in pixels (0: none). "
     "Latency is the median of the timed pairs (vanilla's first by prompt, where several methods were timed beside it), "
@@ -87,15 +85,16 @@ _MEASURED_TEXT = (
     "became time saved."
 )
 _PAIRED_TEXT = (
-    "prompt by prompt, the first method's less the second's: mean difference with its 95 % bootstrap interval and the "
-    f"number of prompts. {BOOTSTRAP} Compute and time left are shares of vanilla's; to vanilla itself PSNR, SSIM and "
-    "LPIPS have no difference, for it is what they compare with. Methods that leave different compute are compared at "
-    "equal compute by experiments.figures (reuse_curve)."
+    "prompt by prompt, the first method's minus the second's: mean difference with its 95 % bootstrap interval and "
+    f"the number of prompts. {BOOTSTRAP} Compute and time left are shares of {{baseline}}'s; to {{baseline}} itself "
+    "PSNR, SSIM and LPIPS have no difference, for it is what they compare with. Methods that leave different compute "
+    "are compared at equal compute by experiments.figures (reuse_curve)."
 )
 
 
-def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS) -> pd.DataFrame:
-    """One row a method, at its default options: figures, their intervals, what they are over, and why some are missing.
+def main_table(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
+    """One row a method of ``found_methods``, at its default options: figures, their intervals, what they are over, and
+    why some are missing.
 
     A mean comes with ``_ci95``, the half-width of its interval, a median or share with its interval's ends (``_low``,
     ``_high``), each with how many values it is over (``_n``). ``_reason`` says why a metric has none. ``codes`` is
@@ -103,18 +102,17 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
     records.
     """
     rows, other_codes = [], False
-    for name in methods:
+    options = {name: default_options(job, name) for name in found_methods(frame, job)}
+    numbers = quantities({f"{job.baseline}, whether it is here or not": default_options(job, job.baseline), **options})
+    for name in options:
         mine = at_defaults(frame, job, name)
-        if mine.empty:
-            continue
-        options = flat(json.loads(mine["options"].iloc[0]))
-        row: dict[str, float | int | str | None] = {"method": name, "n": len(mine)}
-        row["threshold"] = options.get("reuse.threshold", np.nan)
+        row: dict[str, float | int | str | None] = {"method": name, "n": len(mine), **numbers[name]}
+        row["options"] = ", ".join(f"{key} {value_text(value)}" for key, value in numbers[name].items()) or None
         _add_mean(row, "pflops", mine["flops"] / PFLOP)
         _add_mean(row, "compute_left", mine["flops_share"])
         row["chunk_steps_computed"] = mine["computed_fraction"].mean()
         pairs = (mine["baseline_latency_s"] / mine["latency_s"]).dropna()
-        if name == "vanilla":
+        if name == job.baseline:
             # Of a prompt that several methods were timed on it has as many times, which are no independent ones.
             by_video = frame.dropna(subset="baseline_latency_s").groupby(["prompt", "seed"])["baseline_latency_s"]
             _add_median(row, "latency_s", by_video.median())
@@ -127,7 +125,7 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
         if total.percent is not None:
             row["vbench"], row["vbench_n"] = total.percent, total.num_videos
             row["vbench_low"], row["vbench_high"] = total.interval()
-        for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine and name != "vanilla"]:
+        for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine and name != job.baseline]:
             values = pd.to_numeric(mine[metric], errors="coerce")
             if metric == "psnr" and np.isinf(values).any():
                 row["identical_videos"] = int(np.isinf(values).sum())
@@ -141,14 +139,16 @@ def main_table(frame: pd.DataFrame, job: Job, methods: tuple[str, ...] = METHODS
         _add_reason(row, "caption_right", mine, "caption")
         for seam in [name for name in SEAMS if f"caption_{name}" in mine]:
             _add_mean(row, seam, pd.to_numeric(mine[f"caption_{seam}"]))
-        row["deviations"] = method_deviation(job.model_name, name, options)
+        row["another_video"] = another_video(job, options[name])
+        row["deviations"] = method_deviation(job.model_name, name, options[name])
         row["codes"] = ", ".join(
             f"{code} {n}" for code, n in mine["code"].value_counts(sort=False).sort_index().items()
         )
         other_codes |= not mine["is_todays_code"].all()
         rows.append(row)
     if not rows:
-        raise BadInput(f"there are records, but none of {', '.join(methods)} at its default options; run those first")
+        names = ", ".join(sorted(set(frame["method"])))
+        raise BadInput(f"there are records, of {names}, but none at a method's default options; run those first")
     table = pd.DataFrame(rows).set_index("method")
     return table if other_codes else table.drop(columns="codes")
 
@@ -177,7 +177,7 @@ def paired_table(frame: pd.DataFrame, job: Job, methods: list[str]) -> pd.DataFr
     """One row for every two methods: mean differences over the prompts and seeds that both have, ends of their 95 %
     intervals (``_low``, ``_high``), and how many pairs there are (``_n``)."""
     at = {name: at_defaults(frame, job, name) for name in methods}
-    videos = {name: _comparable(mine, name) for name, mine in at.items()}
+    videos = {name: _comparable(mine, name == job.baseline) for name, mine in at.items()}
     totals = {name: read_total(job.output_dir, mine["key"]) for name, mine in at.items()}
     rows = []
     for other, name in itertools.combinations(methods, 2):
@@ -192,18 +192,18 @@ def paired_table(frame: pd.DataFrame, job: Job, methods: list[str]) -> pd.DataFr
                 difference = paired_difference(list(pairs[key]), list(pairs[f"{key}_other"]))
                 row |= dict(zip((key, f"{key}_low", f"{key}_high"), difference, strict=True))
                 row[f"{key}_n"] = len(pairs)
-            elif "vanilla" not in (name, other):
+            elif job.baseline not in (name, other):
                 _add_reason(row, key, pd.concat([at[name], at[other]]), key.removesuffix("_right"))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _comparable(videos: pd.DataFrame, method: str) -> pd.DataFrame:
-    """What is compared, a column each, and what tells videos apart; vanilla takes all of its own time."""
+def _comparable(videos: pd.DataFrame, is_baseline: bool) -> pd.DataFrame:
+    """What is compared, a column each, and what tells videos apart; the baseline takes all of its own time."""
     nothing = pd.Series(np.nan, index=videos.index)
     columns = {key: videos.get(key, nothing) for key in ("caption_right", "psnr", "ssim", "lpips")}
     columns["compute_left"] = videos["flops_share"]
-    columns["time_left"] = 1.0 if method == "vanilla" else videos["latency_s"] / videos["baseline_latency_s"]
+    columns["time_left"] = 1.0 if is_baseline else videos["latency_s"] / videos["baseline_latency_s"]
     numbers = pd.DataFrame(columns).apply(pd.to_numeric, errors="coerce").astype(float).replace(np.inf, np.nan)
     return numbers.assign(prompt=videos["prompt"], seed=videos["seed"])
 
@@ -216,35 +216,46 @@ def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
         row["vbench_n"] = min(total.num_videos, other.num_videos)
 
 
-def describe(measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str) -> list[Table]:
-    """The three tables of a model and setting: measured, paired differences, reported."""
+def describe(
+    measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str, notes: Iterable[str] = ()
+) -> list[Table]:
+    """The three tables of a model and setting: measured (with ``notes`` below it), paired differences, reported."""
     reported, reported_source = read_reported(job.model_name)
-    letters, notes = marks(measured["deviations"])
+    letters, deviations = marks(measured["deviations"])
     setting = setting_deviation(job.model_name, job.settings)
-    ours = measured.assign(deviates=letters).reset_index()
-    if "codes" in measured:
-        notes.append("Videos by code: " + "; ".join(f"{name} {codes}" for name, codes in measured["codes"].items()))
-    papers = with_shares(reported).reset_index()
+    ours, columns = measured.assign(deviates=letters).reset_index(), measured_columns(measured)
+    others = list(measured.index[measured["another_video"]])
+    attention = [f"{FLAG} of {', '.join(others)}: {told_another_video(job)}"] if others else []
+    codes = measured.get("codes", pd.Series(dtype=object))
+    by_code = ["Videos by code: " + "; ".join(f"{name} {told}" for name, told in codes.items())] if len(codes) else []
     return [
         Table(
             "Measured",
-            _MEASURED_TEXT.format(source=source),
-            (Column("method", "method"), *MEASURED, Column("deviates", "deviates")),
+            _MEASURED_TEXT.format(source=source, baseline=job.baseline),
+            (Column("method", "method"), *columns, Column("deviates", "deviates")),
             ours,
-            (*([f"Deviates, {setting}"] if setting else []), *notes, *missing_notes(MEASURED, measured)),
+            (
+                *attention,
+                *([f"Deviates, {setting}"] if setting else []),
+                *deviations,
+                *by_code,
+                *missing_notes(columns, measured),
+                *notes,
+            ),
         ),
         Table(
             "Paired differences",
-            _PAIRED_TEXT,
+            _PAIRED_TEXT.format(baseline=job.baseline),
             (Column("method", "method"), Column("against", "against"), *PAIRED),
             paired,
+            tuple(attention),
             suffix="_paired",
         ),
         Table(
             "Reported:",
             f"{reported_source}. Another model and setting: the columns do not compare by value.",
             (Column("method", "method"), *REPORTED),
-            papers,
+            with_shares(reported).reset_index(),
             suffix=None,
         ),
     ]
@@ -265,11 +276,14 @@ def marks(deviations: pd.Series) -> tuple[pd.Series, list[str]]:
 
 @command("tables")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     check_overrides(arguments)
     job = make_job(compose_config(arguments))
     frame = collect(job)
     measured = main_table(frame, job)
     paired = paired_table(frame, job, list(measured.index))
     source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
-    save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source))
+    to = destination(job.output_dir, publish)
+    notes = left_out(frame, measured.index)
+    to.save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source, notes))
     return 0

@@ -66,7 +66,7 @@ def _log(job: Job, records: Sequence[Record], group: str | None) -> str:
         project=job.wandb["project"],
         mode=job.wandb["mode"],
         dir=str(job.output_dir),
-        name=f"{job.model_name}-{job.setting_name}-{job.method_name}",
+        name=f"{job.model_name}-{job.setting_name}-{job.label}",
         group=group,
         tags=[job.model_name, job.setting_name, job.method_name, *job.wandb["tags"]],
         config=_config(job, records[0]),

@@ -1,7 +1,8 @@
 """L1_rel of every chunk over the process (the paper's Fig. 2), of inputs and of velocities, under two time grids.
 
 ``python -m experiments.l1_rel [model=magi] [num_prompts=8]`` runs vanilla with a probe, once: what it measures is kept
-in <output_dir>/l1_rel/, and a rerun only draws. Theorem 1 of the paper says that the input's relative change grows
+in output_dir/l1_rel/, and a rerun only draws, to output_dir/tables/ and output_dir/figures/ (``publish=true``: into
+results/ instead). Theorem 1 of the paper says that the input's relative change grows
 along the process; how much of that is the grid's own growing step is seen by running the model's own shift and shift 1,
 and by dividing the change by the step's length.
 """
@@ -27,7 +28,7 @@ from experiments.job.job import Job, make_job, refuse_random_weights
 from experiments.records import new_record, weights_hash
 from experiments.run import environment
 from experiments.run.runner import Runner
-from experiments.show.results import Column, Table, save_figure, save_table
+from experiments.show.results import Column, Table, destination, publishing
 from experiments.show.style import COLUMN_WIDTH_IN, styled
 from flowcache.method import VANILLA
 from flowcache.reuse.base import Decision
@@ -222,6 +223,7 @@ def _shades(number: int) -> Any:
 
 @command("l1_rel")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     check_overrides(arguments)
     job = make_job(compose_config(["method=vanilla", *arguments]))
     refuse_random_weights(job, "distances say")
@@ -230,7 +232,8 @@ def main(arguments: list[str]) -> int:
     machine = environment.describe(job.device)
     code = new_record(job, job.method_name, job.method, job.prompts[0]).code
     source = f"{subject}; {machine.get('gpu', machine['cpu'])}; weights {weights_hash(job.checkpoint)}, code {code}"
-    save_table(stem, table(data, source))
-    save_figure(draw_process(data, subject), stem)
-    save_figure(draw_steps(data, subject), f"{stem}_steps")
+    to = destination(job.output_dir, publish)
+    to.save_table(stem, table(data, source))
+    to.save_figure(draw_process(data, subject), stem)
+    to.save_figure(draw_steps(data, subject), f"{stem}_steps")
     return 0

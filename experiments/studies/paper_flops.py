@@ -1,5 +1,6 @@
 """Every method's compute at the paper's setting: ``python -m experiments.paper_flops [model=magi|skyreels]``.
 
+Written to output_dir/tables/ (outputs/tables/ if not given); ``publish=true`` writes to results/tables/ instead.
 Counted from shapes: no weights, a few minutes on one core for both models. A method that decides by distances cannot
 decide without weights: it follows a *given* schedule, one that leaves the compute that the paper reports, and not the
 paper's own decisions.
@@ -18,10 +19,11 @@ from experiments.job.cli import compose_config
 from experiments.job.compose import config_files
 from experiments.job.errors import BadInput, command
 from experiments.job.method import make_method
+from experiments.job.paths import inside_root
 from experiments.records import library_hash
 from experiments.run.dry_run import KINDS, PFLOP, Count, count
 from experiments.show.reported import read_reported
-from experiments.show.results import Column, Table, save_table
+from experiments.show.results import Column, Table, destination, publishing
 from flowcache.kv.policy import KvPolicy
 from flowcache.method import VANILLA, Method
 from flowcache.reuse.never import Never
@@ -235,6 +237,9 @@ def _setting(model: str) -> str:
 
 @command("paper_flops")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
+    folders = [argument for argument in arguments if argument.startswith("output_dir=")]
+    arguments = [argument for argument in arguments if argument not in folders]
     models = [argument.removeprefix("model=") for argument in arguments] or list(MODELS)
     unknown = [argument for argument in arguments if argument.removeprefix("model=") not in MODELS]
     if unknown:
@@ -242,6 +247,7 @@ def main(arguments: list[str]) -> int:
             f"{unknown[0]!r} is not understood; give model={' or model='.join(MODELS)}, or nothing for both "
             "(python run.py setting=paper device=meta counts any other setting)"
         )
+    to = destination(inside_root(compose_config(folders).output_dir), publish)
     for model in models:
-        save_table(f"{model}_{STEM}", *tables(model, pd.DataFrame(rows_of(model))))
+        to.save_table(f"{model}_{STEM}", *tables(model, pd.DataFrame(rows_of(model))))
     return 0

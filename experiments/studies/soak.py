@@ -35,6 +35,7 @@ from experiments.show.results import markdown
 
 EXPERIMENT = "main_table"
 SMALL = [
+    "method=vanilla,every_k,teacache_slow,teacache_fast,flowcache_slow,flowcache_fast",
     "setting.num_frames=48",
     "setting.num_steps=8",
     "num_prompts=4",

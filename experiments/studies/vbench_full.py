@@ -4,8 +4,9 @@ Makes the videos of conf/experiment/vbench_full.yaml, every prompt of the offici
 each method in the dimensions whose weights are here (``python -m eval.vbench list``). Finished videos and scores are
 kept, so a killed run continues, and a run after more weights have come scores what is new;
 ``hydra/launcher=<name> tasks=<n>`` shares out the making of videos, as experiments.sweep does. Scores go to
-<output_dir>/vbench/, one JSON a method, the table to results/tables/. ``num_prompts=<n>`` takes the first n prompts;
-the scores are then named partial.
+output_dir/vbench/, one JSON a method, the table to output_dir/tables/ (``publish=true``: to results/tables/).
+``method=<some>`` takes those methods and vanilla, ``num_prompts=<n>`` the first n prompts; the scores are then named
+partial.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from experiments.records import Record, store_of
 from experiments.records.collect import finished, video_frame
 from experiments.run.launch import Launcher, launcher_of
 from experiments.run.sweep import share_out
-from experiments.show.results import BOOTSTRAP, Column, Table, provenance, save_table
+from experiments.show.results import BOOTSTRAP, Column, Table, destination, provenance, publishing
 from experiments.show.vbench_totals import percentile_ends, prompts_of, resampled
 
 _ENDS = ("", "_low", "_high", "_n", "_wanted")  # of the columns of a method
@@ -207,6 +208,7 @@ def table(scored: dict[str, Scores], title: str, source: str) -> Table:
 
 @command("vbench_full")
 def main(arguments: list[str]) -> int:
+    publish, arguments = publishing(arguments)
     launcher, arguments = launcher_of(arguments)
     entered, experiment = entrants(arguments)
     make_videos(entered, launcher, arguments)
@@ -217,6 +219,6 @@ def main(arguments: list[str]) -> int:
     job = entered[0].jobs[0]
     source = provenance(video_frame(record for entrant in entered for record in entrant.records().values()))
     stem = f"{job.model_name}_{job.setting_name}_vbench"
-    save_table(stem, table(scored, experiment["title"], source))
+    destination(job.output_dir, publish).save_table(stem, table(scored, experiment["title"], source))
     print(f"scores of every video are in {job.output_dir / 'vbench'}")
     return 0 if any(scores.results for scores in scored.values()) else 1

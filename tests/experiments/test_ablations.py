@@ -55,7 +55,7 @@ def settings(*rows: tuple[str, str | None, float]) -> pd.DataFrame:
 def test_methods_have_their_families_colours_and_budgets_their_line_styles():
     rows = [(method, budget, 0.9) for method in ("vanilla_kv", "flowcache_fast") for budget in (None, "1 chunk")]
     lines = {"method": "method", "kv_budget": "KV budget"}
-    shown = {"x": "kv_budget", "label": "KV budget, chunks kept", "lines": lines}
+    shown = {"x": "kv_budget", "label": "KV budget, chunks kept", "lines": lines, "none": "all"}
     figure = draw(settings(*rows), shown, "Budget", "vanilla")
     containers = figure.axes[0].containers
     curves = [drawn.lines[0] for drawn in containers]
@@ -99,9 +99,9 @@ def test_no_budget_is_told_from_a_budget(small_job):
     assert told_by == ["method", "kv_budget"]
     rows = markdown(table(frame, told_by, "Budget", "vanilla", "here")).splitlines()[4:6]
     assert [row.split(" | ")[:2] for row in rows] == [["| vanilla", "-"], ["| vanilla", "1 chunk"]]
-    # How to compress tells nothing of a cache that is whole.
+    # What every setting of a method shares tells nothing of them.
     rows = markdown(table(frame, [*told_by, "compression.selection"], "Budget", "vanilla", "here")).splitlines()[4:6]
-    assert [row.split(" | ")[1:3] for row in rows] == [["-", "-"], ["1 chunk", "token"]]
+    assert [row.split(" | ")[1:3] for row in rows] == [["-", "-"], ["1 chunk", "-"]]
 
 
 def test_a_metric_that_could_not_be_had_is_told_with_its_reason_and_counts_are_each_ones_own(jobs):

@@ -7,12 +7,11 @@ import re
 
 import pytest
 import torch
-from flowcache.kv_score import CompressionConfig, select_keys
+from flowcache.kv_score import CompressionConfig, token_scores
 
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks import bench, kv
 from experiments.run.runner import Runner
-from flowcache.kv_score import CompressionConfig, token_scores
 from flowcache.models.magi.flops import FlopCounter
 from tests.experiments.conftest import SMALL
 

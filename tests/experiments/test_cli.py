@@ -3,7 +3,8 @@
 import pytest
 from flowcache.kv_score import CompressionConfig
 
-from experiments.job.cli import check_overrides, compose_config, config_files
+from experiments.job.cli import check_overrides, compose_config
+from experiments.job.compose import config_files
 from experiments.job.errors import BadInput
 from experiments.job.experiment import expand, jobs_of
 from experiments.job.job import make_job

@@ -14,7 +14,7 @@ from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.records import RecordStore
 from experiments.records.collect import collect
-from experiments.show import figures, results
+from experiments.show import figures
 from experiments.show.frame_strips import common_gain, difference, draw_frames, strip
 from experiments.show.pareto import draw_pareto, on_front, pareto_points
 from experiments.show.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points, reuse_videos
@@ -142,9 +142,6 @@ def made_in(monkeypatch, tmp_path):
     """Where the commands write to, at few dots an inch."""
     for key in ("figure.dpi", "savefig.dpi"):
         monkeypatch.setitem(STYLE, key, 40)
-    for name in ("TABLES", "FIGURES"):
-        monkeypatch.setattr(results, name, tmp_path / name.lower())
-    monkeypatch.setattr(results, "ROOT", tmp_path)
     return tmp_path
 
 

@@ -264,4 +264,4 @@ def test_a_sweep_measures_what_is_lacking_here_or_in_tasks(arguments, monkeypatc
     before = sweep.finished_at(more)
     sweep.share_out(None, more, partial(list, more))
     assert "2 of 2" in capsys.readouterr().out
-    assert "flowcache_fast: 0 made, 0 failed, 2 finished in all" in "\n".join(sweep.told_by_method(more, before))
+    assert "flowcache_fast: 0 made, 0 failed, 2 finished in all" in "\n".join(sweep.told_by_setting(more, before))

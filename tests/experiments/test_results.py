@@ -10,8 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from experiments.show import results
-from experiments.show.results import Column, Table, latex, markdown, missing_notes, provenance, save_figure, save_table
+from experiments.show.results import Column, Destination, Table, latex, markdown, missing_notes, provenance
 from experiments.show.style import COLUMN_WIDTH_IN, PALETTE, colour_of, family, look, marker_of, styled
 from experiments.show.tables import METHODS
 
@@ -44,14 +43,6 @@ DATA = pd.DataFrame(
     }
 )
 TABLE = Table("Measured", "here (50 % of it).", COLUMNS, DATA, ("VBench: no scores",))
-
-
-@pytest.fixture
-def folder(monkeypatch, tmp_path):
-    for name in ("TABLES", "FIGURES"):
-        monkeypatch.setattr(results, name, tmp_path / name.lower())
-    monkeypatch.setattr(results, "ROOT", tmp_path)
-    return tmp_path
 
 
 def contents(folder):
@@ -137,28 +128,30 @@ def test_latex_is_booktabs_with_the_same_cells_and_nothing_unescaped():
     assert not re.search(r"(?<!\\)[%#_]", body)
 
 
-def test_all_forms_are_written_and_written_again_the_same(folder):
+def test_all_forms_are_written_and_written_again_the_same(tmp_path):
+    to = Destination(tmp_path)
     other = Table("Reported", "elsewhere.", (Column("method", "method"),), DATA, suffix=None)
-    save_table("main", TABLE, other)
-    first = contents(folder)
+    to.save_table("main", TABLE, other)
+    first = contents(tmp_path)
     assert set(first) == {"main.md", "main.tex", "main.csv"}
     assert b"**Reported** elsewhere." in first["main.md"]
-    assert pd.read_csv(folder / "tables" / "main.csv")["psnr_n"].tolist() == [7, 0]  # in full, shown or not
-    save_table("main", TABLE, other)
-    assert contents(folder) == first
+    assert pd.read_csv(tmp_path / "tables" / "main.csv")["psnr_n"].tolist() == [7, 0]  # in full, shown or not
+    to.save_table("main", TABLE, other)
+    assert contents(tmp_path) == first
 
 
-def test_a_full_disk_leaves_the_older_table_whole(folder, monkeypatch):
-    save_table("main", TABLE)
-    first = contents(folder)
+def test_a_full_disk_leaves_the_older_table_whole(tmp_path, monkeypatch):
+    to = Destination(tmp_path)
+    to.save_table("main", TABLE)
+    first = contents(tmp_path)
 
     def full(*paths):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("eval.atomic.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
-        save_table("main", Table("Other", "numbers.", COLUMNS, DATA.head(1)))
-    assert contents(folder) == first
+        to.save_table("main", Table("Other", "numbers.", COLUMNS, DATA.head(1)))
+    assert contents(tmp_path) == first
 
 
 @styled()
@@ -171,21 +164,21 @@ def drawn():
     return figure
 
 
-def test_figures_are_the_same_bytes_again_in_both_forms(folder):
-    others = plt.get_fignums()
-    save_figure(drawn(), "figure")
-    first = contents(folder)
+def test_figures_are_the_same_bytes_again_in_both_forms(tmp_path):
+    to, others = Destination(tmp_path), plt.get_fignums()
+    to.save_figure(drawn(), "figure")
+    first = contents(tmp_path)
     assert set(first) == {"figure.png", "figure.svg"}
-    save_figure(drawn(), "figure")
-    assert contents(folder) == first
+    to.save_figure(drawn(), "figure")
+    assert contents(tmp_path) == first
     assert b"<dc:date>" not in first["figure.svg"]
     assert plt.get_fignums() == others
 
 
-def test_figures_are_a_column_wide_with_readable_text(folder):
+def test_figures_are_a_column_wide_with_readable_text(tmp_path):
     figure = drawn()
-    save_figure(figure, "figure")
-    width, height = plt.imread(folder / "figures" / "figure.png").shape[1::-1]
+    Destination(tmp_path).save_figure(figure, "figure")
+    width, height = plt.imread(tmp_path / "figures" / "figure.png").shape[1::-1]
     assert (width, height) == (round(300 * COLUMN_WIDTH_IN), 600)  # at 300 dots an inch, nothing cut off or added
     sizes = [text.get_fontsize() for axes in figure.axes for text in axes.get_xticklabels() + axes.legend_.get_texts()]
     assert min(sizes) >= 6  # points

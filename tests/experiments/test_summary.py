@@ -67,3 +67,43 @@ def test_missing_metrics_have_no_figure_but_a_reason(tmp_path):
     assert (summary["psnr_n"], summary["position_jump_pixels_n"]) == (8, 7)
     assert summary["pflops"] == pytest.approx(0.000535)
     assert missing(made_here) == {"lpips": "no weights"}
+
+
+def summary_of(tmp_path, num_prompts: int, *overrides: str) -> str:
+    job = job_of(tmp_path, f"num_prompts={num_prompts}", *overrides)
+    metrics = {} if job.is_baseline else {"psnr": 18.5, "ssim": 0.8}
+    times = {"latency_s": 5.0, "baseline_latency_s": None if job.is_baseline else 10.0}
+    records = [made(job, prompt, 0.348, metrics=metrics, **times) for prompt in job.prompts]
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_summary(job, records, store_of(job), console)
+    return console.export_text()
+
+
+def test_one_is_singular_and_compute_has_the_unit_that_fits(tmp_path):
+    printed = summary_of(tmp_path, 1, "method=flowcache_fast")
+    assert "magi / embedded / flowcache_fast: 1 video, measured here" in printed
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines()]
+    assert ["speed-up (median of pairs)", "2.00x", "(1 pair)"] in cells
+    assert ["executed compute, GFLOPs a video", "348", "(n 1)"] in cells
+    assert "flowcache_fast: 2 videos, measured here" in (printed := summary_of(tmp_path, 2, "method=flowcache_fast"))
+    assert "(2 pairs)" in printed
+
+
+@pytest.mark.parametrize(
+    ("overrides", "flagged", "told"),
+    [
+        (["model=skyreels", "method=flowcache_fast"], True, "baseline=vanilla_kv shows that"),
+        (["model=skyreels", "method=vanilla_kv"], True, "baseline=vanilla_kv shows that"),
+        (["model=skyreels", "method=teacache_fast"], False, None),  # as bidirectional as vanilla
+        (["model=skyreels", "method=flowcache_fast", "baseline=vanilla_kv"], False, None),
+        (["model=skyreels", "method=flowcache_fast", "baseline=vanilla_causal"], False, None),
+        (["model=skyreels", "method=teacache_fast", "baseline=vanilla_kv"], True, "baseline=vanilla shows that"),
+        (["model=skyreels", "method=vanilla"], False, None),
+        (["method=flowcache_fast"], False, None),  # MAGI-1's vanilla is block-causal
+    ],
+)
+def test_a_baseline_that_is_another_video_is_told_beside_the_figure(tmp_path, overrides, flagged, told):
+    printed = summary_of(tmp_path, 2, *overrides)
+    assert ("PSNR, dB †" in printed) == ("SSIM †" in printed) == flagged
+    assert ("† another video from the start" in printed) == flagged
+    assert told is None or told in " ".join(printed.split())

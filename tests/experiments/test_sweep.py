@@ -10,9 +10,12 @@ from rich.console import Console
 from experiments.job.cli import compose_config
 from experiments.job.errors import Failure, RunFailed
 from experiments.records import store_of
+from experiments.records.collect import flat
+from experiments.records.settings import label, labelled, told_apart
 from experiments.run import sweep
 from experiments.run.main_job import run_job
-from experiments.run.sweep import Countdown, finished_at, told_by_method
+from experiments.run.sweep import Countdown, finished_at, told_by_setting
+from experiments.run.workers import run_jobs
 from tests.experiments.made_records import job_of, made
 
 PROMPTS = "prompts=[a,b]"
@@ -23,7 +26,7 @@ def jobs(tmp_path):
     """Vanilla, and a method at two thresholds."""
     fast = ["method=flowcache_fast", "method.threshold="]
     settings = [["method=vanilla"], *([fast[0], fast[1] + threshold] for threshold in ("0.1", "0.2"))]
-    return [job_of(tmp_path, PROMPTS, *overrides) for overrides in settings]
+    return labelled([job_of(tmp_path, PROMPTS, *overrides) for overrides in settings])
 
 
 def test_what_is_left_is_said_once_it_means_something(monkeypatch, capsys):
@@ -39,7 +42,7 @@ def test_what_is_left_is_said_once_it_means_something(monkeypatch, capsys):
     assert lines[11] == "12 of 60, 5 min left  a video"  # 48 at 6 in 40 s
 
 
-def test_a_line_a_method_says_what_became_of_it(jobs, tmp_path):
+def test_a_line_a_setting_says_what_became_of_it(jobs, tmp_path):
     vanilla, low, high = jobs
     for prompt, latency_s in (("a", 1.0), ("b", 3.0)):
         made(vanilla, prompt, latency_s=latency_s)
@@ -50,14 +53,15 @@ def test_a_line_a_method_says_what_became_of_it(jobs, tmp_path):
     failed.status = "failed"
     store_of(high).save(failed)
     way = "(1 worker x 1 thread, a CPU)"
-    assert list(told_by_method(jobs, before)) == [
+    assert list(told_by_setting(jobs, before)) == [
         f"vanilla: 0 made, 0 failed, 2 finished in all; median 2 s {way}; compute left 1.000",
-        f"flowcache_fast: 1 made, 1 failed, 2 finished in all; median 0.75 s {way}; compute left 0.250 to 0.500",
+        f"flowcache_fast, reuse.threshold 0.1: 0 made, 0 failed, 1 finished in all; median 1 s {way}; compute left 0.500",
+        f"flowcache_fast, reuse.threshold 0.2: 1 made, 1 failed, 1 finished in all; median 0.5 s {way}; compute left 0.250",
     ]
 
 
 def test_a_method_without_videos_says_so(jobs):
-    assert list(told_by_method(jobs[:1], {})) == ["vanilla: 0 made, 0 failed, 0 finished in all"]
+    assert list(told_by_setting(jobs[:1], {})) == ["vanilla: 0 made, 0 failed, 0 finished in all"]
 
 
 @pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib", "tasks=2"]])
@@ -88,3 +92,47 @@ def test_a_run_with_nothing_to_make_shows_no_bar(tmp_path):
     printed = console.export_text()
     assert re.search("2 finished already, 0 videos to make", printed)
     assert "generating" not in printed
+
+
+@pytest.mark.parametrize(
+    ("experiment", "told"),
+    [
+        (
+            "ablation_lambda",
+            ["vanilla", *(f"flowcache_fast, compression.mix_lambda {x}" for x in ["0", "0.03", "0.07"])],
+        ),
+        ("long_video", ["vanilla", "flowcache_fast", "flowcache_fast, kv_budget 2 chunks"]),
+        ("ablation_refresh", ["vanilla", "flowcache_slow, refresh_clean_kv true"]),
+        ("main_table", ["vanilla", "every_k"]),
+    ],
+)
+def test_settings_that_differ_are_named_and_told_apart(experiment, told):
+    found = [job.label for job in sweep.find_jobs([f"experiment={experiment}"])]
+    assert found[: len(told)] == told
+    assert len(set(found)) == len(found)
+
+
+def test_options_of_nested_parts_are_named_by_their_dots():
+    settings = [
+        {"method": "mine", **flat({"reuse": {"threshold": 0.02, "steps": 5}, "kv": None})},
+        {"method": "mine", **flat({"reuse": {"threshold": 0.04, "steps": 5}, "kv": {"budget": "2 chunks"}})},
+        {"method": "other", **flat({"reuse": {"threshold": 0.5, "steps": 7}})},
+    ]
+    names = told_apart(settings[:2])
+    assert names == ("reuse.threshold", "kv.budget")
+    assert told_apart(settings) == names  # another method's values tell nothing apart
+    assert [label(setting, names) for setting in settings] == [
+        "mine, reuse.threshold 0.02",
+        "mine, reuse.threshold 0.04, kv.budget 2 chunks",
+        "other, reuse.threshold 0.5",
+    ]
+
+
+def test_every_video_says_its_setting_as_it_is_made(small_job):
+    jobs = labelled([small_job(f"method.threshold={t}", "num_prompts=1", "metrics=[]") for t in (0.3, 0.6)])
+    told: list[str] = []
+    run_jobs(jobs, jobs[0].prompts, told.append)
+    (prompt,) = jobs[0].prompts
+    assert [line for line in told if not line.startswith("vanilla")] == [
+        f"flowcache_fast, threshold {t}: {prompt}" for t in (0.3, 0.6)
+    ]

@@ -15,9 +15,9 @@ from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.records import identity
 from experiments.records.collect import at_defaults, collect
-from experiments.show import results, tables
+from experiments.show import tables
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
-from experiments.show.results import Table, markdown
+from experiments.show.results import Table, latex, markdown
 from experiments.show.tables import describe, main_table, marks, paired_table
 from experiments.show.vbench_totals import HOW, read_total
 from tests.experiments.made_records import job_of, made
@@ -60,6 +60,7 @@ def test_every_figure_has_its_interval_and_count(job, measured):
     assert list(measured.index) == ["vanilla", "flowcache_slow", "flowcache_fast"]
     fast = measured.loc["flowcache_fast"]
     assert (fast["n"], fast["threshold"], fast["identical_videos"]) == (8, 0.015, 1)
+    assert list(measured["options"].dropna()) == ["threshold 0.01", "threshold 0.015"]  # vanilla has none
     assert (fast["compute_left"], fast["compute_left_ci95"], fast["pflops_ci95"]) == (0.5, 0, 0)
     assert fast["psnr"] == pytest.approx(np.mean(FAST[:7]))  # without the identical one
     assert (fast["psnr_n"], fast["ssim_n"], measured.loc["flowcache_slow", "lpips_n"]) == (7, 8, 6)
@@ -74,7 +75,7 @@ def test_every_figure_has_its_interval_and_count(job, measured):
     assert measured.loc["vanilla", ["psnr", "ssim", "speedup"]].isna().all()
     table, _, _ = describe(measured, paired_table(collect(job), job, list(measured.index)), job, "somewhere")
     cells = cells_of(table)
-    bare = {"method", "n", "threshold", "VBench %", "identical", "deviates"}  # no measurements, or none made
+    bare = {"method", "n", "options", "VBench %", "identical", "deviates"}  # no measurements, or none made
     counts = {"latency s": "n 6", "speed-up": "n 6", "efficiency": "n 6"}
     counts_of = {
         "vanilla": {"latency s": "n 6", "jump px": "n 7"},  # six prompts, timed beside both methods
@@ -168,7 +169,7 @@ def test_what_the_published_code_does_deviates_in_nothing():
     told = method_deviation("magi", "flowcache_slow", options | {"refresh_clean_kv": True})
     assert told == "refresh_clean_kv True (published: False), threshold 0.015 (published: 0.01)"
     assert "the paper gives none" in method_deviation("magi", "teacache_slow", {"threshold": 0.02, "published": True})
-    assert method_deviation("skyreels", "vanilla_kv", {}) == "no published row: this suite's own baseline"
+    assert method_deviation("skyreels", "vanilla_kv", {}) == "no row of the paper's"
     assert method_deviation("magi", "vanilla", {}) is None
     paper = {"num_frames": 240, "num_steps": 64, "height": 720, "width": 720, "device": "cuda"}
     paper |= {"noise2clean_kvrange": [], "clean_chunk_kvrange": -1}
@@ -245,9 +246,7 @@ def test_a_partial_vbench_total_is_none_and_says_so(job):
     assert read_total(job.output_dir, ["other videos"]).reason == f"no scores of these videos; {HOW}"
 
 
-def test_the_command_writes_three_forms_and_the_same_again(job, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(results, "ROOT", tmp_path)
+def test_the_command_writes_three_forms_and_the_same_again(job, tmp_path, capsys):
     assert tables.main([f"output_dir={job.output_dir}"]) == 0
     first = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     stem = "magi_embedded_main"
@@ -261,13 +260,11 @@ def test_the_command_writes_three_forms_and_the_same_again(job, monkeypatch, tmp
 def test_records_of_no_default_are_refused(tmp_path):
     job = job_of(tmp_path, "method=flowcache_fast", "method.threshold=0.5")
     made(job, "a", 0.5, metrics={"psnr": 30.0})
-    with pytest.raises(BadInput, match=r"none of vanilla, .* at its default options"):
+    with pytest.raises(BadInput, match="there are records, of flowcache_fast, but none at a method's default options"):
         main_table(collect(job), job)
 
 
 def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(results, "TABLES", tmp_path / "tables")
-    monkeypatch.setattr(results, "ROOT", tmp_path)
     old, new = "0123456789abcdef", "feedfacefeedface"
     vanilla, slow, fast = (job_of(tmp_path, f"method={m}") for m in ("vanilla", "flowcache_slow", "flowcache_fast"))
     arguments = [f"output_dir={tmp_path}"]
@@ -289,14 +286,17 @@ def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypat
     printed = capsys.readouterr().out
     assert old not in printed
     assert f"code {new}" in printed
-    assert list(main_table(collect(fast), fast).index) == ["flowcache_slow", "flowcache_fast"]
+    assert list(main_table(collect(fast), fast).index) == [
+        "flowcache_fast",
+        "flowcache_slow",
+    ]  # what computes more first
 
     assert tables.main([*arguments, "any_code=true"]) == 0
     printed, *_ = capsys.readouterr().out.split("**Paired differences**")
     caption = printed.splitlines()[0]
     assert f"code {old}, {new}" in caption
     assert (
-        f"- Videos by code: vanilla {old} 3; flowcache_slow {new} 2; flowcache_fast {old} 2, {new} 1"
+        f"- Videos by code: vanilla {old} 3; flowcache_fast {old} 2, {new} 1; flowcache_slow {new} 2"
         in printed.splitlines()
     )
     both = main_table(collect(job := job_of(tmp_path, "any_code=true")), job)
@@ -304,3 +304,31 @@ def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypat
     assert both.loc["flowcache_fast", "psnr"] == 30  # of 50, 20 and 20
     latex = (tmp_path / "tables" / "magi_embedded_main.tex").read_text()
     assert f"Videos by code: vanilla {old} 3;" in latex
+
+
+def test_a_baseline_that_is_another_video_is_told_beside_the_figures(tmp_path):
+    """SkyReels-V2's vanilla is bidirectional; the uniform method's default is too, the chunkwise one's is not."""
+    for method in ("vanilla", "teacache_fast", "flowcache_fast"):
+        metrics = {} if method == "vanilla" else {"psnr": 18.5}
+        made(job_of(tmp_path, "model=skyreels", f"method={method}"), "a", 0.5, metrics=metrics)
+    job = job_of(tmp_path, "model=skyreels")
+    measured = main_table(collect(job), job)
+    ours, differences, _ = describe(measured, paired_table(collect(job), job, list(measured.index)), job, "somewhere")
+    psnr = {method: row["PSNR dB"][0] for method, row in cells_of(ours).items()}
+    assert psnr == {"vanilla": "-", "flowcache_fast": "18.50 †", "teacache_fast": "18.50"}
+    assert ours.notes[0].startswith("† of flowcache_fast: another video from the start, for vanilla's chunks see later")
+    assert ours.notes[0].endswith("not what caching costs. baseline=vanilla_kv shows that")
+    assert differences.notes == ours.notes[:1]
+    assert r"18.50 \dag{}" in latex("main", [ours])
+
+
+def test_compute_has_the_unit_that_fits(tmp_path):
+    made(job_of(tmp_path, "method=vanilla"), "a")
+    job = job_of(tmp_path, "method=flowcache_fast")
+    for place, prompt in enumerate("ab"):
+        made(job, prompt, 0.3 + place / 10)
+    measured = main_table(collect(job), job)
+    table, *_ = describe(measured, pd.DataFrame(columns=["method", "against"]), job, "somewhere")
+    assert cells_of(table)["vanilla"]["TFLOPs"] == ("1", "(n 1)")
+    assert cells_of(table)["flowcache_fast"]["TFLOPs"] == ("0.35", "± 0.64")
+    assert table.data["pflops"].tolist() == [0.001, 0.00035]  # in full, one unit whatever is shown

@@ -31,12 +31,11 @@ def protocol(monkeypatch, tmp_path):
     stand_in_environment(FULL_INFO)
 
     def two_methods(name, extra):
-        jobs, experiment = jobs_of(name, extra)
-        return [jobs[0], jobs[-1]], experiment | {"seeds": 2}
+        jobs, experiment = jobs_of(name, [*extra, "method=flowcache_fast"])
+        return jobs, experiment | {"seeds": 2}
 
     monkeypatch.setattr(vbench_full, "jobs_of", two_methods)
-    monkeypatch.setattr("experiments.show.results.TABLES", tmp_path / "tables")
-    monkeypatch.setattr("experiments.show.results.ROOT", tmp_path)
+    monkeypatch.setattr("experiments.show.results.PUBLISHED", tmp_path / "results")
     small = [argument for argument in SMALL if not argument.startswith(("num_prompts", "metrics"))]
     return [*small, f"output_dir={tmp_path}", "metrics=[psnr]"]
 
@@ -75,6 +74,10 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     assert "vanilla: scene: 0.1500 (2 videos)" in said
     assert "vanilla: imaging_quality" not in said  # scored before
     assert "scene" in json.loads(saved[0].read_text())["dimensions"]
+
+    assert not (tmp_path / "results").exists()
+    assert vbench_full.main([*arguments, "publish=true"]) == 0
+    assert (tmp_path / "results" / "tables" / table.name).is_file()
 
 
 def test_a_launchers_tasks_make_the_videos_and_score_none(protocol, tmp_path, monkeypatch, capsys):

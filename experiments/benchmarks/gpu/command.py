@@ -1,4 +1,4 @@
-"""Everything that is measured on a GPU: ``python -m experiments.bench gpu [parts=a,b,c,d,e,f,g] [into=results/gpu]``.
+"""Everything that is measured on a GPU: ``python -m experiments.bench gpu [parts=a,b,c,d,e,f,g] [output_dir=outputs]``.
 
 ``official=`` is a checkout of the official FlowCache code, whose rows are then timed beside ours. Also takes
 ``attention_backend=`` and ``compile=``, and any other of a job's overrides, for all that it measures.
@@ -7,14 +7,15 @@ a: ceilings, of matrix products and of copies. b: a chunk's forward by context a
 and in turn. c: SkyReels-V2 videos, and diffusers' own pipeline. d: MAGI-1 videos at 16 steps, and an estimate at 64. e:
 compression against the whole-matrix form. f: the same videos with a compressed cache. g: a video ten times as long.
 Weights are random, decisions follow a schedule of the published compute. Every case is a file of its own in
-``<into>/<device>/``, written once it is whole; the same command again measures what is missing, or was measured with
-other overrides, and writes the summary anew.
+``output_dir/gpu/<device>/``, written once it is whole; the same command again measures what is missing, or was measured
+with other overrides, and writes the summary anew. ``publish=true`` then copies them into results/gpu/<device>/.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,12 +36,14 @@ from experiments.benchmarks.gpu.official_code import HOW_TO, check_checkout
 from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
+from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput, CasesFailed, explain
 from experiments.job.paths import inside_root
 from experiments.records import library_hash
 from experiments.run import environment
+from experiments.show.results import PUBLISHED, publishing, shown_path
 
-OPTIONS = ("parts", "into", "official")
+OPTIONS = ("parts", "official", "publish")
 PARTS = "abcdefg"
 BUDGET = "kv.budget=1 chunk"
 MAGI = ("model=magi", "setting=paper", "setting.num_steps=16")
@@ -107,9 +110,10 @@ def all_cases(device: str, overrides: Sequence[str], official: str | None = None
 
 
 def run(
-    overrides: Sequence[str], parts: str = ",".join(PARTS), into: str = "results/gpu", official: str | None = None
+    overrides: Sequence[str], parts: str = ",".join(PARTS), official: str | None = None, publish: str = "false"
 ) -> None:
     """Measure what is missing and write the summary. Raises BadInput, and CasesFailed once all others are done."""
+    asked, _ = publishing([f"publish={publish}"])
     unknown = [part for part in parts.split(",") if part not in tuple(PARTS)]
     if unknown:
         raise BadInput(f"parts={parts}: {unknown[0]!r} is none of {', '.join(PARTS)}; give for example parts=a,b")
@@ -122,9 +126,21 @@ def run(
             f"bench gpu needs a CUDA device and torch {torch.__version__} sees none; run it on a machine with a GPU "
             "and a CUDA build of torch"
         )
+    folder = inside_root(compose_config(list(overrides)).output_dir) / "gpu"
+    overrides = [override for override in overrides if not override.startswith("output_dir=")]  # no matter to a case
     name = re.sub(r"\W+", "_", torch.cuda.get_device_name())
     cases = [case for part in parts.split(",") for case in all_cases("cuda", overrides, official) if case.part == part]
-    measure(cases, "cuda", overrides, inside_root(into) / name)
+    measure(cases, "cuda", overrides, folder / name)
+    if asked:
+        publish_cases(folder / name)
+
+
+def publish_cases(folder: Path) -> None:
+    """Copy a device's cases into results/gpu/, where the summary is then of all that are there."""
+    published = PUBLISHED / "gpu" / folder.name
+    shutil.copytree(folder, published, dirs_exist_ok=True)
+    write_summary(published)
+    print(f"published in {shown_path(published)}")
 
 
 def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder: Path) -> None:
@@ -154,6 +170,7 @@ def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder
             torch.cuda.empty_cache()
     if folder.is_dir():
         print(write_summary(folder))
+        print(f"written in {shown_path(folder)}")
     if failures:
         raise CasesFailed(failures)
 
