@@ -32,6 +32,7 @@ from eval.vbench.totals import totals
 from experiments.job.errors import BadInput, command
 from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
+from experiments.job.quoting import quoted
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, video_frame
 from experiments.run.launch import Launcher, launcher_of
@@ -79,7 +80,7 @@ def entrants(arguments: list[str]) -> tuple[list[Entrant], dict[str, Any]]:
     listed = environment.folder() / "prompts.txt"
     with atomic_path(listed) as temporary:
         temporary.write_text("\n".join(prompts) + "\n", encoding="utf-8")
-    jobs, experiment = jobs_of("vbench_full", [f"prompts='{listed}'", *arguments])
+    jobs, experiment = jobs_of("vbench_full", [f"prompts={quoted(str(listed))}", *arguments])
     refuse_random_weights(jobs[0], "VBench says")
     seeds = experiment["seeds"]
     if not isinstance(seeds, int) or not 1 <= seeds <= VIDEOS_PER_PROMPT:
