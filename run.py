@@ -15,12 +15,13 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line 
 import hydra
 from omegaconf import DictConfig
 
-from experiments.job.cli import CONF, check_jobs, check_overrides
+from experiments.job.cli import check_jobs, check_overrides
 from experiments.job.errors import complain, stopped
+from experiments.job.groups import CONF
 from experiments.run.fork_server import start_server
 from experiments.run.launch import is_launched, launcher_name, prepare, sendable
 
-_HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+_ASKED_OF_HYDRA = {"--hydra-help", "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--version"}
 _MULTIRUN = {"-m", "--multirun"}
 _exit_codes = [0]
 
@@ -50,11 +51,12 @@ def job(config: DictConfig) -> None:
 def main() -> int:
     arguments = sys.argv[1:]
     try:
-        if not _HELP & set(arguments):
-            check_overrides(arguments)
-            prepare(arguments)
-            here, multirun = launcher_name(arguments) == "basic", bool(_MULTIRUN & set(arguments))
-            check_jobs([a for a in arguments if not a.startswith("-")], multirun, here)
+        if not _ASKED_OF_HYDRA & set(arguments):
+            overrides = [argument for argument in arguments if not argument.startswith("-")]
+            check_overrides(overrides)
+            prepare(overrides)
+            here, multirun = launcher_name(overrides) == "basic", bool(_MULTIRUN & set(arguments))
+            check_jobs(overrides, multirun, here)
         job()
     except KeyboardInterrupt:
         _exit_codes.append(stopped("run.py"))

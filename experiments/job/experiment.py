@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.job.cli import check_overrides, compose_config, config_files
+from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput
+from experiments.job.groups import config_files
 from experiments.job.job import Job, make_job
 from experiments.job.names import nearest
 

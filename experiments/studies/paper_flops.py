@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 
 from baselines.teacache import TeaCacheConfig
 from baselines.vanilla import VanillaConfig
-from experiments.job.cli import compose_config, config_files
+from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput, command
+from experiments.job.groups import config_files
 from experiments.job.method import make_method
 from experiments.records import code_hash
 from experiments.run.dry_run import KINDS, PFLOP, Count, count

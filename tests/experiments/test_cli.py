@@ -1,12 +1,19 @@
 """Configuration: every file composes, every mistake is one clear message before any work."""
 
+import re
+import shlex
+import shutil
+
 import pytest
 
-from experiments.job.cli import check_overrides, compose_config, config_files
+from experiments.job import cli
+from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput
 from experiments.job.experiment import expand, jobs_of
+from experiments.job.groups import CONF, config_files, groups
 from experiments.job.job import make_job
 from experiments.job.method import make_method
+from experiments.job.prompts import read_prompts
 from experiments.records.collect import described
 from experiments.show.claims import the_one
 from experiments.show.tables import METHODS
@@ -131,6 +138,108 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
 def test_bad_values_are_refused_before_any_work(overrides, message):
     with pytest.raises(BadInput, match=message):
         make_job(compose_config(overrides))
+
+
+@pytest.mark.parametrize(
+    ("caption", "before", "after"),
+    [
+        ("a red, round ball", "if it is one text, give ", "; a list is written"),
+        *((text, "or such: ", "$") for text in ("一只猫", "what? yes!", 'it says "hi"', "it's here", "50% {off}")),
+        *((text, "or such: ", "; in a list quote every text") for text in ("it's [here]", "[a, b")),
+    ],
+)
+def test_a_text_that_must_be_quoted_is_said_how_to_type(caption, before, after):
+    with pytest.raises(BadInput, match=before) as refused:
+        compose_config([f"prompts={caption}"])
+    (typed_in,) = shlex.split(re.search(f"{before}(.*){after}", str(refused.value))[1])
+    check_overrides([typed_in])
+    assert read_prompts(compose_config([typed_in])) == (caption,)
+
+
+def test_device_cpu_with_its_number_is_the_cpu():
+    assert make_job(compose_config(["device=cpu:0"])).device == "cpu"
+
+
+def test_options_are_run_pys_alone():
+    with pytest.raises(BadInput, match="-m is no option of this command; give arguments of the form key=value"):
+        jobs_of("main_table", ["-m", "num_prompts=1"])
+
+
+@pytest.fixture
+def more_groups(tmp_path, monkeypatch):
+    """A configuration with a group beside the others, and one in it, which the method's file chooses from too."""
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    files = {
+        "kv/full.yaml": "name: full\n",
+        "kv/sink_recent.yaml": "name: sink_recent\nbudget: 4 chunks\nsinks: 1\n",
+        "kv/store/bf16.yaml": "bits: 16\n",
+        "kv/store/grouped.yaml": "bits: 4\ngroup_size: 64\n",
+    }
+    for name, content in files.items():
+        (conf / name).parent.mkdir(parents=True, exist_ok=True)
+        (conf / name).write_text(content, encoding="utf-8")
+    config = (conf / "config.yaml").read_text(encoding="utf-8")
+    listed = "  - method: flowcache_fast\n"
+    assert listed in config
+    config = config.replace(listed, f"{listed}  - kv: full\n  - optional kv/store: bf16\n")
+    (conf / "config.yaml").write_text(config, encoding="utf-8")
+    for place in ("experiments.job.groups.CONF", "experiments.job.cli.CONF"):
+        monkeypatch.setattr(place, conf)
+    groups.cache_clear(), cli._composed.cache_clear()
+    yield
+    groups.cache_clear(), cli._composed.cache_clear()
+
+
+def test_a_new_group_needs_no_code(more_groups):
+    assert list(groups()) == ["model", "setting", "method", "kv", "kv/store"]
+    assert groups()["kv/store"].names == ["bf16", "grouped"]
+    assert groups()["kv/store"].default == "bf16"
+    fitting = [
+        ["kv=sink_recent", "kv.budget=2 chunks"],
+        ["kv.sinks=0", "method=vanilla", "kv=sink_recent"],
+        ["kv/store=grouped", "kv.store.group_size=32", "kv.store.bits=2"],
+        ["kv=full,sink_recent", "kv/store=grouped", "kv.store.group_size=16,32", "kv.name=other"],
+        ["model=skyreels", "kv.store={bits:8}"],
+    ]
+    for overrides in fitting:
+        check_overrides(overrides)
+    config = compose_config(["kv=sink_recent", "kv.budget=2 chunks", "kv/store=grouped"])
+    assert config.kv == {
+        "name": "sink_recent",
+        "budget": "2 chunks",
+        "sinks": 1,
+        "store": {"bits": 4, "group_size": 64},
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["kv=sink_recnt"], "unknown kv 'sink_recnt'; did you mean sink_recent"),
+        (["kv=full,sink"], "unknown kv 'sink'"),
+        (["kv/store=int4"], "unknown kv/store 'int4'; there are bf16, grouped"),
+        (["kv/stor=bf16"], "no key 'kv/stor'; did you mean kv/store"),
+        (["kv.budget=2 chunks"], "kv has no key 'budget'; there are name, store"),
+        (["kv=sink_recent,full", "kv.budget=2 chunks"], "kv has no key 'budget'"),
+        (["kv=sink_recent", "kv.budgt=2 chunks"], "kv has no key 'budgt'; did you mean budget"),
+        (["kv/store=grouped,bf16", "kv.store.group_size=3"], "kv.store has no key 'group_size'"),
+        (["kv.store={bit:8}"], "kv.store has no key 'bit'; did you mean bits"),
+        (["kv.store=8"], "kv.store=8: kv.store holds settings"),
+        (["kv={store:8}"], "unknown kv"),
+    ],
+)
+def test_a_new_groups_names_and_keys_are_checked(more_groups, overrides, message):
+    with pytest.raises(BadInput, match=message):
+        check_overrides(overrides)
+
+
+def test_names_may_be_quoted_and_of_a_pattern():
+    check_overrides(["method='flowcache_fast'", "method.threshold=0.1"])
+    check_overrides(["method=glob(flowcache*)", "method.threshold=0.1"])
+    with pytest.raises(BadInput, match="no key 'threshold'"):
+        check_overrides(["method=glob(*)", "method.threshold=0.1"])
+    with pytest.raises(BadInput, match=r"unknown method 'glob\(x\*\)'"):
+        check_overrides(["method=glob(x*)"])
 
 
 def test_a_models_own_options_need_not_be_whole_numbers():

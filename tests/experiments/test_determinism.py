@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.job.cli import config_files
+from experiments.job.groups import config_files
 from experiments.run import environment
 from flowcache.sampler import sample
 

@@ -17,9 +17,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 import run
-from experiments.job.cli import CONF, config_files
 from experiments.job.device import check_device
 from experiments.job.errors import BadInput, Failure, RunFailed, TaskFailed
+from experiments.job.groups import CONF, config_files
 from experiments.job.paths import ROOT
 from experiments.records import RecordStore
 from experiments.run import launch, sweep

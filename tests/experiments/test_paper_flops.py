@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from baselines.teacache import TeaCacheConfig
-from experiments.job.cli import compose_config, config_files
+from experiments.job.cli import compose_config
+from experiments.job.groups import config_files
 from experiments.run.dry_run import KINDS, Count, count
 from experiments.show.results import TABLES, markdown
 from experiments.studies.paper_flops import STEM, compute_left, evenly, main, rows_of, tables, vanilla_like

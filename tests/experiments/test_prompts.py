@@ -128,7 +128,7 @@ def test_a_path_counts_from_where_the_program_is_started_then_from_the_repositor
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("[a cat,null]", "prompt 2 is null and no text; put a caption in double quotes"),
+        ("[a cat,null]", "prompt 2 is null and no text; put it in double quotes if it is a caption"),
         ("[null,true]", "prompt 1 is null"),
         ("[a cat,true]", "prompt 2 is true"),
         ("[7]", "prompt 1 is 7"),

@@ -15,8 +15,9 @@ from eval.latency import take
 from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
-from experiments.job.cli import compose_config, config_files
+from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput, RunFailed
+from experiments.job.groups import config_files
 from experiments.job.job import BASELINES, METRICS
 from experiments.job.method import make_method
 from experiments.records import RecordStore, new_record
