@@ -484,7 +484,7 @@ def test_debug_shows_where(command, monkeypatch):
     ("arguments", "code", "message"),
     [
         (["method=flowcach_fast"], 2, "did you mean flowcache_fast"),
-        (["seed=[1"], 2, "quote a value"),
+        (["seed=[1"], 2, "quote a text"),
         (["output_dir=/dev/null/results"], 2, "is a file"),
         (["method.warmup_steps=65", "num_prompts=2", "workers=2"], 2, "warmup_steps=65 is more than the 64 steps"),
     ],
