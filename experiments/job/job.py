@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from baselines.vanilla import VanillaConfig
 from experiments.job.check import check_types, check_whole_numbers, wandb_settings
 from experiments.job.device import check_device, check_kernel, default_workers, known_device, num_cores
 from experiments.job.errors import BadInput
 from experiments.job.method import make_method
+from experiments.job.metrics import check_frame_size, read_metrics
 from experiments.job.model import checkpoint_of, find_checkpoint, load_model, random_sizes
 from experiments.job.names import nearest
 from experiments.job.paths import check_writable, inside_root
-from experiments.job.prompts import read_prompts
+from experiments.job.prompts import read_prompts, refuse_unreadable
 from flowcache.kernels import AUTO
 from flowcache.method import MethodConfig, ReplayConfig
 from flowcache.models.base import MOST_SEED
@@ -31,7 +32,6 @@ BASELINES = {  # methods that compute everything
     "vanilla_causal": VanillaConfig(attention="causal"),
     "vanilla_kv": VanillaConfig(attention="cached"),
 }
-METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "lpips_vgg", "caption")
 
 
 @dataclass(frozen=True)
@@ -136,14 +136,9 @@ def make_job(config: DictConfig) -> Job:
                 "make meaningless; give the decisions of a real run, replay=<its trace>"
             )
         method_name += RANDOM_MARK
-    if not isinstance(config.metrics, ListConfig):
-        raise BadInput(f"metrics={config.metrics} must be a list, such as metrics=[psnr,ssim]")
-    unknown = [str(name) for name in config.metrics if name not in METRICS]
-    if unknown:
-        raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
     if config.baseline not in BASELINES:
         raise BadInput(f"unknown baseline {str(config.baseline)!r}; {nearest(str(config.baseline), list(BASELINES))}")
-    return Job(
+    job = Job(
         model_name=model.name,
         setting_name=setting.name,
         method_name=method_name,
@@ -159,7 +154,7 @@ def make_job(config: DictConfig) -> Job:
         device=device,
         attention_backend=config.attention_backend,
         compile=config.compile,
-        metrics=tuple(config.metrics),
+        metrics=read_metrics(config.metrics),
         baseline=config.baseline,
         latency_pairs=config.latency_pairs,
         workers=workers,
@@ -169,6 +164,11 @@ def make_job(config: DictConfig) -> Job:
         any_code=bool(config.any_code),
         wandb=wandb_settings(config),
     )
+    if random_weights is None:
+        refuse_unreadable(prompts, model.get("prompt_check"))
+        if not job.is_baseline:
+            check_frame_size(job.metrics, setting.height, setting.width)
+    return job
 
 
 def check_config(config: DictConfig, here: bool = True) -> None:

@@ -9,9 +9,11 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from experiments.job.errors import BadInput
@@ -174,6 +176,24 @@ READERS: dict[str, Callable[[str], Iterator[Any]]] = {
     ".json": _of_json,
     ".jsonl": _of_json_lines,
 }
+
+
+@lru_cache(maxsize=8)  # a sweep's jobs have their prompts in common
+def refuse_unreadable(prompts: tuple[str, ...], check: str | None) -> None:
+    """Refuse prompts that a model's own check, named by its configuration, says it cannot read. Raises BadInput."""
+    if check is None:
+        return
+    try:
+        check_prompt = get_object(check)
+    except Exception as error:  # whatever importing it raises
+        raise BadInput(
+            f"model.prompt_check={check!r} cannot be imported ({error}); give a function, or null"
+        ) from error
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            check_prompt(prompt)
+        except ValueError as error:
+            raise BadInput(f"prompt {number}: {error}") from error
 
 
 def _check_prompt(prompt: Any, number: int) -> None:

@@ -204,6 +204,18 @@ USAGE = {
     "prompt is a path to nothing": (["prompts=/data/none"], "no prompt file at /data/none"),
     "prompt file missing": (["prompts=missing.txt"], "no prompt file at missing.txt"),
     "prompt is a number": (["prompts=7"], "prompts=7 must be a text file, one prompt, or a list"),
+    "second prompt in Chinese": (["prompts=[a cat,'一只猫']"], "prompt 2: nothing is left of the prompt '一只猫'"),
+    "last prompt an address": (["prompts=[a cat,a dog,www.example.com]"], "prompt 3: nothing is left of the prompt"),
+    "broken markup": (["prompts=['a <![cat[ x']"], "prompt 1: the prompt .* holds broken markup .*; write plain text"),
+    "a check of prompts that is none": (["model.prompt_check=no.such"], "model.prompt_check='no.such' cannot be"),
+    "frames too small for default metrics": (
+        ["setting.height=16", "setting.width=64"],
+        r"lpips: no metric of frames of 16 x 64 pixels; .* at least 31, or give metrics=\[psnr,psnr_frame,ssim,",
+    ),
+    "frames too small for two metrics": (
+        ["setting.height=8", "setting.width=8", "metrics=[lpips_vgg,psnr,lpips]"],
+        r"lpips_vgg, lpips: no metric of frames of 8 x 8 .* at least 31, or give metrics=\[psnr\]",
+    ),
     "setting without prompts": (["setting=paper", "setting.prompts=null"], "give prompts=<file with one a line>"),
     "paper's weights": (["setting=paper", "prompts=a cat"], "give checkpoint=<directory>"),
     "checkpoint is a number": (["checkpoint=7"], "checkpoint=7 must be a path"),

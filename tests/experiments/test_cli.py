@@ -156,6 +156,17 @@ def test_a_text_that_must_be_quoted_is_said_how_to_type(caption, before, after):
     assert read_prompts(compose_config([typed_in])) == (caption,)
 
 
+def test_only_what_is_measured_of_a_video_is_asked_of_its_size_and_prompt(tmp_path):
+    small = ["setting.height=16", "setting.width=16"]
+    make_job(compose_config([*small, "method=vanilla"]))  # nothing to compare with
+    make_job(compose_config([*small, "method=every_k", "metrics=[psnr,ssim,ssim_skimage,caption]"]))
+    make_job(compose_config([*small, "method=every_k", "weights=random"]))
+    assert make_job(compose_config(["method=every_k", "weights=random", "prompts='一只猫'"])).prompts == ("一只猫",)
+    assert make_job(compose_config(["model=skyreels", "prompts='一只猫'"])).prompts == ("一只猫",)
+    with pytest.raises(BadInput, match="prompt 1: nothing is left"):
+        make_job(compose_config(["method=every_k", "prompts='一只猫'"]))
+
+
 def test_device_cpu_with_its_number_is_the_cpu():
     assert make_job(compose_config(["device=cpu:0"])).device == "cpu"
 

@@ -18,8 +18,9 @@ from eval.video_io import read_lossless
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput, RunFailed
 from experiments.job.groups import config_files
-from experiments.job.job import BASELINES, METRICS
+from experiments.job.job import BASELINES
 from experiments.job.method import make_method
+from experiments.job.metrics import METRICS
 from experiments.records import RecordStore, new_record
 from experiments.records.collect import collect
 from experiments.run.measure import QUALITY

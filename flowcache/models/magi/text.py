@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowcache.models.checkpoint import CheckpointError, load_text_encoder
-from flowcache.models.magi.captions import clean_caption
+from flowcache.models.magi.captions import readable_caption
 from flowcache.models.offload import Visits
 
 NULL_CAPTION_TOKENS = 50  # how many positions of the null caption count
@@ -191,12 +191,7 @@ class TextEncoder:
 
         Raises ValueError where nothing is left of it.
         """
-        caption = clean_caption(prompt)
-        if not caption:
-            raise ValueError(
-                f"nothing is left of the prompt {prompt!r} as MAGI-1 reads it, without Chinese, addresses and file "
-                "names; say in English what the video shows"
-            )
+        caption = readable_caption(prompt)
         batch = self.tokenizer(
             caption, max_length=self.max_length, padding="max_length", truncation=True, return_tensors="pt"
         )
