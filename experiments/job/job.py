@@ -18,7 +18,7 @@ from experiments.job.method import make_method
 from experiments.job.metrics import check_frame_size, read_metrics
 from experiments.job.model import checkpoint_of, find_checkpoint, load_model, random_sizes
 from experiments.job.names import nearest
-from experiments.job.paths import check_writable, inside_root
+from experiments.job.paths import check_writable, inside_root, results_folder
 from experiments.job.prompts import read_prompts, refuse_unreadable
 from flowcache.kernels import AUTO
 from flowcache.method import MethodConfig, ReplayConfig
@@ -159,7 +159,7 @@ def make_job(config: DictConfig) -> Job:
         latency_pairs=config.latency_pairs,
         workers=workers,
         threads=threads,
-        output_dir=inside_root(config.output_dir),
+        output_dir=results_folder(config.output_dir),
         force=bool(config.force),
         any_code=bool(config.any_code),
         wandb=wandb_settings(config),

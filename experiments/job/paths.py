@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from experiments.job.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +24,7 @@ def inside_root(path: str) -> Path:
 def results_folder(path: str) -> Path:
     """A folder to write: a relative one counts from the repository, so that wherever a program is started it finds what
     another made. A leading ~ is the home folder."""
-    return ROOT / os.path.expanduser(str(path))
+    return Path(os.path.normpath(ROOT / os.path.expanduser(str(path))))
 
 
 def shown(path: Path) -> str:
@@ -40,3 +42,7 @@ def check_writable(directory: Path) -> None:
         raise BadInput(
             f"output_dir={directory}: {there} cannot be written; give output_dir=<folder that you can write>"
         )
+
+
+# For conf/config.yaml, so that what Hydra writes is there too.
+OmegaConf.register_new_resolver("from_root", lambda path: str(results_folder(path)), replace=True)

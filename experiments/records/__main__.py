@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.job.errors import BadInput, command
-from experiments.job.paths import inside_root
+from experiments.job.paths import results_folder, shown
 from experiments.records import Record, RecordStore, Status, code_hash
 
 
@@ -36,7 +36,7 @@ class Run:
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
-    store = RecordStore(inside_root(options.output_dir))
+    store = RecordStore(results_folder(options.output_dir))
     if not store.run_path("").is_dir():
         raise BadInput(f"there are no records under {store.directory}; give --output-dir, or make some with run.py")
     return options.run(store, options)
@@ -103,7 +103,7 @@ def _show(store: RecordStore, options: argparse.Namespace) -> int:
             "python -m experiments.records list shows it"
         )
     (run,) = found
-    print(f"{run.state}: {store.run_path(run.key)}")
+    print(f"{run.state}: {shown(store.run_path(run.key))}")
     if run.record is None:
         return 1
     print_json(data=asdict(run.record))

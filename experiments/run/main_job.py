@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -10,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
+from experiments.job.paths import shown
 from experiments.records import Record
 from experiments.run.runner import Plan, Runner
 from experiments.run.workers import run_jobs
@@ -30,7 +32,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(job.prompts)} prompts x seed "
         f"{job.seed}, {job.num_frames} frames each\n"
         f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
-        f"{len(plan.references_to_make)} references to make first; results go to {job.output_dir}\n"
+        f"{len(plan.references_to_make)} references to make first; results go to {shown(job.output_dir)}\n"
         f"{_told_lacking(plan)}"
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
         markup=False,
@@ -51,7 +53,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         print_summary(job, records, runner.store, console)
     where = track(job, records, say=lambda text: console.print(text, markup=False))
     if where:
-        console.print(f"W&B ({job.wandb['mode']})  {where}", markup=False)
+        console.print(f"W&B ({job.wandb['mode']})  {shown(Path(where))}", markup=False)
     if failed is not None:
         raise failed
     return records

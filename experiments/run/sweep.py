@@ -19,7 +19,7 @@ from functools import partial
 from experiments.job.errors import BadInput, RunFailed, TaskFailed, command, complain
 from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job
-from experiments.job.paths import check_writable
+from experiments.job.paths import check_writable, shown
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
 from experiments.run.estimate import estimate, told
@@ -140,5 +140,5 @@ def main(arguments: list[str]) -> int:
     for job in jobs:
         track(job, finished(job), group=experiment_of(arguments)[0])
     print(*told_by_method(jobs, before), sep="\n")
-    print(f"records are in {jobs[0].output_dir / 'runs'}")
+    print(f"records are in {shown(jobs[0].output_dir / 'runs')}")
     return code

@@ -12,6 +12,7 @@ from rich.table import Table
 from eval.latency import speedup
 from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job.job import Job
+from experiments.job.paths import shown
 from experiments.records import Record, RecordStore
 
 PFLOP = 1e15
@@ -121,8 +122,8 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]
-    console.print(f"first video  {store.preview_path(first.key)}", markup=False)
-    console.print(f"all videos, traces, records  {store.directory}/runs", markup=False)
+    console.print(f"first video  {shown(store.preview_path(first.key))}", markup=False)
+    console.print(f"all videos, traces, records  {shown(store.run_path(''))}", markup=False)
 
 
 def _spread(summary: dict[str, float], key: str, form: str) -> str:

@@ -32,6 +32,7 @@ from eval.vbench.totals import totals
 from experiments.job.errors import BadInput, command
 from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
+from experiments.job.paths import shown
 from experiments.job.quoting import quoted
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, video_frame
@@ -219,5 +220,5 @@ def main(arguments: list[str]) -> int:
     source = provenance(video_frame(record for entrant in entered for record in entrant.records().values()))
     stem = f"{job.model_name}_{job.setting_name}_vbench"
     save_table(stem, table(scored, experiment["title"], source))
-    print(f"scores of every video are in {job.output_dir / 'vbench'}")
+    print(f"scores of every video are in {shown(job.output_dir / 'vbench')}")
     return 0 if any(scores.results for scores in scored.values()) else 1

@@ -327,6 +327,25 @@ def test_results_go_to_a_folder_that_can_be_written(command, tmp_path, monkeypat
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("multirun", [False, True])
+def test_results_are_in_one_place_wherever_a_program_is_started(command, tmp_path, monkeypatch, capsys, multirun):
+    (tmp_path / "elsewhere" / "outputs").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    directory = os.path.relpath(tmp_path / "results", ROOT)  # relative: from the repository
+    assert command(*SMALLEST, f"output_dir={directory}", *["-m"] * multirun) == (0, "")
+    printed = "".join(command.printed.split())  # the console breaks lines
+    assert f"resultsgoto{tmp_path / 'results'}" in printed
+    assert f"allvideos,traces,records{tmp_path / 'results' / 'runs'}" in printed
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"runs", "hydra"}
+    assert [path.name for path in (tmp_path / "elsewhere").rglob("*")] == ["outputs"]
+    monkeypatch.chdir(tmp_path)
+    assert records.main(["list", "--output-dir", directory]) == 0
+    assert "1 run" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "results")
+    assert command(*SMALLEST, f"output_dir={directory}") == (0, "")
+    assert "first video  runs/" in command.printed  # as short as it can be used from there
+
+
 def fails(error: BaseException):
     def fail(*args, **kwargs):
         raise error

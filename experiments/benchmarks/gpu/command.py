@@ -36,7 +36,7 @@ from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.errors import BadInput, CasesFailed, explain
-from experiments.job.paths import inside_root
+from experiments.job.paths import results_folder
 from experiments.records import code_hash
 from experiments.run import environment
 
@@ -124,7 +124,7 @@ def run(
         )
     name = re.sub(r"\W+", "_", torch.cuda.get_device_name())
     cases = [case for part in parts.split(",") for case in all_cases("cuda", overrides, official) if case.part == part]
-    measure(cases, "cuda", overrides, inside_root(into) / name)
+    measure(cases, "cuda", overrides, results_folder(into) / name)
 
 
 def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder: Path) -> None:
