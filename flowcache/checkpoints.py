@@ -78,6 +78,9 @@ def describe(inventory: Inventory) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").replace("``", "`").strip())
+        return 0
     if len(arguments) != 2 or arguments[0] != "verify":
         print("usage: python -m flowcache.checkpoints verify <directory of a checkpoint>", file=sys.stderr)
         return 2

@@ -1,6 +1,13 @@
-"""Command line: ``python -m experiments.records list | show | verify | prune``.
+"""What was made, and what not: ``python -m experiments.records list | show <key> | verify | prune``.
 
-Exit codes: 0 done, 1 something is damaged, 2 bad input.
+- ``list [--state finished] [--method vanilla]``: a line a run; states are queued, running, finished, failed,
+  interrupted, damaged.
+- ``show <key>``: one record, whole; the beginning of its key will do.
+- ``verify``: checks every finished run's files against their checksums.
+- ``prune [--other-code] [--yes]``: says what is failed, interrupted, queued or damaged, and what kills left behind;
+  with ``--other-code`` also what other code than today's made. ``--yes`` removes it.
+
+Each takes ``--output-dir <folder>`` (outputs). Exit codes: 0 done, 1 something is damaged, 2 bad input.
 """
 
 from __future__ import annotations
@@ -32,7 +39,7 @@ class Run:
     state: str
 
 
-@command("records", own_help=True)
+@command("records")
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)

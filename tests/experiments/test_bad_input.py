@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
-import inspect
 import json
 import os
 import re
@@ -473,21 +471,6 @@ def test_other_commands_say_it_as_well(main, arguments, message, capsys):
     said = capsys.readouterr().err
     assert re.search(message, said)
     assert len(said.splitlines()) == 1
-
-
-@pytest.mark.parametrize("name", ["sweep", "tune", "figures", "tables", "bench"])
-def test_help_is_the_commands_docstring(name, capsys):
-    module = importlib.import_module(f"experiments.{name}")
-    for arguments in (["--help"], ["seed=[1", "-h"]):
-        assert module.main(arguments) == 0
-        assert capsys.readouterr() == (f"{inspect.cleandoc(module.__doc__)}\n", "")
-
-
-def test_help_of_the_records_is_their_parsers(capsys):
-    with pytest.raises(SystemExit) as ended:
-        records.main(["list", "--help"])
-    assert ended.value.code == 0
-    assert "--state {queued,running,finished,failed,interrupted,damaged}" in capsys.readouterr().out
 
 
 def test_a_state_that_does_not_exist_is_refused(capsys):

@@ -265,6 +265,8 @@ def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) ->
 
 
 if __name__ == "__main__":
+    if {"--help", "-h"} & set(sys.argv):
+        sys.exit(print((__doc__ or "").replace("``", "`").strip()))
     if len(sys.argv) != 3:
         sys.exit("usage: python -m flowcache.models.skyreels.checkpoint <original checkpoint> <destination>")
     try:
