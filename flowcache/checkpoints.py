@@ -93,7 +93,8 @@ def main(arguments: list[str]) -> int:
     problems = inventory.all_problems()
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
-    print(f"{len(problems)} problem(s)" if problems else "nothing is missing or wrong")
+    number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(number if problems else "nothing is missing or wrong")
     return 1 if problems else 0
 
 

@@ -254,7 +254,7 @@ def test_every_damage_has_one_message_and_nothing_is_loaded(magi, damage, capsys
     assert main(["verify", str(magi)]) == 1
     printed = capsys.readouterr()
     assert printed.err == f"problem: {problem}\n"
-    assert "1 problem(s)" in printed.out
+    assert "1 problem\n" in printed.out
     monkeypatch.setattr("flowcache.models.magi.model.load_weights", lambda *a: pytest.fail("weights were loaded"))
     with pytest.raises((CheckpointError, FileNotFoundError, ValueError)) as error:
         Magi.from_pretrained(magi)

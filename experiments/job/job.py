@@ -40,7 +40,8 @@ class Job:
 
     ``generation_options`` are what the model's ``generation`` takes beyond prompt, frames, method and seed.
     ``random_weights`` is None where the weights are the checkpoint's; otherwise what the loader of random ones takes
-    beside a checkpoint, whose configuration then counts, if there is one.
+    beside a checkpoint, whose configuration then counts, if there is one. ``plan`` is whether only the plan is told;
+    None tells it before full-size videos, and False never.
     """
 
     model_name: str
@@ -61,6 +62,7 @@ class Job:
     metrics: tuple[str, ...]
     baseline: str
     latency_pairs: int
+    plan: bool | None
     workers: int
     threads: int
     output_dir: Path
@@ -157,6 +159,7 @@ def make_job(config: DictConfig) -> Job:
         metrics=read_metrics(config.metrics),
         baseline=config.baseline,
         latency_pairs=config.latency_pairs,
+        plan=config.plan,
         workers=workers,
         threads=threads,
         output_dir=results_folder(config.output_dir),

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from experiments.job.errors import BadInput, command
 from experiments.job.paths import results_folder, shown
+from experiments.job.units import counted
 from experiments.records import Record, RecordStore, Status, code_hash
 
 
@@ -85,12 +86,12 @@ def runs(store: RecordStore) -> Iterator[Run]:
 
 def _list(store: RecordStore, options: argparse.Namespace) -> int:
     table = Table("key", "state", "model", "setting", "method", "seed", "prompt", "changed (UTC)")
-    shown = 0
+    num_shown = 0
     for run in runs(store):
         record = run.record
         if options.state not in (None, run.state) or options.method not in (None, record and record.method):
             continue
-        shown += 1
+        num_shown += 1
         if record is None:
             table.add_row(run.key, run.state)
         else:
@@ -98,7 +99,7 @@ def _list(store: RecordStore, options: argparse.Namespace) -> int:
             table.add_row(run.key, run.state, *what, (record.changed or "")[:19])
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    console.print(f"{shown} runs")
+    console.print(counted(num_shown, "run"))
     return 0
 
 
@@ -129,7 +130,8 @@ def _verify(store: RecordStore, options: argparse.Namespace) -> int:
             print(f"{run.key}: {problem}")
         wrong += bool(problems)
     print(
-        f"{finished} finished runs, {wrong} damaged" + ("; prune removes those, run again to remake them" * bool(wrong))
+        f"{counted(finished, 'finished run')}, {wrong} damaged"
+        + ("; prune removes those, run again to remake them" * bool(wrong))
     )
     return 1 if wrong else 0
 

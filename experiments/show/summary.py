@@ -13,6 +13,7 @@ from eval.latency import speedup
 from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job.job import Job
 from experiments.job.paths import shown
+from experiments.job.units import counted, flop_unit
 from experiments.records import Record, RecordStore
 
 PFLOP = 1e15
@@ -83,7 +84,7 @@ def _with_ends(name: str, value_and_ends: tuple[float, float, float], number: in
 
 
 _ROWS = (
-    ("executed compute, PFLOPs a video", "pflops", "{:.3g}"),
+    ("executed compute, {flop_unit} a video", "pflops", "{:.3g}"),
     ("compute left, of baseline's FLOPs", "flops_share", "{:.3f}"),
     ("chunk steps computed", "computed_fraction", "{:.3f}"),
     ("latency, s (median)", "latency_s", "{:.2f}"),
@@ -109,15 +110,16 @@ _ROWS = (
 def print_summary(job: Job, records: Sequence[Record], store: RecordStore, console: Console) -> None:
     """The job's table, what is missing and why, and where everything is."""
     summary = summarise(records)
-    table = Table(
-        title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {len(records)} videos, measured here"
-    )
+    over = f"{counted(len(records), 'video')}, measured here"
+    table = Table(title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {over}")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("spread")
+    unit, flops = flop_unit(summary["pflops"] * PFLOP)
+    summary |= {key: summary[key] * PFLOP / flops for key in ("pflops", "pflops_ci95")}
     for title, key, form in _ROWS:
         if key in summary:
-            table.add_row(title, form.format(summary[key]), _spread(summary, key, form))
+            table.add_row(title.format(flop_unit=unit), form.format(summary[key]), _spread(summary, key, form))
     console.print(table)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
@@ -135,7 +137,7 @@ def _spread(summary: dict[str, float], key: str, form: str) -> str:
         interval = f"±{summary[f'{key}_ci95']:.3g}"
     elif not math.isnan(summary.get(f"{key}_low", math.nan)):
         interval = "-".join(form.replace("x", "").format(summary[f"{key}_{end}"]) for end in ("low", "high"))
-    counted = f"{number} pairs" if key == "speedup" else f"n {number}"
+    over = counted(number, "pair") if key == "speedup" else f"n {number}"
     if not interval:
-        return f"({counted})"
-    return f"{interval} (95 %{f', {counted}' if key == 'speedup' or number != summary['n'] else ''})"
+        return f"({over})"
+    return f"{interval} (95 %{f', {over}' if key == 'speedup' or number != summary['n'] else ''})"

@@ -34,6 +34,7 @@ from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
 from experiments.job.paths import shown
 from experiments.job.quoting import quoted
+from experiments.job.units import counted
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, video_frame
 from experiments.run.launch import Launcher, launcher_of
@@ -98,8 +99,8 @@ def make_videos(entered: list[Entrant], launcher: Launcher | None = None, argume
     """Generate what is missing, here or in tasks that the ``arguments`` tell it to; says first how much that is."""
     each = len(entered[0].jobs[0].prompts) * len(entered[0].jobs)
     print(
-        f"{len(entered)} methods x {len(entered[0].jobs[0].prompts)} prompts x {len(entered[0].jobs)} seeds = "
-        f"{len(entered) * each} videos ({each} a method), ",
+        f"{counted(len(entered), 'method')} x {counted(len(entered[0].jobs[0].prompts), 'prompt')} x "
+        f"{counted(len(entered[0].jobs), 'seed')} = {counted(len(entered) * each, 'video')} ({each} a method), ",
         end="",
     )
     share_out(launcher, jobs_to_run(entered), lambda: jobs_to_run(entrants(list(arguments))[0]))
@@ -212,6 +213,8 @@ def main(arguments: list[str]) -> int:
     launcher, arguments = launcher_of(arguments)
     entered, experiment = entrants(arguments)
     make_videos(entered, launcher, arguments)
+    if entered[0].jobs[0].plan:
+        return 0
     if launcher is not None:
         print("the same command without launcher and tasks scores the videos")
         return 0

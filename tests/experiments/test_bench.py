@@ -94,7 +94,8 @@ def test_latency_compares_with_vanilla_in_turn(capsys, monkeypatch):
     peaks = [float(word) for word in rows["peak of tensors, GiB"] if word != "without" and word != "weights"]
     assert len(peaks) == 2
     assert min(peaks) > 0
-    flops = [float(flops) for flops in rows["executed TFLOPs"]]
+    flops = [float(flops) for flops in rows["executed"][::2]]
+    assert rows["executed"][1::2] == ["GFLOPs"] * 2
     assert flops[1] < flops[0]
     ratio = re.search(r"speed-up ([\d.]+)x \(2 pairs\), FLOP ratio ([\d.]+)x, efficiency ([\d.]+)", printed)
     gain, flop_ratio, efficiency = map(float, ratio.groups())

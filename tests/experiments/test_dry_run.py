@@ -153,7 +153,7 @@ def test_a_method_that_needs_weights_says_so_beside_the_published_share(small_jo
     assert "16 of 16 chunk steps computed" in text
     assert "executed, at most" in text
     reported = next(line for line in text.splitlines() if "reported by the paper" in line)
-    assert [cell.strip() for cell in reported.strip("│ ").split("│")][1:] == ["140", "0.458"]
+    assert [cell.strip() for cell in reported.strip("│ ").split("│")][1:] == ["140 PFLOPs", "0.458"]
 
     _, path = recorded_run(small_job("num_prompts=1", *REUSING))
     outcome, replayed = printed_dry_run(*SMALL, *REUSING, f"replay={path}")
@@ -171,7 +171,7 @@ def test_a_method_that_decides_alone_prints_its_figures():
     executed = next(line for line in text.splitlines() if "executed" in line)
     share = outcome.method.trace.flops / outcome.vanilla.trace.flops
     assert [cell.strip() for cell in executed.strip("│ ").split("│")][1:] == [
-        f"{outcome.method.trace.flops / PFLOP:.4g}",
+        f"{outcome.method.trace.flops / 1e9:.4g} GFLOPs",
         f"{share:.3f}",
     ]
     assert "finished chunks, once more when clean" in text

@@ -197,7 +197,7 @@ def test_list_tells_every_state(finished, capsys, monkeypatch):
     assert "damaged" in states["broken-0"]
     assert run("list", job.output_dir, "--state", "interrupted") == 0
     assert "running-0" in (second := capsys.readouterr().out)
-    assert "1 runs" in second
+    assert "1 run\n" in second
 
 
 def test_show_takes_the_beginning_of_a_key(finished, capsys):

@@ -67,3 +67,28 @@ def test_missing_metrics_have_no_figure_but_a_reason(tmp_path):
     assert (summary["psnr_n"], summary["position_jump_pixels_n"]) == (8, 7)
     assert summary["pflops"] == pytest.approx(0.000535)
     assert missing(made_here) == {"lpips": "no weights"}
+
+
+def test_one_video_and_one_pair_are_said_so(tmp_path):
+    job, made_here = records(tmp_path, 1)
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_summary(job, made_here[:1], store_of(job), console)
+    printed = console.export_text()
+    assert "magi / embedded / flowcache_fast: 1 video, measured here" in printed
+    assert "(1 pair)" in printed
+
+
+@pytest.mark.parametrize(
+    ("flops", "unit", "value"),
+    [(3.48e11, "GFLOPs", "348"), (4.5e12, "TFLOPs", "4.5"), (3.06e17, "PFLOPs", "306"), (2e6, "MFLOPs", "2")],
+)
+def test_compute_is_in_a_unit_that_people_read(tmp_path, flops, unit, value):
+    job, made_here = records(tmp_path, 8)
+    for place, record in enumerate(made_here):
+        record.flops = int(flops * (1 + (place - 3.5) / 1000))
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_summary(job, made_here, store_of(job), console)
+    (line,) = (line for line in console.export_text().splitlines() if "executed compute" in line)
+    title, number, spread = (cell.strip() for cell in line.strip("│").split("│"))
+    assert (title, number) == (f"executed compute, {unit} a video", value)
+    assert float(spread[1:].split()[0]) == pytest.approx(float(value) * 0.00205, rel=0.01)  # of one size with the mean
