@@ -99,4 +99,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may not show every name
     sys.exit(main(sys.argv[1:]))

@@ -54,7 +54,7 @@ from flowcache.schedule import ChunkStep, Row, Schedule, staged_schedule, timest
 plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.titlesize": 10})
 
 # %% tags=["parameters"]
-PROMPTS = (ROOT / "experiments" / "prompts" / "embedded.txt").read_text().splitlines()[:2]
+PROMPTS = (ROOT / "experiments" / "prompts" / "embedded.txt").read_text(encoding="utf-8").splitlines()[:2]
 NUM_CHUNKS, NUM_STEPS = 3, 64
 EVERY, POWERS, WARMUP_STEPS = 4, (1.0, 0.5, 0.2), 5
 

@@ -13,6 +13,8 @@ from functools import wraps
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.job.terminal import replace_what_cannot_be_shown
+
 _Main = Callable[[list[str]], int]
 
 
@@ -118,6 +120,7 @@ def command(program: str, explain: Callable[[list[str]], str] | None = None) -> 
     def guard(main: _Main) -> _Main:
         @wraps(main)
         def guarded(arguments: list[str]) -> int:
+            replace_what_cannot_be_shown()
             try:
                 if HELP & set(arguments):
                     own = sys.modules[main.__module__].__doc__ or ""

@@ -171,7 +171,7 @@ class RecordStore:
     def read(self, key: str) -> Record | None:
         """A record in whatever state; None if there is none, or it is damaged, of another schema or key."""
         try:
-            text = self.record_path(key).read_text()
+            text = self.record_path(key).read_text(encoding="utf-8")
             record = Record(**json.loads(text))
             _FIELDS.validate_json(text, strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
@@ -190,7 +190,7 @@ class RecordStore:
         """Write a record of which only what is said of its video is new: date and checksums stay as they are."""
         path = self.record_path(record.key)
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps(_plain(asdict(record)), indent=1, sort_keys=True) + "\n")
+            temporary.write_text(json.dumps(_plain(asdict(record)), indent=1, sort_keys=True) + "\n", encoding="utf-8")
         return path
 
     @contextmanager
@@ -333,7 +333,9 @@ def code_hash() -> str:
     digest = hashlib.sha256()
     for folder in CODE_FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(f"{path.relative_to(ROOT).as_posix()}\0{statements(path.read_text())}\0".encode())
+            digest.update(
+                f"{path.relative_to(ROOT).as_posix()}\0{statements(path.read_text(encoding='utf-8'))}\0".encode()
+            )
     return digest.hexdigest()[:16]
 
 
@@ -379,11 +381,11 @@ def _kept_sha256(path: Path) -> str:
     told_by = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     kept = cache_folder() / "sha256" / hashlib.sha256(told_by.encode()).hexdigest()
     try:
-        return kept.read_text()
+        return kept.read_text(encoding="utf-8")
     except OSError:
         found = sha256(path)
     with suppress(OSError), atomic_path(kept) as temporary:  # a cache that cannot be written costs time, no more
-        temporary.write_text(found)
+        temporary.write_text(found, encoding="utf-8")
     return found
 
 

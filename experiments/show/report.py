@@ -90,8 +90,8 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     )
     page = environment.get_template("index.html").render(
         mark=MARK,
-        style=(TEMPLATE / "report.css").read_text(),
-        script=(TEMPLATE / "report.js").read_text(),
+        style=(TEMPLATE / "report.css").read_text(encoding="utf-8"),
+        script=(TEMPLATE / "report.js").read_text(encoding="utf-8"),
         model=job.model_name,
         setting=job.setting_name,
         size=[job.generation_options["width"], job.generation_options["height"]],

@@ -65,10 +65,16 @@ def command(directory: Path) -> list[str]:
 
 def start(directory: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     """The sweep as a process group of its own."""
-    log = (directory.parent / f"{directory.name}.log").open("a")
+    log = (directory.parent / f"{directory.name}.log").open("a", encoding="utf-8")
     with log:
         return subprocess.Popen(
-            command(directory), cwd=ROOT, stdout=log, stderr=log, text=True, start_new_session=True, preexec_fn=before
+            command(directory),
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            encoding="utf-8",
+            start_new_session=True,
+            preexec_fn=before,
         )
 
 

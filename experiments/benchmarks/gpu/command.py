@@ -148,7 +148,7 @@ def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder
         document = {"overrides": list(overrides), "code": code_hash(), "wall_s": wall_s}
         document["environment"] = environment.describe(device)
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({**document, "figures": figures}, indent=1) + "\n")
+            temporary.write_text(json.dumps({**document, "figures": figures}, indent=1) + "\n", encoding="utf-8")
         print(f"{case.name}: measured in {wall_s} s", flush=True)
         if torch.device(device).type == "cuda":
             torch.cuda.empty_cache()
@@ -162,5 +162,5 @@ def _is_measured(path: Path, overrides: Sequence[str]) -> bool:
     """By the same command and the same code."""
     if not path.is_file():
         return False
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     return (document["overrides"], document.get("code")) == (list(overrides), code_hash())
