@@ -78,7 +78,7 @@ def check_nothing_half_written(directory: Path) -> None:
     assert not [path for path in files if ".partial" in path.name]
     for path in files:
         if path.suffix == ".json":
-            assert json.loads(path.read_text())
+            assert json.loads(path.read_text(encoding="utf-8"))
         if path.suffix == ".mkv":
             assert read_lossless(path).size
     assert all(RecordStore(directory).video_path(record.key).is_file() for record in finished(directory))
@@ -295,7 +295,7 @@ def test_broken_checkpoint(broken, message, command, tmp_path):
 
 
 def test_checkpoints_that_are_none(command, tmp_path):
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
     for path in ("nowhere", "file"):
         outcome = command(*SMALLEST, f"checkpoint={tmp_path / path}")
         check(outcome, 2, "no checkpoint directory at .*; give the path of a downloaded checkpoint")
@@ -307,19 +307,19 @@ def test_checkpoints_that_are_none(command, tmp_path):
 def test_prompt_files_that_are_none(command, tmp_path):
     (tmp_path / "prompts.txt").write_bytes(b"\x89PNG\r\n\x1a\n\xff\0")
     check(command(f"prompts={tmp_path / 'prompts.txt'}"), 2, "cannot be read as UTF-8 text .*write one prompt a line")
-    (tmp_path / "prompts.txt").write_text("\n \n")
+    (tmp_path / "prompts.txt").write_text("\n \n", encoding="utf-8")
     check(command(f"prompts={tmp_path / 'prompts.txt'}"), 2, "there is no prompt in")
-    (tmp_path / "prompts.txt").write_text("a cat\na\x0bdog\n")
+    (tmp_path / "prompts.txt").write_text("a cat\na\x0bdog\n", encoding="utf-8")
     check(command(f"prompts={tmp_path / 'prompts.txt'}"), 2, r"prompt 2 holds the control character U\+000B")
     check(command(f"prompts={tmp_path}"), 2, "no prompt file at")
 
 
 def test_results_go_to_a_folder_that_can_be_written(command, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     for path in ("file", "file/below"):
         check(command(*SMALLEST, f"output_dir={tmp_path / path}"), 2, "is a file; give output_dir=<folder>")
     check(command(*SMALLEST, "output_dir="), 2, "output_dir='' must be a name")
-    assert (tmp_path / "file").read_text() == "not a folder"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "not a folder"
     monkeypatch.setattr(os, "access", lambda *args, **kwargs: False)  # not every user is bound by permissions
     check(command(*SMALLEST), 2, "cannot be written; give output_dir=<folder that you can write>")
     assert not (tmp_path / "results").exists()
@@ -445,7 +445,7 @@ def test_wandb_down_costs_no_video(command, tmp_path, monkeypatch):
 
 def test_a_long_or_bracketed_prompt_is_text_like_any_other(command, tmp_path):
     prompts = ["a cat [/bold] " + "and a dog " * 500, "[red]x", "../../etc/passwd"]
-    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
     arguments = [argument for argument in SMALLEST if not argument.startswith("num_prompts")]
     assert command(*arguments, f"prompts={tmp_path / 'prompts.txt'}") == (0, "")
     made = finished(tmp_path / "results")
@@ -505,6 +505,6 @@ def test_debug_shows_where(command, monkeypatch):
 )
 def test_the_command_itself(arguments, code, message, tmp_path):
     command = [sys.executable, str(ROOT / "run.py"), f"output_dir={tmp_path}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
     check((done.returncode, done.stderr), code, message)
     check_nothing_half_written(tmp_path)

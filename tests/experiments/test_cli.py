@@ -272,7 +272,7 @@ def test_compression_is_off_and_set_by_a_budget_and_its_own_options():
 def test_prompts_from_list_text_and_file(tmp_path):
     assert make_job(compose_config(["prompts=[a,b,c]"])).prompts == ("a", "b", "c")
     assert make_job(compose_config(["prompts=a red circle"])).prompts == ("a red circle",)
-    (tmp_path / "mine.txt").write_text("one\n\n two \n")
+    (tmp_path / "mine.txt").write_text("one\n\n two \n", encoding="utf-8")
     assert make_job(compose_config([f"prompts={tmp_path / 'mine.txt'}"])).prompts == ("one", "two")
     assert len(make_job(compose_config([])).prompts) == 8
     assert len(make_job(compose_config(["num_prompts=64"])).prompts) == 64

@@ -181,7 +181,7 @@ def test_a_method_that_decides_alone_prints_its_figures():
 def test_run_py_needs_neither_prompts_nor_weights_and_leaves_nothing_behind(tmp_path):
     arguments = ["model=magi", "setting=paper", "method=vanilla", "device=meta", "setting.num_frames=24"]
     command = [sys.executable, str(ROOT / "run.py"), *arguments, "setting.num_steps=4", f"output_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "in the paper's accounting" in done.stdout
     assert "size 4.5B, caption_tokens 100" in done.stdout
@@ -246,6 +246,6 @@ def test_a_file_that_is_no_parquet_or_is_cut_is_refused(tmp_path, cut):
         pd.DataFrame([ENTRY]).to_parquet(tmp_path / "trace.parquet")
         (tmp_path / "trace.parquet").write_bytes((tmp_path / "trace.parquet").read_bytes()[:-50])
     else:
-        (tmp_path / "trace.parquet").write_text("row,chunk\n0,0\n")
+        (tmp_path / "trace.parquet").write_text("row,chunk\n0,0\n", encoding="utf-8")
     with pytest.raises(BadInput, match="is not a trace of a run, or is damaged"):
         read_decisions(tmp_path / "trace.parquet")

@@ -218,7 +218,7 @@ def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, cap
         measure(cases, "cpu", ["compile=true"], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_ceilings.json", "c_last.json", SUMMARY]
     assert "RuntimeError: the kernel is gone" in capsys.readouterr().out
-    document = json.loads((tmp_path / "a_ceilings.json").read_text())
+    document = json.loads((tmp_path / "a_ceilings.json").read_text(encoding="utf-8"))
     assert document["overrides"] == ["compile=true"]
     assert {"cpu", "packages", "revision"} <= document["environment"].keys()
 
@@ -235,7 +235,7 @@ def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, cap
 def write(folder, name: str, **figures) -> None:
     environment = {"cpu": "a CPU", "gpu": "H100", "driver": "1", "cuda": "13", "packages": {"torch": "2"}}
     document = {"overrides": [], "environment": environment | {"revision": "abc"}, "figures": figures}
-    (folder / f"{name}.json").write_text(json.dumps(document))
+    (folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def a_video(method: str, latency_s: float, flops: float, **sections_s: float) -> dict:
@@ -264,7 +264,7 @@ def test_the_summary_holds_figures_against_targets(tmp_path):
     fast = a_video("flowcache_fast", 35.0, 25e15, transformer=24.0, policy=1.0, vae=10.0)
     write(tmp_path, "c_skyreels_flowcache_fast", **fast)
     text = write_summary(tmp_path)
-    assert (tmp_path / SUMMARY).read_text() == text
+    assert (tmp_path / SUMMARY).read_text(encoding="utf-8") == text
     assert "H100, driver 1, CUDA 13, torch 2, revision abc" in text
     assert "| magi: a chunk's forward, share of the matmul ceiling, least | >= 0.6 | 0.500 | **missed** |" in text
     assert "| skyreels: a chunk's forward, share of the matmul ceiling, least | >= 0.6 | - | not measured |" in text

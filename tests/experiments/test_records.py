@@ -96,7 +96,9 @@ def test_nothing_is_queued_over_what_another_is_making(small_job):
 
 def test_only_one_holds_a_run_and_a_killed_holder_lets_go(tmp_path):
     store = RecordStore(tmp_path)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         with store.claim("a", wait=False) as mine:
@@ -188,7 +190,7 @@ def test_list_tells_every_state(finished, capsys, monkeypatch):
     for state in ("queued", "running", "failed"):
         store.save(replace(record, key=f"{state}-0", status=state))
     (store.run_path("broken-0")).mkdir()
-    store.record_path("broken-0").write_text("{")
+    store.record_path("broken-0").write_text("{", encoding="utf-8")
     with store.claim("running-0", wait=False):
         assert run("list", job.output_dir) == 0
     first = capsys.readouterr().out
@@ -297,7 +299,7 @@ def test_files_that_nothing_is_loaded_from_do_not_count(tmp_path):
     stray = directory / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
     stray.parent.mkdir(parents=True)
     for path in (stray, directory / ".gitattributes", directory / "vae" / "of_my_own.txt"):
-        path.write_text("1793000000.0")
+        path.write_text("1793000000.0", encoding="utf-8")
     assert fresh_hash(directory) == before
 
 

@@ -322,7 +322,7 @@ def test_a_damaged_record_counts_as_none(small_job):
     job = small_job("method=vanilla", "num_prompts=1")
     (record,) = Runner(job).run()
     store = RecordStore(job.output_dir)
-    store.record_path(record.key).write_text('{"key": "x"')
+    store.record_path(record.key).write_text('{"key": "x"', encoding="utf-8")
     assert store.find(record.key) is None
     assert list(store.all()) == []
 
@@ -330,7 +330,7 @@ def test_a_damaged_record_counts_as_none(small_job):
 def test_records_are_json_with_units_and_environment(small_job):
     job = small_job("num_prompts=1", "method.threshold=0")
     (record,) = Runner(job).run()
-    document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text())
+    document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text(encoding="utf-8"))
     assert document["metrics"]["psnr"] == "inf"
     assert document["environment"]["threads"] == 1
     assert document["environment"]["load_average_1min"] >= 0
