@@ -6,8 +6,10 @@ have begun every job runs, and the worst code counts; of jobs that a launcher ru
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+from contextlib import redirect_stdout
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its pool; each job sets its own number
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line here, instead of printing many
@@ -15,12 +17,15 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line 
 import hydra
 from omegaconf import DictConfig
 
-from experiments.job.cli import CONF, check_jobs, check_overrides
-from experiments.job.errors import complain, stopped
+from experiments.job.errors import HELP, complain, stopped
+from experiments.job.groups import CONF
+from experiments.job.help import run_help, without_fixed_groups
+from experiments.job.terminal import replace_what_cannot_be_shown
 from experiments.run.fork_server import start_server
 from experiments.run.launch import is_launched, launcher_name, prepare, sendable
 
-_HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
+_COMPLETION = {"--shell-completion", "-sc"}
+_ASKED_OF_HYDRA = {"--hydra-help", "--cfg", "-c", "--info", "-i", "--version"} | _COMPLETION
 _MULTIRUN = {"-m", "--multirun"}
 _exit_codes = [0]
 
@@ -47,14 +52,31 @@ def job(config: DictConfig) -> None:
         _exit_codes.append(complain("run.py", error))
 
 
+def completions() -> str:
+    """Of the command line that a shell has in COMP_LINE, as Hydra finds them."""
+    with redirect_stdout(io.StringIO()) as said:
+        job()
+    return without_fixed_groups(said.getvalue())
+
+
 def main() -> int:
     arguments = sys.argv[1:]
+    replace_what_cannot_be_shown()
     try:
-        if not _HELP & set(arguments):
-            check_overrides(arguments)
-            prepare(arguments)
-            here, multirun = launcher_name(arguments) == "basic", bool(_MULTIRUN & set(arguments))
-            check_jobs([a for a in arguments if not a.startswith("-")], multirun, here)
+        if HELP & set(arguments):
+            print(run_help(__doc__, arguments))
+            return 0
+        if _COMPLETION & set(arguments) and any(argument.startswith("query=") for argument in arguments):
+            print(completions())
+            return 0
+        if not _ASKED_OF_HYDRA & set(arguments):
+            from experiments.job.cli import check_jobs, check_overrides  # late: torch takes seconds, help must not
+
+            overrides = [argument for argument in arguments if not argument.startswith("-")]
+            check_overrides(overrides)
+            prepare(overrides)
+            here, multirun = launcher_name(overrides) == "basic", bool(_MULTIRUN & set(arguments))
+            check_jobs(overrides, multirun, here)
         job()
     except KeyboardInterrupt:
         _exit_codes.append(stopped("run.py"))

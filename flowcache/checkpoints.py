@@ -81,6 +81,9 @@ def describe(inventory: Inventory) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").replace("``", "`").strip())
+        return 0
     if len(arguments) != 2 or arguments[0] != "verify":
         print("usage: python -m flowcache.checkpoints verify <directory of a checkpoint>", file=sys.stderr)
         return 2
@@ -93,9 +96,11 @@ def main(arguments: list[str]) -> int:
     problems = inventory.all_problems()
     for problem in problems:
         print(f"problem: {problem}", file=sys.stderr)
-    print(f"{len(problems)} problem(s)" if problems else "nothing is missing or wrong")
+    number = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    print(number if problems else "nothing is missing or wrong")
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may not show every name
     sys.exit(main(sys.argv[1:]))

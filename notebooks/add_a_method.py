@@ -36,25 +36,25 @@ sys.path.insert(0, str(ROOT))
 
 import pandas as pd
 import torch
+from baselines.vanilla import VanillaConfig
+from flowcache.distance import ChunkDistance
+from flowcache.policy import Decision, ReusePolicy
 from IPython.display import display
 from matplotlib import pyplot as plt
 from scipy.optimize import bisect
 
 from baselines.every_k import EveryKConfig
-from baselines.vanilla import VanillaConfig
 from eval.psnr import psnr
 from flowcache import MethodConfig, Trace, generate
-from flowcache.distance import ChunkDistance
 from flowcache.method import check_warmup
 from flowcache.models.magi import Magi
-from flowcache.policy import Decision, ReusePolicy
 from flowcache.schedule import ChunkStep, Row, Schedule, staged_schedule, timesteps
 
 # %matplotlib inline
 plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.titlesize": 10})
 
 # %% tags=["parameters"]
-PROMPTS = (ROOT / "experiments" / "prompts" / "embedded.txt").read_text().splitlines()[:2]
+PROMPTS = (ROOT / "experiments" / "prompts" / "embedded.txt").read_text(encoding="utf-8").splitlines()[:2]
 NUM_CHUNKS, NUM_STEPS = 3, 64
 EVERY, POWERS, WARMUP_STEPS = 4, (1.0, 0.5, 0.2), 5
 

@@ -64,7 +64,7 @@ def save(name: str, notebook: NotebookNode) -> Path:
     if len(text.encode()) > MOST_BYTES:
         raise ValueError(f"{name}.ipynb would have {len(text.encode())} bytes of at most {MOST_BYTES}; draw less in it")
     with atomic_path(notebook_path(name)) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return notebook_path(name)
 
 
@@ -76,4 +76,5 @@ def main(names: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may not show every name
     sys.exit(main(sys.argv[1:]))

@@ -70,7 +70,7 @@ OPTIONS = [
 OUTPUT_DIR.mkdir(parents=True, exist_ok=True)
 command = [sys.executable, "run.py", "model=magi", *OPTIONS, "wandb.mode=disabled"]
 plain = {name: value for name, value in os.environ.items() if name != "FORCE_COLOR"}  # Jupyter's; a pipe has no colours
-done = subprocess.run(command, capture_output=True, text=True, env={**plain, "COLUMNS": "110"})
+done = subprocess.run(command, capture_output=True, encoding="utf-8", env={**plain, "COLUMNS": "110"})
 assert done.returncode == 0, done.stderr
 print(done.stdout)
 
@@ -89,7 +89,7 @@ job = make_job(compose_config(OPTIONS))
 runner = Runner(job)
 record = runner.records(job.prompts)[0]
 vanilla = Runner(make_job(compose_config([*OPTIONS, "method=vanilla"]))).records(job.prompts)[0]
-document = json.loads(runner.store.record_path(record.key).read_text())
+document = json.loads(runner.store.record_path(record.key).read_text(encoding="utf-8"))
 wanted = ("prompt", "method", "seed", "status", "computed_fraction", "flops", "baseline_flops", "metrics", "caption")
 print(json.dumps({key: document[key] for key in wanted}, indent=1))
 assert document["status"] == "finished"

@@ -38,10 +38,10 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import pandas as pd
 import torch
+from baselines.vanilla import VanillaConfig
 from IPython.display import display
 from matplotlib import pyplot as plt
 
-from baselines.vanilla import VanillaConfig
 from experiments.studies.l1_rel import Probe, findings
 from flowcache import sample
 from flowcache.models.magi import Magi

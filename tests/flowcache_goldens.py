@@ -16,7 +16,7 @@ GOLDENS = Path(__file__).parent / "goldens" / "flowcache"
 @cache
 def manifest(name: str) -> dict[str, Any]:
     """The cases of one file and how they were made."""
-    return json.loads((GOLDENS / f"{name}.json").read_text())
+    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @cache

@@ -21,7 +21,7 @@ def test_host_memory_holds_one_shard_while_loading(tmp_path, monkeypatch):
     for name, tensor in weights.items():
         save_file({name: tensor + 1}, tmp_path / f"model-{name[0]}.safetensors")
     index = {"weight_map": {name: f"model-{name[0]}.safetensors" for name in weights}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with torch.device("meta"):
         module = torch.nn.ModuleList(torch.nn.Linear(elements, 1, bias=False) for _ in range(num_shards))
     mapped = []
@@ -58,7 +58,7 @@ def test_host_memory_holds_one_shard_while_loading(tmp_path, monkeypatch):
 
 def file_bytes() -> int:
     """Resident pages of files of this process."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(re.search(r"RssFile:\s+(\d+)", status)[1])
 
 

@@ -129,7 +129,7 @@ def magi(tmp_path) -> Path:
         save_file(part, release / "inference_weight.distill" / f"model-0000{shard + 1}-of-00003.safetensors")
         weight_map |= dict.fromkeys(part, f"model-0000{shard + 1}-of-00003.safetensors")
     index = release / "inference_weight.distill" / "model.safetensors.index.json"
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}), encoding="utf-8")
     return release
 
 
@@ -172,9 +172,9 @@ def reshape(release: Path) -> None:
 
 
 def other_network(release: Path) -> None:
-    document = json.loads((release / "config.json").read_text())
+    document = json.loads((release / "config.json").read_text(encoding="utf-8"))
     document["model_config"]["num_layers"] += 1
-    (release / "config.json").write_text(json.dumps(document))
+    (release / "config.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def pickle_all(release: Path) -> None:
@@ -188,14 +188,14 @@ def pickle_by_name(release: Path) -> None:
 
 
 def pointer(release: Path) -> None:
-    shard(release).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    shard(release).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", encoding="utf-8")
 
 
 def other_index(release: Path) -> None:
     index = shard(release).parent / "model.safetensors.index.json"
-    document = json.loads(index.read_text())
+    document = json.loads(index.read_text(encoding="utf-8"))
     document["weight_map"]["videodit_blocks.nothing"] = shard(release).name
-    index.write_text(json.dumps(document))
+    index.write_text(json.dumps(document), encoding="utf-8")
 
 
 def eight_bits(release: Path) -> None:
@@ -254,7 +254,7 @@ def test_every_damage_has_one_message_and_nothing_is_loaded(magi, damage, capsys
     assert main(["verify", str(magi)]) == 1
     printed = capsys.readouterr()
     assert printed.err == f"problem: {problem}\n"
-    assert "1 problem(s)" in printed.out
+    assert "1 problem\n" in printed.out
     monkeypatch.setattr("flowcache.models.magi.model.load_weights", lambda *a: pytest.fail("weights were loaded"))
     with pytest.raises((CheckpointError, FileNotFoundError, ValueError)) as error:
         Magi.from_pretrained(magi)
@@ -268,7 +268,7 @@ def test_another_releases_weights_are_named(tmp_path):
     names = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels")
     names += ("in_channels", "out_channels", "half_channel_vae", "x_rescale_factor", "gated_linear_unit")
     document["model_config"] = {name: getattr(MAGI_NETWORKS["24B"], name) for name in names}
-    (release / "config.json").write_text(json.dumps(document))
+    (release / "config.json").write_text(json.dumps(document), encoding="utf-8")
     (problem,) = verify(release).all_problems()
     assert "are those of MAGI-1 4.5B and" in problem
     assert "describes 24B; put the two that belong together there" in problem
@@ -282,17 +282,17 @@ def skyreels(tmp_path) -> Path:
 def test_a_small_skyreels_verifies_and_its_damage_is_named(skyreels):
     assert verify(skyreels).all_problems() == []
     SkyReels.from_pretrained(skyreels)
-    config = json.loads((skyreels / "transformer" / "config.json").read_text())
+    config = json.loads((skyreels / "transformer" / "config.json").read_text(encoding="utf-8"))
     for change, message in (
         ({"num_layers": 9}, "does not fit its configuration: .* missing keys"),
         ({"_class_name": "WanTransformer3DModel"}, "is of WanTransformer3DModel and not of a SkyReels-V2 transformer"),
         ({"image_dim": 8}, "use a diffusion-forcing checkpoint"),
     ):
-        (skyreels / "transformer" / "config.json").write_text(json.dumps(config | change))
+        (skyreels / "transformer" / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
         problems = verify(skyreels).all_problems()
         assert len(problems) == 1
         assert re.search(message, problems[0])
-    (skyreels / "transformer" / "config.json").write_text(json.dumps(config))
+    (skyreels / "transformer" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     shutil.rmtree(skyreels / "tokenizer")
     assert "no tokenizer in" in verify(skyreels).all_problems()[0]
 

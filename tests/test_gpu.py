@@ -77,7 +77,7 @@ def test_loading_to_the_gpu_takes_no_host_memory_beyond_a_shard(tmp_path):
 
 def host_bytes() -> int:
     """Memory of this process's own, pages of files left out."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return 1024 * int(re.search(r"RssAnon:\s+(\d+)", status)[1])
 
 

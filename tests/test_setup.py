@@ -48,8 +48,8 @@ class Checkout:
         self.stamp = path / ".venv" / "requirements.installed"
         self.requirements = path / "requirements.txt"
         shutil.copy(ROOT / "Makefile", path)
-        self.requirements.write_text("# torch first\ntorch==1.0\nnumpy==1.0\n")
-        (path / "python").write_text(STAND_IN_PYTHON)
+        self.requirements.write_text("# torch first\ntorch==1.0\nnumpy==1.0\n", encoding="utf-8")
+        (path / "python").write_text(STAND_IN_PYTHON, encoding="utf-8")
         (path / "python").chmod(0o755)
 
     def make(self, target: str, python: str = "./python") -> tuple[subprocess.CompletedProcess[str], list[str]]:
@@ -57,7 +57,7 @@ class Checkout:
         calls = self.path / "calls"
         calls.unlink(missing_ok=True)
         done = self.run("make", "--no-print-directory", target, f"PYTHON={python}")
-        return done, calls.read_text().splitlines() if calls.exists() else []
+        return done, calls.read_text(encoding="utf-8").splitlines() if calls.exists() else []
 
     def run(self, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
         # The tests may themselves run under make, and in CI: their variables are not for this one.
@@ -65,7 +65,9 @@ class Checkout:
             k: v for k, v in os.environ.items() if not k.startswith("MAKE") and k not in {"ARGS", "PYTHON", "CI"}
         }
         env = inherited | variables
-        return subprocess.run(command, cwd=self.path, env=env, capture_output=True, text=True, timeout=300, check=False)
+        return subprocess.run(
+            command, cwd=self.path, env=env, capture_output=True, encoding="utf-8", timeout=300, check=False
+        )
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def test_first_make_sets_up_and_the_second_only_runs(checkout: Checkout) -> None
     assert calls[0] == "-m venv --clear .venv"
     assert installs(calls) == ["torch==1.0", "-r .venv/requirements.installed.part"]
     assert calls[-1].startswith("-m pytest -n auto")
-    assert checkout.stamp.read_text() == checkout.requirements.read_text()
+    assert checkout.stamp.read_text(encoding="utf-8") == checkout.requirements.read_text(encoding="utf-8")
 
     assert [call.split(" -n ")[0] for call in checkout.make("test")[1]] == ["-m pytest"]
     assert checkout.make("run")[1] == ["run.py model=magi method=flowcache_fast"]
@@ -108,7 +110,7 @@ def test_failed_install_leaves_no_stamp_and_is_finished_next_time(checkout: Chec
 def test_changed_requirements_are_installed(checkout: Checkout) -> None:
     checkout.make("setup")
     newer = checkout.stamp.stat().st_mtime + 1
-    checkout.requirements.write_text("torch==1.1\n")
+    checkout.requirements.write_text("torch==1.1\n", encoding="utf-8")
     os.utime(checkout.requirements, (newer, newer))
     _, calls = checkout.make("setup")
     assert installs(calls)[0] == "torch==1.1"
@@ -126,16 +128,16 @@ def test_failed_upgrade_forgets_the_old_stamp(checkout: Checkout) -> None:
 def test_requirements_edited_during_an_install_are_installed_next_time(checkout: Checkout) -> None:
     (checkout.path / "edit-while-installing").touch()
     checkout.make("setup")
-    assert "numpy==2.0" not in checkout.stamp.read_text()
+    assert "numpy==2.0" not in checkout.stamp.read_text(encoding="utf-8")
     _, calls = checkout.make("setup")
     assert len(installs(calls)) == 2
-    assert "numpy==2.0" in checkout.stamp.read_text()
+    assert "numpy==2.0" in checkout.stamp.read_text(encoding="utf-8")
 
 
 def test_half_made_venv_is_made_again(checkout: Checkout) -> None:
     checkout.make("setup")
     checkout.stamp.unlink()
-    (checkout.path / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n")
+    (checkout.path / ".venv" / "bin" / "python").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
     done, calls = checkout.make("setup")
     assert done.returncode == 0, done.stderr
     assert calls[0] == "-m venv --clear .venv"
@@ -155,10 +157,10 @@ def test_no_recent_python_is_one_clear_error(checkout: Checkout) -> None:
 def test_ci_fetches_what_tests_need_and_then_skips_none_of_them(checkout: Checkout, monkeypatch) -> None:
     (checkout.path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", checkout.path / ".ci")
-    (checkout.path / "python").write_text(STAND_IN_PYTHON.replace('"$*" >>', '"CI=$CI $*" >>'))
+    (checkout.path / "python").write_text(STAND_IN_PYTHON.replace('"$*" >>', '"CI=$CI $*" >>'), encoding="utf-8")
     done = checkout.run(".ci/run", PYTHON="./python")
     assert done.returncode == 0, done.stderr
-    calls = (checkout.path / "calls").read_text().splitlines()
+    calls = (checkout.path / "calls").read_text(encoding="utf-8").splitlines()
     assert calls[-4:-2] == ["CI= -m eval.weights lpips", "CI= -m eval.vbench install"]
     assert calls[-2].startswith("CI=true -m pytest")
     assert re.fullmatch("CI= -m pytest .* -p tests.rounding .* tests ?", calls[-1])
@@ -170,7 +172,7 @@ def test_ci_fetches_what_tests_need_and_then_skips_none_of_them(checkout: Checko
 
 
 def pins(file: str = "requirements.txt") -> dict[str, Requirement]:
-    lines = [line.strip() for line in (ROOT / file).read_text().splitlines()]
+    lines = [line.strip() for line in (ROOT / file).read_text(encoding="utf-8").splitlines()]
     found = [Requirement(line) for line in lines if line and not line.startswith(("#", "-c "))]
     return {canonicalize_name(requirement.name): requirement for requirement in found}
 
@@ -185,12 +187,12 @@ def test_requirements_are_exact_pins_with_torch_first_and_no_torchvision() -> No
 
 
 def test_ray_comes_on_top_and_moves_nothing() -> None:
-    assert "-c requirements.txt\n" in (ROOT / "requirements-ray.txt").read_text()
+    assert "-c requirements.txt\n" in (ROOT / "requirements-ray.txt").read_text(encoding="utf-8")
     assert not set(pins()) & set(pins("requirements-ray.txt"))
 
 
 def test_every_declared_dependency_is_pinned_inside_its_range() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     declared = [Requirement(r) for group in [project["dependencies"], *extras.values()] for r in group]
     assert {"torch", "diffusers", "pytest"} <= {canonicalize_name(r.name) for r in declared}

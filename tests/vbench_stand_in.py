@@ -39,11 +39,13 @@ def empty_caches(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def stand_in_environment(full_info: list[dict]) -> None:
     """An installed environment with these prompts, in the cache."""
     environment.python().parent.mkdir(parents=True)
-    environment.python().write_text(INTERPRETER.format(python=sys.executable))
+    environment.python().write_text(INTERPRETER.format(python=sys.executable), encoding="utf-8")
     environment.python().chmod(0o755)
     environment.full_info_path().parent.mkdir(parents=True)
-    environment.full_info_path().write_text(json.dumps(full_info))
-    (environment.folder() / "requirements.installed").write_text(environment.REQUIREMENTS.read_text())
+    environment.full_info_path().write_text(json.dumps(full_info), encoding="utf-8")
+    (environment.folder() / "requirements.installed").write_text(
+        environment.REQUIREMENTS.read_text(encoding="utf-8"), encoding="utf-8"
+    )
 
 
 def provide(*names: str) -> None:

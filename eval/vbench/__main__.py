@@ -91,4 +91,5 @@ def total_lines(scores: Scores, partial: bool) -> str:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may not show every name
     sys.exit(main())

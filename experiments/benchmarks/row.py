@@ -14,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from eval.latency import Spread, sections
 from experiments.job.job import Job
+from experiments.job.units import counted, flops_text
 from experiments.run.runner import Runner
 from flowcache.reuse.base import Decision
 from flowcache.reuse.replay import Replay
@@ -29,8 +30,8 @@ def run(job: Job) -> None:
     runner, prompt = Runner(job), job.prompts[0]
     runner.check(prompt)
     model, takes = runner.model, [runner.take(job.method, prompt) for _ in range(RUNS)]
-    tflops = takes[0].trace.flops / 1e12
-    print(f"{job.method_name} on {job.device}, {job.threads} thread(s), {tflops:.3f} TFLOPs a video")
+    compute = flops_text(takes[0].trace.flops)
+    print(f"{job.method_name} on {job.device}, {counted(job.threads, 'thread')}, {compute} a video")
     whole = Spread.of([take.latency_s for take in takes])
     for name, spread in {"whole": whole, **sections(takes)}.items():
         share, ends = spread.median / whole.median, f"{spread.low:.3f}-{spread.high:.3f}"

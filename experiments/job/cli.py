@@ -3,42 +3,44 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.job.compose import CONF, composed
+from experiments.job.compose import composed
 from experiments.job.errors import BadInput
+from experiments.job.groups import groups
 from experiments.job.job import check_config
 from experiments.job.names import nearest
-
-GROUPS = ("model", "setting", "method", "reuse", "forecast", "kv", "kv/store")
+from experiments.job.quoting import typed
 
 
 def check_overrides(arguments: list[str]) -> None:
     """Refuse unknown names and keys in ``key=value`` arguments, of every job of a multirun. Raises BadInput."""
-    overrides = [a for a in arguments if not a.startswith("-")]
-    for argument in overrides:
-        key, separator, value = argument.lstrip("+~").partition("=")
-        if not separator:
-            raise BadInput(f"argument {argument!r} is not of the form key=value")
-        if key in GROUPS:
-            known = sorted(path.stem for path in (CONF / key).glob("*.yaml"))
-            for name in value.split(","):
-                if name not in known:
-                    raise BadInput(f"unknown {key} {name!r}; {nearest(name, known)}")
-    for argument in overrides:
-        if argument.startswith(("+", "~", "hydra")):
+    for place, argument in enumerate(arguments):
+        if argument.startswith("-"):
+            raise BadInput(f"{argument} is no option of this command; give arguments of the form key=value")
+        if "=" not in argument and not argument.startswith("~"):
+            raise BadInput(f"argument {argument!r} is not of the form key=value{_torn_apart(arguments, place)}")
+    choices, settings = [], []
+    for override in map(_parsed, arguments):
+        if override.is_hydra_override():
             continue
-        key, _, value = argument.partition("=")
-        if key in GROUPS:
-            continue
-        for choices in _group_choices(overrides):
-            _check_key(_composed(choices), key)
+        if override.is_delete():
+            raise BadInput(f"{override.input_line} would take out a setting, and a run needs all; give it a value")
+        if _key(override) in groups():
+            choices.append([f"{_key(override)}={name}" for name in _names(override)])
+        else:
+            settings.append(override)
+    for choice in itertools.product(*choices):
+        for override in settings:
+            _check_key(_composed(choice), _key(override), override.value(), override)
 
 
 def check_jobs(overrides: list[str], multirun: bool, here: bool = True) -> None:
@@ -53,52 +55,94 @@ def check_jobs(overrides: list[str], multirun: bool, here: bool = True) -> None:
             raise BadInput(f"configuration: {error}") from error
 
 
+def compose_config(overrides: list[str]) -> DictConfig:
+    """The configuration of one job, as run.py would see it. Raises BadInput."""
+    for override in map(_parsed, overrides):
+        if override.is_sweep_override():
+            key, _, value = override.input_line.partition("=")
+            raise BadInput(
+                f"{override.input_line} is a list of values; if it is one text, give {typed(key, value)}; a list is "
+                f"written {key}=[...], and run.py -m runs a job for each value"
+            )
+    return composed(overrides)
+
+
+@lru_cache
+def _composed(choices: Sequence[str]) -> DictConfig:
+    """For reading: an experiment asks for the same few hundreds of times."""
+    return compose_config(list(choices))
+
+
 def _jobs(overrides: list[str]) -> list[list[str]]:
     """Every job's overrides of a multirun, whose values are lists, ranges or choices."""
     choices = []
-    for override in _parsed(overrides):
+    for override in map(_parsed, overrides):
         if override.is_sweep_override():
-            key = override.get_key_element()
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+            choices.append([f"{override.get_key_element()}={value}" for value in _values(override)])
         else:
             choices.append([override.input_line])
     return [list(job) for job in itertools.product(*choices)]
 
 
-def _parsed(overrides: list[str]) -> list[Any]:
+def _values(override: Override) -> list[str]:
+    """As they are written, one for every job of a multirun."""
+    if isinstance(pattern := override.value(), Glob) and _key(override) in groups():
+        return pattern.filter(groups()[_key(override)].names)
+    return list(map(str, override.sweep_string_iterator()))
+
+
+@lru_cache(maxsize=1024)
+def _parsed(argument: str) -> Override:
     try:
-        return OverridesParser.create().parse_overrides(overrides)
+        return OverridesParser.create().parse_override(argument)
     except HydraException as error:
-        raise BadInput(f"{error}; quote a value that holds spaces, commas, brackets or quotes") from error
+        key, _, value = argument.partition("=")
+        as_list = f"; in a list quote every text: {typed(key, 'one', 'two', as_list=True)}" if "[" in value else ""
+        raise BadInput(
+            f"{argument} cannot be read; quote a text that holds spaces, commas, brackets, quotes or such: "
+            f"{typed(key, value)}{as_list}"
+        ) from error
 
 
-def compose_config(overrides: list[str]) -> DictConfig:
-    """The configuration of one job, as run.py would see it. Raises BadInput."""
-    for override in _parsed(overrides):
-        if override.is_sweep_override():
-            raise BadInput(f"{override.input_line} is a list of values; run each with -m, or write [...] for one list")
-    return composed(overrides)
+def _torn_apart(given: list[str], place: int) -> str:
+    """How to type a text whose words a shell has handed on one by one, if that is what an argument looks like."""
+    key, separator, start = given[place - 1].partition("=") if place else ("", "", "")
+    if not separator:
+        return ""
+    words = itertools.takewhile(lambda argument: "=" not in argument, given[place:])
+    return f"; if it belongs to {key}, give {typed(key, ' '.join([start, *words]))}"
 
 
-@lru_cache
-def _composed(overrides: tuple[str, ...]) -> DictConfig:
-    """For reading: an experiment asks for the same few hundreds of times."""
-    return compose_config(list(overrides))
+def _key(override: Override) -> str:
+    return override.get_key_element().lstrip("+~")
 
 
-def _group_choices(overrides: list[str]) -> list[tuple[str, ...]]:
-    """Every combination of the groups' choices, of which each override's last counts."""
-    chosen = {o.partition("=")[0]: o.partition("=")[2].split(",") for o in overrides if o.partition("=")[0] in GROUPS}
-    combinations = itertools.product(*([f"{group}={name}" for name in names] for group, names in chosen.items()))
-    return list(combinations)
+def _names(override: Override) -> list[str]:
+    """The names that an override chooses from its group. Raises BadInput for one that is none of it."""
+    written = _values(override) if override.is_sweep_override() else [override.get_value_element_as_str()]
+    names, known = [value.strip("'\"") for value in written], groups()[_key(override)].names
+    for name in names or [override.get_value_string()]:
+        if name not in known:
+            raise BadInput(f"unknown {_key(override)} {name!r}; {nearest(name, known)}")
+    return names
 
 
-def _check_key(config: DictConfig, key: str) -> None:
+def _check_key(config: DictConfig, key: str, value: Any, override: Override) -> None:
+    """Refuse a key that a configuration has not, and one value in place of several settings. Raises BadInput."""
     node, path = config, []
     for part in key.split("."):
-        known = list(node.keys()) if isinstance(node, DictConfig) else []
-        if part not in known:
-            where = ".".join(path) or "the configuration"
-            raise BadInput(f"{where} has no key {part!r}; {nearest(part, [k for k in known if k != '_target_'])}")
+        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        if part not in names:
+            where, beside = (".".join(path), set()) if path else ("the configuration", groups().keys())
+            raise BadInput(f"{where} has no key {part!r}; {nearest(part, sorted({*names, *beside} - {'_target_'}))}")
         path.append(part)
         node = OmegaConf.select(config, ".".join(path))
+    if override.is_add():
+        raise BadInput(f"{override.input_line}: {key} is there already; leave out the +")
+    if not isinstance(node, DictConfig):
+        return
+    if not isinstance(value, dict):
+        known = ", ".join(str(name) for name in node if name != "_target_")
+        raise BadInput(f"{override.input_line}: {key} holds settings; give {key}.<name>=<value>, of {known}")
+    for name, inner in value.items():
+        _check_key(config, f"{key}.{name}", inner, override)

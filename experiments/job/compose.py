@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache, lru_cache
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,16 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.job.errors import BadInput
+from experiments.job.groups import CONF, config_files
 from experiments.job.method import make_method, parts_of
 from experiments.job.names import nearest
-from experiments.job.paths import ROOT
 from flowcache.method import Method
-
-CONF = ROOT / "conf"
-
-
-def config_files(group: str) -> list[Path]:
-    return sorted((CONF / group).glob("*.yaml"))
 
 
 def composed(overrides: list[str]) -> DictConfig:

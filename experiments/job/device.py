@@ -7,6 +7,7 @@ import os
 import torch
 
 from experiments.job.errors import BadInput
+from experiments.job.units import counted
 from flowcache.kernels import FLASH_PACKAGES, check_backend
 
 # Of flowcache.kernels.ATTENTION_BACKENDS, those that torch has on no CPU.
@@ -18,14 +19,18 @@ def known_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.device(name)
+        device = torch.device(name)
     except RuntimeError:
-        raise BadInput(f"device={name} is unknown; choose auto, cpu, cuda, or meta for a dry run") from None
-    if torch.device(name).type == "meta":
-        raise BadInput("device=meta is the dry run of run.py alone, which makes no videos; choose auto, cpu or cuda")
-    if torch.device(name).type not in ("cpu", "cuda"):
+        device = None
+    if str(device) != name:  # as well where torch wraps a number round that is too large for it
+        raise BadInput(f"device={name} is unknown; choose auto, cpu, cuda, or meta for a dry run")
+    if device.type == "meta":
+        raise BadInput(f"device={name} is the dry run of run.py alone, which makes no videos; choose auto, cpu or cuda")
+    if device.type not in ("cpu", "cuda"):
         raise BadInput(f"device={name} cannot run this; choose auto, cpu, cuda, or meta for a dry run")
-    return name
+    if device.type == "cpu" and device.index:
+        raise BadInput(f"device={name}: there is one CPU; give device=cpu, and threads=<n> for how much of it to use")
+    return "cpu" if device.type == "cpu" else name
 
 
 def check_device(name: str) -> None:
@@ -35,7 +40,7 @@ def check_device(name: str) -> None:
     if not torch.cuda.is_available():
         raise BadInput(f"device={name} but torch sees no CUDA device; use device=cpu, or install a CUDA build of torch")
     if (torch.device(name).index or 0) >= torch.cuda.device_count():
-        raise BadInput(f"device={name} but there are {torch.cuda.device_count()} CUDA devices, counted from 0")
+        raise BadInput(f"device={name} but torch sees {counted(torch.cuda.device_count(), 'CUDA device')}, from 0")
 
 
 def check_kernel(attention_backend: str, device: str) -> None:

@@ -13,6 +13,8 @@ from functools import wraps
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.job.terminal import replace_what_cannot_be_shown
+
 _Main = Callable[[list[str]], int]
 
 
@@ -65,7 +67,7 @@ _LESS_MEMORY = (
     "or workers=1"
 )
 _GO_ON = "finished videos are kept, and the same command goes on from them"
-_HELP = {"--help", "-h"}
+HELP = {"--help", "-h"}
 
 
 def explain(error: BaseException) -> str:
@@ -103,19 +105,27 @@ def stopped(program: str) -> int:
     return 1
 
 
-def command(program: str, own_help: bool = False) -> Callable[[_Main], _Main]:
+def plain(description: str) -> str:
+    """A module's docstring as a terminal shows it, with where to read on for options of a job."""
+    text = inspect.cleandoc(description).replace("``", "`")
+    return text + ("\n\nkey=value are options of a job: python run.py --help" if "[key=value ...]" in text else "")
+
+
+def command(program: str, explain: Callable[[list[str]], str] | None = None) -> Callable[[_Main], _Main]:
     """Of a command's ``main(arguments)``: errors are one line and an exit code; ``debug=true`` lets them through.
 
-    ``--help`` prints the docstring of the command's module, unless the command has an ``own_help``.
+    ``--help`` prints what ``explain`` says of the arguments, or else the docstring of the command's module.
     """
 
     def guard(main: _Main) -> _Main:
         @wraps(main)
         def guarded(arguments: list[str]) -> int:
-            if not own_help and _HELP & set(arguments):
-                print(inspect.cleandoc(sys.modules[main.__module__].__doc__ or ""))
-                return 0
+            replace_what_cannot_be_shown()
             try:
+                if HELP & set(arguments):
+                    own = sys.modules[main.__module__].__doc__ or ""
+                    print(plain(explain(arguments) if explain else own))
+                    return 0
                 return main(arguments)
             except KeyboardInterrupt:
                 return stopped(program)

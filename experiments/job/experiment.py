@@ -13,8 +13,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from experiments.job.cli import check_overrides, compose_config
-from experiments.job.compose import config_files
 from experiments.job.errors import BadInput
+from experiments.job.groups import config_files
 from experiments.job.job import Job, make_job
 from experiments.job.names import nearest
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from experiments.job.check import check_types, check_whole_numbers, wandb_settings
 from experiments.job.compose import baseline_method, named_method
 from experiments.job.device import check_device, check_kernel, default_workers, known_device, num_cores
 from experiments.job.errors import BadInput
 from experiments.job.method import make_method, name_of
+from experiments.job.metrics import check_frame_size, read_metrics
 from experiments.job.model import checkpoint_of, find_checkpoint, load_model, random_sizes
-from experiments.job.names import nearest
-from experiments.job.paths import check_writable, inside_root
-from experiments.job.prompts import read_prompts
+from experiments.job.paths import check_writable, inside_root, results_folder
+from experiments.job.prompts import read_prompts, refuse_unreadable
 from flowcache.kernels import AUTO
 from flowcache.method import Method
 from flowcache.models.base import MOST_SEED
@@ -27,7 +27,6 @@ from flowcache.reuse.replay import Replay
 
 MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
-METRICS = ("psnr", "psnr_frame", "ssim", "ssim_skimage", "lpips", "lpips_vgg", "caption")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class Job:
     ``generation_options`` are what the model's ``generation`` takes beyond prompt, frames, method and seed.
     ``label`` is what it is called: its method, and in a sweep the options that tell it from others of that method.
     ``random_weights`` is None where the weights are the checkpoint's; otherwise what the loader of random ones takes
-    beside a checkpoint, whose configuration then counts, if there is one.
+    beside a checkpoint, whose configuration then counts, if there is one. ``plan`` is whether only the plan is told;
+    None tells it before full-size videos, and False never.
     """
 
     model_name: str
@@ -58,6 +58,7 @@ class Job:
     metrics: tuple[str, ...]
     baseline: str
     latency_pairs: int
+    plan: bool | None
     workers: int
     threads: int
     output_dir: Path
@@ -135,13 +136,8 @@ def make_job(config: DictConfig) -> Job:
                 "make meaningless; give the decisions of a real run, replay=<its trace>"
             )
         method_name += RANDOM_MARK
-    if not isinstance(config.metrics, ListConfig):
-        raise BadInput(f"metrics={config.metrics} must be a list, such as metrics=[psnr,ssim]")
-    unknown = [str(name) for name in config.metrics if name not in METRICS]
-    if unknown:
-        raise BadInput(f"unknown metric {unknown[0]!r}; {nearest(unknown[0], METRICS)}")
     baseline_method(str(config.baseline), model.name, setting.name)
-    return Job(
+    job = Job(
         model_name=model.name,
         setting_name=setting.name,
         method_name=method_name,
@@ -157,17 +153,23 @@ def make_job(config: DictConfig) -> Job:
         device=device,
         attention_backend=config.attention_backend,
         compile=config.compile,
-        metrics=tuple(config.metrics),
+        metrics=read_metrics(config.metrics),
         baseline=config.baseline,
         latency_pairs=config.latency_pairs,
+        plan=config.plan,
         workers=workers,
         threads=threads,
-        output_dir=inside_root(config.output_dir),
+        output_dir=results_folder(config.output_dir),
         force=bool(config.force),
         any_code=bool(config.any_code),
         wandb=wandb_settings(config),
         label=method_name,
     )
+    if random_weights is None:
+        refuse_unreadable(prompts, model.get("prompt_check"))
+        if not job.is_baseline:
+            check_frame_size(job.metrics, setting.height, setting.width)
+    return job
 
 
 def check_config(config: DictConfig, here: bool = True) -> None:

@@ -5,15 +5,32 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
 from experiments.job.errors import BadInput
 
 ROOT = Path(__file__).parents[2]
 
 
 def inside_root(path: str) -> Path:
-    """Relative paths count from the repository, so that a job does not depend on where it is started."""
-    path = str(path)
+    """A path to read: a relative one counts from where the program is started if it is there, else from the repository.
+
+    A leading ~ is the home folder.
+    """
+    path = os.path.expanduser(str(path))
     return Path(path) if os.path.isabs(path) or os.path.exists(path) else ROOT / path
+
+
+def results_folder(path: str) -> Path:
+    """A folder to write: a relative one counts from the repository, so that wherever a program is started it finds what
+    another made. A leading ~ is the home folder."""
+    return Path(os.path.normpath(ROOT / os.path.expanduser(str(path))))
+
+
+def shown(path: Path) -> str:
+    """A path as short as it can be used from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def check_writable(directory: Path) -> None:
@@ -25,3 +42,7 @@ def check_writable(directory: Path) -> None:
         raise BadInput(
             f"output_dir={directory}: {there} cannot be written; give output_dir=<folder that you can write>"
         )
+
+
+# For conf/config.yaml, so that what Hydra writes is there too.
+OmegaConf.register_new_resolver("from_root", lambda path: str(results_folder(path)), replace=True)

@@ -1,6 +1,13 @@
-"""Command line: ``python -m experiments.records list | show | verify | prune``.
+"""What was made, and what not: ``python -m experiments.records list | show <key> | verify | prune``.
 
-Exit codes: 0 done, 1 something is damaged, 2 bad input.
+- ``list [--state finished] [--method vanilla]``: a line a run; states are queued, running, finished, failed,
+  interrupted, damaged.
+- ``show <key>``: one record, whole; the beginning of its key will do.
+- ``verify``: checks every finished run's files against their checksums.
+- ``prune [--other-code] [--yes]``: says what is failed, interrupted, queued or damaged, and what kills left behind;
+  with ``--other-code`` also what other code than today's made. ``--yes`` removes it.
+
+Each takes ``--output-dir <folder>`` (outputs). Exit codes: 0 done, 1 something is damaged, 2 bad input.
 """
 
 from __future__ import annotations
@@ -18,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.job.errors import BadInput, command
-from experiments.job.paths import inside_root
+from experiments.job.paths import results_folder, shown
+from experiments.job.units import counted
 from experiments.records import SCHEMA_VERSION, Record, RecordStore, Status, todays_code
 
 OTHER_SCHEMA = "other-schema"
@@ -35,11 +43,11 @@ class Run:
     state: str
 
 
-@command("records", own_help=True)
+@command("records")
 def main(arguments: list[str]) -> int:
     """Run the command line and return its exit code."""
     options = _parser().parse_args(arguments)
-    store = RecordStore(inside_root(options.output_dir))
+    store = RecordStore(results_folder(options.output_dir))
     if not store.run_path("").is_dir():
         raise BadInput(f"there are no records under {store.directory}; give --output-dir, or make some with run.py")
     return options.run(store, options)
@@ -86,14 +94,14 @@ def runs(store: RecordStore) -> Iterator[Run]:
 
 def _list(store: RecordStore, options: argparse.Namespace) -> int:
     table = Table("key", "state", "model", "setting", "method", "seed", "prompt", "changed (UTC)")
-    shown, schemas = 0, set()
+    num_shown, schemas = 0, set()
     for run in runs(store):
         record = run.record
         if run.state == OTHER_SCHEMA:
             schemas.add(store.schema(run.key))
         if options.state not in (None, run.state) or options.method not in (None, record and record.method):
             continue
-        shown += 1
+        num_shown += 1
         if record is None:
             table.add_row(run.key, run.state)
         else:
@@ -101,7 +109,7 @@ def _list(store: RecordStore, options: argparse.Namespace) -> int:
             table.add_row(run.key, run.state, *what, (record.changed or "")[:19])
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(table)
-    console.print(f"{shown} runs")
+    console.print(counted(num_shown, "run"))
     if schemas:
         older = ", ".join(map(str, sorted(schemas)))
         console.print(
@@ -121,7 +129,7 @@ def _show(store: RecordStore, options: argparse.Namespace) -> int:
             "python -m experiments.records list shows it"
         )
     (run,) = found
-    print(f"{run.state}: {store.run_path(run.key)}")
+    print(f"{run.state}: {shown(store.run_path(run.key))}")
     if run.state == OTHER_SCHEMA:
         print_json(store.record_path(run.key).read_text(encoding="utf-8"))
     elif run.record is not None:
@@ -141,7 +149,8 @@ def _verify(store: RecordStore, options: argparse.Namespace) -> int:
             print(f"{run.key}: {problem}")
         wrong += bool(problems)
     print(
-        f"{finished} finished runs, {wrong} damaged" + ("; prune removes those, run again to remake them" * bool(wrong))
+        f"{counted(finished, 'finished run')}, {wrong} damaged"
+        + ("; prune removes those, run again to remake them" * bool(wrong))
     )
     return 1 if wrong else 0
 

@@ -13,6 +13,7 @@ from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.job.method import make_method
+from experiments.job.paths import shown
 from experiments.records import (
     Record,
     RecordStore,
@@ -48,7 +49,7 @@ def collect(job: Job) -> pd.DataFrame:
     if not records:
         raise BadInput(
             f"no finished records of model={job.model_name} setting={job.setting_name} with this code and these "
-            f"weights under {job.output_dir}; make them first, for example "
+            f"weights under {shown(job.output_dir)}; make them first, for example "
             f"python run.py -m model={job.model_name} method=vanilla,flowcache_fast"
         )
     return video_frame(records)

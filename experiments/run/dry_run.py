@@ -25,6 +25,7 @@ from experiments.job.method import make_method
 from experiments.job.model import find_checkpoint
 from experiments.job.paths import inside_root
 from experiments.job.replay import read_decisions
+from experiments.job.units import flops_text
 from experiments.show.reported import read_reported
 from flowcache.method import VANILLA, Method
 from flowcache.models.checkpoint import CheckpointError
@@ -142,11 +143,11 @@ def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: 
     name, published = config.method.name, read_reported(config.model.name)[0]["pflops"]
     table = Table(title=f"{config.model.name} / {config.setting.name} / {name}: dry run, nothing was computed")
     table.add_column("compute of one video")
-    table.add_column("PFLOPs", justify="right")
+    table.add_column("FLOPs", justify="right")
     table.add_column("of vanilla's", justify="right")
 
     def add(title: str, flops: float, of: float) -> None:
-        table.add_row(title, f"{flops / PFLOP:.4g}", f"{flops / of:.3f}")
+        table.add_row(title, flops_text(flops), f"{flops / of:.3f}")
 
     at_most = ", at most" if outcome.distance is not None and outcome.replayed is None else ""
     add(f"executed{at_most}", counted.trace.flops, vanilla.trace.flops)

@@ -89,7 +89,7 @@ def _version(package: str) -> str | None:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as file:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor()
@@ -100,7 +100,8 @@ def _revision() -> str | None:
     commands = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
     try:
         head, changed = (
-            subprocess.run(c, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() for c in commands
+            subprocess.run(c, cwd=ROOT, capture_output=True, encoding="utf-8", check=True).stdout.strip()
+            for c in commands
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -110,6 +111,6 @@ def _revision() -> str | None:
 def _driver() -> str | None:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+        return subprocess.run(query, capture_output=True, encoding="utf-8", check=True).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         return None

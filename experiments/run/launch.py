@@ -19,9 +19,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from experiments.job.cli import CONF
-from experiments.job.compose import config_files
 from experiments.job.errors import BadInput, TaskFailed, explain
+from experiments.job.groups import CONF, config_files
 from experiments.job.names import nearest
 from experiments.job.paths import ROOT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.console import Console
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
+from experiments.job.paths import shown
+from experiments.job.units import counted
 from experiments.records import Record
 from experiments.records.timings import timed, ways
 from experiments.run.runner import Plan, Runner
@@ -19,7 +22,7 @@ from experiments.show.tracking import track
 
 
 def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
-    """Run one composed configuration and return its finished records.
+    """Run one composed configuration and return its finished records; none where only the plan is asked for.
 
     Raises BadInput before any video is made, and RunFailed after all that can be made are shown.
     """
@@ -28,21 +31,24 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     runner = Runner(job)
     plan = runner.plan()
     console.print(
-        f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: {len(runner.prompts)} prompts x seed "
-        f"{job.seed}, {job.num_frames} frames each\n"
+        f"plan: {job.model_name}, {job.setting_name} setting, {job.method_name}: "
+        f"{counted(len(runner.prompts), 'prompt')} x seed {job.seed}, {counted(job.num_frames, 'frame')} each\n"
         f"{_told_repeated(runner)}"
-        f"      {plan.finished} finished already, {len(plan.to_make)} videos to make, "
-        f"{len(plan.references_to_make)} references to make first; results go to {job.output_dir}\n"
+        f"      {plan.finished} finished already, {counted(len(plan.to_make), 'video')} to make, "
+        f"{counted(len(plan.references_to_make), 'reference')} to make first; results go to {shown(job.output_dir)}\n"
         f"{_told_lacking(plan)}"
         f"{_told_untimed(plan, runner)}"
-        f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
+        f"      on {job.device}: {counted(job.workers, 'worker')}, {counted(job.threads, 'thread')} each",
         markup=False,
     )
-    if plan.to_make and (not config.setting.embedded if config.plan is None else config.plan):
+    if plan.to_make and (not config.setting.embedded if job.plan is None else job.plan):
         from experiments.run.plan import print_plan  # imported late: a small job does without
 
         runner.check(plan.to_make[0])
         print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
+    if job.plan:
+        console.print("      plan=true: nothing was made; the same command without it does the work", markup=False)
+        return []
     failed = None
     if plan.unfinished:
         try:
@@ -56,7 +62,7 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         console.print(_told_otherwise(found, runner.way), end="", markup=False)
     where = track(job, records, say=lambda text: console.print(text, markup=False))
     if where:
-        console.print(f"W&B ({job.wandb['mode']})  {where}", markup=False)
+        console.print(f"W&B ({job.wandb['mode']})  {shown(Path(where))}", markup=False)
     if failed is not None:
         raise failed
     return records
@@ -65,8 +71,10 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
 def _told_lacking(plan: Plan) -> str:
     if not plan.to_measure:
         return ""
-    names = ", ".join(plan.lacking)
-    return f"      {len(plan.to_measure)} videos are there but lack {names}: measured from their lossless files\n"
+    number, names = len(plan.to_measure), ", ".join(plan.lacking)
+    if number == 1:
+        return f"      1 video is there but lacks {names}: measured from its lossless file\n"
+    return f"      {number} videos are there but lack {names}: measured from their lossless files\n"
 
 
 def _told_untimed(plan: Plan, runner: Runner) -> str:

@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 from eval.peak_memory import PeakBytes
 from experiments.job.job import Job
 from experiments.job.model import find_checkpoint
+from experiments.job.units import counted, flops_text
 from experiments.run import environment
-from experiments.run.dry_run import PFLOP, count
+from experiments.run.dry_run import count
 from flowcache.method import VANILLA
 from flowcache.reuse.base import Decision
 from flowcache.reuse.replay import Replay
@@ -162,8 +163,9 @@ def print_plan(
     held = ", ".join(f"{name} {size / GIB:.3g}" for name, size in weights.items())
     at_most = "at most " if work.at_most else ""
     console.print(
-        f"      a video: {work.num_chunks} chunks in {work.num_rows} rows, {work.num_chunk_steps} chunk steps; "
-        f"{at_most}{work.flops / PFLOP:.4g} PFLOPs (vanilla {work.vanilla_flops / PFLOP:.4g})\n"
+        f"      a video: {counted(work.num_chunks, 'chunk')} in {counted(work.num_rows, 'row')}, "
+        f"{counted(work.num_chunk_steps, 'chunk step')}; {at_most}{flops_text(work.flops)} "
+        f"(vanilla {flops_text(work.vanilla_flops)})\n"
         f"      memory, GiB: weights {sum(weights.values()) / GIB:.3g} ({held}), KV cache {work.kv_bytes / GIB:.3g}, "
         f"activations about {work.activation_bytes / GIB:.3g}; {machine.get('gpu', machine['cpu'])} has "
         f"{machine.get('gpu_memory_gib', machine['memory_gib'])}"
@@ -172,7 +174,7 @@ def print_plan(
     video_s, reference_s = (probed.video_s(flops, work.num_chunks) for flops in (work.flops, work.vanilla_flops))
     total = num_videos * video_s + num_references * reference_s
     console.print(
-        f"      probe of {probed.num_rows} rows: {probed.rows_s / probed.num_rows:.3g} s a row, "
+        f"      probe of {counted(probed.num_rows, 'row')}: {probed.rows_s / probed.num_rows:.3g} s a row, "
         f"{probed.flops / probed.rows_s / TERA:.3g} TFLOP/s; decoding {probed.decode_s:.3g} s a chunk\n"
         f"      estimated {at_most}{video_s:,.0f} s a video, {reference_s:,.0f} s a reference, "
         f"{at_most}{_hours(total)} in all"

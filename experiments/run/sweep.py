@@ -6,6 +6,7 @@ An experiment lists override sets of run.py; commas in a value multiply it out. 
 says under ``models`` takes the place of the rest for one model. Where one takes every method of conf/method
 (main_table), ``method=<one>,<another>`` takes those, beside the baseline. Finished records are kept, so a killed sweep
 continues. Each set is then a W&B run in a group named after the experiment.
+``plan=true`` tells what is missing and about how long it will take, and stops.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from functools import partial
 from experiments.job.errors import BadInput, RunFailed, TaskFailed, command, complain
 from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job
-from experiments.job.paths import check_writable
+from experiments.job.paths import check_writable, shown
+from experiments.job.units import counted
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
 from experiments.records.settings import labelled
@@ -60,7 +62,8 @@ class Countdown:
 
 
 def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callable[[], list[Job]]) -> None:
-    """Say how much is missing of the jobs and what it will take, and do it: here, or in the launcher's tasks.
+    """Say how much is missing of the jobs and what it will take, and do it, here or in the launcher's tasks, unless
+    only this plan is asked for.
 
     Every task finds the jobs anew, for its own machine, and does what is missing beside all others. Raises what
     ``run_jobs`` does, or the BadInput or TaskFailed of a task.
@@ -71,17 +74,20 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
     lacking, untimed = (0, 0) if jobs[0].force else (num_lacking(jobs), num_untimed(jobs))
     to_make = sum(share.num_videos for share in shares)
     total = to_make + lacking + untimed
-    more = f", {lacking} finished ones lack a metric, measured from their lossless files" if lacking else ""
-    more += f", {untimed} finished ones to time in this way" if untimed else ""
-    print(f"{to_make} videos to make{more}", flush=True)
+    more = f", {counted(lacking, 'finished one')} without a metric, measured from the lossless files" if lacking else ""
+    more += f", {counted(untimed, 'finished one')} to time in this way" if untimed else ""
+    print(f"{counted(to_make, 'video')} to make{more}", flush=True)
     if shares:
         print(told(shares, jobs[0], launcher.num_tasks if launcher else 1), flush=True)
-    if launcher is None:
+    if jobs[0].plan:
+        print("plan=true: nothing was made; the same command without it does the work")
+    elif launcher is None:
         prompts = tuple(dict.fromkeys(jobs[0].prompts))
         first_round = math.ceil(total * min(jobs[0].workers, len(prompts)) / len(prompts))
         run_jobs(jobs, prompts, Countdown(total, first_round))
     elif total:
-        print(f"{launcher.num_tasks} tasks by {launcher.name}; python -m experiments.records list tells what is made")
+        tasks = counted(launcher.num_tasks, "task")
+        print(f"{tasks} by {launcher.name}; python -m experiments.records list tells what is made")
         launcher.run(partial(_drain, find_jobs))
 
 
@@ -139,14 +145,17 @@ def main(arguments: list[str]) -> int:
     jobs = find_jobs(arguments)
     check_writable(jobs[0].output_dir)
     given, prompts = len(jobs[0].prompts), len(set(jobs[0].prompts))
-    print(f"{len(jobs)} settings x {prompts} prompts{f' (of {given}, with repetitions)' * (given > prompts)}, ", end="")
+    repeated = f" (of {given}, with repetitions)" if given > prompts else ""
+    print(f"{counted(len(jobs), 'setting')} x {counted(prompts, 'prompt')}{repeated}, ", end="")
     code, before = 0, finished_at(jobs)
     try:
         share_out(launcher, jobs, partial(find_jobs, arguments))
     except (RunFailed, TaskFailed) as error:  # what could be made is there, and is tracked
         code = complain("sweep", error)
+    if jobs[0].plan:
+        return code
     for job in jobs:
         track(job, finished(job), group=experiment_of(arguments)[0])
     print(*told_by_setting(jobs, before), sep="\n")
-    print(f"records are in {jobs[0].output_dir / 'runs'}")
+    print(f"records are in {shown(jobs[0].output_dir / 'runs')}")
     return code

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.job.compose import config_files, named_method
+from experiments.job.groups import config_files, named_method
 from experiments.job.job import Job
 from experiments.records.collect import described
 

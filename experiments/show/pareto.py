@@ -7,12 +7,12 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from eval.statistics import mean_and_interval
+from experiments.job.units import flop_unit
 from experiments.show.reuse_curve import FAMILIES, PSNR_CAP_DB, SETTING
 from experiments.show.style import BLACK, COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, RANGES, error_bars, styled
 
 QUALITIES = {"psnr": "PSNR to {}, dB", "ssim": "SSIM to {}"}  # the baseline
 _ENDS = {**RANGES, "psnr": (0.0, PSNR_CAP_DB)}  # of what a mean can be
-_UNITS = (("PFLOPs", 1e15), ("TFLOPs", 1e12), ("GFLOPs", 1e9))
 
 
 def pareto_points(videos: pd.DataFrame) -> pd.DataFrame:
@@ -44,7 +44,7 @@ def on_front(cost: pd.Series, quality: pd.Series) -> pd.Series:
 @styled()
 def draw_pareto(points: pd.DataFrame, baseline: str, baseline_flops: float, subject: str) -> Figure:
     """A panel a quality: all settings, with intervals on the front, and the baseline's compute."""
-    unit, scale = next(((u, s) for u, s in _UNITS if baseline_flops >= s), _UNITS[-1])
+    unit, scale = flop_unit(baseline_flops)
     figure, panels = plt.subplots(len(QUALITIES), 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, (quality, label) in zip(panels, QUALITIES.items(), strict=True):
         front = points[points[f"{quality}_front"]]

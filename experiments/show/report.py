@@ -23,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job
-from experiments.job.paths import inside_root
+from experiments.job.paths import results_folder, shown
 from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, read_trace
 from experiments.show.reported import read_reported
@@ -90,8 +90,8 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     )
     page = environment.get_template("index.html").render(
         mark=MARK,
-        style=(TEMPLATE / "report.css").read_text(),
-        script=(TEMPLATE / "report.js").read_text(),
+        style=(TEMPLATE / "report.css").read_text(encoding="utf-8"),
+        script=(TEMPLATE / "report.js").read_text(encoding="utf-8"),
         model=job.model_name,
         setting=job.setting_name,
         size=[job.generation_options["width"], job.generation_options["height"]],
@@ -248,7 +248,7 @@ def main(arguments: list[str]) -> int:
     if clips is not None and not (clips.isdecimal() and int(clips) >= 1):
         raise BadInput(f"clips={clips} must be a whole number of at least 1: how many prompts' videos to copy")
     default = job.output_dir / "report" / f"{job.model_name}_{job.setting_name}"
-    destination = inside_root(own["destination"]) if own.get("destination") else default
+    destination = results_folder(own["destination"]) if own.get("destination") else default
     page = build(job, destination, None if clips is None else int(clips))
-    print(f"written {page}; open it in a browser")
+    print(f"written {shown(page)}; open it in a browser")
     return 0

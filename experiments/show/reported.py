@@ -18,7 +18,7 @@ REPORTED = ROOT / "results" / "reported"
 def read_reported(model: str) -> tuple[pd.DataFrame, str]:
     """The paper's main rows of a model, by method, and what they were measured on (the file's first line)."""
     path = REPORTED / f"{model}_main.csv"
-    first_line = path.read_text().partition("\n")[0]
+    first_line = path.read_text(encoding="utf-8").partition("\n")[0]
     return pd.read_csv(path, index_col="method", comment="#"), first_line.removeprefix("# ")
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from eval.speedup import speedup
 from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job.job import Job
+from experiments.job.paths import shown
 from experiments.job.units import counted, flop_unit
 from experiments.records import Record, RecordStore
 from experiments.records.collect import flat
@@ -114,28 +115,26 @@ _AGAINST_BASELINE = ("psnr", "ssim", "lpips", "lpips_vgg")
 def print_summary(job: Job, records: Sequence[Record], store: RecordStore, console: Console) -> None:
     """The job's table, what is missing and why, and where everything is."""
     summary = summarise(records)
-    number = counted(len(records), "video")
-    table = Table(title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {number}, measured here")
+    over = f"{counted(len(records), 'video')}, measured here"
+    table = Table(title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {over}")
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("spread")
     is_another = another_video(job, flat(records[0].method_config))
     unit, size = flop_unit(summary["pflops"] * PFLOP)
-    shown = summary | {
-        name: value * PFLOP / size for name, value in summary.items() if name in ("pflops", "pflops_ci95")
-    }
+    summary |= {key: summary[key] * PFLOP / size for key in ("pflops", "pflops_ci95") if key in summary}
     for title, key, form in _ROWS:
         if key in summary:
             mark = f" {FLAG}" if is_another and key in _AGAINST_BASELINE else ""
-            table.add_row(title.format(unit) + mark, form.format(shown[key]), _spread(shown, key, form))
+            table.add_row(title.format(unit) + mark, form.format(summary[key]), _spread(summary, key, form))
     console.print(table)
     if is_another and any(key in summary for key in _AGAINST_BASELINE):
         console.print(f"{FLAG} {told_another_video(job)}", markup=False)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]
-    console.print(f"first video  {store.preview_path(first.key)}", markup=False)
-    console.print(f"all videos, traces, records  {store.directory}/runs", markup=False)
+    console.print(f"first video  {shown(store.preview_path(first.key))}", markup=False)
+    console.print(f"all videos, traces, records  {shown(store.run_path(''))}", markup=False)
 
 
 def _spread(summary: dict[str, float], key: str, form: str) -> str:
@@ -147,7 +146,7 @@ def _spread(summary: dict[str, float], key: str, form: str) -> str:
         interval = f"±{summary[f'{key}_ci95']:.3g}"
     elif not math.isnan(summary.get(f"{key}_low", math.nan)):
         interval = "-".join(form.replace("x", "").format(summary[f"{key}_{end}"]) for end in ("low", "high"))
-    told = counted(number, "pair") if key == "speedup" else f"n {number}"
+    over = counted(number, "pair") if key == "speedup" else f"n {number}"
     if not interval:
-        return f"({told})"
-    return f"{interval} (95 %{f', {told}' if key == 'speedup' or number != summary['n'] else ''})"
+        return f"({over})"
+    return f"{interval} (95 %{f', {over}' if key == 'speedup' or number != summary['n'] else ''})"

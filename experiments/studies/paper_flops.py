@@ -16,8 +16,8 @@ from omegaconf import DictConfig
 
 from baselines.uniform import Uniform
 from experiments.job.cli import compose_config
-from experiments.job.compose import config_files
 from experiments.job.errors import BadInput, command
+from experiments.job.groups import config_files
 from experiments.job.method import make_method
 from experiments.job.paths import inside_root
 from experiments.records import library_hash

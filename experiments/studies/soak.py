@@ -1,4 +1,6 @@
-"""Kill, crowd and starve a sweep and compare what it leaves with an undisturbed one: ``python -m experiments.soak``.
+"""Kill, crowd and starve a sweep and compare what it leaves with an undisturbed one.
+
+``python -m experiments.soak [--kills 30] [--seed 0]``: how often the sweep is killed, and the seed of the moments.
 
 Three parts, each on the same small sweep of the embedded MAGI-1 (6 methods x 4 prompts, 2 chunks, 8 steps):
 
@@ -25,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from experiments.job import errors
 from experiments.job.experiment import jobs_of
 from experiments.job.job import Job
 from experiments.job.paths import ROOT
@@ -63,10 +66,16 @@ def command(directory: Path) -> list[str]:
 
 def start(directory: Path, before: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     """The sweep as a process group of its own."""
-    log = (directory.parent / f"{directory.name}.log").open("a")
+    log = (directory.parent / f"{directory.name}.log").open("a", encoding="utf-8")
     with log:
         return subprocess.Popen(
-            command(directory), cwd=ROOT, stdout=log, stderr=log, text=True, start_new_session=True, preexec_fn=before
+            command(directory),
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            encoding="utf-8",
+            start_new_session=True,
+            preexec_fn=before,
         )
 
 
@@ -140,8 +149,8 @@ def _no_room() -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails instead of the process
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the soak and return its exit code."""
+@errors.command("soak")
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m experiments.soak", description="A sweep under kills and crowds.")
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0, help="of the moments of killing")
@@ -174,7 +183,3 @@ def main(arguments: list[str] | None = None) -> int:
         compare(f"full disk (exit code {code}, {left} finished by then), then room", folder / "full")
     print("soak: all the same" if not wrong else f"soak: {wrong} parts differ")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

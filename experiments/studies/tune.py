@@ -13,6 +13,7 @@ from typing import Any
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job, refuse_random_weights
+from experiments.job.units import counted
 from experiments.run.runner import Runner
 from flowcache.method import VANILLA, Method
 from flowcache.sampler import sample
@@ -77,5 +78,5 @@ def main(arguments: list[str]) -> int:
         raise BadInput(f"method {job.method_name} has no threshold to tune")
     threshold, left = tune(job, float(shares[0]))
     found = f"threshold {threshold:.5f} leaves {left:.4f} of vanilla's FLOPs"
-    print(f"{job.method_name}: {found} ({len(job.prompts)} prompts)")
+    print(f"{job.method_name}: {found} ({counted(len(job.prompts), 'prompt')})")
     return 0

@@ -33,6 +33,9 @@ from eval.vbench.totals import totals
 from experiments.job.errors import BadInput, command
 from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
+from experiments.job.paths import shown
+from experiments.job.quoting import quoted
+from experiments.job.units import counted
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, video_frame
 from experiments.run.launch import Launcher, launcher_of
@@ -80,7 +83,7 @@ def entrants(arguments: list[str]) -> tuple[list[Entrant], dict[str, Any]]:
     listed = environment.folder() / "prompts.txt"
     with atomic_path(listed) as temporary:
         temporary.write_text("\n".join(prompts) + "\n", encoding="utf-8")
-    jobs, experiment = jobs_of("vbench_full", [f"prompts='{listed}'", *arguments])
+    jobs, experiment = jobs_of("vbench_full", [f"prompts={quoted(str(listed))}", *arguments])
     refuse_random_weights(jobs[0], "VBench says")
     seeds = experiment["seeds"]
     if not isinstance(seeds, int) or not 1 <= seeds <= VIDEOS_PER_PROMPT:
@@ -97,8 +100,8 @@ def make_videos(entered: list[Entrant], launcher: Launcher | None = None, argume
     """Generate what is missing, here or in tasks that the ``arguments`` tell it to; says first how much that is."""
     each = len(entered[0].jobs[0].prompts) * len(entered[0].jobs)
     print(
-        f"{len(entered)} methods x {len(entered[0].jobs[0].prompts)} prompts x {len(entered[0].jobs)} seeds = "
-        f"{len(entered) * each} videos ({each} a method), ",
+        f"{counted(len(entered), 'method')} x {counted(len(entered[0].jobs[0].prompts), 'prompt')} x "
+        f"{counted(len(entered[0].jobs), 'seed')} = {counted(len(entered) * each, 'video')} ({each} a method), ",
         end="",
     )
     share_out(launcher, jobs_to_run(entered), lambda: jobs_to_run(entrants(list(arguments))[0]))
@@ -212,6 +215,8 @@ def main(arguments: list[str]) -> int:
     launcher, arguments = launcher_of(arguments)
     entered, experiment = entrants(arguments)
     make_videos(entered, launcher, arguments)
+    if entered[0].jobs[0].plan:
+        return 0
     if launcher is not None:
         print("the same command without launcher and tasks scores the videos")
         return 0
@@ -220,5 +225,5 @@ def main(arguments: list[str]) -> int:
     source = provenance(video_frame(record for entrant in entered for record in entrant.records().values()))
     stem = f"{job.model_name}_{job.setting_name}_vbench"
     destination(job.output_dir, publish).save_table(stem, table(scored, experiment["title"], source))
-    print(f"scores of every video are in {job.output_dir / 'vbench'}")
+    print(f"scores of every video are in {shown(job.output_dir / 'vbench')}")
     return 0 if any(scores.results for scores in scored.values()) else 1

@@ -35,7 +35,7 @@ def export_magi(recipe: dict, directory: Path, destination: Path) -> None:
         DitConfig(**recipe["dit"]["config"]), T5Config(**recipe["dit"]["t5"]), recipe["dit"]["recipe"]["seed"]
     )
     model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
-    scale_factor = json.loads((directory / "scale_factor.json").read_text())
+    scale_factor = json.loads((directory / "scale_factor.json").read_text(encoding="utf-8"))
 
     _write_json(destination / "vae" / "config.json", {"_class_name": "ViTVAE", "ddconfig": recipe["vae"]["config"]})
     _write_weights(destination / "vae" / "diffusion_pytorch_model.safetensors", vae.state_dict())
@@ -69,7 +69,7 @@ def export_magi(recipe: dict, directory: Path, destination: Path) -> None:
 
 def export_skyreels(recipe: dict, directory: Path, destination: Path) -> None:
     """The same for ``SkyReels.from_pretrained``: the folders of diffusers' pipeline, and ``sampling.json``."""
-    statistics = json.loads((directory / "latent_statistics.json").read_text())
+    statistics = json.loads((directory / "latent_statistics.json").read_text(encoding="utf-8"))
     make = partial(WanAutoencoder, **recipe["vae"]["config"], **statistics)
     model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
     model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
@@ -96,7 +96,7 @@ def export_skyreels(recipe: dict, directory: Path, destination: Path) -> None:
 def _write_json(path: Path, document: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
-        Path(temporary).write_text(json.dumps(document, indent=2) + "\n")
+        Path(temporary).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_weights(path: Path, state: dict[str, Tensor]) -> None:

@@ -37,7 +37,7 @@ def start_from_magi(checkpoint: Path, recipe: dict, directory: Path) -> None:
     special = _floats(checkpoint / "special_tokens.safetensors")
     model.special_tokens.copy_(torch.cat([special[name] for name in model.special_token_names]))
     text = _floats(checkpoint / "t5" / "model.safetensors")
-    words = json.loads((checkpoint / "t5" / "tokenizer.json").read_text())["model"]["vocab"]
+    words = json.loads((checkpoint / "t5" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
     before, table = text["shared.weight"], text["shared.weight"].clone()
     for word, row in build_tokenizer().get_vocab().items():
         if word in words:  # words of the grammar may have moved, come or gone since

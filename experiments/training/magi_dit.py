@@ -65,7 +65,7 @@ def scaled(latents: Tensor, directory: Path) -> Tensor:
     scale_factor = 1 / spread.item()
     if is_main():
         with atomic_path(directory / "scale_factor.json") as temporary:
-            temporary.write_text(json.dumps(scale_factor))
+            temporary.write_text(json.dumps(scale_factor), encoding="utf-8")
     return (latents.float() * scale_factor).half()
 
 

@@ -112,7 +112,7 @@ class TrainingSession:
         if step % log_every == 0 or self.finished:
             line = {"step": step, "seconds": round(self.seconds, 1), **{k: round(v, 5) for k, v in figures.items()}}
             print(self.name, json.dumps(line), flush=True)
-            with self.log_file.open("a") as log:
+            with self.log_file.open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
         if step % self.save_every == 0 or self.finished:
             self.save()

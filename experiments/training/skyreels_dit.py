@@ -66,7 +66,9 @@ def standardised(latents: Tensor, directory: Path) -> Tensor:
     mean, deviation = statistics
     if is_main():
         with atomic_path(directory / "latent_statistics.json") as temporary:
-            temporary.write_text(json.dumps({"latents_mean": mean.tolist(), "latents_std": deviation.tolist()}))
+            temporary.write_text(
+                json.dumps({"latents_mean": mean.tolist(), "latents_std": deviation.tolist()}), encoding="utf-8"
+            )
     shape = (1, -1, 1, 1, 1)
     return ((latents.float() - mean.view(shape)) / deviation.view(shape)).half()
 

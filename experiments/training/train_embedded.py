@@ -1,4 +1,4 @@
-"""Train an embedded model: ``python -m experiments.train_embedded model=magi`` (or skyreels).
+"""Train an embedded model: ``python -m experiments.train_embedded model=magi|skyreels [option=value ...]``.
 
 Stages: autoencoder, transformer with its text encoder, decoder polish, export, and a check of the autoencoder. Each
 saves as it goes; the same command after a kill continues where it stopped. Options override the recipe in
@@ -8,7 +8,6 @@ checkpoint's autoencoder and trains its transformer on.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,28 +15,26 @@ from statistics import mean
 from typing import Any
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-ROOT = Path(__file__).parents[2]
+from experiments.job.errors import BadInput, command
+from experiments.job.groups import CONF, config_files
+from experiments.job.names import nearest
+from experiments.job.paths import ROOT
+
 NUM_ROUND_TRIPS = 16  # clips that the finished autoencoder is measured on
 
 
+@command("train_embedded")
 def main(arguments: list[str]) -> int:
-    try:
-        options = OmegaConf.from_dotlist(arguments)
-        name = options.pop("model", "magi")
-        path = ROOT / "conf" / "training" / f"{name}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in path.parent.glob("*.yaml")))
-            raise ValueError(f"no recipe for model={name}; there is one for {known}")
-        base = OmegaConf.load(path)
-        OmegaConf.set_struct(base, True)
-        recipe = OmegaConf.to_container(OmegaConf.merge(base, options), resolve=True)
-        if recipe["dit"]["recipe"].get("guidance", 1) != 1 and recipe["initial"] is None:
-            raise ValueError("dit.recipe.guidance distils a checkpoint; name it with initial=<checkpoint directory>")
-    except (ValueError, OmegaConfBaseException) as error:
-        print(f"train_embedded: {error}", file=sys.stderr)
-        return 2
+    options = OmegaConf.from_dotlist([argument for argument in arguments if argument != "debug=true"])
+    name, known = options.pop("model", "magi"), [path.stem for path in config_files("training")]
+    if name not in known:
+        raise BadInput(f"no recipe for model={name}; {nearest(str(name), known)}")
+    base = OmegaConf.load(CONF / "training" / f"{name}.yaml")
+    OmegaConf.set_struct(base, True)
+    recipe = OmegaConf.to_container(OmegaConf.merge(base, options), resolve=True)
+    if recipe["dit"]["recipe"].get("guidance", 1) != 1 and recipe["initial"] is None:
+        raise BadInput("dit.recipe.guidance distils a checkpoint; name it with initial=<checkpoint directory>")
     FAMILIES[name](recipe)
     return 0
 

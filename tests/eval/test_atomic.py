@@ -15,5 +15,5 @@ def test_the_file_and_then_its_new_name_are_on_the_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", note)
     with atomic_path(path) as temporary:
-        temporary.write_text("whole")
+        temporary.write_text("whole", encoding="utf-8")
     assert synced == [("file", False), ("folder", True)]

@@ -103,7 +103,7 @@ def test_the_package_gives_the_same(tmp_path):
     clips = pair(64)
     np.savez(tmp_path / "clips.npz", *clips)
     command = [environment.require(), "-W", "ignore", "-c", WITH_THE_PACKAGE, tmp_path / "clips.npz"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     own = [lpips(*clips, net=net, spatial=spatial, backend="own") for net in SOURCES for spatial in (False, True)]
     assert json.loads(done.stdout) == pytest.approx(own, abs=1e-6)
@@ -204,7 +204,7 @@ def test_bad_arguments():
 
 def test_shipped_file_is_the_one_the_readme_names():
     path = weights_path("alex")
-    assert file_sha256(path) in (path.parent / "README.md").read_text()
+    assert file_sha256(path) in (path.parent / "README.md").read_text(encoding="utf-8")
     assert sum(tensor.numel() for tensor in load_weights("alex").values()) == 2_470_848
 
 
@@ -344,7 +344,7 @@ def test_an_interrupted_download_is_one_message_and_leaves_nothing(weights_elsew
 
 
 def test_a_cache_that_cannot_be_written_is_one_message(monkeypatch, tmp_path, capsys):
-    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("FLOWCACHE_CACHE", str(tmp_path / "file"))
     right = load_file(Path(weights_of_lpips.__file__).with_name("lpips_alex.safetensors"))
     monkeypatch.setattr(weights_of_lpips, "_from_torchvision", lambda *args: right)
@@ -354,4 +354,4 @@ def test_a_cache_that_cannot_be_written_is_one_message(monkeypatch, tmp_path, ca
     said = capsys.readouterr().err
     assert "were fetched but cannot be kept" in said
     assert "FLOWCACHE_CACHE" in said
-    assert (tmp_path / "file").read_text() == "in the way"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "in the way"

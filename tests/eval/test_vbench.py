@@ -253,7 +253,7 @@ def test_command_line_scores_and_totals(stand_in, capsys):
     assert "no total: a VBench total needs all 16 dimensions" in capsys.readouterr().out
     assert main([*command, "--partial", "--output", str(stand_in / "scores.json")]) == 0
     assert "Total (partial: 1 of 16 dimensions): n/a" in capsys.readouterr().out
-    written = json.loads((stand_in / "scores.json").read_text())
+    written = json.loads((stand_in / "scores.json").read_text(encoding="utf-8"))
     assert written["results"]["temporal_flickering"]["per_video"]["a cat - up close-4.mp4"] == 0.5
 
 
@@ -327,7 +327,7 @@ def test_an_environment_counts_once_every_step_was_done(nothing_here, monkeypatc
 
 def test_other_requirements_make_another_environment(stand_in, monkeypatch, tmp_path):
     assert environment.is_installed()
-    (tmp_path / "requirements.txt").write_text("torch==2.13.0\nvbench==0.1.6\n")
+    (tmp_path / "requirements.txt").write_text("torch==2.13.0\nvbench==0.1.6\n", encoding="utf-8")
     monkeypatch.setattr(environment, "REQUIREMENTS", tmp_path / "requirements.txt")
     assert not environment.is_installed()
     assert environment.package() == "vbench==0.1.6"

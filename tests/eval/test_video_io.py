@@ -205,7 +205,7 @@ def test_a_video_of_random_weights_says_so_and_is_read_by_who_asks_for_it_alone(
 
 
 def test_what_is_no_video_does_not_say_that_its_weights_are_random(tmp_path):
-    (tmp_path / "notes.mp4").write_text("random weights")
+    (tmp_path / "notes.mp4").write_text("random weights", encoding="utf-8")
     refuse_random_video(tmp_path / "notes.mp4")
 
 

@@ -65,7 +65,7 @@ def edited(name: str, section: str | None, **entries: Any) -> Break:
     """Entries of a JSON file exchanged; those that are None taken out."""
 
     def change(directory: Path) -> None:
-        document = json.loads((directory / name).read_text())
+        document = json.loads((directory / name).read_text(encoding="utf-8"))
         part = document if section is None else document[section]
         part.update(entries)
         for key in [key for key, value in entries.items() if value is None]:
@@ -127,7 +127,7 @@ def tokenizer_with_code(directory: Path) -> None:
 
 def narrow_encoder(directory: Path) -> None:
     """A T5 of its own, whole, whose captions have 16 channels."""
-    vocabulary = json.loads((directory / T5 / "config.json").read_text())["vocab_size"]
+    vocabulary = json.loads((directory / T5 / "config.json").read_text(encoding="utf-8"))["vocab_size"]
     config = T5Config(d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2, vocab_size=vocabulary)
     for name in ("config.json", "model.safetensors"):
         removed(f"{T5}/{name}")(directory)

@@ -19,7 +19,7 @@ THRESHOLD = {"x": "threshold", "label": "reuse threshold", "lines": {"method": "
 
 @pytest.fixture
 def jobs(small_job):
-    thresholds = [small_job(f"method.threshold={t}", "method.warmup_steps=2", "num_prompts=2") for t in (0, 0.3, 0.6)]
+    thresholds = [small_job(f"reuse.threshold={t}", "reuse.warmup_steps=2", "num_prompts=2") for t in (0, 0.3, 0.6)]
     return [small_job("method=vanilla", "num_prompts=2"), *thresholds]
 
 
@@ -48,14 +48,14 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
 
 def settings(*rows: tuple[str, str | None, float]) -> pd.DataFrame:
     """Of methods, KV budgets and SSIMs."""
-    columns = ["method", "kv_budget", "ssim"]
+    columns = ["method", "kv.budget", "ssim"]
     return pd.DataFrame(rows, columns=columns).assign(psnr=40.0, psnr_ci95=5.0, ssim_ci95=0.02, n=8)
 
 
 def test_methods_have_their_families_colours_and_budgets_their_line_styles():
     rows = [(method, budget, 0.9) for method in ("vanilla_kv", "flowcache_fast") for budget in (None, "1 chunk")]
-    lines = {"method": "method", "kv_budget": "KV budget"}
-    shown = {"x": "kv_budget", "label": "KV budget, chunks kept", "lines": lines, "none": "all"}
+    lines = {"method": "method", "kv.budget": "KV budget"}
+    shown = {"x": "kv.budget", "label": "KV budget, chunks kept", "lines": lines, "none": "all"}
     figure = draw(settings(*rows), shown, "Budget", "vanilla")
     containers = figure.axes[0].containers
     curves = [drawn.lines[0] for drawn in containers]
@@ -74,7 +74,7 @@ def test_methods_have_their_families_colours_and_budgets_their_line_styles():
 
 
 def test_drawn_intervals_end_where_the_metric_does():
-    shown = {"x": "kv_budget", "label": "KV budget", "lines": {"method": "method"}}
+    shown = {"x": "kv.budget", "label": "KV budget", "lines": {"method": "method"}}
     frame = settings(("flowcache_fast", "1 chunk", 0.99), ("flowcache_fast", "2 chunks", 0.9))
     _, ssim = draw(frame, shown, "Budget", "vanilla").axes
     ends = [segment[:, 1].tolist() for segment in ssim.containers[0].lines[2][0].get_segments()]
@@ -92,11 +92,11 @@ def test_nothing_to_compare_is_said(jobs):
 
 
 def test_no_budget_is_told_from_a_budget(small_job):
-    jobs = [small_job("method=vanilla", f"method.kv_budget={budget}") for budget in ("null", "1 chunk")]
+    jobs = [small_job("method=vanilla", f"kv.budget={budget}") for budget in ("null", "1 chunk")]
     for job in jobs:
         Runner(job).run()
     frame, told_by = settings_frame(jobs)
-    assert told_by == ["method", "kv_budget"]
+    assert told_by == ["method", "kv.budget"]
     rows = markdown(table(frame, told_by, "Budget", "vanilla", "here")).splitlines()[4:6]
     assert [row.split(" | ")[:2] for row in rows] == [["| vanilla", "-"], ["| vanilla", "1 chunk"]]
     # What every setting of a method shares tells nothing of them.
@@ -130,7 +130,7 @@ def test_an_experiment_that_is_no_ablation_is_refused(capsys):
 
 def test_a_long_video_is_told_chunk_by_chunk(small_job):
     long = ["setting.num_frames=192", "num_prompts=1"]
-    jobs = [small_job("method=vanilla", *long), small_job("method.kv_budget=2 chunks", "method.warmup_steps=2", *long)]
+    jobs = [small_job("method=vanilla", *long), small_job("kv.budget=2 chunks", "reuse.warmup_steps=2", *long)]
     with pytest.raises(BadInput, match="experiment=long_video"):
         long_video.chunk_frame(jobs)
     (record,), (compressing,) = (Runner(job).run() for job in jobs)

@@ -12,6 +12,7 @@ from flowcache.kv_score import CompressionConfig, token_scores
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks import bench, kv
 from experiments.run.runner import Runner
+from flowcache.method import VANILLA
 from flowcache.models.magi.flops import FlopCounter
 from tests.experiments.conftest import SMALL
 
@@ -81,7 +82,7 @@ def test_kv_says_what_the_whole_matrix_would_need_where_it_does_not_fit(capsys, 
     assert "keeping 2 chunks" in video
 
 
-REUSING = [*SMALL, "method.threshold=0.5", "method.warmup_steps=1", "method.kv_budget=1 chunk"]
+REUSING = [*SMALL, "reuse.threshold=0.5", "reuse.warmup_steps=1", "kv.budget=1 chunk"]
 
 
 def test_latency_compares_with_vanilla_in_turn(capsys, monkeypatch):
@@ -89,7 +90,7 @@ def test_latency_compares_with_vanilla_in_turn(capsys, monkeypatch):
     monkeypatch.setattr(Runner, "take", lambda self, method, prompt: order.append(method) or take(self, method, prompt))
     assert bench.main(["latency", "latency_repeats=2", *REUSING]) == 0
     method = order[1]
-    assert order == [VanillaConfig(), method] * 3  # the last turn is for the memory alone
+    assert order == [VANILLA, method] * 3  # the last turn is for the memory alone
     printed = capsys.readouterr().out
     for title in ("whole", "  text", "  transformer", "  policy", "  scheduler", "  vae", "  other"):
         assert re.search(rf"^{title} .*\d \([\d.]+-[\d.]+\) .*%", printed, re.MULTILINE), title
@@ -98,7 +99,8 @@ def test_latency_compares_with_vanilla_in_turn(capsys, monkeypatch):
     peaks = [float(word) for word in rows["peak of tensors, GiB"] if word != "without" and word != "weights"]
     assert len(peaks) == 2
     assert min(peaks) > 0
-    flops = [float(flops) for flops in rows["executed TFLOPs"]]
+    flops = [float(flops) for flops in rows["executed"][::2]]
+    assert rows["executed"][1::2] == ["GFLOPs"] * 2
     assert flops[1] < flops[0]
     ratio = re.search(r"speed-up ([\d.]+)x \(2 pairs\), FLOP ratio ([\d.]+)x, efficiency ([\d.]+)", printed)
     gain, flop_ratio, efficiency = map(float, ratio.groups())

@@ -11,7 +11,7 @@ EXACT, COARSE = {"method": "flowcache_fast", "threshold": 0.0}, {"method": "flow
 
 @pytest.fixture
 def jobs(small_job):
-    thresholds = [small_job(f"method.threshold={t}", "num_prompts=6") for t in (0, 0.6)]
+    thresholds = [small_job(f"reuse.threshold={t}", "num_prompts=6") for t in (0, 0.6)]
     return [small_job("method=vanilla", "num_prompts=6"), *thresholds]
 
 

@@ -1,18 +1,22 @@
 """Configuration: every file composes, every mistake is one clear message before any work."""
 
+import re
+import shlex
+import shutil
+
 import pytest
 from flowcache.kv_score import CompressionConfig
 
-from experiments.job.cli import check_overrides, compose_config
-from experiments.job.compose import config_files
+from experiments.job import cli
 from experiments.job.errors import BadInput
 from experiments.job.experiment import expand, jobs_of
+from experiments.job.groups import CONF, config_files, groups
 from experiments.job.job import make_job
 from experiments.job.method import make_method
+from experiments.job.prompts import read_prompts
 from experiments.records.collect import described
 from experiments.show.claims import the_one
 from experiments.show.tables import METHODS
-from flowcache.method import MethodConfig
 
 MODELS = ("magi", "skyreels")
 
@@ -82,7 +86,7 @@ def test_the_paper_setting_asks_for_weights_and_nothing_else(model, tmp_path):
 def test_published_thresholds_of_flowcache():
     for name, threshold in (("flowcache_slow", 0.010), ("flowcache_fast", 0.015)):
         method = make_method(compose_config([f"method={name}"]).method)
-        assert (method.threshold, method.warmup_steps) == (threshold, 5)
+        assert (reuse.threshold, reuse.warmup_steps) == (threshold, 5)
 
 
 @pytest.mark.parametrize(
@@ -92,12 +96,12 @@ def test_published_thresholds_of_flowcache():
         (["model=maggi"], "did you mean magi"),
         (["setting=embeded"], "did you mean embedded"),
         (["method.thresold=1"], "did you mean threshold"),
-        (["method.kv_budge=1 chunk"], "did you mean kv_budget"),
-        (["method.compression.mixlambda=1"], "method.compression has no key 'mixlambda'; did you mean mix_lambda"),
-        (["method=every_k", "method.threshold=1"], "method has no key 'threshold'"),
+        (["kv.budge=1 chunk"], "did you mean kv_budget"),
+        (["kv.mixlambda=1"], "method.compression has no key 'mixlambda'; did you mean mix_lambda"),
+        (["method=every_k", "reuse.threshold=1"], "method has no key 'threshold'"),
         (["sead=1"], "did you mean seed"),
         (["seed"], "not of the form key=value"),
-        (["method=vanilla,flowcache_fast", "method.threshold=1"], "no key 'threshold'"),
+        (["method=vanilla,flowcache_fast", "reuse.threshold=1"], "no key 'threshold'"),
     ],
 )
 def test_misspelt_overrides_name_the_nearest(overrides, message):
@@ -108,13 +112,13 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.threshold=-0.1"], "at least 0"),
-        (["method.threshold=nan"], "finite"),
-        (["method.warmup_steps=2.5"], "whole number"),
+        (["reuse.threshold=-0.1"], "at least 0"),
+        (["reuse.threshold=nan"], "finite"),
+        (["reuse.warmup_steps=2.5"], "whole number"),
         (["method.reuse=output"], "'velocity' or 'displacement'"),
-        (["method.kv_budget=2 blocks"], "write '2 chunks', '4096 tokens' or '64 MiB', or null for no budget"),
-        (["method.kv_budget=2"], "kv_budget=2 is not understood"),
-        (["method.compression.mix_lambda=2"], "between 0 .redundancy only. and 1"),
+        (["kv.budget=2 blocks"], "write '2 chunks', '4096 tokens' or '64 MiB', or null for no budget"),
+        (["kv.budget=2"], "kv_budget=2 is not understood"),
+        (["kv.mix_lambda=2"], "between 0 .redundancy only. and 1"),
         (["threads=0"], "at least 1"),
         (["num_prompts=65"], "choose 1 to 64"),
         (["num_prompts=0"], "choose 1 to 64"),
@@ -134,6 +138,119 @@ def test_bad_values_are_refused_before_any_work(overrides, message):
         make_job(compose_config(overrides))
 
 
+@pytest.mark.parametrize(
+    ("caption", "before", "after"),
+    [
+        ("a red, round ball", "if it is one text, give ", "; a list is written"),
+        *((text, "or such: ", "$") for text in ("一只猫", "what? yes!", 'it says "hi"', "it's here", "50% {off}")),
+        *((text, "or such: ", "; in a list quote every text") for text in ("it's [here]", "[a, b")),
+    ],
+)
+def test_a_text_that_must_be_quoted_is_said_how_to_type(caption, before, after):
+    with pytest.raises(BadInput, match=before) as refused:
+        compose_config([f"prompts={caption}"])
+    (typed_in,) = shlex.split(re.search(f"{before}(.*){after}", str(refused.value))[1])
+    check_overrides([typed_in])
+    assert read_prompts(compose_config([typed_in])) == (caption,)
+
+
+def test_only_what_is_measured_of_a_video_is_asked_of_its_size_and_prompt(tmp_path):
+    small = ["setting.height=16", "setting.width=16"]
+    make_job(compose_config([*small, "method=vanilla"]))  # nothing to compare with
+    make_job(compose_config([*small, "method=every_k", "metrics=[psnr,ssim,ssim_skimage,caption]"]))
+    make_job(compose_config([*small, "method=every_k", "weights=random"]))
+    assert make_job(compose_config(["method=every_k", "weights=random", "prompts='一只猫'"])).prompts == ("一只猫",)
+    assert make_job(compose_config(["model=skyreels", "prompts='一只猫'"])).prompts == ("一只猫",)
+    with pytest.raises(BadInput, match="prompt 1: nothing is left"):
+        make_job(compose_config(["method=every_k", "prompts='一只猫'"]))
+
+
+def test_device_cpu_with_its_number_is_the_cpu():
+    assert make_job(compose_config(["device=cpu:0"])).device == "cpu"
+
+
+def test_options_are_run_pys_alone():
+    with pytest.raises(BadInput, match="-m is no option of this command; give arguments of the form key=value"):
+        jobs_of("main_table", ["-m", "num_prompts=1"])
+
+
+@pytest.fixture
+def more_groups(tmp_path, monkeypatch):
+    """A configuration with a group beside the others, and one in it, which the method's file chooses from too."""
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    files = {
+        "kv/full.yaml": "name: full\n",
+        "kv/sink_recent.yaml": "name: sink_recent\nbudget: 4 chunks\nsinks: 1\n",
+        "kv/store/bf16.yaml": "bits: 16\n",
+        "kv/store/grouped.yaml": "bits: 4\ngroup_size: 64\n",
+    }
+    for name, content in files.items():
+        (conf / name).parent.mkdir(parents=True, exist_ok=True)
+        (conf / name).write_text(content, encoding="utf-8")
+    config = (conf / "config.yaml").read_text(encoding="utf-8")
+    listed = "  - method: flowcache_fast\n"
+    assert listed in config
+    config = config.replace(listed, f"{listed}  - kv: full\n  - optional kv/store: bf16\n")
+    (conf / "config.yaml").write_text(config, encoding="utf-8")
+    for place in ("experiments.job.groups.CONF", "experiments.job.cli.CONF"):
+        monkeypatch.setattr(place, conf)
+    groups.cache_clear(), cli._composed.cache_clear()
+    yield
+    groups.cache_clear(), cli._composed.cache_clear()
+
+
+def test_a_new_group_needs_no_code(more_groups):
+    assert list(groups()) == ["model", "setting", "method", "kv", "kv/store"]
+    assert groups()["kv/store"].names == ["bf16", "grouped"]
+    assert groups()["kv/store"].default == "bf16"
+    fitting = [
+        ["kv=sink_recent", "kv.budget=2 chunks"],
+        ["kv.sinks=0", "method=vanilla", "kv=sink_recent"],
+        ["kv/store=grouped", "kv.store.group_size=32", "kv.store.bits=2"],
+        ["kv=full,sink_recent", "kv/store=grouped", "kv.store.group_size=16,32", "kv.name=other"],
+        ["model=skyreels", "kv.store={bits:8}"],
+    ]
+    for overrides in fitting:
+        check_overrides(overrides)
+    config = compose_config(["kv=sink_recent", "kv.budget=2 chunks", "kv/store=grouped"])
+    assert config.kv == {
+        "name": "sink_recent",
+        "budget": "2 chunks",
+        "sinks": 1,
+        "store": {"bits": 4, "group_size": 64},
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["kv=sink_recnt"], "unknown kv 'sink_recnt'; did you mean sink_recent"),
+        (["kv=full,sink"], "unknown kv 'sink'"),
+        (["kv/store=int4"], "unknown kv/store 'int4'; there are bf16, grouped"),
+        (["kv/stor=bf16"], "no key 'kv/stor'; did you mean kv/store"),
+        (["kv.budget=2 chunks"], "kv has no key 'budget'; there are name, store"),
+        (["kv=sink_recent,full", "kv.budget=2 chunks"], "kv has no key 'budget'"),
+        (["kv=sink_recent", "kv.budgt=2 chunks"], "kv has no key 'budgt'; did you mean budget"),
+        (["kv/store=grouped,bf16", "kv.store.group_size=3"], "kv.store has no key 'group_size'"),
+        (["kv.store={bit:8}"], "kv.store has no key 'bit'; did you mean bits"),
+        (["kv.store=8"], "kv.store=8: kv.store holds settings"),
+        (["kv={store:8}"], "unknown kv"),
+    ],
+)
+def test_a_new_groups_names_and_keys_are_checked(more_groups, overrides, message):
+    with pytest.raises(BadInput, match=message):
+        check_overrides(overrides)
+
+
+def test_names_may_be_quoted_and_of_a_pattern():
+    check_overrides(["method='flowcache_fast'", "reuse.threshold=0.1"])
+    check_overrides(["method=glob(flowcache*)", "reuse.threshold=0.1"])
+    with pytest.raises(BadInput, match="no key 'threshold'"):
+        check_overrides(["method=glob(*)", "reuse.threshold=0.1"])
+    with pytest.raises(BadInput, match=r"unknown method 'glob\(x\*\)'"):
+        check_overrides(["method=glob(x*)"])
+
+
 def test_a_models_own_options_need_not_be_whole_numbers():
     given = {"guidance_scale": 5.5, "shift": 3.0, "corrector": "published", "ar_step": 4}
     overrides = [f"model.options.{key}={value}" for key, value in given.items()]
@@ -143,17 +260,17 @@ def test_a_models_own_options_need_not_be_whole_numbers():
 
 def test_compression_is_off_and_set_by_a_budget_and_its_own_options():
     method = make_method(compose_config(["method=flowcache_fast"]).method)
-    assert (method.kv_budget, method.compression) == (None, CompressionConfig())
-    overrides = ["method=every_k", "method.kv_budget=2 chunks", "method.compression.selection=frame"]
+    assert (kv.budget, method.compression) == (None, CompressionConfig())
+    overrides = ["method=every_k", "kv.budget=2 chunks", "kv.selection=frame"]
     check_overrides(overrides)
-    method = make_method(compose_config(overrides).method)
-    assert (method.kv_budget, method.compression) == ("2 chunks", CompressionConfig(selection="frame"))
+    method = make_method(compose_config(overrides))
+    assert (kv.budget, method.compression) == ("2 chunks", CompressionConfig(selection="frame"))
 
 
 def test_prompts_from_list_text_and_file(tmp_path):
     assert make_job(compose_config(["prompts=[a,b,c]"])).prompts == ("a", "b", "c")
     assert make_job(compose_config(["prompts=a red circle"])).prompts == ("a red circle",)
-    (tmp_path / "mine.txt").write_text("one\n\n two \n")
+    (tmp_path / "mine.txt").write_text("one\n\n two \n", encoding="utf-8")
     assert make_job(compose_config([f"prompts={tmp_path / 'mine.txt'}"])).prompts == ("one", "two")
     assert len(make_job(compose_config([])).prompts) == 8
     assert len(make_job(compose_config(["num_prompts=64"])).prompts) == 64

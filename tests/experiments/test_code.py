@@ -20,6 +20,7 @@ from experiments.records.code import code_hash, library_hash, modules_of, module
 from experiments.records.identity import code_modules
 from experiments.records.metrics import MODULES, metric_code
 from experiments.run.measure import QUALITY
+from flowcache.method import VANILLA
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def keys(job: Job) -> dict[str, str]:
 
 
 def methods(job: Job) -> dict[str, object]:
-    return {"vanilla": VanillaConfig(), job.method_name: job.method}
+    return {"vanilla": VANILLA, job.method_name: job.method}
 
 
 def test_a_new_method_and_another_methods_code_leave_a_record_as_it_is(small_job, tree):
@@ -201,7 +202,7 @@ def test_parts_are_told_apart_by_their_class_at_any_depth(small_job):
     assert {__name__, "flowcache.method", "baselines.vanilla", "flowcache.models.magi.model"} <= set(modules)
     assert "flowcache.method" in code_modules(job, Composed(job.method))
     assert code_modules(replace(job, baseline="vanilla_kv"), Composed(Hold())) == [
-        *sorted({__name__, *code_modules(job, VanillaConfig())})
+        *sorted({__name__, *code_modules(job, VANILLA)})
     ]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from hydra.utils import get_object
 
-from experiments.job.compose import CONF, composed
+from experiments.job.compose import composed
+from experiments.job.groups import CONF
 from experiments.job.method import make_method
 from flowcache.method import Method
 from flowcache.sampler import sample

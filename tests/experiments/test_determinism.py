@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from experiments.job.cli import config_files
+from experiments.job.groups import config_files
 from experiments.run import environment
 from flowcache.sampler import sample
 
-REUSING = {"every_k": "method.every=2"}  # at so few steps
-REUSING |= dict.fromkeys(("teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast"), "method.threshold=0.2")
-CASES = [(path.stem, ()) for path in config_files("method")] + [("flowcache_fast", ("method.kv_budget=1 chunk",))]
+REUSING = {"every_k": "reuse.every=2"}  # at so few steps
+REUSING |= dict.fromkeys(("teacache_slow", "teacache_fast", "flowcache_slow", "flowcache_fast"), "reuse.threshold=0.2")
+CASES = [(path.stem, ()) for path in config_files("method")] + [("flowcache_fast", ("kv.budget=1 chunk",))]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def loaded():
 @pytest.mark.parametrize(("model", "num_frames"), [("magi", 96), ("skyreels", 57)])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=["-".join([name, *options]) for name, options in CASES])
 def test_the_same_seed_gives_the_same_latents(name, options, model, num_frames, small_job, loaded):
-    reusing = [REUSING[name], "method.warmup_steps=1"] if name in REUSING else []
+    reusing = [REUSING[name], "reuse.warmup_steps=1"] if name in REUSING else []
     job = small_job(f"model={model}", f"method={name}", f"setting.num_frames={num_frames}", *reusing, *options)
     network = loaded.setdefault(model, job.load_model())
 

@@ -22,7 +22,7 @@ from experiments.job.paths import ROOT
 from experiments.records import Record, RecordStore
 from experiments.run.dry_run import Count, DryRun, count, dry_run, read_decisions
 from experiments.run.runner import Runner
-from flowcache.method import MethodConfig, ReplayConfig
+from flowcache.method import VANILLA, Method
 from flowcache.models.magi import config as magi
 from flowcache.models.magi import flops as magi_flops
 from flowcache.models.skyreels import config as skyreels
@@ -32,7 +32,7 @@ from tests.experiments.conftest import SMALL
 
 PFLOP = 1e15
 MAGI_TOKENS, SKYREELS_TOKENS = 6 * 45 * 45, 5 * 34 * 60  # a chunk's, at 720 x 720 and 544 x 960 pixels
-REUSING = ["method.threshold=0.5", "method.warmup_steps=1"]
+REUSING = ["reuse.threshold=0.5", "reuse.warmup_steps=1"]
 
 
 @cache
@@ -98,7 +98,7 @@ def test_every_k_in_the_papers_setting_is_its_share_of_steps():
 
 def test_on_magi_the_three_vanillas_are_one():
     short = ["model=magi", "setting=paper", "setting.num_steps=4", "setting.num_frames=48"]
-    traces = [count(compose_config(short), VanillaConfig(attention=a)).trace for a in ("native", "causal", "cached")]
+    traces = [count(compose_config(short), Method(attention=a)).trace for a in ("native", "causal", "cached")]
     assert traces[0] == traces[1] == traces[2]
 
 
@@ -113,7 +113,7 @@ def recorded_run(job: Job) -> tuple[Record, Path]:
 def final_latents(job: Job, method: MethodConfig) -> torch.Tensor:
     inputs = (job.prompts[0], job.num_frames, method, job.seed)
     generation = job.load_model().generation(*inputs, **job.generation_options)
-    return torch.cat([latent for _, latent in sample(generation, method)], dim=1)
+    return torch.cat([latent for _, latent in sample(generation)], dim=1)
 
 
 def test_replaying_a_recorded_run_gives_its_latents_bit_for_bit(small_job):
@@ -123,10 +123,10 @@ def test_replaying_a_recorded_run_gives_its_latents_bit_for_bit(small_job):
     replayed = ReplayConfig.like(job.method, read_decisions(path))
     expected = final_latents(job, job.method)
     assert torch.equal(final_latents(job, replayed), expected)
-    assert not torch.equal(final_latents(job, VanillaConfig()), expected)
+    assert not torch.equal(final_latents(job, VANILLA), expected)
 
 
-@pytest.mark.parametrize("overrides", [["method=vanilla"], ["method=every_k", "method.warmup_steps=1"], REUSING])
+@pytest.mark.parametrize("overrides", [["method=vanilla"], ["method=every_k", "reuse.warmup_steps=1"], REUSING])
 def test_a_dry_run_counts_exactly_what_the_run_did(small_job, overrides):
     job = small_job("num_prompts=1", *overrides)
     record, path = recorded_run(job)
@@ -152,7 +152,7 @@ def test_a_method_that_needs_weights_says_so_beside_the_published_share(small_jo
     assert "16 of 16 chunk steps computed" in text
     assert "executed, at most" in text
     reported = next(line for line in text.splitlines() if "reported by the paper" in line)
-    assert [cell.strip() for cell in reported.strip("│ ").split("│")][1:] == ["140", "0.458"]
+    assert [cell.strip() for cell in reported.strip("│ ").split("│")][1:] == ["140 PFLOPs", "0.458"]
 
     _, path = recorded_run(small_job("num_prompts=1", *REUSING))
     outcome, replayed = printed_dry_run(*SMALL, *REUSING, f"replay={path}")
@@ -164,13 +164,13 @@ def test_a_method_that_needs_weights_says_so_beside_the_published_share(small_jo
 
 
 def test_a_method_that_decides_alone_prints_its_figures():
-    outcome, text = printed_dry_run(*SMALL, "method=every_k", "method.warmup_steps=1")
+    outcome, text = printed_dry_run(*SMALL, "method=every_k", "reuse.warmup_steps=1")
     assert "need weights" not in text
     assert "reported by the paper" not in text  # the paper has no such row
     executed = next(line for line in text.splitlines() if "executed" in line)
     share = outcome.method.trace.flops / outcome.vanilla.trace.flops
     assert [cell.strip() for cell in executed.strip("│ ").split("│")][1:] == [
-        f"{outcome.method.trace.flops / PFLOP:.4g}",
+        f"{outcome.method.trace.flops / 1e9:.4g} GFLOPs",
         f"{share:.3f}",
     ]
     assert "finished chunks, once more when clean" in text
@@ -180,7 +180,7 @@ def test_a_method_that_decides_alone_prints_its_figures():
 def test_run_py_needs_neither_prompts_nor_weights_and_leaves_nothing_behind(tmp_path):
     arguments = ["model=magi", "setting=paper", "method=vanilla", "device=meta", "setting.num_frames=24"]
     command = [sys.executable, str(ROOT / "run.py"), *arguments, "setting.num_steps=4", f"output_dir={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "in the paper's accounting" in done.stdout
     assert "size 4.5B, caption_tokens 100" in done.stdout
@@ -245,6 +245,6 @@ def test_a_file_that_is_no_parquet_or_is_cut_is_refused(tmp_path, cut):
         pd.DataFrame([ENTRY]).to_parquet(tmp_path / "trace.parquet")
         (tmp_path / "trace.parquet").write_bytes((tmp_path / "trace.parquet").read_bytes()[:-50])
     else:
-        (tmp_path / "trace.parquet").write_text("row,chunk\n0,0\n")
+        (tmp_path / "trace.parquet").write_text("row,chunk\n0,0\n", encoding="utf-8")
     with pytest.raises(BadInput, match="is not a trace of a run, or is damaged"):
         read_decisions(tmp_path / "trace.parquet")

@@ -14,7 +14,7 @@ from tests.experiments.made_records import made
 
 @pytest.fixture
 def jobs(small_job):
-    return [small_job(*overrides) for overrides in (["method=vanilla"], ["method.threshold=0.1"], ["method=every_k"])]
+    return [small_job(*overrides) for overrides in (["method=vanilla"], ["reuse.threshold=0.1"], ["method=every_k"])]
 
 
 def test_without_records_every_method_is_taken_as_vanilla_by_its_flops(jobs):

@@ -26,11 +26,11 @@ from tests.experiments.made_records import VANILLA_FLOPS, job_of, made, trace
 
 PROMPTS = ("a", "b")
 SETTINGS = (  # overrides, compute left, PSNR, SSIM
-    (("method=flowcache_fast", "method.threshold=0.02"), 0.7, 45.0, 0.97),
-    (("method=flowcache_fast", "method.threshold=0.1"), 0.4, 35.0, 0.90),
-    (("method=flowcache_fast", "method.threshold=0.1", "method.warmup_steps=12"), 0.5, 36.0, 0.96),
-    (("method=teacache_fast", "method.threshold=0.1"), 0.5, 33.0, 0.89),
-    (("method=every_k", "method.every=2"), 0.55, 50.0, 0.95),
+    (("method=flowcache_fast", "reuse.threshold=0.02"), 0.7, 45.0, 0.97),
+    (("method=flowcache_fast", "reuse.threshold=0.1"), 0.4, 35.0, 0.90),
+    (("method=flowcache_fast", "reuse.threshold=0.1", "reuse.warmup_steps=12"), 0.5, 36.0, 0.96),
+    (("method=teacache_fast", "reuse.threshold=0.1"), 0.5, 33.0, 0.89),
+    (("method=every_k", "reuse.every=2"), 0.55, 50.0, 0.95),
 )
 
 
@@ -107,7 +107,7 @@ def test_one_family_alone_has_its_curve(tmp_path):
     """Of every_k alone, whose records name no threshold."""
     for prompt in PROMPTS:
         made(job_of(tmp_path, "method=vanilla"), prompt)
-        made(job_of(tmp_path, "method=every_k", "method.every=2"), prompt, 0.55, metrics={"psnr": 50.0, "ssim": 0.9})
+        made(job_of(tmp_path, "method=every_k", "reuse.every=2"), prompt, 0.55, metrics={"psnr": 50.0, "ssim": 0.9})
     points = reuse_points(reuse_videos(collect(job_of(tmp_path, "prompts=[a,b]"))))
     assert points[["family", "option", "n"]].values.tolist() == [["every_k", 2, 2]]
     draw_reuse_curve(points, 5, "vanilla", "here")

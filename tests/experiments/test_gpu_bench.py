@@ -110,7 +110,7 @@ def test_methods_that_decide_by_distances_measure_them_and_follow_the_published_
     assert isinstance(method, Followed)
     policy = method.policy()
     assert isinstance(policy, Replay)
-    assert policy.distance == method.distance is not None
+    assert policy.distance == reuse.distance is not None
     vanilla = video(subject, "vanilla")
     fast = video(subject, "flowcache_fast")
     assert fast["flops"] < vanilla["flops"]
@@ -121,7 +121,7 @@ def test_methods_that_decide_by_distances_measure_them_and_follow_the_published_
 
 
 def test_a_compressed_cache_is_smaller_and_its_time_told_apart():
-    whole, compressed = video(LONGER, "flowcache_fast"), video(LONGER, "flowcache_fast", "method.kv_budget=1 chunk")
+    whole, compressed = video(LONGER, "flowcache_fast"), video(LONGER, "flowcache_fast", "kv.budget=1 chunk")
     assert compressed["kv_bytes_allocated"] < whole["kv_bytes_allocated"]
     assert compressed["chunk_steps_computed"] == whole["chunk_steps_computed"]
     assert compressed["sections_s"]["compression"] > 0
@@ -145,7 +145,7 @@ def test_a_long_video_is_told_chunk_by_chunk():
     assert len(found["chunk_s"]) == len(found["kv_bytes_peak_so_far"]) == 8
     assert min(found["chunk_s"]) > 0
     assert max(found["kv_bytes_peak_so_far"]) <= found["kv_bytes_allocated"]
-    job, method = LONGER.job(), LONGER.method("vanilla", "method.kv_budget=1 chunk")
+    job, method = LONGER.job(), LONGER.method("vanilla", "kv.budget=1 chunk")
     longest = job.load_model().generation(num_frames=480, method=method, **inputs(job))
     assert found["kv_bytes_allocated"] == longest.kv_bytes_allocated
     assert found["peak_memory_gib"] == []
@@ -218,7 +218,7 @@ def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, cap
         measure(cases, "cpu", ["compile=true"], tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a_ceilings.json", "c_last.json", SUMMARY]
     assert "RuntimeError: the kernel is gone" in capsys.readouterr().out
-    document = json.loads((tmp_path / "a_ceilings.json").read_text())
+    document = json.loads((tmp_path / "a_ceilings.json").read_text(encoding="utf-8"))
     assert document["overrides"] == ["compile=true"]
     assert {"cpu", "packages", "revision"} <= document["environment"].keys()
 
@@ -235,7 +235,7 @@ def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, cap
 def write(folder, name: str, **figures) -> None:
     environment = {"cpu": "a CPU", "gpu": "H100", "driver": "1", "cuda": "13", "packages": {"torch": "2"}}
     document = {"overrides": [], "environment": environment | {"revision": "abc"}, "figures": figures}
-    (folder / f"{name}.json").write_text(json.dumps(document))
+    (folder / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
 
 
 def a_video(method: str, latency_s: float, flops: float, **sections_s: float) -> dict:
@@ -264,7 +264,7 @@ def test_the_summary_holds_figures_against_targets(tmp_path):
     fast = a_video("flowcache_fast", 35.0, 25e15, transformer=24.0, policy=1.0, vae=10.0)
     write(tmp_path, "c_skyreels_flowcache_fast", **fast)
     text = write_summary(tmp_path)
-    assert (tmp_path / SUMMARY).read_text() == text
+    assert (tmp_path / SUMMARY).read_text(encoding="utf-8") == text
     assert "H100, driver 1, CUDA 13, torch 2, revision abc" in text
     assert "| magi: a chunk's forward, share of the matmul ceiling, least | >= 0.6 | 0.500 | **missed** |" in text
     assert "| skyreels: a chunk's forward, share of the matmul ceiling, least | >= 0.6 | - | not measured |" in text

@@ -251,7 +251,7 @@ def test_the_plan_and_the_run_tell_what_was_lacking(arguments):
 
 def test_a_sweep_measures_what_is_lacking_here_or_in_tasks(arguments, monkeypatch, capsys):
     jobs = [job_of(arguments, method, "metrics=[psnr,ssim]") for method in ("method=vanilla", "method=flowcache_fast")]
-    told = "0 videos to make, 2 finished ones lack a metric, measured from their lossless files\n"
+    told = "0 videos to make, 2 finished ones without a metric, measured from the lossless files\n"
     started = []
     monkeypatch.setattr(Launcher, "run", lambda self, task: started.append(task))
     sweep.share_out(Launcher("basic", (), 2), jobs, partial(list, jobs))

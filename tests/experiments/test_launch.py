@@ -17,9 +17,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 import run
-from experiments.job.cli import CONF, config_files
 from experiments.job.device import check_device
 from experiments.job.errors import BadInput, Failure, RunFailed, TaskFailed
+from experiments.job.groups import CONF, config_files
 from experiments.job.paths import ROOT
 from experiments.records import RecordStore
 from experiments.run import launch, sweep
@@ -110,7 +110,7 @@ def test_a_plugin_that_is_missing_is_named(name, monkeypatch, capsys):
     plugin = f"hydra-{name.split('_')[0]}-launcher"
     file = "requirements-ray.txt" if name == "ray" else "requirements.txt"
     said = f"hydra/launcher={name} needs {plugin}, which is not installed; pip install -r {file}"
-    assert f"{plugin}==" in (ROOT / file).read_text()
+    assert f"{plugin}==" in (ROOT / file).read_text(encoding="utf-8")
     assert sweep.main([f"hydra/launcher={name}", "tasks=2", "device=cpu"]) == 2
     assert capsys.readouterr().err == f"sweep: {said}\n"
     monkeypatch.setattr(sys, "argv", ["run.py", "-m", f"hydra/launcher={name}"])
@@ -166,14 +166,14 @@ def test_the_batch_script(tmp_path, monkeypatch):
     needs("submitit_slurm")
     submitit = importlib.import_module("submitit")
     for name, body in (("srun", ""), ("sbatch", f'cp "$1" {tmp_path}/script; echo Submitted batch job 7')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     finished = JobReturn(status=JobStatus.COMPLETED)
     monkeypatch.setattr(submitit.SlurmJob, "results", lambda self: [finished])
     own = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=90")
     Launcher("submitit_slurm", (*own, f"output_dir={tmp_path}", *QUIET), 3).run(print)
-    script = (tmp_path / "script").read_text().splitlines()
+    script = (tmp_path / "script").read_text(encoding="utf-8").splitlines()
     wanted = ["array=0-2%3", "partition=gpu", "time=90", "gpus-per-node=1", "cpus-per-task=8", "mem=64GB", "requeue"]
     assert {f"#SBATCH --{option}" for option in [*wanted, "signal=USR2@300", "open-mode=append"]} <= set(script)
     (command,) = (line for line in script if "submitit.core._submit" in line)

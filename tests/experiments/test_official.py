@@ -79,7 +79,7 @@ def imports(tmp_path) -> Path:
         model, _, file = name.partition("/")
         path = tmp_path / FOLDERS[model] / file
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     return tmp_path
 
 
@@ -156,7 +156,7 @@ def test_the_summary_holds_our_row_against_theirs(tmp_path):
     figures |= {"latents_relative_difference": 2e-3, "stand_ins": ["flash_attn"]}
     environment = {"cpu": "a CPU", "packages": {"torch": "2"}, "revision": "abc"}
     document = {"overrides": [], "environment": environment, "figures": figures}
-    (tmp_path / "d_magi_official.json").write_text(json.dumps(document))
+    (tmp_path / "d_magi_official.json").write_text(json.dumps(document), encoding="utf-8")
     text = write_summary(tmp_path)
     assert "| magi: flowcache row against the official code's, speed-up | >= 1.3 | 1.500 | met |" in text
     assert (

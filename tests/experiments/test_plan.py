@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from eval.peak_memory import PeakBytes
 from experiments.job.cli import compose_config
 from experiments.job.job import make_job
+from experiments.run import sweep
 from experiments.run.dry_run import count
 from experiments.run.main_job import run_job
 from experiments.run.plan import FusedAttention, Probe, activation_bytes, count_work, probe, probed_rows
@@ -103,10 +104,16 @@ def test_skyreels_plans_in_both_attentions(tmp_path):
         assert work.activation_bytes > 0
 
 
-@pytest.mark.parametrize(("plan", "shown"), [("true", True), ("null", False)])
-def test_the_plan_stands_before_the_videos(tmp_path, monkeypatch, plan, shown):
+FULL_SIZE = ["setting.embedded=false", "checkpoint=experiments/embedded/magi"]  # as far as a setting can say
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shown"),
+    [([], False), (["plan=false"], False), (FULL_SIZE, True), ([*FULL_SIZE, "plan=false"], False)],
+)
+def test_the_plan_of_full_size_videos_stands_before_them(tmp_path, monkeypatch, overrides, shown):
     console = Console(file=io.StringIO(), width=200)
-    config = compose_config([*SMALL, "method=vanilla", f"plan={plan}", f"output_dir={tmp_path}", "wandb.mode=disabled"])
+    config = compose_config([*SMALL, "method=vanilla", *overrides, f"output_dir={tmp_path}", "wandb.mode=disabled"])
     printed = SimpleNamespace(before="")
 
     def no_videos(*args):
@@ -118,3 +125,45 @@ def test_the_plan_stands_before_the_videos(tmp_path, monkeypatch, plan, shown):
         run_job(config, console)
     assert ("2 chunks in 10 rows, 16 chunk steps" in printed.before) == shown
     assert ("weights" in printed.before and "a reference" in printed.before) == shown
+
+
+@pytest.mark.parametrize("num_prompts", [1, 2])
+def test_plan_true_tells_the_plan_and_makes_nothing(tmp_path, monkeypatch, num_prompts):
+    console = Console(file=io.StringIO(), width=200)
+    common = [*SMALL, "method=every_k", "reuse.warmup_steps=1", f"num_prompts={num_prompts}", f"output_dir={tmp_path}"]
+    config = compose_config([*common, "plan=true"])
+    for place in ("run_jobs", "track", "print_summary"):
+        monkeypatch.setattr(f"experiments.run.main_job.{place}", lambda *args, **kwargs: pytest.fail("done"))
+    assert run_job(config, console) == []
+    printed = console.file.getvalue()
+    video = "1 video" if num_prompts == 1 else "2 videos"
+    reference = "1 reference" if num_prompts == 1 else "2 references"
+    assert f"0 finished already, {video} to make, {reference} to make first" in printed
+    assert "1 worker, 1 thread each" in printed
+    flops = count(config, make_job(config).method).trace.flops
+    assert f"2 chunks in 10 rows, 16 chunk steps; {flops / 1e9:.4g} GFLOPs (vanilla " in printed
+    assert "estimated" in printed
+    assert "plan=true: nothing was made; the same command without it does the work" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_true_of_a_finished_job_says_so_and_loads_nothing(tmp_path, monkeypatch):
+    common = [*SMALL, "method=vanilla", "num_prompts=1", "setting.num_frames=24", f"output_dir={tmp_path}"]
+    common += ["wandb.mode=disabled"]
+    run_job(compose_config(common), Console(file=io.StringIO()))
+    monkeypatch.setattr("experiments.job.job.Job.load_model", lambda job: pytest.fail("loaded"))
+    console = Console(file=io.StringIO(), width=200)
+    assert run_job(compose_config([*common, "plan=true"]), console) == []
+    assert "1 finished already, 0 videos to make" in console.file.getvalue()
+
+
+def test_plan_true_of_a_sweep_tells_its_estimate_and_makes_nothing(tmp_path, monkeypatch, capsys):
+    for place in ("run_jobs", "track"):
+        monkeypatch.setattr(f"experiments.run.sweep.{place}", lambda *args, **kwargs: pytest.fail("done"))
+    arguments = [*SMALL, "num_prompts=1", f"output_dir={tmp_path}", "plan=true"]
+    assert sweep.main(arguments) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert first == "6 settings x 1 prompt, 6 videos to make"
+    assert second.startswith("estimate: 1 vanilla of ")
+    assert third == "plan=true: nothing was made; the same command without it does the work"
+    assert list(tmp_path.iterdir()) == []

@@ -16,10 +16,9 @@ from experiments.run.measure import RANDOM_WEIGHTS
 from experiments.run.runner import Runner
 from experiments.show.tables import main_table
 from experiments.studies import l1_rel, tune
-from flowcache.method import ReplayConfig
 from flowcache.trace import Trace
 
-REUSING = ["num_prompts=1", "method.threshold=0.5", "method.warmup_steps=1"]
+REUSING = ["num_prompts=1", "reuse.threshold=0.5", "reuse.warmup_steps=1"]
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from experiments.records.code import statements
 from experiments.records.collect import collect
 from experiments.run.runner import Runner
 from flowcache.checkpoints import loaded_files
+from flowcache.method import VANILLA
 from tests.experiments.broken_checkpoints import whole
 
 
@@ -100,7 +101,9 @@ def test_nothing_is_queued_over_what_another_is_making(small_job):
 
 def test_only_one_holds_a_run_and_a_killed_holder_lets_go(tmp_path):
     store = RecordStore(tmp_path)
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE, encoding="utf-8"
+    )
     try:
         assert holder.stdout.readline() == "held\n"
         with store.claim("a", wait=False) as mine:
@@ -147,7 +150,7 @@ def test_what_another_is_making_is_left_alone_and_then_waited_for(small_job):
 
 def test_nobody_waits_for_a_reference_while_there_is_other_work(small_job):
     job, (busy, free) = small_job("latency_pairs=0"), small_job().prompts
-    reference = new_record(job, "vanilla", VanillaConfig(), busy).key
+    reference = new_record(job, "vanilla", VANILLA, busy).key
     with store_of(job).claim(reference, wait=False):
         outcome = Runner(job).drain(job.prompts)
     assert (outcome.busy, outcome.failures) == ((busy,), ())
@@ -193,7 +196,7 @@ def test_list_tells_every_state(finished, capsys, monkeypatch):
         store.save(replace(record, key=key_of(state), status=state))
     broken = key_of("broken")
     store.run_path(broken).mkdir()
-    store.record_path(broken).write_text("{")
+    store.record_path(broken).write_text("{", encoding="utf-8")
     with store.claim(key_of("running"), wait=False):
         assert run("list", job.output_dir) == 0
     first = capsys.readouterr().out
@@ -202,7 +205,7 @@ def test_list_tells_every_state(finished, capsys, monkeypatch):
     assert "damaged" in states[broken]
     assert run("list", job.output_dir, "--state", "interrupted") == 0
     assert key_of("running") in (second := capsys.readouterr().out)
-    assert "1 runs" in second
+    assert "1 run\n" in second
 
 
 def test_show_takes_the_beginning_of_a_key(finished, capsys):
@@ -398,7 +401,7 @@ def test_files_that_nothing_is_loaded_from_do_not_count(tmp_path):
     stray = directory / ".cache" / "huggingface" / "download" / "model.safetensors.metadata"
     stray.parent.mkdir(parents=True)
     for path in (stray, directory / ".gitattributes", directory / "vae" / "of_my_own.txt"):
-        path.write_text("1793000000.0")
+        path.write_text("1793000000.0", encoding="utf-8")
     assert fresh_hash(directory) == before
 
 

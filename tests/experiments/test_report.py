@@ -56,19 +56,21 @@ def measured(job: Job) -> pd.DataFrame:
 
 def table_of(folder: Path, name: str) -> dict[str, dict[str, str]]:
     """By method, heading -> full value, as the page holds them."""
-    table = re.search(rf'<table id="{name}".*?</table>', (folder / "index.html").read_text(), re.S).group()
+    table = re.search(
+        rf'<table id="{name}".*?</table>', (folder / "index.html").read_text(encoding="utf-8"), re.S
+    ).group()
     headings = re.findall(r'<button type="button">(.*?)</button>', table)
     rows = [re.findall(r'data-value="(.*?)"', row) for row in re.findall(r"<tr>(.*?)</tr>", table, re.S)[1:]]
     return {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
 
 
 def data_of(folder: Path) -> dict:
-    page = (folder / "index.html").read_text()
+    page = (folder / "index.html").read_text(encoding="utf-8")
     return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
 
 
 def test_the_folder_is_self_contained(folder):
-    page = (folder / "index.html").read_text()
+    page = (folder / "index.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]+\.[a-z]|@import|fetch\(", page)
     assert re.findall(r'(?:src|href)="(?!#|data:)', page) == []
     videos = {take["video"] for clip in data_of(folder)["clips"] for take in clip["takes"].values()}
@@ -87,7 +89,7 @@ def test_measured_values_are_those_of_the_main_table(folder, job, measured):
             assert text == "" or float(text) == values[method]  # every digit, not only those shown
     assert all(row["source"] == "measured" for row in shown.values())
     assert "LPIPS" not in shown["vanilla"]  # not measured here: no empty column
-    assert provenance(collect(job)) in (folder / "index.html").read_text()
+    assert provenance(collect(job)) in (folder / "index.html").read_text(encoding="utf-8")
 
 
 def test_reported_values_stand_apart_and_say_so(folder):
@@ -96,7 +98,7 @@ def test_reported_values_stand_apart_and_say_so(folder):
     assert shown["vanilla"]["SSIM"] == ""
     assert float(shown["teacache_slow"]["compute left"]) == 294 / 306
     assert all(row["source"] == "reported" for row in shown.values())
-    assert source in (folder / "index.html").read_text()
+    assert source in (folder / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_plot_has_means_and_interval_ends_of_the_main_table(folder, measured):
@@ -124,7 +126,9 @@ def test_a_psnr_says_over_how_many_videos_it_is():
 
 def test_deviations_and_what_is_not_there_are_said_below_the_table(folder, job, measured):
     ours, *_ = describe(measured, pd.DataFrame(), job, "here")
-    shown = re.search(r'<ul class="note" id="notes">(.*?)</ul>', (folder / "index.html").read_text(), re.S).group(1)
+    shown = re.search(
+        r'<ul class="note" id="notes">(.*?)</ul>', (folder / "index.html").read_text(encoding="utf-8"), re.S
+    ).group(1)
     notes = [unescape(note) for note in re.findall("<li>(.*?)</li>", shown)]
     assert notes == list(ours.notes)
     assert any(note.startswith("Deviates, a: ") for note in notes)
@@ -176,7 +180,7 @@ def test_clips_limits_the_videos_that_are_copied(job, tmp_path):
     folder = tmp_path / "one"
     assert report.main([*SMALL, f"output_dir={job.output_dir}", f"destination={folder}", "clips=1"]) == 0
     assert len(list((folder / "videos").iterdir())) == len(METHODS)
-    assert "Videos of 1 of 2 prompts" in (folder / "index.html").read_text()
+    assert "Videos of 1 of 2 prompts" in (folder / "index.html").read_text(encoding="utf-8")
     assert [row["n"] for row in table_of(folder, "measured").values()] == ["2.0"] * len(METHODS)
 
 
@@ -190,12 +194,12 @@ def test_clips_limits_the_videos_that_are_copied(job, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(arguments, says, tmp_path, capsys):
-    (tmp_path / "thesis.txt").write_text("do not delete")
+    (tmp_path / "thesis.txt").write_text("do not delete", encoding="utf-8")
     assert report.main([a.replace("OUT", str(tmp_path)) for a in arguments]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
-    assert (tmp_path / "thesis.txt").read_text() == "do not delete"
+    assert (tmp_path / "thesis.txt").read_text(encoding="utf-8") == "do not delete"
 
 
 @pytest.mark.parametrize("damage", ["cut", "no parquet", "other numbers"])
@@ -209,7 +213,7 @@ def test_a_damaged_trace_is_one_line_that_names_it(damage, tmp_path, capsys):
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "no parquet":
-        path.write_text("row,chunk")
+        path.write_text("row,chunk", encoding="utf-8")
     else:
         trace(num_steps=5).to_parquet(path)
     assert report.main([f"output_dir={tmp_path}"]) == 2

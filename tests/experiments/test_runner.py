@@ -15,10 +15,11 @@ from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
 from experiments.job.cli import compose_config
-from experiments.job.compose import config_files
 from experiments.job.errors import BadInput, RunFailed
-from experiments.job.job import BASELINES, METRICS
+from experiments.job.groups import config_files
+from experiments.job.job import BASELINES
 from experiments.job.method import make_method
+from experiments.job.metrics import METRICS
 from experiments.records import RecordStore, new_record
 from experiments.records.collect import collect
 from experiments.run.measure import QUALITY
@@ -26,6 +27,7 @@ from experiments.run.runner import Runner
 from experiments.show.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.show.summary import summarise
 from experiments.show.tables import main_table
+from flowcache.method import VANILLA
 from tests.fetched import needs_vgg
 
 
@@ -49,7 +51,7 @@ def test_every_method_runs_end_to_end(name, model, num_frames, small_job):
 
 
 def test_threshold_0_is_vanilla_to_the_last_pixel(small_job):
-    (record, _) = Runner(small_job("method.threshold=0")).run()
+    (record, _) = Runner(small_job("reuse.threshold=0")).run()
     assert record.metrics["psnr"] == "inf"
     assert record.flops == record.baseline_flops
 
@@ -139,8 +141,8 @@ def test_the_key_tells_everything_apart_that_changes_the_video(small_job):
     others = [
         replace(job, seed=4),
         replace(job, num_frames=72),
-        replace(job, method=replace(job.method, threshold=0.2)),
-        replace(job, method=VanillaConfig()),
+        replace(job, method=replace(job.method, reuse=replace(job.method.reuse, threshold=0.2))),
+        replace(job, method=VANILLA),
         replace(job, generation_options={**job.generation_options, "shift": 1.0}),
     ]
     keys = [key(job), *map(key, others), new_record(job, job.method_name, job.method, "another").key]
@@ -320,15 +322,15 @@ def test_a_damaged_record_counts_as_none(small_job):
     job = small_job("method=vanilla", "num_prompts=1")
     (record,) = Runner(job).run()
     store = RecordStore(job.output_dir)
-    store.record_path(record.key).write_text('{"key": "x"')
+    store.record_path(record.key).write_text('{"key": "x"', encoding="utf-8")
     assert store.find(record.key) is None
     assert list(store.all()) == []
 
 
 def test_records_are_json_with_units_and_environment(small_job):
-    job = small_job("num_prompts=1", "method.threshold=0")
+    job = small_job("num_prompts=1", "reuse.threshold=0")
     (record,) = Runner(job).run()
-    document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text())
+    document = json.loads(RecordStore(job.output_dir).record_path(record.key).read_text(encoding="utf-8"))
     assert document["metrics"]["psnr"] == "inf"
     assert document["environment"]["threads"] == 1
     assert document["environment"]["load_average_1min"] >= 0
@@ -338,7 +340,7 @@ def test_records_are_json_with_units_and_environment(small_job):
 
 
 def test_summary_table_and_figure_points_come_from_the_records(small_job):
-    for overrides in (["method=vanilla"], [], ["method.threshold=0.5"]):
+    for overrides in (["method=vanilla"], [], ["reuse.threshold=0.5"]):
         job = small_job(*overrides, "num_prompts=2")
         records = Runner(job).run()
     summary = summarise(records)
@@ -364,7 +366,7 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
 def test_families_are_compared_prompt_by_prompt_at_equal_compute():
     def video(method: str, prompt: str, share: float, psnr: float) -> dict[str, object]:
         options = {"every" if method == "every_k" else "threshold": round(10 * share), "warmup_steps": 5}
-        standard = {"reuse": None, "refresh_clean_kv": True, "near_clean": True, "kv_budget": None, "seed": 1}
+        standard = {"reuse": None, "refresh_clean_kv": True, "near_clean": True, "kv.budget": None, "seed": 1}
         return {"method": method, "prompt": prompt, "flops_share": share, "psnr": psnr, **options, **standard}
 
     videos = [

@@ -19,6 +19,7 @@ from experiments.records import RecordStore, new_record
 from experiments.run.runner import Runner
 from experiments.show.report import build
 from flowcache import generate
+from flowcache.method import VANILLA
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi
 from tests.experiments.broken_checkpoints import EMBEDDED, removed, sign, tokenizer_with_code, whole
@@ -27,10 +28,10 @@ PROMPT = "a red circle moving right on a dark background"
 
 
 def test_every_test_that_security_names_exists():
-    text = " ".join((ROOT / "SECURITY.md").read_text().split())
+    text = " ".join((ROOT / "SECURITY.md").read_text(encoding="utf-8").split())
     files = set(re.findall(r"`((?:\w+/)?test_\w+\.py)", text))
     assert files >= {"experiments/test_bad_input.py", "test_security.py", "eval/test_lpips.py", "eval/test_video_io.py"}
-    sources = {path.name: path.read_text() for path in (ROOT / "tests").rglob("*.py")}
+    sources = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
     for file in files:
         assert file.split("/")[-1] in sources
     for file, test in re.findall(r"(\w+\.py)::(\w+)", text):
@@ -47,7 +48,8 @@ def test_a_configuration_is_code(tmp_path, monkeypatch):
         "from baselines.vanilla import VanillaConfig\n"
         "Path(__file__).with_suffix('.ran').touch()\n"
         "class Theirs(VanillaConfig): pass\n"
-        "def harm(**options): Path(__file__).with_suffix('.called').touch()\n"
+        "def harm(**options): Path(__file__).with_suffix('.called').touch()\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     method = make_method(compose_config(["method=vanilla", "method._target_=of_a_stranger.Theirs"]).method)
@@ -77,15 +79,15 @@ def test_loading_and_generating_use_no_network(monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     model = Magi.from_pretrained(EMBEDDED)
-    frames = list(generate(model, PROMPT, 24, VanillaConfig(), 1, num_steps=4))
+    frames = list(generate(model, PROMPT, 24, VANILLA, 1, num_steps=4))
     assert [len(chunk) for chunk in frames] == [24]
 
 
 def test_prompts_name_no_files(tmp_path):
     secret = tmp_path / "secret.txt"
-    secret.write_text("a cat\n")
+    secret.write_text("a cat\n", encoding="utf-8")
     listed = tmp_path / "prompts.txt"
-    listed.write_text(f"{secret}\n../../secret.txt\n")
+    listed.write_text(f"{secret}\n../../secret.txt\n", encoding="utf-8")
     for given in (f"prompts={listed}", f"prompts=[{secret},../../secret.txt]"):
         job = make_job(compose_config([given, f"output_dir={tmp_path / 'results'}"]))
         assert job.prompts == (str(secret), "../../secret.txt")
@@ -101,7 +103,7 @@ def test_the_report_escapes_what_a_prompt_says(small_job, tmp_path):
     prompt = "a red circle</script><script>alert('a cat')</script><img src=x onerror=alert(1)>"
     job = replace(small_job("method=vanilla", "setting.num_frames=24", "metrics=[psnr]"), prompts=(prompt,))
     Runner(job).run()
-    page = build(job, tmp_path / "report").read_text()
+    page = build(job, tmp_path / "report").read_text(encoding="utf-8")
     assert "<script>alert" not in page
     assert "<img src=x" not in page
     data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL).group(1)
@@ -127,7 +129,7 @@ def test_foreign_records_count_as_none(small_job, damage):
     }[damage]
     path = store.record_path(record.key)
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")
     assert store.find(record.key) == record  # nothing but what follows is wrong with it
     path.write_bytes(content)
     assert store.find(record.key) is None

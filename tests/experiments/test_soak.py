@@ -47,4 +47,4 @@ def test_a_sweep_is_killed_as_often_as_asked_and_then_ends(tmp_path, monkeypatch
     monkeypatch.setattr(soak, "SHORTEST_LIFE_S", 0.2)
     monkeypatch.setattr(soak, "_finish", lambda directory: None)
     assert soak.kill_often(tmp_path / "runs", 3, 0.3, soak.random.Random(0)) == 3
-    assert (tmp_path / "runs.begun").read_text() == "begun\n" * 3
+    assert (tmp_path / "runs.begun").read_text(encoding="utf-8") == "begun\n" * 3

@@ -85,7 +85,8 @@ def test_one_is_singular_and_compute_has_the_unit_that_fits(tmp_path):
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines()]
     assert ["speed-up (median of pairs)", "2.00x", "(1 pair)"] in cells
     assert ["executed compute, GFLOPs a video", "348", "(n 1)"] in cells
-    assert "flowcache_fast: 2 videos, measured here" in (printed := summary_of(tmp_path, 2, "method=flowcache_fast"))
+    printed = summary_of(tmp_path, 2, "method=flowcache_fast")
+    assert "flowcache_fast: 2 videos, measured here" in printed
     assert "(2 pairs)" in printed
 
 
@@ -107,3 +108,19 @@ def test_a_baseline_that_is_another_video_is_told_beside_the_figure(tmp_path, ov
     assert ("PSNR, dB †" in printed) == ("SSIM †" in printed) == flagged
     assert ("† another video from the start" in printed) == flagged
     assert told is None or told in " ".join(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("flops", "unit", "value"),
+    [(3.48e11, "GFLOPs", "348"), (4.5e12, "TFLOPs", "4.5"), (3.06e17, "PFLOPs", "306"), (2e6, "MFLOPs", "2")],
+)
+def test_compute_is_in_a_unit_that_people_read(tmp_path, flops, unit, value):
+    job, made_here = records(tmp_path, 8)
+    for place, record in enumerate(made_here):
+        record.flops = int(flops * (1 + (place - 3.5) / 1000))
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_summary(job, made_here, store_of(job), console)
+    (line,) = (line for line in console.export_text().splitlines() if "executed compute" in line)
+    title, number, spread = (cell.strip() for cell in line.strip("│").split("│"))
+    assert (title, number) == (f"executed compute, {unit} a video", value)
+    assert float(spread[1:].split()[0]) == pytest.approx(float(value) * 0.00205, rel=0.01)  # of one size with the mean

@@ -24,7 +24,7 @@ PROMPTS = "prompts=[a,b]"
 @pytest.fixture
 def jobs(tmp_path):
     """Vanilla, and a method at two thresholds."""
-    fast = ["method=flowcache_fast", "method.threshold="]
+    fast = ["method=flowcache_fast", "reuse.threshold="]
     settings = [["method=vanilla"], *([fast[0], fast[1] + threshold] for threshold in ("0.1", "0.2"))]
     return labelled([job_of(tmp_path, PROMPTS, *overrides) for overrides in settings])
 
@@ -129,7 +129,7 @@ def test_options_of_nested_parts_are_named_by_their_dots():
 
 
 def test_every_video_says_its_setting_as_it_is_made(small_job):
-    jobs = labelled([small_job(f"method.threshold={t}", "num_prompts=1", "metrics=[]") for t in (0.3, 0.6)])
+    jobs = labelled([small_job(f"reuse.threshold={t}", "num_prompts=1", "metrics=[]") for t in (0.3, 0.6)])
     told: list[str] = []
     run_jobs(jobs, jobs[0].prompts, told.append)
     (prompt,) = jobs[0].prompts

@@ -46,7 +46,7 @@ def job(tmp_path) -> Job:
         wrong = {**caption, "right": place != 1}
         said = {"notes": {"lpips": NO_WEIGHTS}}
         made(jobs["flowcache_fast"], prompt, 0.5, latency_s=5.0, metrics=metrics, caption=wrong, **said, **timed)
-    other = job_of(tmp_path, "method=flowcache_fast", "method.threshold=0.5")
+    other = job_of(tmp_path, "method=flowcache_fast", "reuse.threshold=0.5")
     made(other, "a", 0.1, latency_s=1.0, metrics={"psnr": 1.0, "ssim": 0.1})  # no default: in no table
     return job_of(tmp_path)
 
@@ -198,7 +198,7 @@ def vbench_scores(job: Job, method: str, score: float, dimensions=NAMES, num_pro
     }
     path = job.output_dir / "vbench" / f"{method}{len(dimensions)}.json"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def expected_total(raw: float) -> float:
@@ -240,7 +240,7 @@ def test_a_partial_vbench_total_is_none_and_says_so(job):
     vbench_scores(job, "flowcache_fast", 0.8, dimensions=NAMES[:3])
     total = read_total(job.output_dir, at_defaults(collect(job), job, "flowcache_fast")["key"])
     assert (total.percent, total.reason) == (None, f"Total (partial: 3 of 16 dimensions); {HOW}")
-    (job.output_dir / "vbench" / "damaged.json").write_text('{"videos"')
+    (job.output_dir / "vbench" / "damaged.json").write_text('{"videos"', encoding="utf-8")
     vbench_scores(job, "flowcache_fast", 0.8, num_prompts=7)  # more videos: the better known
     assert read_total(job.output_dir, at_defaults(collect(job), job, "flowcache_fast")["key"]).num_videos == 7
     assert read_total(job.output_dir, ["other videos"]).reason == f"no scores of these videos; {HOW}"
@@ -258,7 +258,7 @@ def test_the_command_writes_three_forms_and_the_same_again(job, tmp_path, capsys
 
 
 def test_records_of_no_default_are_refused(tmp_path):
-    job = job_of(tmp_path, "method=flowcache_fast", "method.threshold=0.5")
+    job = job_of(tmp_path, "method=flowcache_fast", "reuse.threshold=0.5")
     made(job, "a", 0.5, metrics={"psnr": 30.0})
     with pytest.raises(BadInput, match="there are records, of flowcache_fast, but none at a method's default options"):
         main_table(collect(job), job)
@@ -274,7 +274,8 @@ def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypat
         made(fast, prompt, 0.9, metrics={"psnr": 20.0})
     assert tables.main(arguments) == 0
     assert "Videos by code" not in capsys.readouterr().out  # of one code there is nothing to tell apart
-    assert not any(f"{old} " in line for line in (tmp_path / "tables" / "magi_embedded_main.csv").open())
+    csv = (tmp_path / "tables" / "magi_embedded_main.csv").read_text(encoding="utf-8")
+    assert not any(f"{old} " in line for line in csv.splitlines())
     monkeypatch.setattr(identity, "code_hash", lambda modules: new)
     assert tables.main(arguments) == 2
     assert "no finished records" in capsys.readouterr().err
@@ -302,7 +303,7 @@ def test_one_table_of_two_codes_says_which_rows_are_of_which(tmp_path, monkeypat
     both = main_table(collect(job := job_of(tmp_path, "any_code=true")), job)
     assert both["n"].to_dict() == {"vanilla": 3, "flowcache_slow": 2, "flowcache_fast": 3}
     assert both.loc["flowcache_fast", "psnr"] == 30  # of 50, 20 and 20
-    latex = (tmp_path / "tables" / "magi_embedded_main.tex").read_text()
+    latex = (tmp_path / "tables" / "magi_embedded_main.tex").read_text(encoding="utf-8")
     assert f"Videos by code: vanilla {old} 3;" in latex
 
 

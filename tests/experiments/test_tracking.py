@@ -20,7 +20,7 @@ from tests.experiments.conftest import SMALL
 from tests.experiments.made_records import trace
 from tests.experiments.wandb_offline import read_run
 
-REUSING = ["method.threshold=0.3", "method.warmup_steps=2"]
+REUSING = ["reuse.threshold=0.3", "reuse.warmup_steps=2"]
 
 
 @pytest.fixture(autouse=True)

@@ -44,7 +44,7 @@ def test_held_out_and_training_scenes_part_all_scenes():
 
 
 def test_default_prompts_are_the_held_out_captions():
-    prompts = (ROOT / "experiments" / "prompts" / "embedded.txt").read_text().splitlines()
+    prompts = (ROOT / "experiments" / "prompts" / "embedded.txt").read_text(encoding="utf-8").splitlines()
     assert prompts == [scene.caption for scene in held_out_scenes()]
     first = [scene_of(prompt) for prompt in prompts[:8]]
     assert {s.shape for s in first} == {"circle", "square", "triangle"}
@@ -152,12 +152,14 @@ dit.config.ffn_hidden_size=64 decoder.recipe.num_steps=1 decoder.recipe.clips_pe
 def test_every_stage_runs_and_the_export_loads(tmp_path):
     arguments = ["model=magi", f"directory={tmp_path / 'run'}", f"destination={tmp_path / 'weights'}", *TINY.split()]
     assert main(arguments) == 0
-    logged = [json.loads(line) for line in (tmp_path / "run" / "dit.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (tmp_path / "run" / "dit.jsonl").read_text(encoding="utf-8").splitlines()]
     assert logged[-1]["step"] == 2
     model = Magi.from_pretrained(tmp_path / "weights")
     trained = torch.load(tmp_path / "run" / "dit.pt", weights_only=True)["model"]
     assert torch.equal(model.dit.final_linear.linear.weight, trained["dit.final_linear.linear.weight"].half().float())
-    assert model.config.runtime.scale_factor == json.loads((tmp_path / "run" / "scale_factor.json").read_text())
+    assert model.config.runtime.scale_factor == json.loads(
+        (tmp_path / "run" / "scale_factor.json").read_text(encoding="utf-8")
+    )
 
     # Finished stages are not run again.
     before = (tmp_path / "run" / "dit.pt").read_bytes()
@@ -189,7 +191,7 @@ def test_guidance_is_distilled_from_the_checkpoint_that_training_goes_on_from(tm
         run = [f"directory={tmp_path / name}", f"destination={tmp_path / 'weights'}", f"initial={EMBEDDED}"]
         small = ["num_steps=1", "num_clips=2", "num_chunks=1", "chunks_independent=1", "guidance_until=2", *options]
         assert main(["model=magi", *run, "num_processes=1", *(f"dit.recipe.{option}" for option in small)]) == 0
-        average = json.loads((tmp_path / name / "dit.jsonl").read_text())["loss_independent"]
+        average = json.loads((tmp_path / name / "dit.jsonl").read_text(encoding="utf-8"))["loss_independent"]
         return (average - 0.96) / 0.04  # a running mean that began at 1
 
     assert first_loss("same", "guidance=4", "caption_dropout=1") == pytest.approx(0, abs=1e-3)

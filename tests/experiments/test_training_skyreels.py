@@ -14,6 +14,7 @@ from experiments.training.skyreels_dit import NO_CAPTION, TextAndTransformer, Wi
 from experiments.training.skyreels_vae import WanAutoencoder
 from experiments.training.train_embedded import main
 from flowcache import generate
+from flowcache.method import VANILLA
 from flowcache.models.skyreels import Sampling, SkyReels
 from flowcache.models.skyreels.text import TextEncoder
 from flowcache.models.skyreels.window import WindowLatents, all_times
@@ -175,7 +176,7 @@ def test_every_stage_runs_and_the_export_loads_and_generates(tmp_path):
     run, weights = tmp_path / "run", tmp_path / "weights"
     arguments = ["model=skyreels", f"directory={run}", f"destination={weights}", *TINY.split()]
     assert main(arguments) == 0
-    logged = [json.loads(line) for line in (run / "dit.jsonl").read_text().splitlines()]
+    logged = [json.loads(line) for line in (run / "dit.jsonl").read_text(encoding="utf-8").splitlines()]
     assert logged[-1]["step"] == 2
     model = SkyReels.from_pretrained(weights)
     assert model.sampling == Sampling(
@@ -185,13 +186,13 @@ def test_every_stage_runs_and_the_export_loads_and_generates(tmp_path):
     trained = torch.load(run / "dit.pt", weights_only=True)["model"]
     written = model.network.transformer.proj_out.weight
     assert torch.equal(written, trained["transformer.proj_out.weight"].half().float())
-    statistics = json.loads((run / "latent_statistics.json").read_text())
+    statistics = json.loads((run / "latent_statistics.json").read_text(encoding="utf-8"))
     assert {name: model.vae.vae.config[name] for name in statistics} == statistics
 
     prompt = held_out_scenes()[0].caption
-    frames = list(generate(model, prompt, model.frames_of(3), VanillaConfig(), seed=0))
+    frames = list(generate(model, prompt, model.frames_of(3), VANILLA, seed=0))
     assert [tuple(piece.shape) for piece in frames] == [(17, 64, 64, 3), (20, 64, 64, 3), (20, 64, 64, 3)]
-    index = json.loads((weights / "model_index.json").read_text())
+    index = json.loads((weights / "model_index.json").read_text(encoding="utf-8"))
     assert all((weights / folder).is_dir() for folder, value in index.items() if isinstance(value, list))
     assert not list(weights.glob(".partial*"))
 

@@ -53,19 +53,19 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     arguments = [*protocol, "num_prompts=1"]
     assert vbench_full.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "2 methods x 1 prompts x 2 seeds = 4 videos (2 a method), 4 videos to make" in said
+    assert "2 methods x 1 prompt x 2 seeds = 4 videos (2 a method), 4 videos to make" in said
     assert len(list((tmp_path / "runs").glob("*/video.mp4"))) == 4
     saved = sorted((tmp_path / "vbench").glob("*.json"))
     assert len(saved) == 2
-    content = json.loads(saved[0].read_text())
+    content = json.loads(saved[0].read_text(encoding="utf-8"))
     assert set(content["videos"]) == {f"{CIRCLE}-0.mp4", f"{CIRCLE}-1.mp4"}
     assert set(content["dimensions"]) == {"temporal_flickering", "imaging_quality"}
     assert content["dimensions"]["imaging_quality"]["num_expected"] == 5
     assert "amt-s.pth" not in content["not_run"]["motion_smoothness"]  # its prompt has no video: that is why
     assert "tag2text_swin_14m.pth" in content["not_run"]["scene"]
     (table,) = (tmp_path / "tables").glob("*.md")
-    assert "| temporal_flickering | 0.1500 (n 2) | 0.1500 (n 2) |" in table.read_text()
-    assert "vanilla: Total (partial: 2 of 16 dimensions, 6 video scores missing)" in table.read_text()
+    assert "| temporal_flickering | 0.1500 (n 2) | 0.1500 (n 2) |" in table.read_text(encoding="utf-8")
+    assert "vanilla: Total (partial: 2 of 16 dimensions, 6 video scores missing)" in table.read_text(encoding="utf-8")
 
     provide("scene")
     assert vbench_full.main(arguments) == 0
@@ -73,7 +73,7 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     assert ", 0 videos to make" in said
     assert "vanilla: scene: 0.1500 (2 videos)" in said
     assert "vanilla: imaging_quality" not in said  # scored before
-    assert "scene" in json.loads(saved[0].read_text())["dimensions"]
+    assert "scene" in json.loads(saved[0].read_text(encoding="utf-8"))["dimensions"]
 
     assert not (tmp_path / "results").exists()
     assert vbench_full.main([*arguments, "publish=true"]) == 0

@@ -9,7 +9,7 @@ from experiments.run.workers import run_jobs
 
 
 def test_two_workers_make_the_records_of_one(small_job, tmp_path):
-    jobs = [small_job("method=vanilla"), small_job("method.threshold=0.1", "latency_pairs=0")]
+    jobs = [small_job("method=vanilla"), small_job("reuse.threshold=0.1", "latency_pairs=0")]
     here = [replace(job, output_dir=tmp_path / "here") for job in jobs]
     told = []
     run_jobs([replace(job, workers=2) for job in jobs], jobs[0].prompts, told.append)
@@ -26,7 +26,7 @@ def test_two_workers_make_the_records_of_one(small_job, tmp_path):
 
 def test_a_workers_failure_is_raised_here(small_job, tmp_path):
     in_the_way = tmp_path / "file"
-    in_the_way.write_text("not a folder")
+    in_the_way.write_text("not a folder", encoding="utf-8")
     job = replace(small_job(), workers=2, output_dir=in_the_way)
     with pytest.raises(OSError, match="file"):
         run_jobs([job], job.prompts)

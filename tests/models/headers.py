@@ -59,4 +59,4 @@ def write_shards(
     if index:
         total = sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values())
         document = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (directory / f"{stem}.{suffix}.index.json").write_text(json.dumps(document))
+        (directory / f"{stem}.{suffix}.index.json").write_text(json.dumps(document), encoding="utf-8")

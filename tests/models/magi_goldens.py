@@ -30,7 +30,7 @@ GUIDANCE_3 = {"cfg_number": 3, "prev_chunk_scales": (1.1,) * 5, "text_scales": (
 def manifest(name: str) -> dict[str, Any]:
     """What the golden files' manifest says about one of them."""
     for part in ("dit", "cache", "vae_schedule"):
-        entries = json.loads((GOLDENS / f"manifest_{part}.json").read_text())
+        entries = json.loads((GOLDENS / f"manifest_{part}.json").read_text(encoding="utf-8"))
         for key in (name, f"{name}.safetensors"):
             if key in entries:
                 return entries[key]

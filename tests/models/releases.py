@@ -161,7 +161,7 @@ def write_magi(
     folder = download / "ckpt" / "vae"
     write_tensors(folder / "diffusion_pytorch_model.safetensors", vae.state_dict())
     config = {"_class_name": "ViTVAE", "ddconfig": asdict(vae.config), "model_type": "vit"}
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     t5 = download / "ckpt" / "t5" / "t5-v1_1-xxl"
     text.config.save_pretrained(t5)
     stem, suffix = ("pytorch_model", "bin") if pickled else ("model", "safetensors")
@@ -184,7 +184,7 @@ def write_small_magi(download: Path, size: str, distill: bool) -> tuple[Path, Ma
     )
     text = randomised(T5EncoderModel(config))
     release = write_magi(download, size, distill, dit, vae, text, pickled=True)
-    (release / "config.json").write_text(json.dumps(magi_document(size, distill, **SMALL_MAGI[size])))
+    (release / "config.json").write_text(json.dumps(magi_document(size, distill, **SMALL_MAGI[size])), encoding="utf-8")
     return release, dit, vae, text
 
 
@@ -204,9 +204,9 @@ def write_sentencepiece(directory: Path) -> None:
     )
     (directory / "spiece.model").write_bytes(model.getvalue())
     special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
-    (directory / "special_tokens_map.json").write_text(json.dumps(special))
+    (directory / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
     (directory / "tokenizer_config.json").write_text(
-        json.dumps(special | {"extra_ids": 100, "tokenizer_class": "T5Tokenizer"})
+        json.dumps(special | {"extra_ids": 100, "tokenizer_class": "T5Tokenizer"}), encoding="utf-8"
     )
 
 
@@ -219,7 +219,7 @@ def write_skyreels(
         "transformer": ["diffusers", type(transformer).__name__],
     }
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "model_index.json").write_text(json.dumps(index))
+    (directory / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     set_dtypes(transformer, torch.bfloat16)
     write_shards(directory / "transformer", "diffusion_pytorch_model", transformer.state_dict(), 3)
     transformer.save_config(directory / "transformer")
@@ -254,7 +254,7 @@ def write_original_skyreels(directory: Path, transformer: SkyReelsV2Transformer3
     document |= {"out_dim": 16, "model_type": "t2v", "text_len": 512}
     if config.text_dim != 4096:  # the original configurations leave it out
         document["text_dim"] = config.text_dim
-    (directory / "config.json").write_text(json.dumps(document))
+    (directory / "config.json").write_text(json.dumps(document), encoding="utf-8")
     (directory / "Wan2.1_VAE.pth").write_bytes(b"never opened")
     return directory
 

@@ -27,7 +27,7 @@ CHANNELS = 16
 
 @cache
 def manifest(name: str) -> dict[str, Any]:
-    return json.loads((GOLDENS / f"{name}.json").read_text())
+    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 @cache

@@ -45,7 +45,7 @@ def write_checkpoint(directory: Path) -> Path:
     transformer().save_pretrained(directory / "transformer")
     tiny_vae().vae.save_pretrained(directory / "vae")
     write_text_encoder(directory)
-    (directory / "sampling.json").write_text(json.dumps(SETTINGS))
+    (directory / "sampling.json").write_text(json.dumps(SETTINGS), encoding="utf-8")
     return directory
 
 

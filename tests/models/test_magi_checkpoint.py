@@ -37,7 +37,7 @@ def test_sharded_weights_equal_whole_ones(copy, model):
     for file, keys in shards.items():
         save_file({key: whole[key] for key in keys}, copy / WEIGHTS / file)
     index = {"weight_map": {key: file for file, keys in shards.items() for key in keys}}
-    (copy / WEIGHTS / "model.safetensors.index.json").write_text(json.dumps(index))
+    (copy / WEIGHTS / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     (copy / WEIGHTS / "model.safetensors").unlink()
     loaded = Magi.from_pretrained(copy).dit.state_dict()
     expected = model.dit.state_dict()
@@ -106,9 +106,9 @@ def test_official_special_tokens_archive(tmp_path):
 
 
 def test_parts_kept_in_float32_stay_so_whatever_the_file_holds(copy):
-    config = json.loads((copy / "config.json").read_text())
+    config = json.loads((copy / "config.json").read_text(encoding="utf-8"))
     config["model_config"]["params_dtype"] = "torch.bfloat16"
-    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "config.json").write_text(json.dumps(config), encoding="utf-8")
     dit = Magi.from_pretrained(copy).dit
     layer = dit.videodit_blocks.layers[0]
     assert layer.self_attention.linear_qkv.q.weight.dtype == torch.bfloat16

@@ -75,7 +75,7 @@ def write(path, **changes):
     document = magi_document("4.5B", distill=True)
     for section, entries in changes.items():
         document[section].update(entries)
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")
     return path
 
 
@@ -96,7 +96,7 @@ def test_reads_an_official_configuration(tmp_path):
 @pytest.mark.parametrize(("size", "distill"), RELEASES)
 def test_the_releases_are_those_of_the_official_files(tmp_path, size, distill):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(magi_document(size, distill)))
+    path.write_text(json.dumps(magi_document(size, distill)), encoding="utf-8")
     config, release = MagiConfig.from_json(path), RELEASES[size, distill]
     assert config == release
     assert config.runtime.trained_num_steps == ()
@@ -126,7 +126,7 @@ def test_unusable_files_are_refused(tmp_path):
         MagiConfig.from_json(tmp_path / "missing.json")
     broken = tmp_path / "broken.json"
     for text in ("{", json.dumps({"model_config": {}, "runtime_config": {}})):
-        broken.write_text(text)
+        broken.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"is not a MAGI-1 configuration .* expected JSON with model_config"):
             MagiConfig.from_json(broken)
     with pytest.raises(ValueError, match="asks for fp8_quant, which this library does not run; use a bf16 checkpoint"):

@@ -144,7 +144,7 @@ def t5_directory(tmp_path_factory) -> Path:
     return directory
 
 
-CLEANED = json.loads((GOLDENS / "caption_cleaning.json").read_text())["captions"]
+CLEANED = json.loads((GOLDENS / "caption_cleaning.json").read_text(encoding="utf-8"))["captions"]
 
 
 @pytest.mark.parametrize("caption", CLEANED, ids=range(len(CLEANED)))
@@ -154,7 +154,7 @@ def test_captions_are_cleaned_as_officially(caption):
 
 def test_the_embedded_models_captions_are_clean_as_they_are():
     prompts = [
-        *(ROOT / "experiments" / "prompts" / "embedded.txt").read_text().splitlines(),
+        *(ROOT / "experiments" / "prompts" / "embedded.txt").read_text(encoding="utf-8").splitlines(),
         *(scene.caption for scene in all_scenes()),
     ]
     assert len(prompts) > 100

@@ -11,7 +11,7 @@ from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "magi"
 ABSOLUTE = 2e-5  # the tolerance of goldens/magi/README.md
-MANIFEST = json.loads((GOLDENS / "manifest_vae_schedule.json").read_text())
+MANIFEST = json.loads((GOLDENS / "manifest_vae_schedule.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")

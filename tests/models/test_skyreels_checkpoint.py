@@ -35,7 +35,9 @@ def original(tmp_path) -> Path:
     """The transformer as the original release has it."""
     directory = tmp_path / "original"
     directory.mkdir()
-    (directory / "config.json").write_text(json.dumps({"model_type": "t2v", **manifest("forward")["config"]}))
+    (directory / "config.json").write_text(
+        json.dumps({"model_type": "t2v", **manifest("forward")["config"]}), encoding="utf-8"
+    )
     save_file(tensors("weights_upstream"), directory / "model.safetensors")
     return directory
 
@@ -62,7 +64,7 @@ def test_whole_and_sharded_transformers_load_alike(copy):
     directory = copy / "transformer"
     assert_loaded(load_transformer(directory))
     weight_map = split(directory / WEIGHTS, {"a.safetensors": slice(0, None, 2), "b.safetensors": slice(1, None, 2)})
-    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
     assert_loaded(load_transformer(directory))
     (directory / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"lacks 1 of 2 shards \(b\.safetensors\); finish the download"):
@@ -104,7 +106,7 @@ def test_the_conversions_exit_codes(original, tmp_path, capsys):
 def test_an_interrupted_conversion_leaves_nothing_that_reads_as_whole(original, tmp_path, monkeypatch):
     def killed(self, directory):
         directory.mkdir(parents=True)
-        (directory / "config.json").write_text("{}")
+        (directory / "config.json").write_text("{}", encoding="utf-8")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -175,13 +177,13 @@ def test_wrong_places_and_configurations_are_named(copy, original):
         SkyReels.from_pretrained(copy / "nowhere")
     with pytest.raises(CheckpointError, match="laid out like the original release; convert its transformer with"):
         SkyReels.from_pretrained(original)
-    (copy / "transformer" / "config.json").write_text("{")
+    (copy / "transformer" / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
         load_transformer(copy / "transformer")
-    (original / "config.json").write_text(json.dumps({"num_heads": 3}))
+    (original / "config.json").write_text(json.dumps({"num_heads": 3}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"is not of a SkyReels-V2 transformer \('dim'\)"):
         load_transformer(original)
-    (copy / "sampling.json").write_text(json.dumps({"num_step": 3}))
+    (copy / "sampling.json").write_text(json.dumps({"num_step": 3}), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"does not hold sampling settings .*did you mean num_steps"):
         SkyReels.from_pretrained(copy)
 

@@ -38,7 +38,7 @@ from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput, CasesFailed, explain
-from experiments.job.paths import inside_root
+from experiments.job.paths import results_folder
 from experiments.records import library_hash
 from experiments.run import environment
 from experiments.show.results import PUBLISHED, publishing, shown_path
@@ -126,7 +126,7 @@ def run(
             f"bench gpu needs a CUDA device and torch {torch.__version__} sees none; run it on a machine with a GPU "
             "and a CUDA build of torch"
         )
-    folder = inside_root(compose_config(list(overrides)).output_dir) / "gpu"
+    folder = results_folder(compose_config(list(overrides)).output_dir) / "gpu"
     overrides = [override for override in overrides if not override.startswith("output_dir=")]  # no matter to a case
     name = re.sub(r"\W+", "_", torch.cuda.get_device_name())
     cases = [case for part in parts.split(",") for case in all_cases("cuda", overrides, official) if case.part == part]
@@ -164,7 +164,7 @@ def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder
         document = {"overrides": list(overrides), "code": library_hash(), "wall_s": wall_s}
         document["environment"] = environment.describe(device)
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({**document, "figures": figures}, indent=1) + "\n")
+            temporary.write_text(json.dumps({**document, "figures": figures}, indent=1) + "\n", encoding="utf-8")
         print(f"{case.name}: measured in {wall_s} s", flush=True)
         if torch.device(device).type == "cuda":
             torch.cuda.empty_cache()
@@ -179,5 +179,5 @@ def _is_measured(path: Path, overrides: Sequence[str]) -> bool:
     """By the same command and the same code."""
     if not path.is_file():
         return False
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     return (document["overrides"], document.get("code")) == (list(overrides), library_hash())

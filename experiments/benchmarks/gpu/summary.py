@@ -23,11 +23,13 @@ Figures = dict[str, dict[str, Any]]
 
 def write_summary(folder: Path) -> str:
     """Write ``summary.md`` beside the cases' files and return it."""
-    documents = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("[a-g]_*.json"))}
+    documents = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[a-g]_*.json"))
+    }
     figures = {name: document["figures"] for name, document in documents.items()}
     text = "\n".join([_head(documents), *(markdown(table) for table in _tables(figures) if len(table.data))])
     with atomic_path(folder / SUMMARY) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     return text
 
 

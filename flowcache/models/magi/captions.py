@@ -77,6 +77,20 @@ _WORDS = _rules(
 )
 
 
+def readable_caption(prompt: str) -> str:
+    """The prompt as the text encoder reads it. Raises ValueError where its markup is broken or nothing is left."""
+    try:
+        caption = clean_caption(prompt)
+    except AssertionError as error:  # html.parser's
+        raise ValueError(f"the prompt {prompt!r} holds broken markup ({error}); write plain text") from error
+    if not caption:
+        raise ValueError(
+            f"nothing is left of the prompt {prompt!r} as MAGI-1 reads it, without Chinese, addresses and file "
+            "names; say in English what the video shows"
+        )
+    return caption
+
+
 def clean_caption(caption: str) -> str:
     """What the text encoder is given of a caption; nothing may be left of one in Chinese."""
     return _cleaned_once(_cleaned_once(caption))

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from flowcache.models.checkpoint import CheckpointError, load_text_encoder
-from flowcache.models.magi.captions import clean_caption
+from flowcache.models.magi.captions import readable_caption
 from flowcache.models.offload import Visits
 from flowcache.models.tokens import tokenize
 
@@ -194,12 +194,7 @@ class TextEncoder:
         Raises ValueError where nothing is left of it. Warns where it is longer than what is read of it, which is
         shorter where ``num_front`` special tokens follow (``chunk_captions``).
         """
-        caption = clean_caption(prompt)
-        if not caption:
-            raise ValueError(
-                f"nothing is left of the prompt {prompt!r} as MAGI-1 reads it, without Chinese, addresses and file "
-                "names; say in English what the video shows"
-            )
+        caption = readable_caption(prompt)
         ids, mask = (t.to(self.device) for t in tokenize(self.tokenizer, caption, self.max_length, num_front))
         with self.presence:
             return self.encoder(input_ids=ids, attention_mask=mask).last_hidden_state[0].float(), mask[0]

@@ -266,6 +266,9 @@ def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) ->
 
 def main(arguments: list[str]) -> int:
     """Convert an original transformer; returns the exit code: 0 done, 2 bad input."""
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").replace("``", "`").strip())
+        return 0
     if len(arguments) != 2:
         print(
             "usage: python -m flowcache.models.skyreels.checkpoint <original checkpoint> <destination>", file=sys.stderr
