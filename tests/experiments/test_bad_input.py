@@ -429,7 +429,7 @@ def test_help_of_the_records_is_their_parsers(capsys):
     with pytest.raises(SystemExit) as ended:
         records.main(["list", "--help"])
     assert ended.value.code == 0
-    assert "--state {queued,running,finished,failed,interrupted,damaged}" in capsys.readouterr().out
+    assert "--state {queued,running,finished,failed,interrupted,other-schema,damaged}" in capsys.readouterr().out
 
 
 def test_a_state_that_does_not_exist_is_refused(capsys):
