@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -74,16 +75,19 @@ class Runner:
 
     Attributes:
         prompts: the job's, each once: the same prompt again would be the same video.
-        way: how times are taken here; see ``experiments.records.timings``.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.prompts = tuple(dict.fromkeys(job.prompts))
         self.store = store_of(job)
-        self.way = environment.way(job)
         self._warm: set[str] = set()
         environment.prepare(job.threads)
+
+    @cached_property
+    def way(self) -> str:
+        """How times are taken here; see ``experiments.records.timings``."""
+        return environment.way(self.job)
 
     @property
     def model(self) -> Any:
