@@ -103,7 +103,10 @@ USAGE = {
     "an added key": (["+method.speed=9"], "method has no key 'speed'; there are"),
     "an added key at the root": (["+sead=7"], "the configuration has no key 'sead'; did you mean seed"),
     "a forced key": (["++num_prompt=1"], "no key 'num_prompt'; did you mean num_prompts"),
-    "an added group that is none": (["+experiment=main_table"], "the configuration has no key 'experiment'; "),
+    "an added group that is none": (
+        ["+experiment=main_table"],
+        "is for python -m experiments.sweep",
+    ),
     "a group that follows from others": (["tuned=magi_embedded_teacache_fast"], "no key 'tuned'"),
     "an added group that is there": (["+method=vanilla"], "Multiple values for method"),
     "an added key that is there": (["+seed=7"], r"\+seed=7: seed is there already; leave out the \+"),
