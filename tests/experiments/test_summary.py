@@ -85,7 +85,8 @@ def test_one_is_singular_and_compute_has_the_unit_that_fits(tmp_path):
     cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines()]
     assert ["speed-up (median of pairs)", "2.00x", "(1 pair)"] in cells
     assert ["executed compute, GFLOPs a video", "348", "(n 1)"] in cells
-    assert "flowcache_fast: 2 videos, measured here" in (printed := summary_of(tmp_path, 2, "method=flowcache_fast"))
+    printed = summary_of(tmp_path, 2, "method=flowcache_fast")
+    assert "flowcache_fast: 2 videos, measured here" in printed
     assert "(2 pairs)" in printed
 
 
