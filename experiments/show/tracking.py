@@ -155,8 +155,8 @@ def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Pat
         return {**media, "video": wandb.Video(str(store.preview_path(record.key)), record.prompt, format="mp4")}
     random_weights = job.random_weights is not None
     original, video = (read_lossless(store.video_path(each.key), random_weights) for each in shown.values())
-    num_chunks = traces[job.method_name]["chunk"].nunique()
-    strips = draw_frames(original, {job.method_name: video}, num_chunks, repr(record.prompt))
+    compared = {job.method_name: video}
+    strips = draw_frames(original, compared, len(record.chunk_latency_s), repr(record.prompt), job.baseline_name)
     media["figures/frames"] = _image(wandb, strips, folder / "frames.png")
     gain = common_gain({job.method_name: video}, original)
     beside = np.concatenate([original, video, difference(video, original, gain)], axis=2)
