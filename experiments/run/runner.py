@@ -6,6 +6,7 @@ or in another way, is taken again and kept beside the others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from flowcache.kernels import compile_seconds
 from flowcache.method import Method
 from flowcache.reuse.never import Never
 from flowcache.reuse.replay import Replay
+from flowcache.sampler import IdlePart
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
@@ -358,7 +360,9 @@ class Runner:
 
     def _take(self, method: Method, prompt: str, num_frames: int) -> Take:
         job = self.job
-        return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IdlePart)  # it is in the trace, and told with the figures
+            return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
 
     def _record(self, prompt: str) -> Record:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)
