@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch starts its pool; each job sets its own number
 os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line here, instead of printing many
@@ -15,11 +16,11 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line 
 import hydra
 from omegaconf import DictConfig
 
-from experiments.job.cli import CONF, check_jobs, check_overrides
 from experiments.job.errors import complain, stopped
-from experiments.run.fork_server import start_server
-from experiments.run.launch import is_launched, launcher_name, prepare, sendable
+from experiments.job.process import set_up
 
+# Whatever needs torch is imported late, by a run: help and completion are there at once.
+CONF = Path(__file__).with_name("conf")
 _HELP = {"--help", "-h", "--hydra-help", "--cfg", "-c", "--info", "-i"}
 _MULTIRUN = {"-m", "--multirun"}
 _exit_codes = [0]
@@ -33,15 +34,14 @@ def job(config: DictConfig) -> None:
 
             dry_run(config)
         else:
-            if config.setting.embedded and config.device in ("auto", "cpu") and config.workers != 1:
-                start_server(config.model.loader)  # it imports for the workers while this process imports for itself
-
             from experiments.run.main_job import run_job
 
             run_job(config)
     except Exception as error:
         if config.debug:
             raise
+        from experiments.run.launch import is_launched, sendable
+
         if is_launched():
             raise sendable(error) from None
         _exit_codes.append(complain("run.py", error))
@@ -51,6 +51,9 @@ def main() -> int:
     arguments = sys.argv[1:]
     try:
         if not _HELP & set(arguments):
+            from experiments.job.cli import check_jobs, check_overrides
+            from experiments.run.launch import launcher_name, prepare
+
             check_overrides(arguments)
             prepare(arguments)
             here, multirun = launcher_name(arguments) == "basic", bool(_MULTIRUN & set(arguments))
@@ -66,4 +69,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    set_up()
     sys.exit(main())

@@ -1,4 +1,5 @@
-"""Kill, crowd and starve a sweep and compare what it leaves with an undisturbed one: ``python -m experiments.soak``.
+"""Kill, crowd and starve a sweep and compare what it leaves with an undisturbed one: ``python -m experiments.soak``
+``[--kills <number, 30>] [--seed <of the moments of killing, 0>]``.
 
 Three parts, each on the same small sweep of the embedded MAGI-1 (6 methods x 4 prompts, 2 chunks, 8 steps):
 
