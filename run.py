@@ -28,6 +28,10 @@ _exit_codes = [0]
 
 @hydra.main(version_base=None, config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> None:
+    from experiments.run.launch import end_with_starter, is_launched, sendable
+
+    if is_launched():
+        end_with_starter()
     try:
         if config.device == "meta":
             from experiments.run.dry_run import dry_run
@@ -40,8 +44,6 @@ def job(config: DictConfig) -> None:
     except Exception as error:
         if config.debug:
             raise
-        from experiments.run.launch import is_launched, sendable
-
         if is_launched():
             raise sendable(error) from None
         _exit_codes.append(complain("run.py", error))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import cache
 from multiprocessing.connection import Connection
 from threading import Thread
 
@@ -22,6 +23,7 @@ def end_when_closed(line: Connection) -> None:
     _end_after(lambda: line.poll(None))
 
 
+@cache
 def end_with(number: int) -> None:
     """End this process at once, whatever it is at, when the process of this number, of this machine, has ended."""
 

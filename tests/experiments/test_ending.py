@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from experiments.records.__main__ import runs
 
 pytestmark = pytest.mark.slow
 # Half a minute a video, so that all are in the making while the test looks.
-LONG = ["method=vanilla", "setting.num_steps=64", "metrics=[psnr]", "threads=1", "latency_pairs=0"]
+LONG = ["setting.num_steps=64", "metrics=[psnr]", "threads=1", "latency_pairs=0"]
 START_S, END_S = 300, 20  # generous: the machine may be busy
 
 
@@ -68,7 +69,7 @@ def wait_for(condition, seconds: float) -> float:
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_run_that_is_ended_leaves_no_process_and_says_so(tmp_path, number, workers):
-    run = started(tmp_path, "run.py", f"workers={workers}", "num_prompts=4")
+    run = started(tmp_path, "run.py", "method=vanilla", f"workers={workers}", "num_prompts=4")
     try:
         wait_for(lambda: states(tmp_path)["running"] == workers or run.poll() is not None, START_S)
         assert run.poll() is None, (tmp_path / "out").read_text()
@@ -79,6 +80,36 @@ def test_a_run_that_is_ended_leaves_no_process_and_says_so(tmp_path, number, wor
         said = "run.py: stopped; finished videos are kept, and the same command goes on from them"
         assert (said in (tmp_path / "out").read_text()) == (number != signal.SIGKILL)
         assert run.returncode == (1 if number != signal.SIGKILL else -signal.SIGKILL)
+    finally:
+        for process in session(run.pid):
+            process.kill()
+
+
+SWEEP = ("-m", "experiments.sweep", "experiment=ablation_threshold", "tasks=2")
+MULTIRUN = ("run.py", "-m", "seed=1,2", "method=vanilla")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "command", "number"),
+    [
+        ("joblib", SWEEP, signal.SIGINT),
+        ("joblib", MULTIRUN, signal.SIGKILL),
+        ("submitit_local", SWEEP, signal.SIGKILL),
+        ("submitit_local", MULTIRUN, signal.SIGTERM),
+    ],
+    ids=("joblib-sweep-SIGINT", "joblib-multirun-SIGKILL", "submitit-sweep-SIGKILL", "submitit-multirun-SIGTERM"),
+)
+def test_tasks_of_this_machine_end_with_who_started_them(tmp_path, launcher, command, number):
+    if find_spec(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher") is None:
+        pytest.skip(f"hydra/launcher={launcher} is not installed")
+    run = started(tmp_path, *command, f"hydra/launcher={launcher}", "num_prompts=2", "device=cpu", "workers=1")
+    try:
+        wait_for(lambda: states(tmp_path)["running"] == 2 or run.poll() is not None, START_S)
+        assert run.poll() is None, (tmp_path / "out").read_text()
+        os.kill(run.pid, number)
+        run.wait(END_S)
+        wait_for(lambda: not session(run.pid), END_S)
+        assert states(tmp_path)["interrupted"] == 2
     finally:
         for process in session(run.pid):
             process.kill()
