@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
-import pandas as pd
 from numpy import ndarray
 
 from baselines.vanilla import VanillaConfig
@@ -217,6 +216,8 @@ class Runner:
         A finished record and its files, of a video made again, stay until all of the new ones are written; otherwise
         the record says that it is running, and if it fails, why.
         """
+        from pandas import DataFrame  # imported late: a run with nothing to do does without
+
         with self._failure_noted(record):
             record.environment = {**environment.describe(self.job.device), "workers": self.job.workers}
             record.status, record.maker = "running", maker()
@@ -236,7 +237,7 @@ class Runner:
                 write_lossless(aside.video_path(record.key), take.frames, self.job.fps, random_weights)
                 write_mp4(aside.preview_path(record.key), take.frames, self.job.fps, random_weights=random_weights)
                 with atomic_path(aside.trace_path(record.key)) as temporary:
-                    pd.DataFrame(take.trace.records()).to_parquet(temporary)
+                    DataFrame(take.trace.records()).to_parquet(temporary)
         return record
 
     def _measure(self, record: Record, frames: ndarray, reference: Record | None, names: tuple[str, ...]) -> None:
