@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import pandas as pd
 from numpy import ndarray
 
 from eval.atomic import atomic_path
@@ -261,6 +260,8 @@ class Runner:
         A finished record and its files, of a video made again, stay until all of the new ones are written; otherwise
         the record says that it is running, and if it fails, why.
         """
+        from pandas import DataFrame  # imported late: a run with nothing to do does without
+
         with self._failure_noted(record):
             record.environment = self._environment()
             record.timings = self._other_timings(record.key)
@@ -282,7 +283,7 @@ class Runner:
                 write_lossless(aside.video_path(record.key), take.frames, self.job.fps, random_weights)
                 write_mp4(aside.preview_path(record.key), take.frames, self.job.fps, random_weights=random_weights)
                 with atomic_path(aside.trace_path(record.key)) as temporary:
-                    pd.DataFrame(take.trace.records()).to_parquet(temporary)
+                    DataFrame(take.trace.records()).to_parquet(temporary)
         return record
 
     def _other_timings(self, key: str) -> dict[str, Timing]:
