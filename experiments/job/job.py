@@ -122,7 +122,7 @@ def make_job(config: DictConfig) -> Job:
     if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
         raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
     method = make_method(config)
-    method_name = name_of(config, named_method(config.method.name, model.name, setting.name)[1])
+    method_name = name_of(config, *named_method(config.method.name, model.name, setting.name))
     if config.replay is not None:
         from experiments.job.replay import read_decisions  # imported late: few jobs need pandas
 

@@ -97,9 +97,9 @@ USAGE = {
     "unknown method": (["method=flowcach_fast"], "did you mean flowcache_fast"),
     "unknown method in a list": (["-m", "method=vanilla,every_kk"], "did you mean every_k"),
     "unknown key": (["sead=1"], "did you mean seed"),
-    "unknown key of the method": (["method.thresold=0.1"], "method has no key 'thresold'; did you mean threshold"),
+    "unknown key of a part": (["reuse.thresold=0.1"], "reuse has no key 'thresold'; did you mean threshold"),
     "unknown key of the setting": (["setting.num_frame=24"], "did you mean num_frames"),
-    "another method's key": (["method=every_k", "reuse.threshold=1"], "method has no key 'threshold'"),
+    "another method's key": (["method=every_k", "reuse.threshold=1"], "reuse has no key 'threshold'"),
     "an added key": (["+method.speed=9"], "method has no key 'speed'; there are"),
     "an added key at the root": (["+sead=7"], "the configuration has no key 'sead'; did you mean seed"),
     "a forced key": (["++num_prompt=1"], "no key 'num_prompt'; did you mean num_prompts"),
@@ -107,7 +107,7 @@ USAGE = {
         ["+experiment=main_table"],
         "is for python -m experiments.sweep",
     ),
-    "a group that follows from others": (["tuned=magi_embedded_teacache_fast"], "no key 'tuned'"),
+    "a group that follows from others": (["tuned=magi_embedded_uniform"], "no key 'tuned'"),
     "an added group that is there": (["+method=vanilla"], "Multiple values for method"),
     "an added key that is there": (["+seed=7"], r"\+seed=7: seed is there already; leave out the \+"),
     "a key taken out": (["~seed"], "~seed would take out a setting, and a run needs all; give it a value"),
@@ -117,7 +117,7 @@ USAGE = {
         "wandb holds settings; give wandb.<name>=<value>, of mode",
     ),
     "a value in place of settings": (["model.options=5"], "give model.options.<name>=<value>, of cfg_number, shift"),
-    "a list in place of settings": (["-m", "method.compression=1,2"], "method.compression holds settings"),
+    "a list in place of settings": (["-m", "kv.store=1,2"], "kv.store holds settings"),
     "an unknown key in braces": (["wandb={mod:offline}"], "wandb has no key 'mod'; did you mean mode"),
     "no group at all": (["method=null"], "unknown method 'null'; "),
     "unknown metric": (["metrics=[psnrr]"], "unknown metric 'psnrr'; did you mean psnr"),
@@ -131,8 +131,13 @@ USAGE = {
     "dry run on a numbered device": (["device=meta:0"], "device=meta:0 is the dry run"),
     "unknown W&B mode": (["wandb.mode=onlin"], "unknown wandb.mode 'onlin'; did you mean online"),
     "unknown launcher": (["hydra/launcher=slurmm"], "unknown launcher .slurmm.; did you mean"),
-    "no method at all": (["method._target_=os.system"], r"method._target_='os\.system' is no flowcache"),
-    "method that does not exist": (["method._target_=baselines.none.Such"], "cannot be imported"),
+    "no part at all": (["reuse._target_=os.system"], r"reuse._target_='os\.system' is no flowcache\.reuse\.base\.Reu"),
+    "a part of another kind": (
+        ["forecast._target_=flowcache.reuse.never.Never"],
+        r"forecast._target_='.*Never' is no flowcache\.forecast\.base\.Forecast",
+    ),
+    "a part that does not exist": (["kv._target_=baselines.none.Such"], "kv._target_='.*' cannot be imported"),
+    "a store that is none": (["kv.store._target_=os.system"], r"kv.store._target_='os\.system' is no flowcache"),
     # the command line itself
     "no value": (["seed"], "not of the form key=value"),
     "open bracket": (["prompts=[a"], r"""quote a text .*: 'prompts="\[a"'; in a list .* 'prompts=\["one","two"\]'"""),
@@ -156,15 +161,15 @@ USAGE = {
     "warm-up in parts": (["reuse.warmup_steps=2.5"], "warmup_steps=2.5 must be a whole number"),
     "switch is text": (["method.near_clean=perhaps"], "near_clean='perhaps' must be true or false"),
     "every zeroth": (["method=every_k", "reuse.every=0"], "every=0 must be a whole number of at least 1"),
-    "unknown reuse": (["method.reuse=output"], "'velocity' or 'displacement'"),
+    "quantity is a number": (["forecast.quantity=5"], "quantity=5 must be the name of a model's quantity"),
     "distance is a number": (["reuse.distance=5"], "distance=5 must be the name of a distance"),
     "polynomial of words": (
         ["reuse.distance=rescaled_modulation", "reuse.polynomial=[a,b]"],
         "is no list of finite numbers",
     ),
     "budget garbled": (["kv.budget=2 blocks"], "write '2 chunks', '4096 tokens' or '64 MiB'"),
-    "budget without unit": (["kv.budget=2"], "kv_budget=2 is not understood"),
-    "budget below 0": (["kv.budget=-1 chunks"], "kv_budget='-1 chunks' is not understood"),
+    "budget without unit": (["kv.budget=2"], "kv joint: budget=2 is not understood"),
+    "budget below 0": (["kv.budget=-1 chunks"], "budget='-1 chunks' is not understood"),
     "lambda above 1": (["kv.mix_lambda=2"], "between 0 .redundancy only. and 1"),
     # the setting's numbers
     "frames below 0": (["setting.num_frames=-24"], "setting.num_frames=-24 must be a whole number"),
@@ -262,7 +267,7 @@ IMPOSSIBLE = {
     "budget beyond memory": (["kv.budget=99999999 GiB"], "GiB' takes .*; lower it"),
     "budget of half frames": (
         ["kv.budget=7 tokens", "kv.selection=frame"],
-        "keeps no whole number of frames of 16 tokens",
+        "'7 tokens' is 7 tokens per head, and Joint keeps a whole number of units of 16 tokens",
     ),
     "warm-up beyond the steps": (
         ["method=flowcache_fast", "reuse.warmup_steps=65", "setting.num_steps=64"],
@@ -277,7 +282,11 @@ IMPOSSIBLE = {
         ["method=flowcache_fast", "reuse.warmup_steps=1", "reuse.distance=colour"],
         "distance='colour' is unknown to MAGI-1; choose 'embedded_latent' or 'latent'",
     ),
-    "reuse of another model": (["method.reuse=residual"], "does not exist on MAGI-1; choose 'velocity'"),
+    "quantity of another model": (
+        ["forecast.quantity=residual"],
+        "quantity='residual' does not exist on MAGI-1; choose 'velocity' or 'displacement', or null for",
+    ),
+    "quantity of no model": (["forecast.quantity=output"], "choose 'velocity' or 'displacement'"),
 }
 
 
@@ -385,7 +394,7 @@ RUN = {
     "GPU out of memory": (
         "experiments.run.runner.take",
         fails(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")),
-        "GPU is out of memory .*Tried to allocate 2 GiB.*num_frames.*kv_budget.*workers=1.*device=",
+        "GPU is out of memory .*Tried to allocate 2 GiB.*num_frames.*kv.budget.*workers=1.*device=",
     ),
     "GPU too small for the weights": (
         "experiments.job.job.load_model",

@@ -92,7 +92,7 @@ def test_help_of_run_explains_every_common_option_and_lists_every_choice(monkeyp
     for key, group in groups().items():
         assert f"  {key}={group.default}" in said
         assert ", ".join(group.names) in " ".join(said.split())
-    for fixed in ("compression", "tuned", "model_setting", "training", "experiment"):
+    for fixed in ("shared", "tuned", "model_setting", "training", "experiment"):
         assert not any(line.startswith(f"  {fixed}=") for line in lines)
 
 
@@ -163,4 +163,4 @@ def test_a_shell_completes_names_and_keys():
     assert completed("num_p") == ["num_prompts="]
     offered = completed("")
     assert {"seed=", "model=", "method=", "setting="} <= set(offered)
-    assert not {"compression=", "experiment=", "model_setting=", "training=", "tuned="} & set(offered)
+    assert not {"shared=", "experiment=", "model_setting=", "training=", "tuned="} & set(offered)
