@@ -60,10 +60,10 @@ SETTING = [
 ]
 METHODS = [
     ["method=vanilla"],
-    ["method=flowcache_fast", "method.warmup_steps=3", "method.threshold=0.06"],
-    ["method=flowcache_fast", "method.warmup_steps=3", "method.threshold=0.12"],
-    ["method=every_k", "method.warmup_steps=3", "method.every=2"],
-    ["method=every_k", "method.warmup_steps=3", "method.every=3"],
+    ["method=flowcache_fast", "reuse.warmup_steps=3", "reuse.threshold=0.06"],
+    ["method=flowcache_fast", "reuse.warmup_steps=3", "reuse.threshold=0.12"],
+    ["method=every_k", "reuse.warmup_steps=3", "reuse.every=2"],
+    ["method=every_k", "reuse.warmup_steps=3", "reuse.every=3"],
 ]
 
 # %% [markdown]
