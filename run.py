@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from experiments.job.errors import HELP, complain, stopped
 from experiments.job.groups import CONF
 from experiments.job.help import run_help, without_fixed_groups
+from experiments.job.old_names import todays
 from experiments.job.terminal import replace_what_cannot_be_shown
 from experiments.run.fork_server import start_server
 from experiments.run.launch import is_launched, launcher_name, prepare, sendable
@@ -60,7 +61,7 @@ def completions() -> str:
 
 
 def main() -> int:
-    arguments = sys.argv[1:]
+    sys.argv[1:] = arguments = todays(sys.argv[1:])
     replace_what_cannot_be_shown()
     try:
         if HELP & set(arguments):

@@ -13,6 +13,7 @@ from functools import wraps
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from experiments.job.old_names import todays
 from experiments.job.terminal import replace_what_cannot_be_shown
 
 _Main = Callable[[list[str]], int]
@@ -126,7 +127,7 @@ def command(program: str, explain: Callable[[list[str]], str] | None = None) -> 
                     own = sys.modules[main.__module__].__doc__ or ""
                     print(plain(explain(arguments) if explain else own))
                     return 0
-                return main(arguments)
+                return main(todays(arguments))
             except KeyboardInterrupt:
                 return stopped(program)
             except Exception as error:
