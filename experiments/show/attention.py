@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from experiments.job.groups import config_files, named_method
+from experiments.job.compose import named_method
+from experiments.job.groups import config_files
 from experiments.job.job import Job
 from experiments.records.collect import described
 

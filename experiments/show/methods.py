@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.job.groups import config_files, named_method
+from experiments.job.compose import named_method
+from experiments.job.groups import config_files
 from experiments.job.job import Job
 from experiments.records.collect import at_defaults
 from experiments.records.settings import value_text
