@@ -13,10 +13,11 @@
 # %% [markdown]
 # # Adding a method
 #
-# A method is three parts: a *reuse policy* (when a chunk computes), a *forecast* (what it takes where it does not) and a
-# *KV policy* (what finished chunks keep). A new method is usually one new part; `CONTRIBUTING.md` says where it goes.
+# A method is three parts: a *reuse policy* (when a chunk computes), a *forecast* (what it takes where it does not) and
+# a *KV policy* (what finished chunks keep). A new method is usually one new part; `CONTRIBUTING.md` says where it goes.
 # Here we write a policy in a notebook, run it through `flowcache.generate`, and compare it with the trivial baseline
-# **at equal compute**, the only fair comparison: whoever computes more looks better. At the end it gets another forecast.
+# **at equal compute**, the only fair comparison: whoever computes more looks better. At the end it gets another
+# forecast.
 #
 # **The idea.** A reused velocity grows stale, but by which clock? `every_k` counts steps. MAGI-1's steps are short at
 # the noisy end and long at the clean end, so one could as well say: it grows stale with the *time* t that passes (0
@@ -27,6 +28,7 @@
 # %%
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +51,7 @@ from flowcache.models.magi import Magi
 from flowcache.options import check_warmup
 from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
+from flowcache.sampler import IdlePart
 from flowcache.schedule import ChunkStep, Row, Schedule, staged_schedule, timesteps
 
 # %matplotlib inline
@@ -62,10 +65,10 @@ EVERY, POWERS, WARMUP_STEPS = 4, (1.0, 0.5, 0.2), 5
 # %% [markdown]
 # ## 1. The policy
 #
-# A part is a dataclass: its fields are its options, checked in `__post_init__`. A policy sees numbers only: the row (its
-# active chunks, each with its own step and times), distances if it asked for any (it did not), and the schedule. It
-# returns the chunks to compute; all others take their forecast. Every generation works with a fresh copy, so a policy
-# may keep state; `accumulated`, which every policy has, is also written into the trace.
+# A part is a dataclass: its fields are its options, checked in `__post_init__`. A policy sees numbers only: the row
+# (its active chunks, each with its own step and times), distances if it asked for any (it did not), and the schedule.
+# It returns the chunks to compute; all others take their forecast. Every generation works with a fresh copy, so a
+# policy may keep state; `accumulated`, which every policy has, is also written into the trace.
 
 
 # %%
@@ -148,7 +151,8 @@ for name, policy in policies.items():
 # %% [markdown]
 # ## 3. Run it
 #
-# First what the test of every policy checks: **computing always is vanilla, bit for bit** (here on one chunk).
+# First what the test of every policy checks: **computing always is vanilla, bit for bit** (here on one chunk). The
+# library warns of a part that did nothing; here that is what we want.
 
 # %%
 torch.set_num_threads(1)
@@ -161,7 +165,9 @@ def video(prompt: str, method: Method, num_chunks: int = NUM_CHUNKS) -> tuple[to
     return torch.cat(list(generate(model, prompt, 24 * num_chunks, method, trace=trace, **options))), trace
 
 
-never, trace = video(PROMPTS[0], Method(reuse=Clock(gap=0.0, warmup_steps=0)), num_chunks=1)
+with warnings.catch_warnings(action="ignore", category=IdlePart):
+    never, trace = video(PROMPTS[0], Method(reuse=Clock(gap=0.0, warmup_steps=0)), num_chunks=1)
+print(*trace.remarks)
 assert trace.computed_fraction == 1
 assert torch.equal(never, video(PROMPTS[0], VANILLA, num_chunks=1)[0])
 
