@@ -40,7 +40,7 @@ from eval.video_io import read_lossless
 from experiments.job.cli import compose_config
 from experiments.job.job import make_job
 from experiments.run.runner import Runner
-from flowcache import FlowCacheConfig, Trace, generate
+from flowcache import Chunkwise, Method, Trace, generate
 from flowcache.models.magi import Magi
 
 # %matplotlib inline
@@ -119,7 +119,7 @@ bar = figure.colorbar(image, ticks=[0, 1, 2])
 bar.ax.set_yticklabels(["not active", "reuse", "compute"])
 plt.show()
 assert (trace["action"] == "compute").mean() == record.computed_fraction < 1
-assert set(trace.loc[trace["step"] < job.method.warmup_steps, "action"]) == {"compute"}
+assert set(trace.loc[trace["step"] < job.method.reuse.warmup_steps, "action"]) == {"compute"}
 
 # %% [markdown]
 # ## The frames
@@ -151,7 +151,7 @@ plt.show()
 
 # %%
 model = Magi.from_pretrained(ROOT / "experiments" / "embedded" / "magi")
-method = FlowCacheConfig(threshold=0.015, warmup_steps=5)
+method = Method(reuse=Chunkwise(threshold=0.015, warmup_steps=5))
 mine = Trace()
 chunks = []
 for chunk_frames in generate(model, record.prompt, NUM_FRAMES, method, trace=mine, num_steps=64, height=64, width=64):

@@ -48,11 +48,10 @@ MARKERS = {"flowcache": "o", "teacache": "s", "every_k": "^"}
 
 # %% tags=["parameters"]
 OUTPUT_DIR = Path(os.environ.get("NOTEBOOK_OUTPUT_DIR", "outputs/notebooks")) / "read_results"
-NUM_PROMPTS, NUM_FRAMES, NUM_STEPS = 6, 48, 24  # small enough to be made at once where there are no records yet
+NUM_PROMPTS, NUM_FRAMES = 6, 48  # small enough to be made at once where there are no records yet
 SETTING = [
     f"num_prompts={NUM_PROMPTS}",
     f"setting.num_frames={NUM_FRAMES}",
-    f"setting.num_steps={NUM_STEPS}",
     "metrics=[psnr]",
     "latency_pairs=0",
     "workers=1",
@@ -60,10 +59,10 @@ SETTING = [
 ]
 METHODS = [
     ["method=vanilla"],
-    ["method=flowcache_fast", "method.warmup_steps=3", "method.threshold=0.06"],
-    ["method=flowcache_fast", "method.warmup_steps=3", "method.threshold=0.12"],
-    ["method=every_k", "method.warmup_steps=3", "method.every=2"],
-    ["method=every_k", "method.warmup_steps=3", "method.every=3"],
+    ["method=flowcache_fast", "reuse.threshold=0.03"],
+    ["method=flowcache_fast", "reuse.threshold=0.06"],
+    ["method=every_k", "reuse.every=2"],
+    ["method=every_k", "reuse.every=3"],
 ]
 
 # %% [markdown]
@@ -101,8 +100,8 @@ if len(frame) < len(METHODS) * NUM_PROMPTS:
 print(f"{len(frame)} videos of {frame['prompt'].nunique()} prompts")
 
 # %%
-frame["option"] = frame["threshold"].fillna(frame["every"])
-frame["psnr"] = pd.to_numeric(frame["psnr"]).clip(upper=60.0)  # identical videos would be infinite
+frame["option"] = frame["reuse.threshold"].fillna(frame["reuse.every"])
+frame["psnr"] = pd.to_numeric(frame["psnr"]).clip(upper=80.0)  # identical videos would be infinite
 videos = frame[frame["method"] != "vanilla"]
 summary = videos.groupby(["method", "option"]).agg(
     n=("psnr", "size"),
@@ -136,7 +135,7 @@ for method, curve in summary.sort_values("compute_left").groupby("method"):
     family = method.removesuffix("_fast")
     style = {"color": COLOURS[family], "marker": MARKERS[family], "capsize": 2, "label": family}
     right.errorbar(curve["compute_left"], curve["psnr"], yerr=curve["half_width"], **style)
-right.set(title=f"These records: {NUM_PROMPTS} prompts, {NUM_FRAMES} frames, {NUM_STEPS} steps")
+right.set(title=f"These records: {NUM_PROMPTS} prompts, {NUM_FRAMES} frames, 64 steps")
 for axes in (left, right):
     axes.set_xlabel("compute left (share of vanilla's executed FLOPs)")
     axes.legend()

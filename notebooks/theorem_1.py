@@ -38,12 +38,12 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import pandas as pd
 import torch
-from baselines.vanilla import VanillaConfig
 from IPython.display import display
 from matplotlib import pyplot as plt
 
 from experiments.studies.l1_rel import Probe, findings
 from flowcache import sample
+from flowcache.method import VANILLA
 from flowcache.models.magi import Magi
 from flowcache.schedule import timesteps
 
@@ -374,7 +374,7 @@ plt.show()
 def measure(model: Magi, shift: float) -> pd.DataFrame:
     """Vanilla, one prompt: the probe's rows, and of every step the state's and the velocity's size."""
     options = {"num_steps": NUM_STEPS, "height": 64, "width": 64, "shift": shift}
-    generation = model.generation(PROMPT, NUM_FRAMES, VanillaConfig(), 1234, **options)
+    generation = model.generation(PROMPT, NUM_FRAMES, VANILLA, 1234, **options)
     probe, sizes, state = Probe(generation, {"shift": shift, "prompt": PROMPT}), [], {}
 
     def observe(row, decision) -> None:
@@ -393,7 +393,7 @@ def measure(model: Magi, shift: float) -> pd.DataFrame:
                 )
             state[step.chunk] = generation.features("latent", (step.chunk,))[0]
 
-    for _ in sample(generation, VanillaConfig(), observe=observe):
+    for _ in sample(generation, observe=observe):
         pass
     clean_rms = {chunk: latent.square().mean().sqrt().item() for chunk, latent in state.items()}
     merged = pd.DataFrame(probe.rows).merge(pd.DataFrame(sizes), on=["row", "chunk"])
