@@ -25,7 +25,7 @@ run: $(STAMP)
 
 # The models in the tests are tiny: more than one thread each only slows them down, more tests at once do not.
 test: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE $(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .

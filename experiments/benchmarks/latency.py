@@ -83,8 +83,9 @@ def _against(vanilla: Sequence[Take], takes: Sequence[Take]) -> str:
 
 def _machine(job: Job) -> str:
     machine = environment.describe(job.device)
+    busy = environment.told_busy()
     gpu = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; " if "gpu" in machine else ""
     return (
         f"{gpu}{machine['cpu']}, {machine['cores']} cores, {machine['threads']} thread(s); Python {machine['python']}, "
-        f"torch {machine['packages']['torch']}, revision {machine['revision']}"
+        f"torch {machine['packages']['torch']}, revision {machine['revision']}" + (f"\n{busy}" if busy else "")
     )

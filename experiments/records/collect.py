@@ -15,7 +15,7 @@ from experiments.job.errors import BadInput
 from experiments.job.job import Job, make_method
 from experiments.records import Record, RecordStore, new_record, sha256, store_of, todays_key, weights_id
 
-_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
+_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min", "cores")
 
 
 def canonical(options: dict[str, Any]) -> str:

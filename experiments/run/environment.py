@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from experiments.job.job import ROOT
+from experiments.records.load import is_busy, told_load
 from flowcache.kernels import FLASH_PACKAGES
 
 _PACKAGES = ("torch", "diffusers", "transformers", "numpy", "torchmetrics", "scikit-image", "av")
@@ -54,6 +55,14 @@ def describe(device: str) -> dict[str, Any]:
     kind = torch.device(device).type
     own = {"device": kind, "threads": torch.get_num_threads(), "deterministic": _DETERMINISTIC.get(kind)}
     return {**_static(), **own, **gpu}
+
+
+def told_busy() -> str | None:
+    """A line on a machine that others keep busier than it has cores; None for one that they do not."""
+    machine = _static()
+    if not is_busy(machine):
+        return None
+    return f"the machine is busy ({told_load([machine])}): times taken now are too long, and marked"
 
 
 def prepare(threads: int) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
 from experiments.records import Record
+from experiments.run import environment
 from experiments.run.runner import Plan, Runner
 from experiments.run.workers import run_jobs
 from experiments.show.summary import print_summary
@@ -35,6 +36,8 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"      on {job.device}: {job.workers} worker(s), {job.threads} thread(s) each",
         markup=False,
     )
+    if plan.to_make and (busy := environment.told_busy()):
+        console.print(f"      {busy}")
     if plan.to_make and (not config.setting.embedded if config.plan is None else config.plan):
         from experiments.run.plan import print_plan  # imported late: a small job does without
 

@@ -21,6 +21,7 @@ from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job, check_writable
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
+from experiments.run import environment
 from experiments.run.estimate import estimate, told
 from experiments.run.launch import Launcher, launcher_of
 from experiments.run.runner import Runner
@@ -70,6 +71,8 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
     print(f"{total - lacking} videos to make{more}", flush=True)
     if shares:
         print(told(shares, jobs[0], launcher.num_tasks if launcher else 1), flush=True)
+    if shares and launcher is None and (busy := environment.told_busy()):
+        print(busy, flush=True)
     if launcher is None:
         num_prompts = len(jobs[0].prompts)
         first_round = math.ceil(total * min(jobs[0].workers, num_prompts) / num_prompts)

@@ -13,6 +13,7 @@ from eval.latency import speedup
 from eval.statistics import mean_and_interval, median_and_interval, share_and_interval
 from experiments.job.job import Job
 from experiments.records import Record, RecordStore
+from experiments.records.load import is_busy, told_load
 
 PFLOP = 1e15
 SEAMS = ("seam_ratio", "position_jump_pixels")  # of eval.caption_score: how smooth chunk borders are
@@ -104,10 +105,13 @@ _ROWS = (
     ("KV cache in use, MiB", "kv_mib", "{:.2f}"),
 )
 
+_TIMES = ("latency_s", "speedup", "efficiency", "policy_share", "compression_share")
+
 
 def print_summary(job: Job, records: Sequence[Record], store: RecordStore, console: Console) -> None:
     """The job's table, what is missing and why, and where everything is."""
     summary = summarise(records)
+    busy = [record.environment for record in records if record.latency_s and is_busy(record.environment)]
     table = Table(
         title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {len(records)} videos, measured here"
     )
@@ -116,8 +120,12 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     table.add_column("spread")
     for title, key, form in _ROWS:
         if key in summary:
+            title += "*" if busy and key in _TIMES else ""
             table.add_row(title, form.format(summary[key]), _spread(summary, key, form))
     console.print(table)
+    if busy:
+        of = f"{len(busy)} of {sum(record.latency_s is not None for record in records)} videos"
+        console.print(f"* {of} were timed on a busy machine ({told_load(busy)}): longer than by itself")
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]

@@ -67,3 +67,23 @@ def test_missing_metrics_have_no_figure_but_a_reason(tmp_path):
     assert (summary["psnr_n"], summary["position_jump_pixels_n"]) == (8, 7)
     assert summary["pflops"] == pytest.approx(0.000535)
     assert missing(made_here) == {"lpips": "no weights"}
+
+
+def test_times_of_a_busy_machine_are_marked(tmp_path):
+    assert not any("*" in figure for figure in printed(tmp_path, 8))
+    job, made_here = records(tmp_path, 8)
+    for record, load in zip(made_here, (0.5, 2.0, 2.1, 8.26), strict=False):
+        record.environment = {"load_average_1min": load, "cores": 2}
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_summary(job, made_here, store_of(job), console)
+    lines = console.export_text().splitlines()
+    marked = [line.split("*")[0].strip("│ ") for line in lines if "*" in line and line.startswith("│")]
+    assert marked == [
+        "latency, s (median)",
+        "speed-up (median of pairs)",
+        "efficiency (speed-up x compute left)",
+        "time spent deciding",
+        "time spent compressing",
+    ]
+    note = "* 2 of 8 videos were timed on a busy machine (load average 2.1 to 8.3, cores 2): longer than by itself"
+    assert note in " ".join(line.strip() for line in lines)

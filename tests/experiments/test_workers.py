@@ -1,10 +1,12 @@
 """Prompts shared out over worker processes: the same records as in one process, and a failure that is seen."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
 from experiments.records import RecordStore
+from experiments.run.fork_server import _SHARED_IMPORTS
 from experiments.run.workers import run_jobs
 
 
@@ -42,3 +44,9 @@ def test_nothing_stays_queued_where_the_model_cannot_be_loaded(small_job, monkey
     with pytest.raises(type(error), match="none left"):
         run_jobs([job], job.prompts)
     assert list(RecordStore(job.output_dir).all()) == []
+
+
+@pytest.mark.parametrize("name", _SHARED_IMPORTS)
+def test_what_the_server_imports_is_there(name):
+    """It would say nothing of what is not, and every worker then imports for itself."""
+    assert find_spec(name) is not None
