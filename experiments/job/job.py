@@ -20,7 +20,14 @@ from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from baselines.vanilla import VanillaConfig
-from experiments.job.device import check_device, check_kernel, default_workers, known_device, num_cores
+from experiments.job.device import (
+    MOST_THREADS,
+    check_device,
+    check_kernel,
+    default_threads,
+    default_workers,
+    known_device,
+)
 from experiments.job.errors import BadInput
 from flowcache.kernels import ATTENTION_BACKENDS, AUTO
 from flowcache.method import MethodConfig, ReplayConfig
@@ -31,7 +38,6 @@ from flowcache.models.checkpoint import CheckpointError
 logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)
 
 ROOT = Path(__file__).parents[2]
-MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 WANDB_MODES = ("offline", "online", "disabled")
 MOST_PROMPT_CHARACTERS = 10_000  # no text encoder here reads more than 800 tokens of them
 RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
@@ -162,7 +168,7 @@ def make_job(config: DictConfig) -> Job:
     workers = default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
     _whole_numbers({"workers": workers, "setting.fps": setting.fps}, smallest=1)
     _whole_numbers({"latency_pairs": config.latency_pairs})
-    threads = max(1, min(MOST_THREADS, num_cores() // workers)) if config.threads is None else config.threads
+    threads = default_threads(setting.embedded, device, workers) if config.threads is None else config.threads
     _whole_numbers({"threads": threads}, smallest=1)
     if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
         raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
