@@ -27,7 +27,7 @@ from experiments.records import (
 from experiments.records.metrics import current
 from experiments.records.timings import commonest_way, timed, ways
 
-_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
+_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min", "cores")
 
 
 def canonical(options: dict[str, Any]) -> str:

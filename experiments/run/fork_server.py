@@ -7,8 +7,10 @@ from multiprocessing import forkserver
 
 _SHARED_IMPORTS = (
     "experiments.run.runner",
+    "pandas",  # from here on what is imported late: by writing traces, by metrics, by loading the models' text encoders
+    "skimage.metrics.simple_metrics",
     "torchmetrics.image",
-    "transformers.models.t5.modeling_t5",  # what loading the models' text encoders imports late
+    "transformers.models.t5.modeling_t5",
     "transformers.models.umt5.modeling_umt5",
 )
 
