@@ -6,7 +6,10 @@ from experiments.job.errors import BadInput
 from experiments.show.claims import Claim, notes, the_one
 from tests.experiments.made_records import made
 
-EXACT, COARSE = {"method": "flowcache_fast", "reuse.threshold": 0.0}, {"method": "flowcache_fast", "reuse.threshold": 0.6}
+EXACT, COARSE = (
+    {"method": "flowcache_fast", "reuse.threshold": 0.0},
+    {"method": "flowcache_fast", "reuse.threshold": 0.6},
+)
 
 
 @pytest.fixture
