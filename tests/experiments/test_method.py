@@ -1,4 +1,4 @@
-"""From the configuration's groups to a method: which it is, what it is called, and that other processes get the same."""
+"""From the configuration's groups to a method: which it is, what it is called, and that other processes get it too."""
 
 from __future__ import annotations
 

@@ -14,20 +14,18 @@ from eval.latency import take
 from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
-from experiments.job.cli import compose_config
+from experiments.job.compose import baseline_method, baselines
 from experiments.job.errors import BadInput, RunFailed
 from experiments.job.groups import config_files
-from experiments.job.job import BASELINES
-from experiments.job.method import make_method
 from experiments.job.metrics import METRICS
 from experiments.records import RecordStore, new_record
-from experiments.records.collect import collect
+from experiments.records.collect import collect, flat
 from experiments.run.measure import QUALITY
 from experiments.run.runner import Runner
 from experiments.show.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.show.summary import summarise
 from experiments.show.tables import main_table
-from flowcache.method import VANILLA
+from flowcache.method import VANILLA, Method
 from tests.fetched import needs_vgg
 
 
@@ -108,8 +106,14 @@ def test_a_job_may_be_compared_with_another_baseline(small_job):
     assert (reference.method, reference.flops) == ("vanilla_kv", record.baseline_flops)
     assert reference.metrics == {}
     assert collect(job)["method"].tolist().count("vanilla") == 0
-    for name, method in BASELINES.items():
-        assert make_method(compose_config([f"method={name}"]).method) == method
+
+
+def test_the_baselines_are_the_methods_that_compute_everything():
+    assert baselines() == ("vanilla", "vanilla_causal", "vanilla_kv")
+    found = [baseline_method(name, "skyreels", "embedded") for name in baselines()]
+    assert found == [VANILLA, Method(attention="causal"), Method()]
+    with pytest.raises(BadInput, match="baseline=every_k is no method that computes everything; there are vanilla"):
+        baseline_method("every_k", "magi", "embedded")
 
 
 def test_a_rerun_makes_nothing_and_returns_the_same(small_job):
@@ -365,9 +369,9 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
 
 def test_families_are_compared_prompt_by_prompt_at_equal_compute():
     def video(method: str, prompt: str, share: float, psnr: float) -> dict[str, object]:
-        options = {"every" if method == "every_k" else "threshold": round(10 * share), "warmup_steps": 5}
-        standard = {"reuse": None, "refresh_clean_kv": True, "near_clean": True, "kv.budget": None, "seed": 1}
-        return {"method": method, "prompt": prompt, "flops_share": share, "psnr": psnr, **options, **standard}
+        swept = "reuse.every" if method == "every_k" else "reuse.threshold"
+        options = {swept: round(10 * share), "reuse.warmup_steps": 5, **flat(Method().described()), "seed": 1}
+        return {"method": method, "prompt": prompt, "flops_share": share, "psnr": psnr, **options}
 
     videos = [
         video(method, prompt, share, 40 + 10 * share + easier - loss)
