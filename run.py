@@ -21,10 +21,10 @@ from experiments.job.errors import HELP, complain, stopped
 from experiments.job.groups import CONF
 from experiments.job.help import run_help, without_fixed_groups
 from experiments.job.old_names import todays
+from experiments.job.process import set_up
 from experiments.job.terminal import replace_what_cannot_be_shown
-from experiments.run.fork_server import start_server
-from experiments.run.launch import is_launched, launcher_name, prepare, sendable
 
+# Whatever needs torch is imported late, by a run: help and completion are there at once.
 _COMPLETION = {"--shell-completion", "-sc"}
 _ASKED_OF_HYDRA = {"--hydra-help", "--cfg", "-c", "--info", "-i", "--version"} | _COMPLETION
 _MULTIRUN = {"-m", "--multirun"}
@@ -33,15 +33,16 @@ _exit_codes = [0]
 
 @hydra.main(version_base=None, config_path=str(CONF), config_name="config")
 def job(config: DictConfig) -> None:
+    from experiments.run.launch import end_with_starter, is_launched, sendable
+
+    if is_launched():
+        end_with_starter()
     try:
         if config.device == "meta":
             from experiments.run.dry_run import dry_run
 
             dry_run(config)
         else:
-            if config.setting.embedded and config.device in ("auto", "cpu") and config.workers != 1:
-                start_server(config.model.loader)  # it imports for the workers while this process imports for itself
-
             from experiments.run.main_job import run_job
 
             run_job(config)
@@ -71,7 +72,8 @@ def main() -> int:
             print(completions())
             return 0
         if not _ASKED_OF_HYDRA & set(arguments):
-            from experiments.job.cli import check_jobs, check_overrides  # late: torch takes seconds, help must not
+            from experiments.job.cli import check_jobs, check_overrides
+            from experiments.run.launch import launcher_name, prepare
 
             overrides = [argument for argument in arguments if not argument.startswith("-")]
             check_overrides(overrides)
@@ -89,4 +91,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    set_up()
     sys.exit(main())

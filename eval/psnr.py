@@ -2,8 +2,6 @@
 
 import math
 
-from skimage.metrics import mean_squared_error
-
 from eval.clips import Clip, check_pair
 
 DATA_RANGE = 255
@@ -54,6 +52,8 @@ def psnr_frame(video: Clip, reference: Clip) -> float:
 
 
 def _frame_errors(video: Clip, reference: Clip) -> list[float]:
+    from skimage.metrics import mean_squared_error
+
     return [float(mean_squared_error(wanted, found)) for wanted, found in zip(reference, video, strict=True)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
+from scipy import special  # not scipy.stats, whose import takes a second at the end of every run
 
 NUM_RESAMPLES = 9999
 MIN_RESAMPLED = 6  # values that a bootstrap interval needs
@@ -24,7 +24,8 @@ def mean_and_interval(values: Sequence[float]) -> tuple[float, float]:
         return mean, float("nan")
     if np.ptp(values) == 0:  # where the error of the mean's own rounding would be told as theirs
         return mean, 0.0
-    return mean, float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    standard_error = np.std(values, ddof=1) / np.sqrt(len(values))
+    return mean, float(special.stdtrit(len(values) - 1, 0.975) * standard_error)
 
 
 def median_and_interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -52,9 +53,13 @@ def share_and_interval(outcomes: Sequence[bool]) -> tuple[float, float, float]:
     """
     if not len(outcomes):
         raise ValueError("a share needs at least one outcome, got none")
-    test = stats.binomtest(sum(bool(outcome) for outcome in outcomes), len(outcomes))
-    interval = test.proportion_ci(confidence_level=0.95, method="wilson")
-    return test.statistic, float(interval.low), float(interval.high)
+    number, share = len(outcomes), sum(bool(outcome) for outcome in outcomes) / len(outcomes)
+    z2 = float(special.ndtri(0.975)) ** 2
+    centre = (share + z2 / (2 * number)) / (1 + z2 / number)
+    half_width = np.sqrt(z2 * share * (1 - share) / number + (z2 / (2 * number)) ** 2) / (1 + z2 / number)
+    # At 0 and 1 the formula's own rounding would leave the interval short of the share.
+    low, high = (0.0 if share == 0 else centre - half_width), (1.0 if share == 1 else centre + half_width)
+    return share, float(low), float(high)
 
 
 def _bootstrap(values: Sequence[float], statistic: Callable) -> tuple[float, float, float]:
@@ -62,7 +67,6 @@ def _bootstrap(values: Sequence[float], statistic: Callable) -> tuple[float, flo
     centre = float(statistic(values)) if len(values) else float("nan")
     if len(values) < MIN_RESAMPLED:
         return centre, float("nan"), float("nan")
-    interval = stats.bootstrap(
-        (np.asarray(values, dtype=float),), statistic, n_resamples=NUM_RESAMPLES, method="percentile", rng=SEED
-    ).confidence_interval
-    return centre, float(interval.low), float(interval.high)
+    drawn = np.random.default_rng(SEED).integers(0, len(values), (NUM_RESAMPLES, len(values)))
+    low, high = np.quantile(statistic(np.asarray(values, dtype=float)[drawn], axis=-1), (0.025, 0.975))
+    return centre, float(low), float(high)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PRODUCTS = ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "addmv", "dot")
-OTHERS = ("convolution", "_scaled_dot_product_flash_attention_for_cpu", "_softmax", "sum.dim_IntList", "mean.dim")
+SUMS = ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "addmv", "dot", "sum.dim_IntList", "mean.dim")
+OTHERS = ("convolution", "_scaled_dot_product_flash_attention_for_cpu", "_softmax")
 OTHERS += ("native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean.correction")
 ROUNDED = (torch.float32, torch.bfloat16)
 
@@ -52,7 +52,7 @@ def rounding(name: str, kernel: Any) -> Callable[..., Any]:
             return results
         seed = zlib.crc32(repr((name, layout(arguments), layout(sorted(options.items())))).encode())
         rounded = result * factors(seed, result.shape, result.dtype)
-        if name in PRODUCTS:
+        if name in SUMS:
             doubles = [a.double() if isinstance(a, Tensor) else a for a in arguments]
             exact = kernel.call_boxed(keys, *doubles, **options)
             rounded = torch.where(exact == result, result, rounded)
@@ -63,6 +63,6 @@ def rounding(name: str, kernel: Any) -> Callable[..., Any]:
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="Warning only once for all operators")
-    for operator in PRODUCTS + OTHERS:
+    for operator in SUMS + OTHERS:
         own = rounding(operator, torch.library.get_kernel(f"aten::{operator}", "CPU"))
         LIBRARY.impl(operator, own, "CPU", with_keyset=True)

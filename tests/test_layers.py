@@ -95,7 +95,7 @@ def test_the_suites_top_is_its_rooms():
 
 
 def test_commands_are_thin():
-    for path in python_files("experiments/commands"):
+    for path in set(python_files("experiments/commands")) - {ROOT / "experiments/commands/__init__.py"}:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 15, path.name
 
 

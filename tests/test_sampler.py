@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowcache.clock import SectionClock
 from flowcache.forecast.hold import Hold
+from flowcache.forecast.linear import Linear
 from flowcache.method import Method
 from flowcache.models.magi.attention import Member
 from flowcache.models.magi.generation import MagiGeneration
@@ -20,7 +21,7 @@ from flowcache.reuse.base import Decision
 from flowcache.reuse.chunkwise import Chunkwise
 from flowcache.reuse.distance import ChunkDistance
 from flowcache.reuse.replay import Replay
-from flowcache.sampler import generate, sample
+from flowcache.sampler import IdlePart, generate, sample
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace
 from tests.methods import by_row, chunkwise, every_k, method, uniform, vanilla
@@ -274,3 +275,28 @@ def test_keys_that_are_kept_though_they_cannot_be_scored_are_told():
     with pytest.warns(UserWarning, match="had to keep [0-9]+ keys that are NaN, infinite or zero"):
         list(sample(generation, trace, observe=blank))
     assert trace.kv_unusable_kept > 0
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        (chunkwise(threshold=0.0, warmup_steps=0), "Chunkwise skipped nothing: every chunk computed in every step"),
+        (by_row(lambda row: Decision(row.chunks if row.index == 0 else ())), "ByRow skipped all it could"),
+        (by_row(lambda row: Decision(row.chunks if row.index == 0 else ()), forecast=Linear()), "Linear only held"),
+        (vanilla(budget="8 chunks"), "the KV budget of 8 chunks dropped nothing"),
+    ],
+    ids=["nothing skipped", "everything skipped", "only held", "nothing dropped"],
+)
+def test_a_part_without_effect_is_said_and_kept_in_the_trace(method, told):
+    trace = Trace()
+    with pytest.warns(IdlePart, match=told):
+        latents(method, trace, num_chunks=1)
+    assert any(remark.startswith(told) for remark in trace.remarks)
+
+
+def test_parts_that_had_an_effect_are_not_remarked_on():
+    trace = Trace()
+    latents(chunkwise(threshold=0.1, warmup_steps=2, budget="1 chunk", forecast=Linear()), trace, num_chunks=5)
+    assert trace.remarks == []
+    latents(vanilla(), trace := Trace())
+    assert trace.remarks == []  # it is there to compute everything

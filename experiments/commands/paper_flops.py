@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.studies.paper_flops import main
+from experiments.commands import start
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(start("experiments.studies.paper_flops"))

@@ -133,6 +133,8 @@ def _check_key(config: DictConfig, key: str, value: Any, override: Override) -> 
     for part in key.split("."):
         names = [str(name) for name in node] if isinstance(node, DictConfig) else []
         if part not in names:
+            if key == "experiment":
+                raise BadInput(f"{override.input_line} is for python -m experiments.sweep; run.py runs one job")
             where, beside = (".".join(path), set()) if path else ("the configuration", groups().keys())
             raise BadInput(f"{where} has no key {part!r}; {nearest(part, sorted({*names, *beside} - {'_target_'}))}")
         path.append(part)

@@ -15,6 +15,7 @@ from experiments.job.names import nearest
 WIDTH, COLUMN = 100, 28
 _LINE = re.compile(r"(?P<indent> *)(?P<name>\w+):(?: +(?P<value>[^#\s].*?))??(?: +# (?P<meaning>.*))?$")
 _MORE = re.compile(r" +# (?P<meaning>.*)$")
+_OF_THE_METHOD = ("reuse", "forecast", "kv")
 _NOT_SET = ("defaults", "hydra", "name", "_target_")  # of a file's first level
 
 
@@ -55,7 +56,9 @@ def run_help(description: str, arguments: Sequence[str]) -> str:
     chosen = [argument.partition("=") for argument in arguments if argument.partition("=")[0] in groups()]
     lines = [plain(description), "", "Choices: each name is a file conf/<choice>/<name>.yaml, which explains it"]
     for key, group in groups().items():
-        lines += _entry(f"{key}={group.default}", ", ".join(group.names))
+        # What the method names is its own choice, whatever stands in config.yaml before it is read.
+        default = "<the method's>" if key in _OF_THE_METHOD else group.default
+        lines += _entry(f"{key}={default}", ", ".join(group.names))
     lines += ["", "Options, with their defaults"]
     for option in options_of(CONF / "config.yaml"):
         lines += _entry(option.typed, option.meaning)

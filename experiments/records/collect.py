@@ -11,7 +11,7 @@ import pandas as pd
 
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
-from experiments.job.job import Job
+from experiments.job.job import RANDOM_MARK, Job
 from experiments.job.method import make_method
 from experiments.job.paths import shown
 from experiments.records import (
@@ -56,15 +56,23 @@ def collect(job: Job) -> pd.DataFrame:
 
 
 def at_defaults(frame: pd.DataFrame, job: Job, method: str) -> pd.DataFrame:
-    """A method's videos with the options that its YAML and tuned values give it, of a frame of ``collect``."""
+    """Videos with the options that a method's YAML and tuned values give it, of a frame of ``collect``.
+
+    Whatever name they were made under: one of the same options is the same video, and is made once.
+    """
     options = _defaults(job.model_name, job.setting_name, method)
-    return frame[(frame["method"] == method) & (frame["options"] == options)]
+    return frame[(frame["options"] == options) & ~frame["method"].str.endswith(RANDOM_MARK)]
 
 
 @cache  # composing takes a tenth of a second
 def _defaults(model: str, setting: str, method: str) -> str:
     config = compose_config([f"model={model}", f"setting={setting}", f"method={method}"])
     return canonical(make_method(config).described())
+
+
+def job_options(job: Job) -> str:
+    """Of a job's method, as the frames of ``collect`` have them."""
+    return canonical(new_record(job, job.method_name, job.method, job.prompts[0]).method_config)
 
 
 def default_options(job: Job, method: str) -> dict[str, Any]:

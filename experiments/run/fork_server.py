@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from multiprocessing import forkserver
 
 _SHARED_IMPORTS = (
@@ -14,7 +15,14 @@ _SHARED_IMPORTS = (
 
 def start_server(loader: str) -> None:
     """Begin those imports and those of a model's ``loader`` (a class's method), beside whatever this process does until
-    it needs workers. Again does nothing."""
+    it needs workers. Again does nothing.
+
+    Neither the server nor its workers take Ctrl-C, which a terminal sends to all: whoever started them ends them.
+    """
     package = loader.rsplit(".", 2)[0]
     forkserver.set_forkserver_preload([*_SHARED_IMPORTS, package])
-    forkserver.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they inherit it; here it comes a moment later
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

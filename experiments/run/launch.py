@@ -23,11 +23,13 @@ from experiments.job.errors import BadInput, TaskFailed, explain
 from experiments.job.groups import CONF, config_files
 from experiments.job.names import nearest
 from experiments.job.paths import ROOT
+from experiments.run.lifeline import end_with
 
 # Launchers whose tasks may run on other machines than the one that starts them.
 ELSEWHERE = ("ray", "submitit_slurm")
 _REQUIREMENTS = defaultdict(lambda: "requirements.txt", ray="requirements-ray.txt")
 _BASIC = "basic"  # Hydra's own: one job after the other, in this process
+_STARTER = "FLOWCACHE_STARTER"  # variable: the process that tasks of this machine end with
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Launcher:
         """
 
         def task(config: DictConfig) -> None:
+            end_with_starter()
             try:
                 work()
             except Exception as error:
@@ -87,7 +90,8 @@ def launcher_name(arguments: Sequence[str]) -> str:
 
 
 def prepare(arguments: Sequence[str]) -> None:
-    """Check that the launcher is there, and let its tasks find this checkout wherever they begin. Raises BadInput."""
+    """Check that the launcher is there, and let its tasks find this checkout wherever they begin, and this process,
+    where they are of the same machine. Raises BadInput."""
     name = launcher_name(arguments)
     if name == _BASIC:
         return
@@ -105,6 +109,15 @@ def prepare(arguments: Sequence[str]) -> None:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if str(ROOT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *paths]))
+    if name not in ELSEWHERE:  # Ray ends its tasks by itself, and Slurm's are to go on
+        os.environ[_STARTER] = str(os.getpid())
+
+
+def end_with_starter() -> None:
+    """Let this process, a task, end when the one that started it has, if both are of one machine."""
+    starter = os.environ.get(_STARTER)
+    if starter and int(starter) != os.getpid():
+        end_with(int(starter))
 
 
 def is_launched() -> bool:

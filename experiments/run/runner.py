@@ -6,12 +6,13 @@ or in another way, is taken again and kept beside the others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import pandas as pd
 from numpy import ndarray
 
 from eval.atomic import atomic_path
@@ -28,6 +29,7 @@ from flowcache.kernels import compile_seconds
 from flowcache.method import Method
 from flowcache.reuse.never import Never
 from flowcache.reuse.replay import Replay
+from flowcache.sampler import IdlePart
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
@@ -74,16 +76,19 @@ class Runner:
 
     Attributes:
         prompts: the job's, each once: the same prompt again would be the same video.
-        way: how times are taken here; see ``experiments.records.timings``.
     """
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.prompts = tuple(dict.fromkeys(job.prompts))
         self.store = store_of(job)
-        self.way = environment.way(job)
         self._warm: set[str] = set()
         environment.prepare(job.threads)
+
+    @cached_property
+    def way(self) -> str:
+        """How times are taken here; see ``experiments.records.timings``."""
+        return environment.way(self.job)
 
     @property
     def model(self) -> Any:
@@ -255,6 +260,8 @@ class Runner:
         A finished record and its files, of a video made again, stay until all of the new ones are written; otherwise
         the record says that it is running, and if it fails, why.
         """
+        from pandas import DataFrame  # imported late: a run with nothing to do does without
+
         with self._failure_noted(record):
             record.environment = self._environment()
             record.timings = self._other_timings(record.key)
@@ -276,7 +283,7 @@ class Runner:
                 write_lossless(aside.video_path(record.key), take.frames, self.job.fps, random_weights)
                 write_mp4(aside.preview_path(record.key), take.frames, self.job.fps, random_weights=random_weights)
                 with atomic_path(aside.trace_path(record.key)) as temporary:
-                    pd.DataFrame(take.trace.records()).to_parquet(temporary)
+                    DataFrame(take.trace.records()).to_parquet(temporary)
         return record
 
     def _other_timings(self, key: str) -> dict[str, Timing]:
@@ -354,7 +361,9 @@ class Runner:
 
     def _take(self, method: Method, prompt: str, num_frames: int) -> Take:
         job = self.job
-        return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", IdlePart)  # it is in the trace, and told with the figures
+            return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
 
     def _record(self, prompt: str) -> Record:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)

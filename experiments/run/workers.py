@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import Pipe, get_context
+from multiprocessing.connection import Connection
 
 from experiments.job.errors import Failure, RunFailed
 from experiments.job.job import Job
 from experiments.run.fork_server import start_server
+from experiments.run.lifeline import end_when_closed
 from experiments.run.runner import Progress, Runner
 
 _runners: list[Runner] = []  # of this worker process; they keep their model and what is warm from prompt to prompt
@@ -49,30 +51,39 @@ def _run_all(
     jobs: Sequence[Job], runners: Sequence[Runner], prompts: Sequence[str], progress: Progress
 ) -> list[Failure]:
     """What failed, after all that can be made is."""
-    failures: list[Failure] = []
     workers = min(jobs[0].workers, len(prompts))
-    if workers <= 1:
-        busy = [prompt for prompt in prompts if _run_prompt(prompt, False, runners, progress, failures)]
-        for prompt in busy:
-            _run_prompt(prompt, True, runners, progress, failures)
-    else:
-        start_server(jobs[0].loader)
-        with ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_start, initargs=(jobs,)) as pool:
+    if workers > 1:
+        return _share_out(jobs, prompts, workers, progress)
+    failures: list[Failure] = []
+    busy = [prompt for prompt in prompts if _run_prompt(prompt, False, runners, progress, failures)]
+    for prompt in busy:
+        _run_prompt(prompt, True, runners, progress, failures)
+    return failures
+
+
+def _share_out(jobs: Sequence[Job], prompts: Sequence[str], workers: int, progress: Progress) -> list[Failure]:
+    """As ``_run_all``. The workers end with this call, whatever ends it, or this process: at once, so that a video in
+    the making is interrupted and none is begun."""
+    failures: list[Failure] = []
+    start_server(jobs[0].loader)
+    theirs, ours = Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, get_context("forkserver"), initializer=_start, initargs=(theirs, jobs))
+    with theirs, ours, pool:
+        try:
             busy = list(prompts)
             for wait in (False, True):
                 shares = {pool.submit(_run_prompt_here, prompt, wait): prompt for prompt in busy}
                 busy = []
-                try:
-                    for share in as_completed(shares):
-                        is_busy, told, failed = share.result()
-                        failures += failed
-                        for text in told:
-                            progress(text)
-                        if is_busy:
-                            busy.append(shares[share])
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+                for share in as_completed(shares):
+                    is_busy, told, failed = share.result()
+                    failures += failed
+                    for text in told:
+                        progress(text)
+                    if is_busy:
+                        busy.append(shares[share])
+        except BaseException:
+            ours.close()
+            raise
     return failures
 
 
@@ -88,7 +99,8 @@ def _run_prompt(
     return busy
 
 
-def _start(jobs: Sequence[Job]) -> None:
+def _start(line: Connection, jobs: Sequence[Job]) -> None:
+    end_when_closed(line)
     _runners.extend(Runner(job) for job in jobs)
 
 

@@ -35,6 +35,7 @@ _COLUMNS = (
     Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
     Column("caption right", "caption_right", "{:.0%}", "{caption_right_low:.0%} to {caption_right_high:.0%}"),
     Column("KV MiB", "kv_mib", "{:.2f}", "± {kv_mib_ci95:.2f}"),
+    Column("outputs kept MiB", "forecast_mib", "{:.2f}", "± {forecast_mib_ci95:.2f}"),
     Column(
         "time compressing",
         "compression_share",

@@ -19,17 +19,18 @@ from matplotlib.figure import Figure
 from eval.video_io import read_lossless
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
-from experiments.job.experiment import jobs_of, read_experiment
+from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, read_trace
 from experiments.show.frame_strips import draw_frames
 from experiments.show.long_video import draw_memory, kv_frame
+from experiments.show.methods import found_methods
 from experiments.show.pareto import draw_pareto, pareto_points
 from experiments.show.results import Destination, destination, provenance, publishing
 from experiments.show.reuse_curve import (
     NO_VIDEOS,
-    WARMUP_STEPS,
+    Curves,
     at_equal_compute,
     draw_reuse_curve,
     draw_warmup_sweep,
@@ -38,7 +39,7 @@ from experiments.show.reuse_curve import (
     tables,
 )
 from experiments.show.reuse_map import draw_reuse_map
-from experiments.show.tables import METHODS
+from experiments.show.style import CURVE
 
 
 @dataclass(frozen=True)
@@ -68,52 +69,71 @@ class Subject:
     def takes(self) -> dict[str, Record]:
         """By method, the record of the job's first prompt at default options, of those whose files are there.
 
-        Raises BadInput without vanilla's, or without any other.
+        Raises BadInput without the baseline's, or without any other.
         """
         found: dict[str, Record] = {}
         prompt = self.job.prompts[0]
-        for name in METHODS:
+        for name in found_methods(self.videos, self.job):
             mine = at_defaults(self.videos, self.job, name)
             for key in mine.loc[(mine["prompt"] == prompt) & (mine["seed"] == self.job.seed), "key"]:
                 record = self.store.find(key)
                 if record is not None and self.store.trace_path(key).is_file():
                     found[name] = record
-        if "vanilla" not in found or len(found) < 2:
+        baseline = self.job.baseline
+        if baseline not in found or len(found) < 2:
             raise BadInput(
-                f"no videos of {prompt!r} by vanilla and a method with its defaults; make them with "
-                f"python run.py -m model={self.job.model_name} method=vanilla,flowcache_fast"
+                f"no videos of {prompt!r} by {baseline} and a method with its defaults; make them with "
+                f"python run.py -m model={self.job.model_name} method={baseline},flowcache_fast"
             )
         return found
 
 
-def reuse_subject(subject: Subject) -> Subject:
-    """With the baseline that the experiment file names for this model."""
-    experiment = read_experiment("reuse_curve", [f"model={subject.job.model_name}"])
+@dataclass(frozen=True)
+class Reuse:
+    """What the reuse curve and the Pareto figure are of: the subject with the baseline that the experiment file names
+    for its model, the videos compared, what is left out of them, and what the file says of the curves."""
+
+    subject: Subject
+    videos: pd.DataFrame
+    notes: list[str]
+    curves: Curves
+
+    @property
+    def baseline(self) -> str:
+        return self.subject.job.baseline
+
+
+def reuse_of(subject: Subject) -> Reuse:
+    """Raises BadInput where there are no videos of it."""
+    own = [a for a in subject.arguments if not a.startswith(("method=", "prompts=", "num_prompts="))]
+    jobs, experiment = jobs_of(CURVE, [*own, f"output_dir={subject.job.output_dir}", "num_prompts=1"])
     against_baseline = replace(subject, job=replace(subject.job, baseline=experiment["baseline"]))
+    curves = Curves(**experiment["curves"])
     try:
-        _ = against_baseline.videos
+        found = against_baseline.videos
     except BadInput as error:
         raise BadInput(f"{NO_VIDEOS} model={subject.job.model_name}") from error
-    return against_baseline
+    return Reuse(against_baseline, *reuse_videos(found, against_baseline.job, jobs, curves), curves)
 
 
 def save_reuse_curve(subject: Subject) -> None:
-    subject = reuse_subject(subject)
-    baseline, compared = subject.job.baseline, reuse_videos(subject.videos)
-    points = reuse_points(compared)
-    source = f"{subject.name}; {provenance(compared)}"
+    reuse = reuse_of(subject)
+    points = reuse_points(reuse.videos)
+    source = f"{subject.name}; {provenance(reuse.videos)}"
     stem = f"{subject.job.model_name}_{subject.job.setting_name}_reuse_curve"
-    subject.to.save_table(stem, *tables(points, at_equal_compute(compared, WARMUP_STEPS), baseline, source))
-    subject.save(draw_reuse_curve(points, WARMUP_STEPS, baseline, subject.name), "reuse_curve")
-    subject.save(draw_warmup_sweep(points, baseline, subject.name), "warmup_sweep")
+    compared = at_equal_compute(reuse.videos, reuse.curves)
+    subject.to.save_table(stem, *tables(points, compared, reuse.curves, reuse.baseline, source, reuse.notes))
+    subject.save(draw_reuse_curve(points, reuse.curves, reuse.baseline, subject.name), "reuse_curve")
+    if points["line"].notna().any():
+        subject.save(draw_warmup_sweep(points, reuse.curves, reuse.baseline, subject.name), "warmup_sweep")
 
 
 def save_pareto(subject: Subject) -> None:
-    subject = reuse_subject(subject)
-    baseline, compared = subject.job.baseline, reuse_videos(subject.videos)
-    same = (subject.videos["method"] == baseline) & subject.videos["prompt"].isin(compared["prompt"])
-    baseline_flops = subject.videos.loc[same, "flops"].mean()
-    subject.save(draw_pareto(pareto_points(compared), baseline, baseline_flops, subject.name), "pareto")
+    reuse = reuse_of(subject)
+    videos = reuse.subject.videos
+    same = (videos["method"] == reuse.baseline) & videos["prompt"].isin(reuse.videos["prompt"])
+    baseline_flops = videos.loc[same, "flops"].mean()
+    subject.save(draw_pareto(pareto_points(reuse.videos), reuse.baseline, baseline_flops, subject.name), "pareto")
 
 
 def save_reuse_map(subject: Subject) -> None:
@@ -124,11 +144,12 @@ def save_reuse_map(subject: Subject) -> None:
 def save_frames(subject: Subject) -> None:
     found = subject.takes()
     frames = {name: read_lossless(subject.store.video_path(record.key)) for name, record in found.items()}
-    original, num_chunks = frames.pop("vanilla"), len(found["vanilla"].chunk_latency_s)
+    baseline = subject.job.baseline
+    original, num_chunks = frames.pop(baseline), len(found[baseline].chunk_latency_s)
     labels = {name: f"{name}\n{found[name].flops / found[name].baseline_flops:.0%} of compute" for name in frames}
     videos = {labels[name]: video for name, video in frames.items()}
     prompt = f"{subject.job.prompts[0]!r} ({subject.name})"
-    subject.save(draw_frames(original, videos, num_chunks, prompt), "frames")
+    subject.save(draw_frames(original, videos, num_chunks, prompt, baseline), "frames")
 
 
 def save_kv_memory(subject: Subject) -> None:

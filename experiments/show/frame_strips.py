@@ -1,4 +1,4 @@
-"""Frames of vanilla's video, of each method's, and of their difference, side by side."""
+"""Frames of the baseline's video, of each method's, and of their difference, side by side."""
 
 from __future__ import annotations
 
@@ -38,22 +38,24 @@ def common_gain(videos: Mapping[str, np.ndarray], original: np.ndarray) -> int:
 
 
 @styled()
-def draw_frames(original: np.ndarray, videos: Mapping[str, np.ndarray], num_frames: int, subject: str) -> Figure:
-    """Vanilla's frames, then each method's with their difference to vanilla's, all differences equally brightened.
+def draw_frames(
+    original: np.ndarray, videos: Mapping[str, np.ndarray], num_frames: int, subject: str, baseline: str
+) -> Figure:
+    """The baseline's frames, then each method's with their difference to those, all differences equally brightened.
 
     Args:
-        original: uint8 [F, h, w, 3], vanilla's.
+        original: uint8 [F, h, w, 3], the baseline's.
         videos: by label, of the same shape.
         num_frames: how many are shown, a chunk each.
     """
     gain = common_gain(videos, original)
-    rows = {"vanilla": strip(original, num_frames)}
+    rows = {baseline: strip(original, num_frames)}
     for label, video in videos.items():
         rows[label] = strip(video, num_frames)
         rows[f"difference x {gain}\n({label.partition(chr(10))[0]})"] = strip(
             difference(video, original, gain), num_frames
         )
-    height, width = rows["vanilla"].shape[:2]
+    height, width = rows[baseline].shape[:2]
     inches = 0.78 * COLUMN_WIDTH_IN * height / width + 0.03
     figure, panels = plt.subplots(len(rows), 1, figsize=(COLUMN_WIDTH_IN, inches * len(rows) + 0.4), squeeze=False)
     figure.get_layout_engine().set(h_pad=0.01, hspace=0)

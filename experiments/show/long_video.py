@@ -7,8 +7,8 @@ Writes to output_dir/tables/ and output_dir/figures/; ``publish=true`` into resu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +25,7 @@ from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, read_trace, video_frame
+from experiments.records.settings import labels
 from experiments.records.timings import commonest_way, timed
 from experiments.show.results import Column, Table, destination, provenance, publishing
 from experiments.show.reuse_curve import PSNR_CAP_DB
@@ -51,17 +52,13 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
     references = {record.prompt: record for job, record in found if job is jobs[0]}
     way = commonest_way(record for _, record in found)
     rows = []
+    told = dict(zip(map(id, jobs), labels(jobs), strict=True))
     for job, record in found:
         if record.prompt in references:
-            rows += _chunks(job, timed(record, way), references[record.prompt])
+            rows += _chunks(job, told[id(job)], timed(record, way), references[record.prompt])
     if not rows:
         raise BadInput(_NO_VIDEOS)
     return pd.DataFrame(rows)
-
-
-def _setting(job: Job) -> str:
-    budget = job.method.kv.budget
-    return job.method_name + (f", {budget}" if budget else "")
 
 
 def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:
@@ -70,7 +67,7 @@ def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:
     return tokens * (record.kv_bytes_used_peak / max(1, trace["kv_tokens"].max()) / 2**20)
 
 
-def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
+def _chunks(job: Job, setting: str, record: Record, reference: Record) -> list[dict]:
     store, model = store_of(job), job.load_model()
     video, original = (read_lossless(store.video_path(r.key)) for r in (record, reference))
     first, usual = model.frames_of(1), model.chunk_frames
@@ -84,7 +81,7 @@ def _chunks(job: Job, record: Record, reference: Record) -> list[dict]:
         part = slice(start, starts[chunk + 1] if chunk + 1 < len(starts) else None)
         rows.append(
             {
-                "setting": _setting(job),
+                "setting": setting,
                 "prompt": record.prompt,
                 "chunk": chunk,
                 "seconds": seconds[chunk],
@@ -102,11 +99,11 @@ def kv_frame(jobs: list[Job]) -> pd.DataFrame:
     Raises BadInput where there is none.
     """
     rows = []
-    for job in jobs:
+    for job, setting in zip(jobs, labels(jobs), strict=True):
         for record in finished(job):
             by_chunk = _kv_mib(record, read_trace(store_of(job), record))
             rows += [
-                {"setting": _setting(job), "prompt": record.prompt, "chunk": chunk, "kv_mib": mib}
+                {"setting": setting, "prompt": record.prompt, "chunk": chunk, "kv_mib": mib}
                 for chunk, mib in by_chunk.items()
             ]
     if not rows:
@@ -188,18 +185,16 @@ def draw_memory(chunks: pd.DataFrame, subject: str) -> Figure:
     return figure
 
 
-def _look(setting: str) -> dict[str, Any]:
-    """Of a setting's line: dashed and half filled with a budget."""
-    method, _, budget = setting.partition(", ")
-    return look(method, option=1 if budget else 0)
-
-
 def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
+    seen: Counter[str] = Counter()  # settings of each method: the second is dashed and half filled
     for place, (setting, group) in enumerate(chunks.groupby("setting", sort=False)):
+        method = setting.partition(", ")[0]
+        appearance = look(method, seen[method])
+        seen[method] += 1
         by_chunk = group.groupby("chunk")[column]
         line = by_chunk.median() if column == "seconds" else by_chunk.mean()
         every = max(1, len(line) // 8)  # markers beside each other's, for where one curve covers another
-        axes.plot(line.index + 1, line, label=setting, markevery=(place * every // 3, every), **_look(setting))
+        axes.plot(line.index + 1, line, label=setting, markevery=(place * every // 3, every), **appearance)
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
 

@@ -31,9 +31,7 @@ def found_methods(frame: pd.DataFrame, job: Job) -> list[str]:
     The job's baseline comes first, then what else computes everything, then the others by name, of one method's
     settings the one that computes most first.
     """
-    flops = {
-        name: at_defaults(frame, job, name)["flops"].mean() for name in set(known_methods()) & set(frame["method"])
-    }
+    flops = {name: at_defaults(frame, job, name)["flops"].mean() for name in known_methods()}
 
     def place(name: str) -> tuple:
         skips = named_method(name, job.model_name, job.setting_name)[0].reuse.skips

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from eval.statistics import mean_and_interval
 from experiments.job.units import flop_unit
-from experiments.show.reuse_curve import FAMILIES, PSNR_CAP_DB, SETTING
-from experiments.show.style import BLACK, COLUMN_WIDTH_IN, FAMILY_COLOURS, FAMILY_MARKERS, RANGES, error_bars, styled
+from experiments.show.reuse_curve import PSNR_CAP_DB, SETTING
+from experiments.show.style import BLACK, COLUMN_WIDTH_IN, RANGES, colour_and_marker, error_bars, styled
 
 QUALITIES = {"psnr": "PSNR to {}, dB", "ssim": "SSIM to {}"}  # the baseline
 _ENDS = {**RANGES, "psnr": (0.0, PSNR_CAP_DB)}  # of what a mean can be
@@ -57,11 +57,10 @@ def draw_pareto(points: pd.DataFrame, baseline: str, baseline_flops: float, subj
             label="front (filled)",
             zorder=1,
         )
-        for name, title in FAMILIES.items():
-            mine = points[points["family"] == name]
+        for name, mine in points.groupby("family"):
             best = mine[mine[f"{quality}_front"]]
-            look = {"color": FAMILY_COLOURS[name], "marker": FAMILY_MARKERS[name], "linestyle": "none"}
-            axes.plot(mine["flops"] / scale, mine[quality], **look, markerfacecolor="white", label=title)
+            look = {**dict(zip(("color", "marker"), colour_and_marker(name), strict=True)), "linestyle": "none"}
+            axes.plot(mine["flops"] / scale, mine[quality], **look, markerfacecolor="white", label=name)
             bars = error_bars(best[quality], best[f"{quality}_ci95"], *_ENDS[quality])
             axes.errorbar(best["flops"] / scale, best[quality], yerr=bars, elinewidth=0.6, **look)
         axes.axvline(baseline_flops / scale, color=BLACK, linestyle=":", linewidth=0.8, label=f"{baseline}'s compute")

@@ -28,7 +28,7 @@ from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, read_trace
 from experiments.show.reported import read_reported
 from experiments.show.results import Table, provenance
-from experiments.show.style import BLACK, COMPUTED, HELD, RANGES, REUSED, colour_of, is_hollow, marker_of
+from experiments.show.style import BLACK, COMPUTED, HELD, RANGES, REUSED, colour_and_marker, is_hollow
 from experiments.show.tables import describe, main_table
 
 TEMPLATE = Path(__file__).with_name("report_template")
@@ -117,10 +117,10 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
 
 def look_of(method: str) -> dict[str, Any]:
     """Of a method's mark, as in the figures; black is the page's ink, which is light on a dark page."""
-    colour = colour_of(method)
+    colour, marker = colour_and_marker(method)
     return {
         "colour": "var(--ink)" if colour == BLACK else colour,
-        "marker": marker_of(method),
+        "marker": marker,
         "hollow": is_hollow(method),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -61,6 +62,8 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     for seam in SEAMS:
         summary |= _mean(seam, [r.caption[seam] for r in records if r.caption and r.caption.get(seam) is not None])
     summary |= _mean("kv_mib", [r.kv_bytes_used_peak / 2**20 for r in records])
+    if any(r.forecast_bytes_peak for r in records):
+        summary |= _mean("forecast_mib", [r.forecast_bytes_peak / 2**20 for r in records])
     return summary
 
 
@@ -106,6 +109,7 @@ _ROWS = (
     ("seam ratio at chunk borders", "seam_ratio", "{:.2f}"),
     ("jump at chunk borders, pixels", "position_jump_pixels", "{:.2f}"),
     ("KV cache in use, MiB", "kv_mib", "{:.2f}"),
+    ("outputs kept for forecasts, MiB", "forecast_mib", "{:.2f}"),
 )
 
 
@@ -130,6 +134,8 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     console.print(table)
     if is_another and any(key in summary for key in _AGAINST_BASELINE):
         console.print(f"{FLAG} {told_another_video(job)}", markup=False)
+    for remark, number in sorted(Counter(remark for r in records for remark in r.remarks).items()):
+        console.print(f"of no effect, in {number} of {counted(len(records), 'video')}: {remark}", markup=False)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]

@@ -10,22 +10,19 @@ import re
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
 
-from eval.video_io import read_lossless, write_mp4
 from experiments.job.job import Job
 from experiments.records import Record, RecordStore, new_record, store_of
-from experiments.records.collect import read_trace
-from experiments.show.frame_strips import common_gain, difference, draw_frames
-from experiments.show.reuse_map import draw_reuse_map
+from experiments.show import logged
 from experiments.show.summary import summarise
+
+if TYPE_CHECKING:  # what draws and counts is imported late: it takes a second, and a job with nothing new does without
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 _VIDEO_COLUMNS = ("key", "prompt", "latency_s", "baseline_latency_s", "flops", "baseline_flops", "computed_fraction")
 
@@ -33,7 +30,7 @@ _VIDEO_COLUMNS = ("key", "prompt", "latency_s", "baseline_latency_s", "flops", "
 def track(
     job: Job, records: Sequence[Record], group: str | None = None, say: Callable[[str], None] = print
 ) -> str | None:
-    """Log a job's finished records as ``job.wandb`` says; returns the run's folder, or None.
+    """Log a job's finished records as ``job.wandb`` says, unless that was done; returns the run's folder, or None.
 
     Args:
         group: of the run, where the configuration names none: the sweep that it is part of.
@@ -41,8 +38,13 @@ def track(
     """
     if job.wandb["mode"] == "disabled" or not records:
         return None
+    folder = logged.folder_of(job, records, group)
+    if folder is not None:
+        return folder
     try:
-        return _log(job, records, job.wandb["group"] or group or multirun())
+        folder = _log(job, records, job.wandb["group"] or group or multirun())
+        logged.remember(job, records, group, folder)
+        return folder
     except Exception as error:  # of any kind: see above
         say(
             f"W&B: not logged ({type(error).__name__}: {' '.join(str(error).split())}); the records are whole, the "
@@ -59,7 +61,9 @@ def multirun() -> str | None:
 
 
 def _log(job: Job, records: Sequence[Record], group: str | None) -> str:
-    import wandb  # late: it takes a second, and may be missing
+    import wandb  # may be missing
+
+    from experiments.records.collect import read_trace
 
     job.output_dir.mkdir(parents=True, exist_ok=True)
     run = wandb.init(
@@ -107,6 +111,8 @@ def _config(job: Job, record: Record) -> dict[str, Any]:
 def row_metrics(traces: Sequence[pd.DataFrame]) -> list[dict[str, float]]:
     """One dictionary a row of the sampler, means over the videos: active and computed chunks, GFLOPs of denoising, the
     chunks' mean distance and accumulated distance where they were measured, and the KV tokens that the cache holds."""
+    import pandas as pd
+
     entries = pd.concat(traces, keys=range(len(traces)), names=["video"]).reset_index("video")
     entries["computed"] = entries["action"] == "compute"
     measured = ["distance", "accumulated"]  # None all through where a method measures nothing
@@ -146,6 +152,13 @@ def _number(value: float | str | None) -> float | None:
 
 def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Path) -> dict[str, Any]:
     """Of the first video: where it computed, its frames beside the baseline's, and both side by side as a video."""
+    import numpy as np
+
+    from eval.video_io import read_lossless, write_mp4
+    from experiments.records.collect import read_trace
+    from experiments.show.frame_strips import common_gain, difference, draw_frames
+    from experiments.show.reuse_map import draw_reuse_map
+
     reference = store.find(new_record(job, job.baseline_name, job.baseline_method, record.prompt).key)
     shown = {job.baseline_name: reference} if reference is not None and reference.key != record.key else {}
     shown[job.method_name] = record
@@ -155,8 +168,8 @@ def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Pat
         return {**media, "video": wandb.Video(str(store.preview_path(record.key)), record.prompt, format="mp4")}
     random_weights = job.random_weights is not None
     original, video = (read_lossless(store.video_path(each.key), random_weights) for each in shown.values())
-    num_chunks = traces[job.method_name]["chunk"].nunique()
-    strips = draw_frames(original, {job.method_name: video}, num_chunks, repr(record.prompt))
+    compared = {job.method_name: video}
+    strips = draw_frames(original, compared, len(record.chunk_latency_s), repr(record.prompt), job.baseline_name)
     media["figures/frames"] = _image(wandb, strips, folder / "frames.png")
     gain = common_gain({job.method_name: video}, original)
     beside = np.concatenate([original, video, difference(video, original, gain)], axis=2)
@@ -166,6 +179,8 @@ def _media(wandb: Any, job: Job, store: RecordStore, record: Record, folder: Pat
 
 
 def _image(wandb: Any, figure: Figure, path: Path) -> Any:
+    from matplotlib import pyplot as plt
+
     figure.savefig(path)
     plt.close(figure)
     return wandb.Image(str(path))

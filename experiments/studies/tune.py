@@ -1,23 +1,33 @@
-"""Find the threshold that leaves a wanted share of vanilla's compute.
+"""Find the value of a method's option that leaves a wanted share of vanilla's compute.
 
-``python -m experiments.tune method=teacache_fast share=0.735 [num_prompts=8]`` bisects on the mean share of FLOPs over
-the first prompts of the setting and prints the threshold; put it into conf/tuned/<model>_<setting>_<method>.yaml.
+``python -m experiments.tune method=teacache_fast share=0.735 [option=threshold] [between=0,1] [num_prompts=8]``
+bisects between two values on the mean share of FLOPs over the first prompts of the setting and prints what it found;
+put it into conf/tuned/<model>_<setting>_<method>.yaml. ``option`` may be left out where a method has one number of its
+own with a fraction; ``between`` is 0,1 for such numbers and 1,16 for whole ones.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job, refuse_random_weights
+from experiments.job.names import nearest
 from experiments.job.units import counted
+from experiments.records.collect import default_options, flat
 from experiments.run.runner import Runner
 from flowcache.method import VANILLA, Method
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+
+OPTIONS = ("share", "option", "between")
+MOST_STEPS = 14
+TOLERANCE = 0.004  # of the share
 
 
 def executed_flops(job: Job, model: Any, method: Method) -> float:
@@ -32,30 +42,71 @@ def executed_flops(job: Job, model: Any, method: Method) -> float:
     return statistics.mean(totals)
 
 
-def tune(job: Job, share: float, low: float = 0.0, high: float = 1.0, tolerance: float = 0.004) -> tuple[float, float]:
-    """Threshold and the share of vanilla's FLOPs it leaves; the closest seen after bisection to ``tolerance``.
+def numbers(job: Job) -> dict[str, float]:
+    """The job's method's own options that are numbers, by dotted name: those that vanilla does not have."""
+    shared = default_options(job, "vanilla")
+    own = flat(job.method.described())
+    return {
+        name: value
+        for name, value in own.items()
+        if name not in shared and isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
-    Raises BadInput before any work.
+
+def chosen_option(job: Job, asked: str | None) -> str:
+    """The option to tune: the one asked for, or the only one with a fraction. Raises BadInput."""
+    known = numbers(job)
+    if not known:
+        raise BadInput(f"method {job.method_name} has no number of its own to tune")
+    if asked is not None:
+        if asked not in known:
+            raise BadInput(f"method {job.method_name} has no number {asked!r} to tune; {nearest(asked, list(known))}")
+        return asked
+    fractions = [name for name, value in known.items() if isinstance(value, float)]
+    if len(fractions) != 1:
+        raise BadInput(f"method {job.method_name} has several numbers; give option=<one of {', '.join(known)}>")
+    return fractions[0]
+
+
+def tune(share_at: Callable[[float], float], share: float, low: float, high: float) -> tuple[float, float]:
+    """The value between two, and the share of compute that it leaves: of those tried, the one nearest to ``share``.
+
+    Whole numbers stay whole. Raises BadInput where the shares at the two ends do not enclose it.
     """
-    runner = Runner(job)
-    runner.check(job.prompts[0])
-    model = runner.model
-    vanilla = executed_flops(replace(job, prompts=job.prompts[:1]), model, VANILLA)  # the same for every prompt
-    best = (0.0, 1.0)
-    for _ in range(14):
-        # Geometric steps once a lower bound is known: thresholds of interest span two decades.
-        threshold = (low * high) ** 0.5 if low else high / 4
-        left = (
-            executed_flops(job, model, replace(job.method, reuse=replace(job.method.reuse, threshold=threshold)))
-            / vanilla
+    whole = isinstance(low, int) and isinstance(high, int)
+    seen = {value: share_at(value) for value in (low, high)}
+    least, most = sorted(seen.values())
+    if not least - TOLERANCE <= share <= most + TOLERANCE:
+        raise BadInput(
+            f"share={share:g}: {low:g} to {high:g} leave {least:.4f} to {most:.4f} of vanilla's compute; "
+            "give between=<lower>,<higher>"
         )
-        print(f"threshold {threshold:.5f} leaves {left:.4f}", flush=True)
-        if abs(left - share) < abs(best[1] - share):
-            best = (threshold, left)
-        if abs(left - share) < tolerance:
+    rising = seen[high] > seen[low]
+    for _ in range(MOST_STEPS):
+        # Geometric steps once a lower bound is known: values of interest span two decades.
+        between = math.sqrt(low * high) if low > 0 else high / 4
+        value = (low + high) // 2 if whole else between
+        if value in seen or min(abs(left - share) for left in seen.values()) < TOLERANCE:
             break
-        low, high = (threshold, high) if left > share else (low, threshold)
-    return best
+        seen[value] = share_at(value)
+        if (seen[value] > share) == rising:
+            high = value
+        else:
+            low = value
+    return min(seen.items(), key=lambda found: abs(found[1] - share))
+
+
+def _ends(text: str | None, whole: bool) -> tuple[float, float]:
+    if text is None:
+        return (1, 16) if whole else (0.0, 1.0)
+    try:
+        low, high = map(int if whole else float, text.split(","))
+    except ValueError:
+        low = high = 0
+    if not 0 <= low < high:
+        kind = "whole numbers" if whole else "numbers"
+        raise BadInput(f"between={text} must be two {kind} from 0 on, the lower first, such as between=1,8")
+    return low, high
 
 
 def _is_share(text: str) -> bool:
@@ -65,18 +116,35 @@ def _is_share(text: str) -> bool:
         return False
 
 
+def _own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """This command's options, and the job's overrides."""
+    own = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in OPTIONS}
+    return own, [argument for argument in arguments if argument.partition("=")[0] not in OPTIONS]
+
+
 @command("tune")
 def main(arguments: list[str]) -> int:
-    shares = [a.partition("=")[2] for a in arguments if a.startswith("share=")]
-    if len(shares) != 1 or not _is_share(shares[0]):
+    own, overrides = _own_options(arguments)
+    if not _is_share(own.get("share", "")):
         raise BadInput("give share=<wanted share of vanilla's compute>, between 0 and 1")
-    overrides = [a for a in arguments if not a.startswith("share=")]
     check_overrides(overrides)
     job = make_job(compose_config(overrides))
-    refuse_random_weights(job, "a threshold means")
-    if not hasattr(job.method.reuse, "threshold"):
-        raise BadInput(f"method {job.method_name} has no threshold to tune")
-    threshold, left = tune(job, float(shares[0]))
-    found = f"threshold {threshold:.5f} leaves {left:.4f} of vanilla's FLOPs"
+    refuse_random_weights(job, "a tuned value means")
+    option = chosen_option(job, own.get("option"))
+    low, high = _ends(own.get("between"), whole=isinstance(numbers(job)[option], int))
+    runner = Runner(job)
+    runner.check(job.prompts[0])
+    model = runner.model
+    vanilla = executed_flops(replace(job, prompts=job.prompts[:1]), model, VANILLA)  # of every prompt
+
+    def share_at(value: float) -> float:
+        tried = make_job(compose_config([*overrides, f"{option}={value}"]))
+        Runner(tried).check(tried.prompts[0])
+        left = executed_flops(tried, model, tried.method) / vanilla
+        print(f"{option} {value:.5g} leaves {left:.4f}", flush=True)
+        return left
+
+    value, left = tune(share_at, float(own["share"]), low, high)
+    found = f"{option} {value:.5g} leaves {left:.4f} of vanilla's FLOPs"
     print(f"{job.method_name}: {found} ({counted(len(job.prompts), 'prompt')})")
     return 0

@@ -92,4 +92,4 @@ class OutputHistory:
             return (output.float() - points[0].output.float()).abs().mean()
         if name == "forecast_error" and points:
             return (output.float() - self.forecast.predict(t, points).float()).abs().mean()
-        return torch.full((), float("nan"), device=output.device)
+        return torch.full((), float("nan"), dtype=torch.float32, device=output.device)

@@ -77,7 +77,7 @@ class KvCache:
         if budget is not None:
             self._positions = torch.zeros(*heads, budget.kept, dtype=torch.int32, device=device)
             if self._select.biases:
-                self._bias = torch.zeros(*heads, budget.kept, device=device)
+                self._bias = torch.zeros(*heads, budget.kept, dtype=torch.float32, device=device)
             if budget.query_heads:
                 count = self._select.num_queries(budget.tokens_per_frame, tokens_per_chunk)
                 shape = (num_layers, batch_size, budget.query_heads, count, head_channels)
@@ -202,7 +202,7 @@ class KvCache:
         """Of ``length`` entries, of which the first ``kept`` are compressed."""
         if not self._select.biases:
             return None
-        bias = torch.zeros(*self._heads, length, device=self._device)
+        bias = torch.zeros(*self._heads, length, dtype=torch.float32, device=self._device)
         bias[..., :kept] = self._bias[layer, :, :, :kept]
         return bias
 

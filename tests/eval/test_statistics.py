@@ -4,9 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from eval.statistics import (
     MIN_RESAMPLED,
+    NUM_RESAMPLES,
+    SEED,
     mean_and_interval,
     median_and_interval,
     paired_difference,
@@ -76,3 +79,20 @@ def test_bootstrap_intervals_cover_as_little_as_the_module_says(num_values, told
     means = samples[:, rng.integers(0, num_values, (500, num_values))].mean(axis=2)  # all resampled alike
     low, high = np.percentile(means, (2.5, 97.5), axis=1)
     assert np.mean((low < 0) & (high > 0)) == pytest.approx(told, abs=0.03)
+
+
+@pytest.mark.parametrize("number", [6, 8, 64])
+def test_intervals_are_those_of_scipy(number):
+    values = np.random.default_rng(number).normal(10, 3, number)
+    assert mean_and_interval(values)[1] == pytest.approx(stats.t.ppf(0.975, number - 1) * stats.sem(values), rel=1e-12)
+    for right in (0, number // 3, number):
+        share, *ends = share_and_interval([True] * right + [False] * (number - right))
+        expected = stats.binomtest(right, number).proportion_ci(0.95, "wilson")
+        assert share == right / number
+        assert ends == pytest.approx(list(expected), rel=1e-12)
+    for found, statistic in (
+        (median_and_interval(values), np.median),
+        (paired_difference(values, [0.0] * number), np.mean),
+    ):
+        expected = stats.bootstrap((values,), statistic, n_resamples=NUM_RESAMPLES, method="percentile", rng=SEED)
+        assert found == pytest.approx((statistic(values), *expected.confidence_interval), rel=1e-12)

@@ -11,7 +11,7 @@ from experiments.run.runner import Runner
 from experiments.show import long_video
 from experiments.show.ablations import draw, main, settings_frame, table
 from experiments.show.results import markdown
-from experiments.show.style import FAMILY_COLOURS
+from experiments.show.style import colour_and_marker
 from tests.experiments.made_records import made
 
 THRESHOLD = {"x": "threshold", "label": "reuse threshold", "lines": {"method": "method"}}
@@ -60,7 +60,8 @@ def test_methods_have_their_families_colours_and_budgets_their_line_styles():
     containers = figure.axes[0].containers
     curves = [drawn.lines[0] for drawn in containers]
     colours, styles = (tuple(map(of, curves)) for of in (Line2D.get_color, Line2D.get_linestyle))
-    assert colours == (FAMILY_COLOURS["vanilla_kv"],) * 2 + (FAMILY_COLOURS["flowcache"],) * 2
+    kv, fast = (colour_and_marker(name)[0] for name in ("vanilla_kv", "flowcache_fast"))
+    assert colours == (kv, kv, fast, fast)
     assert styles == ("-", "--") * 2
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "vanilla_kv, all",
@@ -130,21 +131,22 @@ def test_an_experiment_that_is_no_ablation_is_refused(capsys):
 
 def test_a_long_video_is_told_chunk_by_chunk(small_job):
     long = ["setting.num_frames=192", "num_prompts=1"]
-    jobs = [small_job("method=vanilla", *long), small_job("kv.budget=2 chunks", "reuse.warmup_steps=2", *long)]
+    budgets = [small_job(f"kv.budget={budget}", "reuse.warmup_steps=2", *long) for budget in ("2 chunks", "null")]
+    jobs = [small_job("method=vanilla", *long), *budgets]
     with pytest.raises(BadInput, match="experiment=long_video"):
         long_video.chunk_frame(jobs)
-    (record,), (compressing,) = (Runner(job).run() for job in jobs)
+    (record,), (compressing,) = (Runner(job).run() for job in jobs[:2])
     assert "compression" not in record.sections_s
     assert 0 < compressing.sections_s["compression"] < compressing.latency_s
     chunks = long_video.chunk_frame(jobs)
-    assert list(chunks["setting"]) == ["vanilla"] * 8 + ["flowcache_fast, 2 chunks"] * 8
+    assert list(chunks["setting"]) == ["vanilla"] * 8 + ["flowcache_fast, kv_budget 2 chunks"] * 8
     vanilla, compressed = (group for _, group in chunks.groupby("setting", sort=False))
     assert vanilla["kv_mib"].is_monotonic_increasing
     assert (vanilla["psnr"] == 60).all()
     assert compressed["kv_mib"].max() < vanilla["kv_mib"].max()
     assert (chunks["seconds"].dropna() > 0).all()
     table = long_video.table(chunks, "A long video", "vanilla", "here")
-    assert list(table.data["setting"]) == ["vanilla", "flowcache_fast, 2 chunks"]
+    assert list(table.data["setting"]) == ["vanilla", "flowcache_fast, kv_budget 2 chunks"]
     late = compressed[compressed["chunk"] > 7 - long_video.NUM_COMPARED]
     assert table.data["kv_mib_late"].iloc[1] == pytest.approx(late["kv_mib"].mean())
     assert table.data["seconds_early"].iloc[0] == pytest.approx(vanilla.loc[vanilla["chunk"] > 0, "seconds"].median())
@@ -155,9 +157,18 @@ def test_a_long_video_is_told_chunk_by_chunk(small_job):
     (axes,), (legend,) = figure.axes, figure.legends
     figure.draw_without_rendering()
     assert legend.get_window_extent().y1 < axes.get_window_extent().y0  # below, so that it covers no curve
-    assert [line.get_color() for line in axes.lines] == [FAMILY_COLOURS["vanilla"], FAMILY_COLOURS["flowcache"]]
-    assert [line.get_linestyle() for line in axes.lines] == ["-", "--"]
+    looks = [colour_and_marker(name)[0] for name in ("vanilla", "flowcache_fast")]
+    assert [line.get_color() for line in axes.lines] == looks
     assert [list(line.get_xdata()) for line in axes.lines] == [list(range(1, 9))] * 2
+
+
+def test_settings_of_one_method_differ_in_their_line_styles():
+    names = ["vanilla", "mine", "mine, kv.budget 2 chunks", "mine, kv.budget 1 chunk"]
+    rows = [{"setting": name, "prompt": "a", "chunk": chunk, "kv_mib": 1.0} for name in names for chunk in range(9)]
+    (axes,) = long_video.draw_memory(pd.DataFrame(rows), "here").axes
+    assert [line.get_linestyle() for line in axes.lines] == ["-", "-", "--", ":"]
+    assert [line.get_label() for line in axes.lines] == names
+    assert len({line.get_color() for line in axes.lines[1:]}) == 1
 
 
 def test_the_length_of_a_long_video_is_the_models():

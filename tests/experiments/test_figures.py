@@ -13,24 +13,29 @@ from eval.video_io import write_lossless
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.records import RecordStore
-from experiments.records.collect import collect
 from experiments.show import figures
+from experiments.show.figures import Subject, reuse_of
 from experiments.show.frame_strips import common_gain, difference, draw_frames, strip
 from experiments.show.pareto import draw_pareto, on_front, pareto_points
-from experiments.show.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points, reuse_videos
+from experiments.show.results import Destination
+from experiments.show.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points
 from experiments.show.reuse_map import action_map, draw_reuse_map
-from experiments.show.style import COLUMN_WIDTH_IN, FAMILY_COLOURS, STYLE
+from experiments.show.style import COLUMN_WIDTH_IN, STYLE, colour_and_marker
 from experiments.studies import l1_rel
 from experiments.studies.l1_rel import draw_process, draw_steps
 from tests.experiments.made_records import VANILLA_FLOPS, job_of, made, trace
 
 PROMPTS = ("a", "b")
 SETTINGS = (  # overrides, compute left, PSNR, SSIM
-    (("method=flowcache_fast", "reuse.threshold=0.02"), 0.7, 45.0, 0.97),
+    (("method=flowcache_fast", "reuse.threshold=0.025"), 0.7, 45.0, 0.97),
     (("method=flowcache_fast", "reuse.threshold=0.1"), 0.4, 35.0, 0.90),
     (("method=flowcache_fast", "reuse.threshold=0.1", "reuse.warmup_steps=12"), 0.5, 36.0, 0.96),
-    (("method=teacache_fast", "reuse.threshold=0.1"), 0.5, 33.0, 0.89),
+    (("method=teacache_fast", "reuse.threshold=0.08"), 0.5, 33.0, 0.89),
     (("method=every_k", "reuse.every=2"), 0.55, 50.0, 0.95),
+)
+SKYREELS_SETTINGS = (
+    (("method=flowcache_fast", "reuse.threshold=0.04", "reuse.warmup_steps=5"), 0.7, 45.0, 0.97),
+    (("method=every_k", "reuse.every=2", "reuse.warmup_steps=5"), 0.55, 50.0, 0.95),
 )
 
 
@@ -42,6 +47,12 @@ def job(tmp_path) -> Job:
         for overrides, share, psnr, ssim in SETTINGS:
             made(job_of(tmp_path, *overrides), prompt, share, metrics={"psnr": psnr + place, "ssim": ssim})
     return job_of(tmp_path, "prompts=[a,b]")
+
+
+@pytest.fixture
+def reuse(job):
+    """What the reuse curve and the Pareto figure are made of."""
+    return reuse_of(Subject(job, (), Destination(job.output_dir)))
 
 
 def add_files(job: Job, seed: int = 0) -> None:
@@ -76,8 +87,8 @@ def test_the_front_is_what_nothing_dominates():
     assert on_front(alike["cost"], alike["quality"]).tolist() == [True, True]
 
 
-def test_pareto_shows_every_setting_and_fills_the_front(job):
-    points = pareto_points(reuse_videos(collect(job)))
+def test_pareto_shows_every_setting_and_fills_the_front(reuse):
+    points = pareto_points(reuse.videos)
     assert points["n"].tolist() == [2] * len(SETTINGS)
     assert points["flops"].tolist() == pytest.approx([share * VANILLA_FLOPS for share in (0.4, 0.5, 0.5, 0.55, 0.7)])
     front = {
@@ -89,16 +100,15 @@ def test_pareto_shows_every_setting_and_fills_the_front(job):
     assert ssim.get_xlabel() == "executed TFLOPs a video (mean)"
     assert (psnr.get_ylabel(), ssim.get_ylabel()) == ("PSNR to vanilla, dB", "SSIM to vanilla")
     colours = {to_hex(line.get_color()) for line in psnr.lines}
-    assert {FAMILY_COLOURS[name].lower() for name in ("flowcache", "teacache", "every_k")} <= colours
+    assert {colour_and_marker(name)[0].lower() for name in ("flowcache", "teacache", "every_k")} <= colours
 
 
-def test_curves_have_a_line_a_family_and_a_warm_up(job):
-    points = reuse_points(reuse_videos(collect(job)))
-    labels = [
-        text.get_text() for text in draw_reuse_curve(points, 5, "vanilla", "here").axes[0].get_legend().get_texts()
-    ]
-    assert labels == ["chunkwise (FlowCache)", "uniform (TeaCache)", "every k-th step"]
-    sweep = draw_warmup_sweep(points, "vanilla", "here")
+def test_curves_have_a_line_a_method_and_a_warm_up(reuse):
+    points = reuse_points(reuse.videos)
+    curve = draw_reuse_curve(points, reuse.curves, "vanilla", "here")
+    labels = [text.get_text() for text in curve.axes[0].get_legend().get_texts()]
+    assert labels == ["every_k", "flowcache", "teacache"]
+    sweep = draw_warmup_sweep(points, reuse.curves, "vanilla", "here")
     assert [text.get_text() for text in sweep.legends[0].get_texts()] == ["5", "12"]
     assert len(sweep.axes) == 3
 
@@ -108,9 +118,10 @@ def test_one_family_alone_has_its_curve(tmp_path):
     for prompt in PROMPTS:
         made(job_of(tmp_path, "method=vanilla"), prompt)
         made(job_of(tmp_path, "method=every_k", "reuse.every=2"), prompt, 0.55, metrics={"psnr": 50.0, "ssim": 0.9})
-    points = reuse_points(reuse_videos(collect(job_of(tmp_path, "prompts=[a,b]"))))
-    assert points[["family", "option", "n"]].values.tolist() == [["every_k", 2, 2]]
-    draw_reuse_curve(points, 5, "vanilla", "here")
+    reuse = reuse_of(Subject(job_of(tmp_path, "prompts=[a,b]"), (), Destination(tmp_path)))
+    points = reuse_points(reuse.videos)
+    assert points[["family", "line", "n"]].values.tolist() == [["every_k", 5, 2]]
+    draw_reuse_curve(points, reuse.curves, "vanilla", "here")
 
 
 def test_strips_show_a_frame_of_every_part():
@@ -130,7 +141,7 @@ def test_differences_are_brightened_alike_and_never_wrap():
     assert common_gain({"far": far}, original) == 4
     assert common_gain({"near": near, "also near": near, "far": far}, original) == 64  # the median's
     assert common_gain({"same": original}, original) == 64
-    figure = draw_frames(original, {"near\n50% of compute": near, "far": far}, 2, "a prompt")
+    figure = draw_frames(original, {"near\n50% of compute": near, "far": far}, 2, "a prompt", "vanilla")
     labels = [axes.get_ylabel() for axes in figure.axes]
     rows = ["near\n50% of compute", "difference x 8\n(near)", "far", "difference x 8\n(far)"]
     assert labels == ["vanilla", *rows]
@@ -164,13 +175,13 @@ def test_the_command_makes_what_it_can_says_what_is_missing_and_repeats_itself(j
 def test_without_videos_or_sweeps_it_says_how_to_make_them(tmp_path, made_in, capsys):
     assert figures.main([f"output_dir={tmp_path}"]) == 2
     said = capsys.readouterr().err
-    assert "no reuse_curve: no finished videos of flowcache, teacache, every_k; make them with" in said
+    assert "no reuse_curve: no finished videos of any method that reuses; make them with" in said
     assert "experiment=reuse_curve model=magi\n" in said
     assert "no frames: no finished records of model=magi" in said
     made(job_of(tmp_path, "method=vanilla"), "a")
     assert figures.main(["prompts=[a,b,c,d]", f"output_dir={tmp_path}"]) == 2
     said = capsys.readouterr().err
-    assert "no reuse_curve: no finished videos of flowcache, teacache, every_k; make them with" in said
+    assert "no reuse_curve: no finished videos of any method that reuses; make them with" in said
     assert "no frames: no videos of 'a' by vanilla and a method with its defaults" in said
     assert not (made_in / "figures").exists()
 
@@ -178,7 +189,7 @@ def test_without_videos_or_sweeps_it_says_how_to_make_them(tmp_path, made_in, ca
 def test_a_curve_against_another_baseline_needs_no_videos_of_the_main_table(tmp_path, made_in, capsys):
     job = job_of(tmp_path, "model=skyreels", "baseline=vanilla_kv", "method=vanilla_kv")
     made(job, "a")
-    for overrides, share, psnr, ssim in SETTINGS:
+    for overrides, share, psnr, ssim in SKYREELS_SETTINGS:
         job = job_of(tmp_path, "model=skyreels", "baseline=vanilla_kv", *overrides)
         made(job, "a", share, metrics={"psnr": psnr, "ssim": ssim})
     assert figures.main(["model=skyreels", "prompts=[a,b,c,d]", f"output_dir={tmp_path}"]) == 0

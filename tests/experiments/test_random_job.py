@@ -73,7 +73,7 @@ def test_random_weights_follow_a_recording_and_are_marked_everywhere(small_job, 
     frame = collect(job)
     assert len(frame) == 2
     assert frame["method"].str.contains("random weights").all()
-    with pytest.raises(BadInput, match="none of vanilla"):
+    with pytest.raises(BadInput, match="none at a method's default options"):
         main_table(frame, job)
 
 
@@ -94,7 +94,7 @@ def test_random_weights_have_no_decisions_and_no_quality(small_job, capsys):
     assert l1_rel.main(["weights=random", "num_prompts=1"]) == 2
     assert "distances say nothing" in capsys.readouterr().err
     assert tune.main(["weights=random", "method=every_k", "share=0.5"]) == 2
-    assert "a threshold means nothing" in capsys.readouterr().err
+    assert "a tuned value means nothing" in capsys.readouterr().err
 
 
 def test_random_weights_are_identified_by_their_network():

@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
+from experiments.show import style
+from experiments.show.methods import family, known_methods
 from experiments.show.results import Column, Destination, Table, latex, markdown, missing_notes, provenance
-from experiments.show.style import COLUMN_WIDTH_IN, PALETTE, colour_of, family, look, marker_of, styled
-from experiments.show.tables import METHODS
+from experiments.show.style import COLUMN_WIDTH_IN, PALETTE, colour_and_marker, look, styled
 
 COLUMNS = (
     Column("method", "method"),
@@ -186,11 +187,30 @@ def test_figures_are_a_column_wide_with_readable_text(tmp_path):
 
 
 def test_families_of_methods():
-    names = ("flowcache_slow", "teacache_fast", "vanilla_kv", "every_k", "mine")
-    assert [family(name) for name in names] == ["flowcache", "teacache", "vanilla_kv", "every_k", "mine"]
+    names = ("flowcache_slow", "teacache_fast", "vanilla_kv", "every_k", "slow_mine")
+    assert [family(name) for name in names] == ["flowcache", "teacache", "vanilla_kv", "every_k", "slow_mine"]
 
 
-def test_every_method_of_the_table_looks_different():
-    looks = {(look(name)["color"], look(name)["marker"], look(name)["fillstyle"]) for name in METHODS}
-    assert len(looks) == len(METHODS)
-    assert len({colour_of(name) for name in METHODS}) == len({marker_of(name) for name in METHODS}) == 6
+def test_every_method_looks_different_and_the_first_ones_as_they_always_did():
+    methods = known_methods()
+    looks = {(look(name)["color"], look(name)["marker"], look(name)["fillstyle"]) for name in methods}
+    assert len(looks) == len(methods)
+    assert len({colour_and_marker(name) for name in methods}) == len({family(name) for name in methods})
+    first = {
+        "vanilla": ("#000000", "D"),
+        "vanilla_causal": ("#56B4E9", "v"),
+        "vanilla_kv": ("#CC79A7", "P"),
+        "flowcache_fast": ("#0072B2", "o"),
+        "teacache_slow": ("#E69F00", "s"),
+        "every_k": ("#009E73", "^"),
+    }
+    assert {name: colour_and_marker(name) for name in first} == first
+
+
+def test_added_methods_leave_the_looks_of_the_first_as_they_were(monkeypatch):
+    known, before = known_methods(), {name: colour_and_marker(name) for name in known_methods()}
+    added = [f"added_{place}_fast" for place in range(36)]
+    monkeypatch.setattr(style, "known_methods", lambda: sorted([*known, *added]))
+    assert {name: colour_and_marker(name) for name in known} == before
+    assert len({colour_and_marker(name) for name in [*known, *added]}) == 36 + len({*map(family, known)})
+    assert colour_and_marker("unknown") == style.UNKNOWN_LOOK

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -83,6 +86,31 @@ def test_an_offline_run_holds_everything(small_job, tmp_path):
     (artifact,) = [each for each in logged.artifacts if each.type == "records"]  # beside W&B's own of the tables
     expected = {f"{record.key}/{name}" for record in records for name in ("record.json", "trace.parquet")}
     assert {entry.path for entry in artifact.manifest.contents} == expected
+
+
+def test_the_same_records_are_logged_once_and_whatever_is_new_again(monkeypatch, small_job, tmp_path):
+    job = small_job("method=vanilla", "num_prompts=1", "wandb.mode=offline")
+    records, said = Runner(job).run(), []
+
+    def logged(job, records, **options):
+        return track(job, records, say=said.append, **options)
+
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "wandb", None)
+        assert logged(job, records) is None  # and is not taken for logged
+    first = logged(job, records)
+    assert first is not None
+    assert logged(job, records) == first
+    others = [
+        logged(job, records, group="a sweep"),
+        logged(replace(job, wandb={**job.wandb, "tags": ["mine"]}), records),
+        logged(job, [replace(record, metrics={**record.metrics, "psnr": 20.0}) for record in records]),
+    ]
+    assert len({first, *others}) == 4
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 4
+    shutil.rmtree(Path(first).parent)
+    assert logged(job, records) not in (None, first)
+    assert len(said) == 1
 
 
 def test_the_video_beside_its_baseline_is_marked_where_weights_are_random(small_job, tmp_path):

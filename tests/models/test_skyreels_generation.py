@@ -305,11 +305,11 @@ def test_modulation_distances_follow_the_schedule_alone():
         latents(REUSING, trace, seed=seed)
         runs.append([(entry.chunk, entry.step, entry.distance) for entry in trace.entries])
     assert runs[0] == runs[1]
-    by_step: dict[int, float | None] = {}
+    by_step: dict[int, float] = {}
     for _, step, distance in runs[0]:
         assert (distance is None) == (step == 0)
-        if step:  # means of rows side by side
-            assert distance == pytest.approx(by_step.setdefault(step, distance), rel=1e-5)
+        if step:
+            assert distance == pytest.approx(by_step.setdefault(step, distance), rel=1e-5)  # means of several rows
 
 
 def test_features_are_of_the_chunks_and_stay_as_they_were():

@@ -112,14 +112,15 @@ class MagiGeneration(CachingGeneration):
     def _load_times(self, device: torch.device) -> None:
         """All rows' times and step lengths go to the device once: the loop never copies from the host."""
         window = self.schedule.window_size
-        times, lengths = torch.zeros(2, len(self.schedule.rows), window)
+        times, lengths = torch.zeros(2, len(self.schedule.rows), window, dtype=torch.float32)
         for row in self.schedule.rows:
             for i, step in enumerate(row.steps):
                 times[row.index, i] = step.t
-                lengths[row.index, i] = torch.tensor(step.t_next) - torch.tensor(step.t)
+                t, t_next = torch.tensor([step.t, step.t_next], dtype=torch.float32)
+                lengths[row.index, i] = t_next - t
         self._times = times.to(device)
         self._step_lengths = lengths.to(device)[:, :, None, None, None, None, None]
-        self._clean_time = torch.full((1,), self.runtime.clean_t, device=device)
+        self._clean_time = torch.full((1,), self.runtime.clean_t, dtype=torch.float32, device=device)
 
     # What the sampler calls, in its order.
 

@@ -1,0 +1,51 @@
+"""What takes seconds to import is imported by what needs it alone. In processes of their own: this one has it all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.commands import documentation
+from experiments.job.job import ROOT
+from tests.experiments.conftest import SMALL
+
+COMMANDS = sorted(path.stem for path in (ROOT / "experiments" / "commands").glob("*.py") if path.stem != "__init__")
+SLOW = ("torch", "transformers", "diffusers", "torchmetrics", "pandas", "matplotlib", "scipy.stats", "skimage", "wandb")
+
+
+def imported(*command: str | Path) -> tuple[set[str], str]:
+    """The slow modules that a command imports, and what it prints."""
+    ran = subprocess.run([sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    timed = [line for line in ran.stderr.splitlines() if line.startswith("import time:")]
+    return {line.rpartition("|")[2].strip() for line in timed} & set(SLOW), ran.stdout
+
+
+def test_help_of_a_run_imports_nothing_slow():
+    slow, said = imported("run.py", "--help")
+    assert slow == set()
+    assert "seed: 1234" in said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_is_its_modules_docstring(name):
+    slow, said = imported("-m", f"experiments.{name}", "--help")
+    assert slow == set()
+    module = (ROOT / "experiments" / "commands" / f"{name}.py").read_text().partition('start("')[2].partition('"')[0]
+    assert said == documentation(module) + "\n"
+    assert f"python -m experiments.{name}" in said
+
+
+@pytest.mark.slow
+def test_a_run_with_nothing_to_do_imports_no_more_than_it_prints(tmp_path):
+    again = ["run.py", *SMALL, "method=vanilla", f"output_dir={tmp_path}", "workers=2", "wandb.mode=offline"]
+    slow, _ = imported(*again)
+    assert {"torch", "pandas", "matplotlib", "wandb"} <= slow
+    slow, said = imported(*again)
+    assert slow == {"torch"}
+    assert "2 finished already, 0 videos to make" in said
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
+    assert f"W&B (offline)  {next(tmp_path.glob('wandb/offline-run-*/files'))}" in said.replace("\n", "")

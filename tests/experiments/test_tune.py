@@ -1,0 +1,55 @@
+"""Tuning any number of any method to a share of vanilla's compute."""
+
+from __future__ import annotations
+
+import pytest
+
+from experiments.job.errors import BadInput
+from experiments.studies import tune
+from experiments.studies.tune import TOLERANCE
+from tests.experiments.made_records import job_of
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.735, 0.99])
+def test_a_threshold_is_found_over_two_decades(share):
+    value, left = tune.tune(lambda threshold: 1 / (1 + 30 * threshold), share, 0.0, 1.0)
+    assert left == pytest.approx(share, abs=TOLERANCE)
+    assert left == 1 / (1 + 30 * value)
+
+
+def test_compute_may_rise_with_a_number():
+    value, left = tune.tune(lambda kept: kept**2, 0.49, 0.0, 1.0)
+    assert (value, left) == (pytest.approx(0.7, abs=0.01), value**2)
+
+
+@pytest.mark.parametrize(("share", "every"), [(0.5, 2), (0.33, 3), (0.13, 8), (0.4, 3), (1.0, 1)])
+def test_whole_numbers_stay_whole_and_the_nearest_is_taken(share, every):
+    tried = []
+    value, _ = tune.tune(lambda k: tried.append(k) or 1 / k, share, 1, 16)
+    assert value == every
+    assert all(isinstance(k, int) for k in tried)
+    assert len(set(tried)) == len(tried)
+
+
+def test_a_share_that_no_value_leaves_is_refused():
+    with pytest.raises(
+        BadInput, match=r"share=0\.01: 1 to 16 leave 0\.0625 to 1\.0000 of vanilla's compute; give between="
+    ):
+        tune.tune(lambda k: 1 / k, 0.01, 1, 16)
+
+
+def test_the_number_to_tune_is_the_methods_own(tmp_path):
+    job = job_of(tmp_path, "method=flowcache_fast")
+    assert tune.numbers(job) == {"threshold": 0.015, "warmup_steps": 5}
+    assert tune.chosen_option(job, None) == "threshold"
+    assert tune.chosen_option(job, "warmup_steps") == "warmup_steps"
+
+
+def test_the_command_says_what_leaves_what(tmp_path, monkeypatch, capsys):
+    """Of a method whose every step but each k-th is spared."""
+    monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: 1 / getattr(method, "every", 1))
+    arguments = ["method=every_k", "option=every", "share=0.3", "num_prompts=1", f"output_dir={tmp_path}"]
+    assert tune.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["every 1 leaves 1.0000", "every 16 leaves 0.0625"]
+    assert lines[-1] == "every_k: every 3 leaves 0.3333 of vanilla's FLOPs (1 prompt)"
