@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from experiments.records import RecordStore
 from experiments.records.__main__ import runs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.commands import documentation
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from tests.experiments.conftest import SMALL
 
 COMMANDS = sorted(path.stem for path in (ROOT / "experiments" / "commands").glob("*.py") if path.stem != "__init__")
