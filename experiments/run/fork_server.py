@@ -7,7 +7,9 @@ from multiprocessing import forkserver
 
 _SHARED_IMPORTS = (
     "experiments.run.runner",
-    "pandas",  # from here on what is imported late: by writing traces, by metrics, by loading the models' text encoders
+    # What is imported late: by metrics, by writing traces, by loading the models' text encoders.
+    "eval.caption_score",
+    "pandas",
     "skimage.metrics.simple_metrics",
     "torchmetrics.image",
     "transformers.models.t5.modeling_t5",
