@@ -1,7 +1,7 @@
 """Find the threshold that leaves a wanted share of vanilla's compute.
 
 ``python -m experiments.tune method=teacache_fast share=0.735 [num_prompts=8]`` bisects on the mean share of FLOPs over
-the first prompts of the setting and prints the threshold; put it into conf/tuned/<model>_<setting>_<method>.yaml.
+the first prompts of the setting and prints the threshold; put it into conf/tuned/<model>_<setting>_<reuse>.yaml.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def test_random_weights_follow_a_recording_and_are_marked_everywhere(small_job, 
     frame = collect(job)
     assert len(frame) == 2
     assert frame["method"].str.contains("random weights").all()
-    with pytest.raises(BadInput, match="none of vanilla"):
+    with pytest.raises(BadInput, match="none at a method's default options"):
         main_table(frame, job)
 
 
