@@ -110,13 +110,14 @@ def test_settings_that_differ_are_named_and_told_apart(experiment, told):
 
 
 def test_options_of_nested_parts_are_named_by_their_dots():
+    whole, kept = {"part": "all", "budget": None}, {"part": "some", "budget": "2 chunks", "mix_lambda": 0.07}
     settings = [
-        {"method": "mine", **flat({"reuse": {"threshold": 0.02, "steps": 5}, "kv": None})},
-        {"method": "mine", **flat({"reuse": {"threshold": 0.04, "steps": 5}, "kv": {"budget": "2 chunks"}})},
+        {"method": "mine", **flat({"reuse": {"threshold": 0.02, "steps": 5}, "kv": whole})},
+        {"method": "mine", **flat({"reuse": {"threshold": 0.04, "steps": 5}, "kv": kept})},
         {"method": "other", **flat({"reuse": {"threshold": 0.5, "steps": 7}})},
     ]
     names = told_apart(settings[:2])
-    assert names == ("reuse.threshold", "kv.budget")
+    assert names == ("reuse.threshold", "kv.budget")  # not what comes with a part that one has alone
     assert told_apart(settings) == names  # another method's values tell nothing apart
     assert [label(setting, names) for setting in settings] == [
         "mine, reuse.threshold 0.02",
