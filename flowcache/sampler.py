@@ -41,7 +41,8 @@ def sample(
         clock: sections "transformer", "policy", "scheduler" and "compression" are added to.
         observe: called after every row with the row and its decision, for probes.
 
-    Raises FloatingPointError at the end, where it waits for the device, if a chunk was not finite.
+    Raises ValueError for a decision about chunks that are not active, and FloatingPointError at the end, where it waits
+    for the device, if a chunk was not finite.
     """
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
@@ -60,6 +61,7 @@ def sample(
             if reported is not None:
                 policy.observe(*reported)
             decision = policy.decide(row, distances, generation.schedule)
+            _check_decision(decision, row, type(policy).__name__)
         with clock("transformer"):
             work = generation.compute(row, decision)
             if (report := generation.report()) is not None:
@@ -133,6 +135,15 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
     if method.kv.budget is not None and not generation.kv_compressions:
         remarks.append(f"the KV budget of {method.kv.budget} dropped nothing: finished chunks never held more")
     return remarks
+
+
+def _check_decision(decision: Decision, row: Row, policy: str) -> None:
+    for compute in (decision.compute, *decision.branches):
+        if tuple(compute) != tuple(chunk for chunk in row.chunks if chunk in compute):
+            raise ValueError(
+                f"{policy} wants chunks {tuple(compute)} computed in row {row.index}; choose from its active ones, "
+                f"oldest first and each once: {row.chunks}"
+            )
 
 
 def _check_finite(finite: Mapping[int, Tensor]) -> None:

@@ -111,6 +111,13 @@ def test_a_consumer_may_stop_early():
     assert torch.equal(latents(REUSING), latents(REUSING))
 
 
+@pytest.mark.parametrize("compute", [(1, 0), (0, 0), (0, 5)], ids=["newest first", "twice", "not active"])
+def test_a_decision_about_other_than_active_chunks_oldest_first_is_refused(compute):
+    generation = small_generation(by_row(lambda row: Decision(compute if len(row.chunks) > 1 else row.chunks)))
+    with pytest.raises(ValueError, match=rf"ByRow wants chunks \({compute[0]}, {compute[1]}\) computed .*: \(0, 1\)"):
+        list(sample(generation))
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_chunks_come_out_in_order_before_any_later_row_runs(setting):
     generation = small_generation(REUSING, **SETTINGS[setting])

@@ -34,6 +34,7 @@ def make_method(config: DictConfig) -> Method:
     A selector without a budget has nothing to select, and is left out: such methods are equal.
     """
     kv = OmegaConf.to_container(config.kv, resolve=True)
+    _check_given("kv", kv, "budget")
     shared = {key: value for key, value in OmegaConf.to_container(config.method, resolve=True).items() if key != "name"}
     _check_keys("method", shared, [f.name for f in dataclasses.fields(Method) if f.name not in PARTS])
     store, budget = _part("kv.store", kv.pop("store"), KvStore), kv.pop("budget")
@@ -70,6 +71,7 @@ def parts_of(config: DictConfig) -> dict[str, str]:
 
 def _part(group: str, fields: dict[str, Any], kind: type[Part]) -> Any:
     """Instantiate a part's dataclass from its YAML. Raises BadInput."""
+    _check_given(group, fields, "name", "_target_")
     name, target = fields.pop("name"), fields["_target_"]
     try:
         part = get_object(target)
@@ -82,6 +84,15 @@ def _part(group: str, fields: dict[str, Any], kind: type[Part]) -> Any:
         return instantiate(fields)
     except (InstantiationException, ValueError, TypeError) as error:
         raise BadInput(f"{group} {name}: {error.__cause__ or error}") from error
+
+
+def _check_given(group: str, fields: dict[str, Any], *needed: str) -> None:
+    for key in needed:
+        if key not in fields:
+            raise BadInput(
+                f"{group} {fields.get('name', '')}".strip() + f" gives no {key}; add it to the part's file in "
+                f"conf/{group.replace('.', '/')} (CONTRIBUTING.md says what a file gives)"
+            )
 
 
 def _check_keys(what: str, keys: Any, known: list[str]) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from flowcache.options import is_count
 from flowcache.part import Part
 
 
@@ -35,6 +36,8 @@ class Forecast(Part, ABC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not is_count(getattr(self, "depth", None)):
+            raise TypeError(f"{type(self).__name__} must say by its depth how many computed outputs it looks back on")
         if not isinstance(self.quantity, str | None):
             raise ValueError(f"quantity={self.quantity!r} must be the name of a model's quantity, or null for its own")
 

@@ -50,14 +50,23 @@ class OutputHistory:
         return self._points[chunk][0].output
 
     def predict(self, chunk: int, t: float) -> Tensor:
-        """The forecast of a chunk's output at its own time t. Raises ValueError for one that has computed nothing."""
+        """The forecast of a chunk's output at its own time t.
+
+        Raises ValueError for a chunk that has computed nothing, and for a forecast of another shape or type.
+        """
         points = self._points.get(chunk)
         if not points:
             raise ValueError(
                 f"chunk {chunk} is to reuse and has computed nothing yet; a policy must compute a chunk's first step"
             )
         self.forecast_from = max(self.forecast_from, len(points))
-        return self.forecast.predict(t, points)
+        forecast, newest = self.forecast.predict(t, points), points[0].output
+        if (forecast.shape, forecast.dtype) != (newest.shape, newest.dtype):
+            raise ValueError(
+                f"{type(self.forecast).__name__} gives {list(forecast.shape)} in {forecast.dtype}; a forecast is of "
+                f"the computed outputs' shape and type, {list(newest.shape)} in {newest.dtype}"
+            )
+        return forecast
 
     def take_report(self) -> tuple[tuple[int, ...], Tensor] | None:
         """Chunks computed since the last call, and float32 [chunks, figures] on the device; None if nobody asked."""

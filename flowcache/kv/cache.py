@@ -192,6 +192,11 @@ class KvCache:
             Entries(last_queries, key, value, position, bias, layer, budget.tokens_per_frame, self.tokens_per_chunk),
             budget.kept,
         )
+        if chosen.indices.shape != (*self._heads, budget.kept):
+            raise ValueError(
+                f"{type(self._select).__name__} chose keys of shape {list(chosen.indices.shape)}; a selection is of "
+                f"batch, key-value heads and the budget's keys, {[*self._heads, budget.kept]}"
+            )
         self._unusable += chosen.unusable.sum()  # stays on the device
         self._positions[layer] = position.gather(-1, chosen.indices)
         if self._select.biases:

@@ -15,31 +15,13 @@ from hydra.utils import get_object
 
 from experiments.job.compose import composed
 from experiments.job.groups import CONF
-from experiments.job.method import make_method
 from flowcache.method import Method
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests.experiments.conf_parts import CHOICES, GROUPS, part
 
-GROUPS = ("reuse", "forecast", "kv", "kv/store")
-CHOICES = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 NUM_STEPS, NUM_ROWS = 8, 6
-# What the short video's few steps and chunks need of the options that parts have.
-SHORT = {"reuse.warmup_steps": 1, "reuse.threshold": 0.3, "kv.budget": "1 chunk"}
-
-
-@cache
-def part(group: str, name: str) -> Method:
-    """A method with one part of a file, at its own options but for those of ``SHORT`` that it has."""
-    config = composed([f"{group}={name}"])
-    chosen = group.partition("/")[0]
-    for key, value in SHORT.items():
-        node, _, option = key.partition(".")
-        if node == chosen and option in config[node] and not (group == "kv" and name == "full"):
-            config[node][option] = value
-    if group == "kv/store":
-        config.kv.budget = None
-    return make_method(config)
 
 
 @cache

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from baselines.every_k import EveryK
+from flowcache.forecast.base import Point
 from flowcache.forecast.history import OutputHistory
 from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
@@ -43,6 +44,20 @@ def test_figures_by_hand():
     # The line through the first two meets (3, 3) at 0.5.
     assert reports[2] == pytest.approx([3.5, 2.5, 2.5, 0.5])
     assert history.take_report() is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(lambda x: x.mean(), r"\[\] in torch.float32"), (Tensor.double, r"\[3\] in torch.float64")]
+)
+def test_a_forecast_of_another_shape_or_type_is_refused_and_not_spread_over_the_latent(change, said):
+    class Changed(Hold):
+        def predict(self, t: float, points: Sequence[Point]) -> Tensor:
+            return change(points[0].output)
+
+    history = OutputHistory(Changed())
+    history.update(0, 0.0, torch.ones(3), torch.empty(0))
+    with pytest.raises(ValueError, match=rf"Changed gives {said}; .* \[3\] in torch.float32"):
+        history.predict(0, 0.5)
 
 
 def test_chunks_do_not_mix_and_are_forgotten_when_they_finish():

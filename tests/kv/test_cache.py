@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from flowcache.kv.budget import Budget
 from flowcache.kv.cache import KvCache
 from flowcache.kv.policy import KvPolicy
+from flowcache.kv.select.base import Entries, Selection
 from flowcache.kv.select.joint import Joint
 from tests.flowcache_goldens import manifest, tensors
 from tests.methods import select_keys
@@ -249,6 +251,21 @@ def test_what_is_kept_of_chunks_out_of_reach_is_masked():
     assert 0 < (~mask).sum() < 14  # the seed keeps some of each chunk
     assert cache.read(0, 1, 3)[0].shape[2] == 19
     assert cache.read(0, 2, 3)[0].shape[2] == cache.num_keys(2, 3) == 12
+
+
+@pytest.mark.parametrize(("shape", "more"), [([1, 2, 8], 1), ([1, 2, 6], -1)])
+def test_a_selection_of_more_or_fewer_keys_than_the_budget_is_refused(shape, more):
+    class Miscounting(Joint):
+        def select(self, entries: Entries, budget: int) -> Selection:
+            return super().select(entries, budget + more)
+
+    cache = budgeted(7, 30)
+    cache._select = Miscounting()
+    for chunk in range(2):
+        cache.write(0, chunk, *torch.randn(2, 1, 2, 6, 4))
+    cache.begin_compression(2)
+    with pytest.raises(ValueError, match=rf"Miscounting chose keys of shape {re.escape(str(shape))}; .* \[1, 2, 7\]"):
+        cache.score(0, torch.randn(1, 4, 6, 4))
 
 
 def test_remembered_queries_compress_later_what_queries_at_hand_compress_now():

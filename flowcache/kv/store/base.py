@@ -38,6 +38,11 @@ class KvStore(Part, ABC):
 
     lossless: ClassVar[bool]
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(getattr(self, "lossless", None), bool):
+            raise TypeError(f"{type(self).__name__} must say by lossless whether it gives back what was written")
+
     @abstractmethod
     def allocate(self, shape: StoreShape) -> None:
         """Make the buffers, of zeros: a slot read before it is written is then a finite key, as in the goldens."""
