@@ -17,6 +17,7 @@ from eval.latency import GIB, Spread, Take, sections, speedup
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks.options import whole_number
 from experiments.job.job import Job
+from experiments.job.units import counted
 from experiments.run import environment
 from experiments.run.runner import Runner
 from flowcache.method import MethodConfig
@@ -76,7 +77,7 @@ def _against(vanilla: Sequence[Take], takes: Sequence[Take]) -> str:
     gain = speedup([take.latency_s for take in takes], [base.latency_s for base in vanilla], left)
     interval = "" if math.isnan(gain.low) else f"95 % {gain.low:.3f}-{gain.high:.3f}, "
     return (
-        f"speed-up {gain.median:.3f}x ({interval}{gain.pairs} pairs), FLOP ratio {1 / left[0]:.3f}x, "
+        f"speed-up {gain.median:.3f}x ({interval}{counted(gain.pairs, 'pair')}), FLOP ratio {1 / left[0]:.3f}x, "
         f"efficiency {gain.efficiency[0]:.3f} (speed-up over FLOP ratio)"
     )
 

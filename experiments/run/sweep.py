@@ -19,6 +19,7 @@ from functools import partial
 from experiments.job.errors import BadInput, RunFailed, TaskFailed, command, complain
 from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job, check_writable
+from experiments.job.units import counted
 from experiments.records import new_record, store_of
 from experiments.records.collect import finished
 from experiments.records.settings import labelled
@@ -67,8 +68,10 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
     shares = estimate(jobs)
     lacking = 0 if jobs[0].force else num_lacking(jobs)
     total = sum(share.num_videos for share in shares) + lacking
-    more = f", {lacking} finished ones lack a metric, measured from their lossless files" if lacking else ""
-    print(f"{total - lacking} videos to make{more}", flush=True)
+    more = (
+        f", {counted(lacking, 'finished one')} without a metric, measured from their lossless files" if lacking else ""
+    )
+    print(f"{counted(total - lacking, 'video')} to make{more}", flush=True)
     if shares:
         print(told(shares, jobs[0], launcher.num_tasks if launcher else 1), flush=True)
     if launcher is None:
@@ -125,7 +128,7 @@ def main(arguments: list[str]) -> int:
     launcher, arguments = launcher_of(arguments)
     jobs = find_jobs(arguments)
     check_writable(jobs[0].output_dir)
-    print(f"{len(jobs)} settings x {len(jobs[0].prompts)} prompts, ", end="")
+    print(f"{counted(len(jobs), 'setting')} x {counted(len(jobs[0].prompts), 'prompt')}, ", end="")
     code, before = 0, finished_at(jobs)
     try:
         share_out(launcher, jobs, partial(find_jobs, arguments))

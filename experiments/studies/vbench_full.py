@@ -33,6 +33,7 @@ from eval.vbench.totals import totals
 from experiments.job.errors import BadInput, command
 from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
+from experiments.job.units import counted
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, video_frame
 from experiments.run.launch import Launcher, launcher_of
@@ -96,11 +97,9 @@ def jobs_to_run(entered: list[Entrant]) -> list[Job]:
 def make_videos(entered: list[Entrant], launcher: Launcher | None = None, arguments: Sequence[str] = ()) -> None:
     """Generate what is missing, here or in tasks that the ``arguments`` tell it to; says first how much that is."""
     each = len(entered[0].jobs[0].prompts) * len(entered[0].jobs)
-    print(
-        f"{len(entered)} methods x {len(entered[0].jobs[0].prompts)} prompts x {len(entered[0].jobs)} seeds = "
-        f"{len(entered) * each} videos ({each} a method), ",
-        end="",
-    )
+    prompts, seeds = counted(len(entered[0].jobs[0].prompts), "prompt"), counted(len(entered[0].jobs), "seed")
+    videos = counted(len(entered) * each, "video")
+    print(f"{counted(len(entered), 'method')} x {prompts} x {seeds} = {videos} ({each:,} a method), ", end="")
     share_out(launcher, jobs_to_run(entered), lambda: jobs_to_run(entrants(list(arguments))[0]))
 
 

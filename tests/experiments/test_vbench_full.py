@@ -53,7 +53,7 @@ def test_makes_scores_and_goes_on_where_it_stopped(protocol, tmp_path, capsys):
     arguments = [*protocol, "num_prompts=1"]
     assert vbench_full.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "2 methods x 1 prompts x 2 seeds = 4 videos (2 a method), 4 videos to make" in said
+    assert "2 methods x 1 prompt x 2 seeds = 4 videos (2 a method), 4 videos to make" in said
     assert len(list((tmp_path / "runs").glob("*/video.mp4"))) == 4
     saved = sorted((tmp_path / "vbench").glob("*.json"))
     assert len(saved) == 2
