@@ -27,7 +27,7 @@ from experiments.job.paths import results_folder, shown
 from experiments.job.units import counted
 from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, flat, read_trace
-from experiments.show.attention import another_video
+from experiments.show.attention import FLAG, another_video
 from experiments.show.first_clip import first_shown
 from experiments.show.methods import left_out
 from experiments.show.reported import read_reported
@@ -116,6 +116,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         num_clips=len(takes),
         source=source,
         notes=ours.notes,
+        flagged=[note for note in ours.notes if note.startswith(FLAG)],
         actions={"computed": COMPUTED, "reused": REUSED, "held": HELD},
         reported_source=reported_source,
         tables={"measured": table_cells(ours), "reported": table_cells(papers)},
