@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from importlib import import_module
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import run
 from experiments.job.errors import plain
 from experiments.job.help import documentation
 from experiments.job.paths import ROOT
@@ -33,6 +35,14 @@ def test_help_of_a_run_imports_nothing_slow(arguments):
     slow, said = imported("run.py", *arguments)
     assert slow == set()
     assert "seed=1234" in said
+
+
+def test_garbage_is_looked_for_again_after_the_imports(monkeypatch, capsys):
+    for arguments, code in ((["--help"], 0), (["sead=1"], 2)):
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        monkeypatch.setattr(run, "_exit_codes", [0])
+        assert run.main() == code
+        assert gc.isenabled()
 
 
 @pytest.mark.parametrize("name", COMMANDS)
