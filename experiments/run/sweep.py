@@ -68,9 +68,8 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
     shares = estimate(jobs)
     lacking = 0 if jobs[0].force else num_lacking(jobs)
     total = sum(share.num_videos for share in shares) + lacking
-    more = (
-        f", {counted(lacking, 'finished one')} without a metric, measured from their lossless files" if lacking else ""
-    )
+    lacks = f"{counted(lacking, 'finished one')} lack{'s' * (lacking == 1)} a metric"
+    more = f", {lacks}, measured from their lossless files" if lacking else ""
     print(f"{counted(total - lacking, 'video')} to make{more}", flush=True)
     if shares:
         print(told(shares, jobs[0], launcher.num_tasks if launcher else 1), flush=True)
