@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from eval.video_io import write_lossless
@@ -29,7 +30,7 @@ from tests.experiments.made_records import job_of, made, trace
 
 PROMPTS = "prompts=[a,b,c,d,e,f,g,h]"
 ADDED = {  # each a copy of another but for one option
-    "zebra_slow": ("every_k", "every: 2", "every: 3"),
+    "zebra_slow": ("every_k", "every: 2", "every: 7"),
     "zebra_fast": ("flowcache_fast", "threshold: 0.015", "threshold: 0.33"),
 }
 
@@ -73,7 +74,7 @@ def test_the_main_table_has_it(output_dir):
     rows = pd.read_csv(output_dir / "tables" / "magi_embedded_main.csv").set_index("method")
     assert list(rows.index) == ["vanilla", "flowcache_fast", *ADDED]
     assert rows["compute_left"].tolist() == [1.0, 0.5, 0.6, 0.4]
-    assert rows["options"].tolist()[1:] == ["threshold 0.015", "every 3", "threshold 0.33"]
+    assert rows["options"].tolist()[1:] == ["threshold 0.015", "every 7", "threshold 0.33"]
     paired = pd.read_csv(output_dir / "tables" / "magi_embedded_main_paired.csv")
     assert ("zebra_fast", "zebra_slow") in set(zip(paired["method"], paired["against"], strict=True))
 
@@ -94,11 +95,12 @@ def test_figures_have_it(output_dir, monkeypatch):
     for key in ("figure.dpi", "savefig.dpi"):
         monkeypatch.setitem(STYLE, key, 40)
     drawn: dict[str, list[str]] = {}
-    monkeypatch.setattr(
-        Destination,
-        "save_figure",
-        lambda self, figure, stem: drawn.update({stem: [text.get_text() for text in figure.findobj(Text)]}),
-    )
+
+    def save_figure(self, figure, stem):
+        drawn[stem] = [text.get_text() for text in figure.findobj(Text)]
+        plt.close(figure)
+
+    monkeypatch.setattr(Destination, "save_figure", save_figure)
     assert figures.main([PROMPTS, f"output_dir={output_dir}"]) == 0
     for name in ("frames", "reuse_map", "pareto", "reuse_curve"):
         assert any("zebra" in text for text in drawn[f"magi_embedded_{name}"]), name
@@ -111,7 +113,7 @@ def test_curves_and_the_pareto_front_have_its_defaults(output_dir):
         ["flowcache", "threshold 0.025", 0.3],
         ["flowcache", "threshold 0.015", 0.5],
         ["zebra", "distance embedded_latent, last_step own, threshold 0.33", 0.4],
-        ["zebra", "every 3", 0.6],
+        ["zebra", "every 7", 0.6],
     ]
     assert reuse.notes == []
     assert set(pareto_points(reuse.videos)["family"]) == {"flowcache", "zebra"}
