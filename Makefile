@@ -25,7 +25,8 @@ run: $(STAMP)
 	$(VENV_PYTHON) run.py model=magi method=flowcache_fast $(ARGS)
 
 # The models in the tests are tiny: more than one thread each only slows them down, more tests at once do not.
-PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_PYTHON) -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE $(VENV_PYTHON) -m pytest -n auto \
+	--maxprocesses 8 --dist worksteal
 
 test: $(STAMP)
 	$(PYTEST) $(ARGS)

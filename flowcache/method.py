@@ -61,8 +61,12 @@ class Method:
         return parts | {f.name: getattr(self, f.name) for f in fields(self) if f.name not in parts}
 
 
-def _described(part: Part) -> dict[str, Any]:
-    return {"part": f"{type(part).__module__}.{type(part).__qualname__}", **part.options}
+def _described(value: Any) -> Any:
+    """Parts within parts, too."""
+    if isinstance(value, Part):
+        options = {name: _described(option) for name, option in value.options.items()}
+        return {"part": f"{type(value).__module__}.{type(value).__qualname__}", **options}
+    return [_described(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 # Every chunk computed in every row, as the models were published.

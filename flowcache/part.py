@@ -19,6 +19,14 @@ class Part:
         """The same options, nothing remembered."""
         return replace(self)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """To another process goes what it is; what it remembers need not fit through."""
+        return _of_options, (type(self), self.options)
+
     @property
     def options(self) -> dict[str, Any]:
         return {option.name: getattr(self, option.name) for option in fields(self)}
+
+
+def _of_options(kind: type[Part], options: dict[str, Any]) -> Part:
+    return kind(**options)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 SUMS = ("mm", "addmm", "_addmm_activation", "bmm", "baddbmm", "addmv", "dot", "sum.dim_IntList", "mean.dim")
-OTHERS = ("convolution", "_scaled_dot_product_flash_attention_for_cpu", "_softmax")
-OTHERS += ("native_layer_norm", "native_group_norm", "_fused_rms_norm", "linalg_vector_norm", "var_mean.correction")
+OTHERS = ("convolution", "_scaled_dot_product_flash_attention_for_cpu", "_softmax", "native_layer_norm")
+OTHERS += ("native_group_norm", "linalg_vector_norm", "var_mean.correction")
 ROUNDED = (torch.float32, torch.bfloat16)
 
 # Held as long as the process: its kernels go with it.
@@ -35,7 +35,7 @@ def layout(argument: Any) -> Any:
     return argument
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=512)
 def factors(seed: int, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """1, or a last bit more or less, by place."""
     random = torch.Generator().manual_seed(seed)

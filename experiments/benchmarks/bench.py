@@ -8,12 +8,14 @@ GPU, at full size. ``python -m experiments.bench <name> --help`` explains one.
 from __future__ import annotations
 
 from importlib import import_module
+from typing import TYPE_CHECKING
 
-from experiments.job.cli import check_overrides, compose_config
-from experiments.job.device import check_device
 from experiments.job.errors import BadInput, command
-from experiments.job.job import Job, make_job
+from experiments.job.help import documentation
 from experiments.job.names import nearest
+
+if TYPE_CHECKING:  # what needs torch is imported late: no help does
+    from experiments.job.job import Job
 
 BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "kv")}
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"
@@ -21,7 +23,7 @@ BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"
 
 def explain(arguments: list[str]) -> str:
     """What there is, or of a benchmark that the arguments name, what it measures."""
-    return import_module(BENCHMARKS[arguments[0]]).__doc__ if arguments[0] in BENCHMARKS else __doc__
+    return documentation(BENCHMARKS.get(arguments[0], __name__))
 
 
 @command("bench", explain)
@@ -29,6 +31,8 @@ def main(arguments: list[str]) -> int:
     name, given = (arguments or [""])[0], arguments[1:]
     if name not in BENCHMARKS:
         raise BadInput(f"name a benchmark first; {nearest(name, list(BENCHMARKS))}")
+    from experiments.job.cli import check_overrides
+
     benchmark = import_module(BENCHMARKS[name])  # no other: each needs packages of its own
     own = [argument for argument in given if argument.startswith(tuple(f"{key}=" for key in benchmark.OPTIONS))]
     overrides = [argument for argument in given if argument not in own]
@@ -40,6 +44,10 @@ def main(arguments: list[str]) -> int:
 
 
 def _job(overrides: list[str]) -> Job:
+    from experiments.job.cli import compose_config
+    from experiments.job.device import check_device
+    from experiments.job.job import make_job
+
     job = make_job(compose_config(overrides))
     check_device(job.device)
     return job

@@ -84,8 +84,10 @@ def _against(vanilla: Sequence[Take], takes: Sequence[Take]) -> str:
 
 def _machine(job: Job) -> str:
     machine = environment.describe(job.device)
+    busy = environment.told_busy()
     gpu = f"{machine['gpu']}, driver {machine['driver']}, CUDA {machine['cuda']}; " if "gpu" in machine else ""
     return (
         f"{gpu}{machine['cpu']}, {machine['cores']} cores, {counted(machine['threads'], 'thread')}; "
         f"Python {machine['python']}, torch {machine['packages']['torch']}, revision {machine['revision']}"
+        + (f"\n{busy}" if busy else "")
     )

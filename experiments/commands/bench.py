@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.benchmarks.bench"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.benchmarks.bench"))
+    sys.exit(start(MODULE, explains_itself=True))

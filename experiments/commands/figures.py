@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.show.figures"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.show.figures"))
+    sys.exit(start(MODULE))

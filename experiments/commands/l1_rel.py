@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.studies.l1_rel"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.studies.l1_rel"))
+    sys.exit(start(MODULE))

@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.show.long_video"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.show.long_video"))
+    sys.exit(start(MODULE))

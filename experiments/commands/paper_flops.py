@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.studies.paper_flops"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.studies.paper_flops"))
+    sys.exit(start(MODULE))

@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.studies.soak"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.studies.soak"))
+    sys.exit(start(MODULE))

@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.run.sweep"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.run.sweep"))
+    sys.exit(start(MODULE))

@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.training.train_embedded"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.training.train_embedded"))
+    sys.exit(start(MODULE))

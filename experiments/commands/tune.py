@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.studies.tune"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.studies.tune"))
+    sys.exit(start(MODULE))

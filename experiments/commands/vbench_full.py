@@ -4,5 +4,7 @@ import sys
 
 from experiments.commands import start
 
+MODULE = "experiments.studies.vbench_full"
+
 if __name__ == "__main__":
-    sys.exit(start("experiments.studies.vbench_full"))
+    sys.exit(start(MODULE))

@@ -12,6 +12,7 @@ from flowcache.kernels import FLASH_PACKAGES, check_backend
 
 # Of flowcache.kernels.ATTENTION_BACKENDS, those that torch has on no CPU.
 GPU_KERNELS = ("cudnn", "efficient", *FLASH_PACKAGES)
+MOST_THREADS = 4  # by default
 
 
 def known_device(name: str) -> str:
@@ -56,6 +57,17 @@ def check_kernel(attention_backend: str, device: str) -> None:
 def default_workers(embedded: bool, device: str, num_prompts: int) -> int:
     """One worker for every core, up to 4; full-size models and GPUs work on one video at a time."""
     return min(4, num_cores(), num_prompts) if embedded and torch.device(device).type == "cpu" else 1
+
+
+def default_threads(embedded: bool, device: str, workers: int) -> int:
+    """CPU threads of each worker: the cores shared out, up to ``MOST_THREADS``; one for an embedded model on the CPU.
+
+    Its matrices are so small that two threads of one video take 1.1 to 2 times as long as one on two cores that others
+    use as well; up to a hundred times where they wait awake (``experiments.job.process``).
+    """
+    if embedded and torch.device(device).type == "cpu":
+        return 1
+    return max(1, min(MOST_THREADS, num_cores() // workers))
 
 
 def num_cores() -> int:

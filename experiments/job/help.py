@@ -1,7 +1,9 @@
-"""What ``python run.py --help`` prints: options and choices, explained by the comments in conf/."""
+"""What ``--help`` prints: of commands their modules' docstrings, of run.py options and choices, explained by the
+comments in conf/."""
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from experiments.job.errors import BadInput, plain
 from experiments.job.groups import CONF, config_files, groups
 from experiments.job.names import nearest
+from experiments.job.paths import ROOT
 
 WIDTH, COLUMN = 100, 28
 _LINE = re.compile(r"(?P<indent> *)(?P<name>\w+):(?: +(?P<value>[^#\s].*?))??(?: +# (?P<meaning>.*))?$")
@@ -49,6 +52,12 @@ def options_of(path: Path, prefix: str = "") -> list[Option]:
         if names[0] not in _NOT_SET and names[-1] != "_target_" and (option["value"] or option["meaning"]):
             found.append(Option(prefix + ".".join(names), option["value"] or "", option["meaning"] or ""))
     return found
+
+
+def documentation(module: str) -> str:
+    """The docstring of a module of this repository, by its dotted name; it is not imported for it."""
+    source = ROOT.joinpath(*module.split(".")).with_suffix(".py").read_text(encoding="utf-8")
+    return ast.get_docstring(ast.parse(source)) or ""
 
 
 def run_help(description: str, arguments: Sequence[str]) -> str:

@@ -12,7 +12,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.job.check import check_types, check_whole_numbers, wandb_settings
 from experiments.job.compose import baseline_method, named_method
-from experiments.job.device import check_device, check_kernel, default_workers, known_device, num_cores
+from experiments.job.device import (
+    MOST_THREADS,
+    check_device,
+    check_kernel,
+    default_threads,
+    default_workers,
+    known_device,
+)
 from experiments.job.errors import BadInput
 from experiments.job.method import make_method, name_of
 from experiments.job.metrics import check_frame_size, read_metrics
@@ -25,7 +32,6 @@ from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.reuse.replay import Replay
 
-MOST_THREADS = 4  # more wait for each other on matrices as small as the embedded models'
 RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
 
 
@@ -117,12 +123,12 @@ def make_job(config: DictConfig) -> Job:
     workers = default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
     check_whole_numbers({"workers": workers, "setting.fps": setting.fps}, smallest=1)
     check_whole_numbers({"latency_pairs": config.latency_pairs})
-    threads = max(1, min(MOST_THREADS, num_cores() // workers)) if config.threads is None else config.threads
+    threads = default_threads(setting.embedded, device, workers) if config.threads is None else config.threads
     check_whole_numbers({"threads": threads}, smallest=1)
     if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
         raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
     method = make_method(config)
-    method_name = name_of(config, named_method(config.method.name, model.name, setting.name)[1])
+    method_name = name_of(config, *named_method(config.method.name, model.name, setting.name))
     if config.replay is not None:
         from experiments.job.replay import read_decisions  # imported late: few jobs need pandas
 

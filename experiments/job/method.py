@@ -51,19 +51,17 @@ def make_method(config: DictConfig) -> Method:
         raise BadInput(f"method {config.method.name}: {error}") from error
 
 
-def name_of(config: DictConfig, own: Mapping[str, str]) -> str:
-    """What a method is called, whose YAML by itself names the parts ``own``: other parts are named too.
+def name_of(config: DictConfig, own: Method, own_parts: Mapping[str, str]) -> str:
+    """What a method is called: the name in its YAML, and the parts that are others than ``own_parts``, which that names
+    by itself for ``own``.
 
     With another reuse policy it is another method, and has no name but its parts'.
     """
     chosen = parts_of(config)
-    if config.kv.budget is None:  # whatever would select
-        chosen["kv"] = own["kv"]
-    replaced = [chosen[part] for part in chosen if chosen[part] != own[part]]
-    first = [config.method.name]
-    if chosen["reuse"] != own["reuse"]:
-        first, replaced = [chosen["reuse"]], [name for name in replaced if name != chosen["reuse"]]
-    return " + ".join(first + replaced)
+    if config.kv.budget is None and own.kv.budget is None:  # whatever would select
+        chosen["kv"] = own_parts["kv"]
+    replaced = {part: name for part, name in chosen.items() if name != own_parts[part]}
+    return " + ".join([replaced.pop("reuse", config.method.name), *replaced.values()])
 
 
 def parts_of(config: DictConfig) -> dict[str, str]:

@@ -11,8 +11,7 @@ def set_up() -> None:
     """Make waiting threads sleep, and let the system's request to end do what Ctrl-C does.
 
     OpenMP's threads wait for each other by keeping their cores busy. Where other programs need those, a small model
-    takes up to thirty times as long, and so do they. Counts for processes started from here, and here until torch is
-    imported.
+    takes up to a hundred times as long. Counts for processes started from here, and here if torch is not yet imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _stop)

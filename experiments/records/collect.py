@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput
@@ -27,7 +25,10 @@ from experiments.records import (
 from experiments.records.metrics import current
 from experiments.records.timings import commonest_way, timed, ways
 
-_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min")
+if TYPE_CHECKING:  # imported late: a run's summary does without
+    import pandas as pd
+
+_ENVIRONMENT = ("cpu", "gpu", "threads", "workers", "packages", "revision", "load_average_1min", "cores")
 
 
 def canonical(options: dict[str, Any]) -> str:
@@ -86,6 +87,8 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
     Times are those of the one way that most were timed in, so that no median mixes two; of a record that was timed, but
     not so, ``timed_otherwise`` names the ways.
     """
+    import pandas as pd
+
     records, rows = list(records), []
     way = commonest_way(records)
     for full in records:
@@ -143,6 +146,8 @@ def finished(job: Job) -> list[Record]:
 
 def read_trace(store: RecordStore, record: Record) -> pd.DataFrame:
     """A finished record's trace, a row an entry. Raises BadInput where its file is not the one that was written."""
+    import pandas as pd
+
     path = store.trace_path(record.key)
     if not path.is_file() or sha256(path) != record.artifacts.get(path.name):
         raise BadInput(

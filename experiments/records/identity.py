@@ -6,13 +6,15 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.job.job import Job
 from experiments.records.code import code_hash, modules_of
 from experiments.records.record import Record, plain
 from experiments.records.weights import weights_id
-from flowcache.method import Method
+
+if TYPE_CHECKING:  # the records are listed and checked without torch
+    from experiments.job.job import Job
+    from flowcache.method import Method
 
 _RUN_BY = ("flowcache.sampler", "eval.latency")  # what all videos are generated and timed by
 

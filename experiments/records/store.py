@@ -19,15 +19,18 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from eval.atomic import atomic_path, sync_folder
-from experiments.job.job import Job
 from experiments.records.checksum import sha256
 from experiments.records.identity import video_of
 from experiments.records.record import SCHEMA_VERSION, Record, plain
+
+if TYPE_CHECKING:  # the records are listed and checked without torch
+    from experiments.job.job import Job
 
 LOCK_POLL_S = 1.0
 _KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")  # see identity.py

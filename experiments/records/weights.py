@@ -6,14 +6,15 @@ import hashlib
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from eval.atomic import atomic_path
 from eval.cache import cache_folder
 from experiments.job.errors import BadInput
-from experiments.job.job import Job
 from experiments.records.checksum import sha256
-from flowcache.checkpoints import loaded_files
-from flowcache.models.checkpoint import CheckpointError
+
+if TYPE_CHECKING:  # the records are listed and checked without torch
+    from experiments.job.job import Job
 
 LARGE_BYTES = 64 * 2**20  # files of weights from which on a hash is worth remembering
 
@@ -33,6 +34,9 @@ def weights_hash(checkpoint: Path) -> str:
 
     Raises BadInput for a directory that is no checkpoint, before anything large is read.
     """
+    from flowcache.checkpoints import loaded_files
+    from flowcache.models.checkpoint import CheckpointError
+
     digest = hashlib.sha256()
     try:
         for name, path in sorted(loaded_files(checkpoint).items()):

@@ -14,6 +14,7 @@ import torch
 
 from experiments.job.job import Job
 from experiments.job.paths import ROOT
+from experiments.records.load import is_busy, told_load
 from experiments.records.timings import way_of
 from flowcache.kernels import FLASH_PACKAGES
 
@@ -63,6 +64,14 @@ def way(job: Job) -> str:
     on_gpu = torch.device(job.device).type == "cuda" and torch.cuda.is_available()
     processor = {"gpu": torch.cuda.get_device_name(job.device)} if on_gpu else {"cpu": _cpu_name()}
     return way_of({"workers": job.workers, "threads": job.threads, **processor})
+
+
+def told_busy() -> str | None:
+    """A line on a machine that others keep busier than it has cores; None for one that they do not."""
+    machine = _static()
+    if not is_busy(machine):
+        return None
+    return f"the machine is busy ({told_load([machine])}): times taken now are too long, and marked"
 
 
 def prepare(threads: int) -> None:

@@ -7,8 +7,12 @@ from multiprocessing import forkserver
 
 _SHARED_IMPORTS = (
     "experiments.run.runner",
+    # What is imported late: by metrics, by writing traces, by loading the models' text encoders.
+    "eval.caption_score",
+    "pandas",
+    "skimage.metrics.simple_metrics",
     "torchmetrics.image",
-    "transformers.models.t5.modeling_t5",  # what loading the models' text encoders imports late
+    "transformers.models.t5.modeling_t5",
     "transformers.models.umt5.modeling_umt5",
 )
 

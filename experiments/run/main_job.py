@@ -15,6 +15,7 @@ from experiments.job.paths import shown
 from experiments.job.units import counted
 from experiments.records import Record
 from experiments.records.timings import timed, ways
+from experiments.run import environment
 from experiments.run.runner import Plan, Runner
 from experiments.run.workers import run_jobs
 from experiments.show.summary import print_summary
@@ -41,6 +42,8 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"      on {job.device}: {counted(job.workers, 'worker')}, {counted(job.threads, 'thread')} each",
         markup=False,
     )
+    if plan.to_make and (busy := environment.told_busy()):
+        console.print(f"      {busy}")
     if plan.to_make and (not config.setting.embedded if job.plan is None else job.plan):
         from experiments.run.plan import print_plan  # imported late: a small job does without
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from eval.caption_score import score
 from eval.errors import MetricUnavailable
 from eval.lpips import lpips
 from eval.psnr import psnr, psnr_frame
@@ -82,6 +81,8 @@ def caption(
     frames: ndarray, prompt: str, chunk_frames: int, first_chunk_frames: int
 ) -> tuple[dict[str, Any] | None, str | None]:
     """What the video shows against its caption; None and the reason for captions that cannot be checked."""
+    from eval.caption_score import score  # imported late: it needs scipy, and a run with nothing to do does without
+
     try:
         return asdict(score(frames, prompt, chunk_frames, first_chunk_frames)), None
     except ValueError as error:

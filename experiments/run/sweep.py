@@ -82,6 +82,8 @@ def share_out(launcher: Launcher | None, jobs: Sequence[Job], find_jobs: Callabl
     if jobs[0].plan:
         print("plan=true: nothing was made; the same command without it does the work")
     elif launcher is None:
+        if shares and (busy := environment.told_busy()):
+            print(busy, flush=True)
         prompts = tuple(dict.fromkeys(jobs[0].prompts))
         first_round = math.ceil(total * min(jobs[0].workers, len(prompts)) / len(prompts))
         run_jobs(jobs, prompts, Countdown(total, first_round))

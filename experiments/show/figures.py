@@ -22,7 +22,8 @@ from experiments.job.errors import BadInput, command
 from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, store_of
-from experiments.records.collect import at_defaults, collect, read_trace
+from experiments.records.collect import at_defaults, collect, flat, read_trace
+from experiments.show.attention import FLAG, another_video, other_baseline
 from experiments.show.frame_strips import draw_frames
 from experiments.show.long_video import draw_memory, kv_frame
 from experiments.show.methods import found_methods
@@ -146,9 +147,15 @@ def save_frames(subject: Subject) -> None:
     frames = {name: read_lossless(subject.store.video_path(record.key)) for name, record in found.items()}
     baseline = subject.job.baseline
     original, num_chunks = frames.pop(baseline), len(found[baseline].chunk_latency_s)
-    labels = {name: f"{name}\n{found[name].flops / found[name].baseline_flops:.0%} of compute" for name in frames}
+    others = {name for name in frames if another_video(subject.job, flat(found[name].method_config))}
+    labels = {
+        name: f"{name}{f' {FLAG}' * (name in others)}\n{found[name].flops / found[name].baseline_flops:.0%} of compute"
+        for name in frames
+    }
     videos = {labels[name]: video for name, video in frames.items()}
     prompt = f"{subject.job.prompts[0]!r} ({subject.name})"
+    if others:
+        prompt += f". {FLAG} another video from the start; baseline={other_baseline(subject.job)} shows caching alone"
     subject.save(draw_frames(original, videos, num_chunks, prompt, baseline), "frames")
 
 

@@ -23,6 +23,7 @@ from eval.video_io import read_lossless
 from experiments.job.errors import BadInput, command
 from experiments.job.experiment import jobs_of
 from experiments.job.job import Job, refuse_random_weights
+from experiments.job.units import counted
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, read_trace, video_frame
 from experiments.records.settings import labels
@@ -150,7 +151,7 @@ def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: S
     ]
     return Table(
         f"{title}.",
-        f"Measured here ({source}): {chunks['chunk'].max() + 1} chunks, n prompts; early are chunks 1 to "
+        f"Measured here ({source}): {counted(chunks['chunk'].max() + 1, 'chunk')}, n prompts; early are chunks 1 to "
         f"{NUM_COMPARED}, late the last {NUM_COMPARED}; seconds are the median of a prompt's chunks, the others their "
         f"mean, then means over prompts ± half-width of the 95 % interval (Student's t), of captions with the least "
         f"and the most of a prompt. PSNR is against {baseline}'s long video, a chunk counting at most "
@@ -180,7 +181,7 @@ def draw_memory(chunks: pd.DataFrame, subject: str) -> Figure:
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.5))
     _lines(axes, chunks, "kv_mib", "KV cache in use, MiB")
     axes.set_xlabel("length generated, chunks")
-    axes.set_title(f"KV memory (mean of n = {chunks['prompt'].nunique()} prompts; {subject})")
+    axes.set_title(f"KV memory (mean of {counted(chunks['prompt'].nunique(), 'prompt')}; {subject})")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 

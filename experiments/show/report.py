@@ -24,8 +24,12 @@ from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job
 from experiments.job.paths import results_folder, shown
+from experiments.job.units import counted
 from experiments.records import Record, RecordStore, store_of
-from experiments.records.collect import at_defaults, collect, read_trace
+from experiments.records.collect import at_defaults, collect, flat, read_trace
+from experiments.show.attention import FLAG, another_video
+from experiments.show.first_clip import first_shown
+from experiments.show.methods import left_out
 from experiments.show.reported import read_reported
 from experiments.show.results import Table, provenance
 from experiments.show.style import BLACK, COMPUTED, HELD, RANGES, REUSED, colour_and_marker, is_hollow
@@ -36,13 +40,14 @@ MARK = '<meta name="generator" content="experiments.show.report">'  # only a fol
 _LETTERS = {"compute": "c", "reuse": "r", "held": "h"}
 
 
-# What the quality plot can show: key, axis title, whether more is better.
+# What the quality plot can show: key, axis title (to the baseline), whether more is better.
 QUALITIES = (
-    ("psnr", "PSNR to vanilla, dB", True),
-    ("ssim", "SSIM to vanilla", True),
-    ("lpips", "LPIPS to vanilla (lower is nearer)", False),
+    ("psnr", "PSNR to {}, dB", True),
+    ("ssim", "SSIM to {}", True),
+    ("lpips", "LPIPS to {} (lower is nearer)", False),
     ("caption_right", "share of captions right", True),
 )
+SCRIPTS = ("page", "tables", "plot", "maps", "videos")  # what a later one uses comes first
 
 
 def build(job: Job, destination: Path, clips: int | None = None) -> Path:
@@ -59,28 +64,33 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     frame = collect(job)
     measured = main_table(frame, job)
     source = provenance(frame)
-    ours, _, papers = describe(measured, pd.DataFrame(), job, source)  # nothing paired is shown
+    notes = left_out(frame, measured.index)
+    ours, _, papers = describe(measured, pd.DataFrame(), job, source, notes)  # nothing paired is shown
     _, reported_source = read_reported(job.model_name)
     store = store_of(job)
     takes = find_takes(job, frame, list(measured.index))
     shown = sorted(takes)
     if clips is not None and clips < len(shown):
         shown = [shown[i * len(shown) // clips] for i in range(clips)]
+    baselines = [takes[each].get(job.baseline) for each in shown]
     data = {
         "fps": job.fps,
         "frames": job.num_frames,
+        "baseline": job.baseline,
         "methods": list(measured.index),
         "looks": {name: look_of(name) for name in dict.fromkeys([*measured.index, *papers.data["method"]])},
-        "plot": quality_points(measured),
+        "plot": quality_points(measured, job.baseline),
+        "first": dict(zip(("clip", "frame"), first_shown(store, baselines), strict=True)),
         "clips": [
             {
                 "prompt": prompt,
                 "seed": seed,
-                "takes": {name: _describe_take(store, record) for name, record in takes[prompt, seed].items()},
+                "takes": {name: _describe_take(job, store, record) for name, record in takes[prompt, seed].items()},
             }
             for prompt, seed in shown
         ],
     }
+    size = [job.generation_options[side] for side in ("width", "height")]
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE),
         autoescape=True,
@@ -91,14 +101,22 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     page = environment.get_template("index.html").render(
         mark=MARK,
         style=(TEMPLATE / "report.css").read_text(encoding="utf-8"),
-        script=(TEMPLATE / "report.js").read_text(encoding="utf-8"),
+        script="\n".join((TEMPLATE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
         model=job.model_name,
         setting=job.setting_name,
-        size=[job.generation_options["width"], job.generation_options["height"]],
-        num_prompts=frame["prompt"].nunique(),
+        size=size,
+        summary=", ".join(
+            (
+                counted(frame["prompt"].nunique(), "prompt"),
+                counted(len(measured), "method"),
+                f"videos of {counted(job.num_frames, 'frame')} of {size[0]} x {size[1]} pixels",
+            )
+        ),
+        wraps=any(record.caption for each in shown for record in takes[each].values()),
         num_clips=len(takes),
         source=source,
         notes=ours.notes,
+        flagged=[note for note in ours.notes if note.startswith(FLAG)],
         actions={"computed": COMPUTED, "reused": REUSED, "held": HELD},
         reported_source=reported_source,
         tables={"measured": table_cells(ours), "reported": table_cells(papers)},
@@ -144,7 +162,7 @@ def _full(value: Any) -> str | None:
     return value if isinstance(value, str) else repr(float(value))
 
 
-def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
+def quality_points(measured: pd.DataFrame, baseline: str) -> dict[str, Any]:
     """For the plot: by quality, every method's compute left, mean, and ends of its 95 % interval (None without one),
     which no mean can lie beyond."""
     qualities = []
@@ -163,7 +181,9 @@ def quality_points(measured: pd.DataFrame) -> dict[str, Any]:
             point = {"method": name, "n": videos, "compute_left": float(row["compute_left"])}
             points.append({**point, "value": float(value), "low": ends[0], "high": ends[1]})
         if points:
-            qualities.append({"key": key, "title": title, "more_is_better": more_is_better, "points": points})
+            qualities.append(
+                {"key": key, "title": title.format(baseline), "more_is_better": more_is_better, "points": points}
+            )
     return {"qualities": qualities}
 
 
@@ -195,13 +215,14 @@ def _video(key: str) -> str:
     return f"videos/{key}.mp4"
 
 
-def _describe_take(store: RecordStore, record: Record) -> dict[str, Any]:
+def _describe_take(job: Job, store: RecordStore, record: Record) -> dict[str, Any]:
     """What the page shows of one video."""
     has_trace = store.trace_path(record.key).is_file()
     return {
         "video": _video(record.key) if store.preview_path(record.key).is_file() else None,
         "computed": record.computed_fraction,
         "share": record.flops / record.baseline_flops if record.baseline_flops else None,
+        "another": another_video(job, flat(record.method_config)),
         "psnr": record.metrics.get("psnr"),
         "ssim": record.metrics.get("ssim"),
         "map": reuse_map(read_trace(store, record)) if has_trace else None,

@@ -249,7 +249,9 @@ def _load(videos: pd.DataFrame) -> str:
     load = pd.to_numeric(timed["environment_load_average_1min"])  # older records have none
     if load.isna().any():
         return "; load before timing not recorded"
-    return f"; load average before timing {load.min():.1f} to {load.max():.1f}"
+    busy = (load > pd.to_numeric(timed["environment_cores"])).sum()
+    told = f", above the machine's cores for {busy} of {len(timed)} times, which are too long" if busy else ""
+    return f"; load average before timing {load.min():.1f} to {load.max():.1f}{told}"
 
 
 def _otherwise(videos: pd.DataFrame) -> str:

@@ -59,21 +59,21 @@ def reuse_videos(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The videos that the curves compare, and notes of what is left out.
 
-    They are of every setting of the experiment that has any, and of the default options of every method that the
-    experiment does not list; baselines are none of them. ``family`` is the method, ``line`` its value of the curves'
-    option, ``told`` what else sets the setting apart from others of its family. Only prompts that every setting of the
-    experiment has, so that no point is better for having easier ones; of another method, one that lacks any of those is
-    left out. Raises BadInput if nothing is left.
+    They are of every setting of the experiment that has any, and of the default options of every method without such a
+    setting; baselines are none of them. ``family`` is the method, ``line`` its value of the curves' option, ``told``
+    what else sets the setting apart from others of its family. Only prompts that every setting of the experiment has,
+    so that no point is better for having easier ones; another method that lacks any of those is left out. Raises
+    BadInput if nothing is left.
     """
     wanted = {(each.method_name, job_options(each)) for each in listed if each.method_name not in baselines()}
-    families = {family(name) for name, _ in wanted}
-    of_sweep = pd.Series([pair in wanted for pair in zip(frame["method"], frame["options"], strict=True)], frame.index)
+    of_sweep = [pair in wanted for pair in zip(frame["method"], frame["options"], strict=True)]
+    swept = frame[pd.Series(of_sweep, frame.index, dtype=bool)]
+    families = {family(name) for name in swept["method"]}
     others = [
         at_defaults(frame, job, name)
         for name in found_methods(frame, job)
         if name not in baselines() and family(name) not in families
     ]
-    swept = frame[of_sweep]
     videos = pd.concat([swept, *others]) if others else swept
     if videos.empty:
         raise BadInput(f"{NO_VIDEOS} model={job.model_name}")
@@ -84,7 +84,7 @@ def reuse_videos(
     counts = first.groupby(["prompt", "seed"]).size()
     common = counts.index[counts == num_settings]
     if common.empty:
-        raise BadInput(f"no prompt has videos of all {num_settings} settings; finish the sweep: {_SWEEP}")
+        raise BadInput(f"no prompt has videos of all of {counted(num_settings, 'setting')}; finish the sweep: {_SWEEP}")
     of_common = videos[pd.MultiIndex.from_frame(videos[["prompt", "seed"]]).isin(common)]
     complete = of_common[of_common.groupby(SETTING)["prompt"].transform("size") == len(common)]
     lacking = ", ".join(sorted(set(videos["family"]) - set(complete["family"])))

@@ -17,6 +17,7 @@ from experiments.job.paths import shown
 from experiments.job.units import counted, flop_unit
 from experiments.records import Record, RecordStore
 from experiments.records.collect import flat
+from experiments.records.load import is_busy, told_load
 from experiments.show.attention import FLAG, another_video, told_another_video
 
 PFLOP = 1e15
@@ -112,6 +113,8 @@ _ROWS = (
     ("outputs kept for forecasts, MiB", "forecast_mib", "{:.2f}"),
 )
 
+_TIMES = ("latency_s", "speedup", "efficiency", "policy_share", "compression_share")
+
 
 _AGAINST_BASELINE = ("psnr", "ssim", "lpips", "lpips_vgg")
 
@@ -120,6 +123,7 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     """The job's table, what is missing and why, and where everything is."""
     summary = summarise(records)
     over = f"{counted(len(records), 'video')}, measured here"
+    busy = [record.environment for record in records if record.latency_s and is_busy(record.environment)]
     table = Table(title=f"{job.model_name} / {job.setting_name} / {job.method_name}: {over}")
     table.add_column("figure")
     table.add_column("value", justify="right")
@@ -129,9 +133,12 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     summary |= {key: summary[key] * PFLOP / size for key in ("pflops", "pflops_ci95") if key in summary}
     for title, key, form in _ROWS:
         if key in summary:
-            mark = f" {FLAG}" if is_another and key in _AGAINST_BASELINE else ""
+            mark = f" {FLAG}" if is_another and key in _AGAINST_BASELINE else "*" if busy and key in _TIMES else ""
             table.add_row(title.format(unit) + mark, form.format(summary[key]), _spread(summary, key, form))
     console.print(table)
+    if busy:
+        of = f"{len(busy)} of {sum(record.latency_s is not None for record in records)} videos"
+        console.print(f"* {of} were timed on a busy machine ({told_load(busy)}): longer than by itself")
     if is_another and any(key in summary for key in _AGAINST_BASELINE):
         console.print(f"{FLAG} {told_another_video(job)}", markup=False)
     for remark, number in sorted(Counter(remark for r in records for remark in r.remarks).items()):

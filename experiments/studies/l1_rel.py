@@ -25,6 +25,7 @@ from eval.statistics import mean_and_interval
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job, refuse_random_weights
+from experiments.job.units import counted
 from experiments.records import new_record, weights_hash
 from experiments.run import environment
 from experiments.run.runner import Runner
@@ -182,7 +183,7 @@ def draw_process(data: pd.DataFrame, subject: str) -> Figure:
         axes.annotate(f"{chunk}", (percent[-1], by_row.median().iloc[-1]), (0, 2), textcoords="offset points")
     axes.set_title(f"L1_rel of each chunk's input ({subject})")
     axes.set_xlabel("diffusion process (% of rows); at a curve's end its chunk")
-    axes.set_ylabel(f"L1_rel (median and range, n = {own['prompt'].nunique()} prompts)")
+    axes.set_ylabel(f"L1_rel (median and range, {counted(own['prompt'].nunique(), 'prompt')})")
     axes.set_xlim(0, 104)
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)

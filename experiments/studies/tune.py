@@ -2,7 +2,7 @@
 
 ``python -m experiments.tune method=teacache_fast share=0.735 [option=threshold] [between=0,1] [num_prompts=8]``
 bisects between two values on the mean share of FLOPs over the first prompts of the setting and prints what it found;
-put it into conf/tuned/<model>_<setting>_<method>.yaml. ``option`` may be left out where a method has one number of its
+put it into conf/tuned/<model>_<setting>_<reuse>.yaml. ``option`` may be left out where a method has one number of its
 own with a fraction; ``between`` is 0,1 for such numbers and 1,16 for whole ones.
 """
 

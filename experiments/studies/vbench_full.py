@@ -99,11 +99,9 @@ def jobs_to_run(entered: list[Entrant]) -> list[Job]:
 def make_videos(entered: list[Entrant], launcher: Launcher | None = None, arguments: Sequence[str] = ()) -> None:
     """Generate what is missing, here or in tasks that the ``arguments`` tell it to; says first how much that is."""
     each = len(entered[0].jobs[0].prompts) * len(entered[0].jobs)
-    print(
-        f"{counted(len(entered), 'method')} x {counted(len(entered[0].jobs[0].prompts), 'prompt')} x "
-        f"{counted(len(entered[0].jobs), 'seed')} = {counted(len(entered) * each, 'video')} ({each} a method), ",
-        end="",
-    )
+    prompts, seeds = counted(len(entered[0].jobs[0].prompts), "prompt"), counted(len(entered[0].jobs), "seed")
+    videos = counted(len(entered) * each, "video")
+    print(f"{counted(len(entered), 'method')} x {prompts} x {seeds} = {videos} ({each:,} a method), ", end="")
     share_out(launcher, jobs_to_run(entered), lambda: jobs_to_run(entrants(list(arguments))[0]))
 
 

@@ -1,5 +1,4 @@
 import os
-import struct
 import subprocess
 import sys
 from base64 import b64encode
@@ -152,7 +151,11 @@ def test_mp4_keeps_content_size_rate_and_colours(tmp_path):
 # What a browser shows of a file: beside it a picture of the same frame, of which nothing is to be converted.
 SIDE_BY_SIDE = """<style>* {{ margin: 0; display: block }}</style>
 <img src="data:image/png;base64,{image}"><video muted src="data:video/mp4;base64,{video}"></video>"""
+
+
 COLOURS = ((217, 42, 46), (30, 160, 60), (40, 90, 220), (240, 200, 40), (60, 20, 100), (180, 120, 90))
+
+
 COLOURS += ((0, 0, 0), (128, 128, 128), (255, 255, 255))
 
 
@@ -282,48 +285,6 @@ def test_tags_in_another_encoding_are_no_harm(tmp_path, clip, old):
     path.write_bytes(path.read_bytes().replace(old, b"caf\xe9" + old[4:]))
     assert np.array_equal(read_video(path), clip)
     refuse_random_video(path)
-
-
-ONE = 0x10000  # 1 in an mp4's matrix
-TURNS = {  # x to (a, b), y to (c, d), and what is seen of [F, H, W, 3]
-    "as it is": ((1, 0, 0, 1), lambda v: v),
-    "90 degrees clockwise": ((0, 1, -1, 0), lambda v: np.rot90(v, -1, (1, 2))),
-    "180 degrees": ((-1, 0, 0, -1), lambda v: np.rot90(v, 2, (1, 2))),
-    "90 degrees anticlockwise": ((0, -1, 1, 0), lambda v: np.rot90(v, 1, (1, 2))),
-    "mirrored": ((-1, 0, 0, 1), lambda v: v[:, :, ::-1]),
-    "upside down": ((1, 0, 0, -1), lambda v: v[:, ::-1]),
-    "transposed": ((0, 1, 1, 0), lambda v: v.swapaxes(1, 2)),
-    "transposed the other way": ((0, -1, -1, 0), lambda v: v[:, ::-1, ::-1].swapaxes(1, 2)),
-    "twice as wide": ((2, 0, 0, 1), lambda v: v),
-}
-
-
-def turned(path: Path, frames: np.ndarray, a: float, b: float, c: float, d: float) -> Path:
-    """A video whose header says how to turn it, as phones write it."""
-    write_lossless(path, frames, 24)
-    whole = path.read_bytes()
-    place = whole.index(struct.pack(">9i", ONE, 0, 0, 0, ONE, 0, 0, 0, 0x40000000), whole.index(b"tkhd"))
-    matrix = struct.pack(
-        ">9i", *(round(ONE * entry) for entry in (a, b)), 0, *(round(ONE * e) for e in (c, d)), 0, 0, 0, 0x40000000
-    )
-    path.write_bytes(whole[:place] + matrix + whole[place + 36 :])
-    return path
-
-
-@pytest.mark.parametrize("turn", TURNS)
-def test_a_video_is_upright_as_its_header_says(tmp_path, clip, turn):
-    matrix, seen = TURNS[turn]
-    found = read_video(turned(tmp_path / "clip.mp4", clip, *matrix))
-    assert found.flags.c_contiguous
-    assert np.array_equal(found, seen(clip))
-
-
-@pytest.mark.parametrize("degrees", [5, 30, 45, 100])
-def test_a_video_that_no_quarter_turn_makes_upright_is_refused(tmp_path, clip, degrees):
-    cos, sin = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    path = turned(tmp_path / "clip.mp4", clip, cos, sin, -sin, cos)
-    with pytest.raises(ValueError, match=r"clip\.mp4 is shown turned by other than quarter turns; convert it"):
-        read_video(path)
 
 
 def test_frames_of_two_sizes_are_refused(tmp_path, clip):

@@ -14,7 +14,7 @@ from experiments.show.results import markdown
 from experiments.show.style import colour_and_marker
 from tests.experiments.made_records import made
 
-THRESHOLD = {"x": "threshold", "label": "reuse threshold", "lines": {"method": "method"}}
+THRESHOLD = {"x": "reuse.threshold", "label": "reuse threshold", "lines": {"method": "method"}}
 
 
 @pytest.fixture
@@ -27,11 +27,11 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     for job in jobs[:3]:  # the last one has no records: no row
         Runner(job).run()
     frame, told_by = settings_frame(jobs)
-    assert told_by == ["method", "threshold"]
+    assert told_by == ["method", "reuse.threshold"]
     assert list(frame["n"]) == [2, 2, 2]
     assert frame["flops_share"].iloc[1] == 1 > frame["flops_share"].iloc[2]
     lines = markdown(table(frame, told_by, "Threshold", "vanilla", "here")).splitlines()
-    assert lines[2].startswith("| method | threshold | n | compute left | PSNR dB | identical |")
+    assert lines[2].startswith("| method | reuse.threshold | n | compute left | PSNR dB | identical |")
     assert [line.split(" | ")[:3] for line in lines[4:]] == [
         ["| vanilla", "-", "2"],
         ["| flowcache_fast", "0", "2"],
@@ -39,7 +39,7 @@ def test_one_row_a_setting_told_apart_by_what_varies(jobs):
     ]
     assert " ± " in lines[6]
     assert "| 2 | 1.000 ± 0.000 | - | 2 |" in lines[5]
-    refresh = {"x": "refresh", "label": "clean keys", "lines": {"threshold": "threshold"}}
+    refresh = {"x": "refresh", "label": "clean keys", "lines": {"reuse.threshold": "threshold"}}
     figure = draw(frame.assign(refresh=[True, True, False]), refresh, "Refresh", "vanilla")
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["no"]  # all that has a PSNR
     figure = draw(frame, THRESHOLD, "Threshold", "vanilla")
@@ -101,7 +101,7 @@ def test_no_budget_is_told_from_a_budget(small_job):
     rows = markdown(table(frame, told_by, "Budget", "vanilla", "here")).splitlines()[4:6]
     assert [row.split(" | ")[:2] for row in rows] == [["| vanilla", "-"], ["| vanilla", "1 chunk"]]
     # What every setting of a method shares tells nothing of them.
-    rows = markdown(table(frame, [*told_by, "compression.selection"], "Budget", "vanilla", "here")).splitlines()[4:6]
+    rows = markdown(table(frame, [*told_by, "near_clean"], "Budget", "vanilla", "here")).splitlines()[4:6]
     assert [row.split(" | ")[1:3] for row in rows] == [["-", "-"], ["1 chunk", "-"]]
 
 

@@ -2,93 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import os
 import re
 import subprocess
 import sys
-from concurrent.futures.process import BrokenProcessPool
-from pathlib import Path
 
 import pytest
-import torch
-from hydra.core.global_hydra import GlobalHydra
 
-import run
-from eval.video_io import read_lossless
-from experiments.job.errors import RunFailed
 from experiments.job.paths import ROOT
 from experiments.job.prompts import MOST_PROMPT_CHARACTERS
-from experiments.records import Record, RecordStore
 from experiments.records import __main__ as records
 from experiments.run import sweep
 from experiments.studies import l1_rel, tune
 from flowcache.models.base import MOST_SEED
 from tests.experiments.broken_checkpoints import BROKEN, sign, whole
-
-# One chunk of four steps, in this process.
-SMALLEST = [
-    "method=vanilla",
-    "setting.num_frames=24",
-    "setting.num_steps=4",
-    "num_prompts=1",
-    "metrics=[psnr]",
-    "workers=1",
-    "threads=1",
-    "wandb.mode=disabled",
-]
-QUIET = ["hydra/job_logging=none", "hydra/hydra_logging=none"]  # Hydra's handlers would outlive the test
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Run run.py's main in this process: exit code and what it said on standard error; ``printed`` is the other."""
-
-    def main(*arguments: str) -> tuple[int, str]:
-        given = [f"output_dir={tmp_path / 'results'}"] if not any("output_dir=" in a for a in arguments) else []
-        monkeypatch.setattr(sys, "argv", ["run.py", *QUIET, *given, *arguments])
-        monkeypatch.setattr(run, "_exit_codes", [0])
-        capsys.readouterr()
-        try:
-            code = run.main()
-        finally:
-            GlobalHydra.instance().clear()
-        said = capsys.readouterr()
-        main.printed = said.out
-        return code, said.err
-
-    return main
-
-
-def check(outcome: tuple[int, str], code: int, message: str) -> None:
-    """The code, and one line that says what is expected of it."""
-    found, said = outcome
-    lines = [line for line in said.splitlines() if line]
-    assert found == code, said
-    assert len(lines) == 1, said
-    assert lines[0].startswith("run.py: ")
-    assert re.search(message, lines[0]), said
-    assert "Traceback" not in said
-
-
-def check_nothing_half_written(directory: Path) -> None:
-    """No temporary file; every JSON file and every video can be read; a finished record has its video."""
-    files = [path for path in directory.rglob("*") if path.is_file()]
-    assert not [path for path in files if ".partial" in path.name]
-    for path in files:
-        if path.suffix == ".json":
-            assert json.loads(path.read_text(encoding="utf-8"))
-        if path.suffix == ".mkv":
-            assert read_lossless(path).size
-    assert all(RecordStore(directory).video_path(record.key).is_file() for record in finished(directory))
-
-
-def finished(directory: Path) -> list[Record]:
-    """Records that a rerun and the tables would take."""
-    store = RecordStore(directory)
-    return [record for record in store.all() if store.find(record.key) is not None]
-
+from tests.experiments.commands import SMALLEST, check, check_nothing_half_written, finished
 
 USAGE = {
     # names
@@ -97,9 +25,9 @@ USAGE = {
     "unknown method": (["method=flowcach_fast"], "did you mean flowcache_fast"),
     "unknown method in a list": (["-m", "method=vanilla,every_kk"], "did you mean every_k"),
     "unknown key": (["sead=1"], "did you mean seed"),
-    "unknown key of the method": (["method.thresold=0.1"], "method has no key 'thresold'; did you mean threshold"),
+    "unknown key of a part": (["reuse.thresold=0.1"], "reuse has no key 'thresold'; did you mean threshold"),
     "unknown key of the setting": (["setting.num_frame=24"], "did you mean num_frames"),
-    "another method's key": (["method=every_k", "reuse.threshold=1"], "method has no key 'threshold'"),
+    "another method's key": (["method=every_k", "reuse.threshold=1"], "reuse has no key 'threshold'"),
     "an added key": (["+method.speed=9"], "method has no key 'speed'; there are"),
     "an added key at the root": (["+sead=7"], "the configuration has no key 'sead'; did you mean seed"),
     "a forced key": (["++num_prompt=1"], "no key 'num_prompt'; did you mean num_prompts"),
@@ -107,7 +35,7 @@ USAGE = {
         ["+experiment=main_table"],
         "is for python -m experiments.sweep",
     ),
-    "a group that follows from others": (["tuned=magi_embedded_teacache_fast"], "no key 'tuned'"),
+    "a group that follows from others": (["tuned=magi_embedded_uniform"], "no key 'tuned'"),
     "an added group that is there": (["+method=vanilla"], "Multiple values for method"),
     "an added key that is there": (["+seed=7"], r"\+seed=7: seed is there already; leave out the \+"),
     "a key taken out": (["~seed"], "~seed would take out a setting, and a run needs all; give it a value"),
@@ -117,7 +45,7 @@ USAGE = {
         "wandb holds settings; give wandb.<name>=<value>, of mode",
     ),
     "a value in place of settings": (["model.options=5"], "give model.options.<name>=<value>, of cfg_number, shift"),
-    "a list in place of settings": (["-m", "method.compression=1,2"], "method.compression holds settings"),
+    "a list in place of settings": (["-m", "kv.store=1,2"], "kv.store holds settings"),
     "an unknown key in braces": (["wandb={mod:offline}"], "wandb has no key 'mod'; did you mean mode"),
     "no group at all": (["method=null"], "unknown method 'null'; "),
     "unknown metric": (["metrics=[psnrr]"], "unknown metric 'psnrr'; did you mean psnr"),
@@ -131,8 +59,13 @@ USAGE = {
     "dry run on a numbered device": (["device=meta:0"], "device=meta:0 is the dry run"),
     "unknown W&B mode": (["wandb.mode=onlin"], "unknown wandb.mode 'onlin'; did you mean online"),
     "unknown launcher": (["hydra/launcher=slurmm"], "unknown launcher .slurmm.; did you mean"),
-    "no method at all": (["method._target_=os.system"], r"method._target_='os\.system' is no flowcache"),
-    "method that does not exist": (["method._target_=baselines.none.Such"], "cannot be imported"),
+    "no part at all": (["reuse._target_=os.system"], r"reuse._target_='os\.system' is no flowcache\.reuse\.base\.Reu"),
+    "a part of another kind": (
+        ["forecast._target_=flowcache.reuse.never.Never"],
+        r"forecast._target_='.*Never' is no flowcache\.forecast\.base\.Forecast",
+    ),
+    "a part that does not exist": (["kv._target_=baselines.none.Such"], "kv._target_='.*' cannot be imported"),
+    "a store that is none": (["kv.store._target_=os.system"], r"kv.store._target_='os\.system' is no flowcache"),
     # the command line itself
     "no value": (["seed"], "not of the form key=value"),
     "open bracket": (["prompts=[a"], r"""quote a text .*: 'prompts="\[a"'; in a list .* 'prompts=\["one","two"\]'"""),
@@ -156,15 +89,15 @@ USAGE = {
     "warm-up in parts": (["reuse.warmup_steps=2.5"], "warmup_steps=2.5 must be a whole number"),
     "switch is text": (["method.near_clean=perhaps"], "near_clean='perhaps' must be true or false"),
     "every zeroth": (["method=every_k", "reuse.every=0"], "every=0 must be a whole number of at least 1"),
-    "unknown reuse": (["method.reuse=output"], "'velocity' or 'displacement'"),
+    "quantity is a number": (["forecast.quantity=5"], "quantity=5 must be the name of a model's quantity"),
     "distance is a number": (["reuse.distance=5"], "distance=5 must be the name of a distance"),
     "polynomial of words": (
         ["reuse.distance=rescaled_modulation", "reuse.polynomial=[a,b]"],
         "is no list of finite numbers",
     ),
     "budget garbled": (["kv.budget=2 blocks"], "write '2 chunks', '4096 tokens' or '64 MiB'"),
-    "budget without unit": (["kv.budget=2"], "kv_budget=2 is not understood"),
-    "budget below 0": (["kv.budget=-1 chunks"], "kv_budget='-1 chunks' is not understood"),
+    "budget without unit": (["kv.budget=2"], "kv joint: budget=2 is not understood"),
+    "budget below 0": (["kv.budget=-1 chunks"], "budget='-1 chunks' is not understood"),
     "lambda above 1": (["kv.mix_lambda=2"], "between 0 .redundancy only. and 1"),
     # the setting's numbers
     "frames below 0": (["setting.num_frames=-24"], "setting.num_frames=-24 must be a whole number"),
@@ -262,7 +195,7 @@ IMPOSSIBLE = {
     "budget beyond memory": (["kv.budget=99999999 GiB"], "GiB' takes .*; lower it"),
     "budget of half frames": (
         ["kv.budget=7 tokens", "kv.selection=frame"],
-        "keeps no whole number of frames of 16 tokens",
+        "'7 tokens' is 7 tokens per head, and Joint keeps a whole number of units of 16 tokens",
     ),
     "warm-up beyond the steps": (
         ["method=flowcache_fast", "reuse.warmup_steps=65", "setting.num_steps=64"],
@@ -277,7 +210,11 @@ IMPOSSIBLE = {
         ["method=flowcache_fast", "reuse.warmup_steps=1", "reuse.distance=colour"],
         "distance='colour' is unknown to MAGI-1; choose 'embedded_latent' or 'latent'",
     ),
-    "reuse of another model": (["method.reuse=residual"], "does not exist on MAGI-1; choose 'velocity'"),
+    "quantity of another model": (
+        ["forecast.quantity=residual"],
+        "quantity='residual' does not exist on MAGI-1; choose 'velocity' or 'displacement', or null for",
+    ),
+    "quantity of no model": (["forecast.quantity=output"], "choose 'velocity' or 'displacement'"),
 }
 
 
@@ -347,105 +284,6 @@ def test_results_are_in_one_place_wherever_a_program_is_started(command, tmp_pat
     assert "first video  runs/" in command.printed  # as short as it can be used from there
 
 
-def fails(error: BaseException):
-    def fail(*args, **kwargs):
-        raise error
-
-    return fail
-
-
-class InductorError(RuntimeError):
-    """Stands for torch's, whose module takes seconds to import."""
-
-
-InductorError.__module__ = "torch._inductor.exc"
-
-
-def full(*args, **kwargs):
-    raise OSError(errno.ENOSPC, "No space left on device")
-
-
-RUN = {
-    "disk full while syncing": ("eval.atomic.os.fsync", full, "the disk is full .*output_dir="),
-    "disk full while writing a video": (
-        "experiments.run.runner.write_lossless",
-        full,
-        "the disk is full .*go on|goes on",
-    ),
-    "disk full while writing a preview": ("experiments.run.runner.write_mp4", full, "the disk is full"),
-    "disk full while writing a trace": ("pandas.DataFrame.to_parquet", full, "the disk is full"),
-    "disk full while writing a record": ("pathlib.Path.write_text", full, "the disk is full"),
-    "disk full as Hydra notes its configuration": ("hydra.core.utils._save_config", full, "the disk is full"),
-    "file system turned read-only": (
-        "eval.atomic.os.replace",
-        fails(OSError(errno.EROFS, "Read-only file system")),
-        "no access .*output_dir=",
-    ),
-    "quota": ("eval.atomic.os.fsync", fails(OSError(errno.EDQUOT, "Disk quota exceeded")), "the disk is full"),
-    "GPU out of memory": (
-        "experiments.run.runner.take",
-        fails(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")),
-        "GPU is out of memory .*Tried to allocate 2 GiB.*num_frames.*kv_budget.*workers=1.*device=",
-    ),
-    "GPU too small for the weights": (
-        "experiments.job.job.load_model",
-        fails(torch.OutOfMemoryError("CUDA out of memory.")),
-        "the GPU is out of memory",
-    ),
-    "CPU out of memory": (
-        "experiments.run.runner.take",
-        fails(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
-        "memory ran out .*num_frames",
-    ),
-    "no compiler": (
-        "experiments.run.runner.take",
-        fails(InductorError(RuntimeError("Failed to find C compiler."))),
-        "compiling failed .*Failed to find C compiler.*compile=false",
-    ),
-    "worker killed": (
-        "experiments.run.main_job.run_jobs",
-        fails(BrokenProcessPool("terminated abruptly")),
-        "a worker was killed, most likely because memory ran out .*workers=1",
-    ),
-    "any other error": (
-        "experiments.run.runner.take",
-        fails(RuntimeError("broken\nin two lines")),
-        "the run failed: RuntimeError: broken in two lines .debug=true shows where",
-    ),
-    "stopped by hand": (
-        "experiments.run.runner.take",
-        fails(KeyboardInterrupt()),
-        "stopped; .*the same command goes on",
-    ),
-}
-
-
-@pytest.mark.parametrize(("place", "failure", "message"), RUN.values(), ids=RUN)
-def test_a_run_that_fails(place, failure, message, command, tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(place, failure)
-        outcome = command(*SMALLEST)
-    check(outcome, 1, message)
-    check_nothing_half_written(tmp_path / "results")
-    assert finished(tmp_path / "results") == []
-    if place == "eval.atomic.os.fsync":  # once there is room again, the same command completes the work
-        assert command(*SMALLEST) == (0, "")
-        assert len(finished(tmp_path / "results")) == 1
-        check_nothing_half_written(tmp_path / "results")
-
-
-def test_wandb_down_costs_no_video(command, tmp_path, monkeypatch):
-    import wandb
-
-    online = [argument for argument in SMALLEST if not argument.startswith("wandb")] + ["wandb.mode=online"]
-    monkeypatch.setattr(wandb, "init", fails(wandb.errors.CommError("could not reach\nthe server")))
-    assert command(*online) == (0, "")
-    printed = " ".join(command.printed.split())  # the console breaks lines
-    assert re.search("W&B: not logged .*could not reach the server.*records are whole, the same command", printed)
-    assert len(finished(tmp_path / "results")) == 1
-    check_nothing_half_written(tmp_path / "results")
-
-
 def test_a_long_or_bracketed_prompt_is_text_like_any_other(command, tmp_path):
     prompts = ["a cat [/bold] " + "and a dog " * 500, "[red]x", "../../etc/passwd"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts), encoding="utf-8")
@@ -489,20 +327,6 @@ def test_a_state_that_does_not_exist_is_refused(capsys):
         records.main(["list", "--state", "finishd"])
     assert ended.value.code == 2
     assert "invalid choice: 'finishd'" in capsys.readouterr().err
-
-
-def test_every_command_can_be_stopped_by_hand(monkeypatch, capsys):
-    monkeypatch.setattr("experiments.run.sweep.find_jobs", fails(KeyboardInterrupt()))
-    assert sweep.main(["debug=true"]) == 1
-    said = "sweep: stopped; finished videos are kept, and the same command goes on from them\n"
-    assert capsys.readouterr() == ("", said)
-
-
-def test_debug_shows_where(command, monkeypatch):
-    monkeypatch.setattr("experiments.run.runner.take", fails(RuntimeError("broken")))
-    with pytest.raises(RunFailed, match="broken") as caught:
-        command(*SMALLEST, "debug=true")
-    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 @pytest.mark.parametrize(

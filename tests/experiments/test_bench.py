@@ -7,11 +7,11 @@ import re
 
 import pytest
 import torch
-from flowcache.kv_score import CompressionConfig, token_scores
 
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks import bench, kv
 from experiments.run.runner import Runner
+from flowcache.kv.select.joint import Joint
 from flowcache.method import VANILLA
 from flowcache.models.magi.flops import FlopCounter
 from tests.experiments.conftest import SMALL
@@ -47,10 +47,10 @@ def test_the_whole_matrix_form_keeps_the_same_keys_at_the_memory_foretold(num_qu
     random = torch.Generator().manual_seed(0)
     query = torch.randn(kv.NUM_HEADS, num_queries, 32, generator=random)
     key = torch.randn(kv.NUM_GROUPS, 480, 32, generator=random)
-    config = CompressionConfig(query_granularity=num_queries)
+    joint = Joint(query_granularity=num_queries)
     with PeakBytes() as memory:
-        kept = kv.whole_matrix(query, key, 360, config)
-    score = token_scores(query, key, config, 120)
+        kept = kv.whole_matrix(query, key, 360, joint)
+    score = joint.scores(query, key, 120)
     dropped = score.scatter(-1, kept, -math.inf).amax(-1)
     assert (score.gather(-1, kept).amin(-1) >= dropped - 1e-8).all()  # near ties may fall either way
     foretold = kv.whole_matrix_bytes(num_queries, 480)

@@ -6,7 +6,10 @@ from experiments.job.errors import BadInput
 from experiments.show.claims import Claim, notes, the_one
 from tests.experiments.made_records import made
 
-EXACT, COARSE = {"method": "flowcache_fast", "threshold": 0.0}, {"method": "flowcache_fast", "threshold": 0.6}
+EXACT, COARSE = (
+    {"method": "flowcache_fast", "reuse.threshold": 0.0},
+    {"method": "flowcache_fast", "reuse.threshold": 0.6},
+)
 
 
 @pytest.fixture
@@ -56,7 +59,7 @@ def test_a_metric_that_could_not_be_had_is_no_number(jobs):
     assert note.endswith("Not tested here: no prompt has both videos")
 
 
-@pytest.mark.parametrize(("options", "number"), [({"threshold": 0.7}, 0), ({"method": "flowcache_fast"}, 2)])
+@pytest.mark.parametrize(("options", "number"), [({"reuse.threshold": 0.7}, 0), ({"method": "flowcache_fast"}, 2)])
 def test_a_claim_names_one_setting(jobs, options, number):
     with pytest.raises(BadInput, match=f"fits {number} of the experiment's settings"):
         the_one(jobs, options)

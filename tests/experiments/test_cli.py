@@ -5,29 +5,32 @@ import shlex
 import shutil
 
 import pytest
-from flowcache.kv_score import CompressionConfig
 
 from experiments.job import cli
+from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput
 from experiments.job.experiment import expand, jobs_of
 from experiments.job.groups import CONF, config_files, groups
 from experiments.job.job import make_job
-from experiments.job.method import make_method
+from experiments.job.method import PARTS, make_method
 from experiments.job.prompts import read_prompts
 from experiments.records.collect import described
 from experiments.show.claims import the_one
+from flowcache.kv.select.full import Everything
+from flowcache.kv.select.joint import Joint
+from flowcache.method import Method
 
 MODELS = ("magi", "skyreels")
 
 
 @pytest.mark.parametrize("path", config_files("method"), ids=lambda p: p.stem)
-def test_every_method_composes_to_its_dataclass(path):
+def test_every_method_composes(path):
     config = compose_config([f"method={path.stem}"])
     assert config.method.name == path.stem
     method = make_method(config)
-    assert isinstance(method, MethodConfig)
-    # The YAML spells every option out: it is the place where a user reads what can be set.
-    assert set(config.method.keys()) == {"name", "_target_", *method.__dataclass_fields__}
+    assert isinstance(method, Method)
+    # The YAML spells every shared option out: it is the place where a user reads what can be set.
+    assert set(config.method) == {"name", *method.__dataclass_fields__} - set(PARTS)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +98,8 @@ def test_the_paper_setting_asks_for_weights_and_nothing_else(model, tmp_path):
 
 def test_published_thresholds_of_flowcache():
     for name, threshold in (("flowcache_slow", 0.010), ("flowcache_fast", 0.015)):
-        method = make_method(compose_config([f"method={name}"]).method)
-        assert (reuse.threshold, reuse.warmup_steps) == (threshold, 5)
+        policy = make_method(compose_config([f"method={name}"])).reuse
+        assert (policy.threshold, policy.warmup_steps) == (threshold, 5)
 
 
 @pytest.mark.parametrize(
@@ -105,10 +108,10 @@ def test_published_thresholds_of_flowcache():
         (["method=flowcach_fast"], "did you mean flowcache_fast"),
         (["model=maggi"], "did you mean magi"),
         (["setting=embeded"], "did you mean embedded"),
-        (["method.thresold=1"], "did you mean threshold"),
-        (["kv.budge=1 chunk"], "did you mean kv_budget"),
-        (["kv.mixlambda=1"], "method.compression has no key 'mixlambda'; did you mean mix_lambda"),
-        (["method=every_k", "reuse.threshold=1"], "method has no key 'threshold'"),
+        (["reuse.thresold=1"], "did you mean threshold"),
+        (["kv.budge=1 chunk"], "kv has no key 'budge'; did you mean budget"),
+        (["kv.mixlambda=1"], "kv has no key 'mixlambda'; did you mean mix_lambda"),
+        (["method=every_k", "reuse.threshold=1"], "reuse has no key 'threshold'"),
         (["sead=1"], "did you mean seed"),
         (["seed"], "not of the form key=value"),
         (["method=vanilla,flowcache_fast", "reuse.threshold=1"], "no key 'threshold'"),
@@ -125,9 +128,9 @@ def test_misspelt_overrides_name_the_nearest(overrides, message):
         (["reuse.threshold=-0.1"], "at least 0"),
         (["reuse.threshold=nan"], "finite"),
         (["reuse.warmup_steps=2.5"], "whole number"),
-        (["method.reuse=output"], "'velocity' or 'displacement'"),
+        (["forecast.quantity=5"], "forecast hold: quantity=5 must be the name of a model's quantity"),
         (["kv.budget=2 blocks"], "write '2 chunks', '4096 tokens' or '64 MiB', or null for no budget"),
-        (["kv.budget=2"], "kv_budget=2 is not understood"),
+        (["kv.budget=2"], "kv joint: budget=2 is not understood"),
         (["kv.mix_lambda=2"], "between 0 .redundancy only. and 1"),
         (["threads=0"], "at least 1"),
         (["num_prompts=65"], "choose 1 to 64"),
@@ -186,13 +189,13 @@ def test_options_are_run_pys_alone():
 
 @pytest.fixture
 def more_groups(tmp_path, monkeypatch):
-    """A configuration with a group beside the others, and one in it, which the method's file chooses from too."""
+    """A configuration with a group beside the others, and one in it."""
     conf = shutil.copytree(CONF, tmp_path / "conf")
     files = {
-        "kv/full.yaml": "name: full\n",
-        "kv/sink_recent.yaml": "name: sink_recent\nbudget: 4 chunks\nsinks: 1\n",
-        "kv/store/bf16.yaml": "bits: 16\n",
-        "kv/store/grouped.yaml": "bits: 4\ngroup_size: 64\n",
+        "sparsity/dense.yaml": "name: dense\n",
+        "sparsity/window.yaml": "name: window\nwidth: 4 chunks\nsinks: 1\n",
+        "sparsity/mask/exact.yaml": "bits: 16\n",
+        "sparsity/mask/grouped.yaml": "bits: 4\ngroup_size: 64\n",
     }
     for name, content in files.items():
         (conf / name).parent.mkdir(parents=True, exist_ok=True)
@@ -200,9 +203,9 @@ def more_groups(tmp_path, monkeypatch):
     config = (conf / "config.yaml").read_text(encoding="utf-8")
     listed = "  - method: flowcache_fast\n"
     assert listed in config
-    config = config.replace(listed, f"{listed}  - kv: full\n  - optional kv/store: bf16\n")
+    config = config.replace(listed, f"{listed}  - sparsity: dense\n  - optional sparsity/mask: exact\n")
     (conf / "config.yaml").write_text(config, encoding="utf-8")
-    for place in ("experiments.job.groups.CONF", "experiments.job.cli.CONF"):
+    for place in ("experiments.job.groups.CONF", "experiments.job.compose.CONF"):
         monkeypatch.setattr(place, conf)
     groups.cache_clear(), cli._composed.cache_clear()
     yield
@@ -210,41 +213,42 @@ def more_groups(tmp_path, monkeypatch):
 
 
 def test_a_new_group_needs_no_code(more_groups):
-    assert list(groups()) == ["model", "setting", "method", "kv", "kv/store"]
-    assert groups()["kv/store"].names == ["bf16", "grouped"]
-    assert groups()["kv/store"].default == "bf16"
+    parts = ["reuse", "forecast", "kv", "kv/store"]
+    assert list(groups()) == ["model", "setting", *parts, "method", "sparsity", "sparsity/mask"]
+    assert groups()["sparsity/mask"].names == ["exact", "grouped"]
+    assert groups()["sparsity/mask"].default == "exact"
     fitting = [
-        ["kv=sink_recent", "kv.budget=2 chunks"],
-        ["kv.sinks=0", "method=vanilla", "kv=sink_recent"],
-        ["kv/store=grouped", "kv.store.group_size=32", "kv.store.bits=2"],
-        ["kv=full,sink_recent", "kv/store=grouped", "kv.store.group_size=16,32", "kv.name=other"],
-        ["model=skyreels", "kv.store={bits:8}"],
+        ["sparsity=window", "sparsity.width=2 chunks"],
+        ["sparsity.sinks=0", "method=vanilla", "sparsity=window"],
+        ["sparsity/mask=grouped", "sparsity.mask.group_size=32", "sparsity.mask.bits=2"],
+        ["sparsity=dense,window", "sparsity/mask=grouped", "sparsity.mask.group_size=16,32", "sparsity.name=other"],
+        ["model=skyreels", "sparsity.mask={bits:8}"],
     ]
     for overrides in fitting:
         check_overrides(overrides)
-    config = compose_config(["kv=sink_recent", "kv.budget=2 chunks", "kv/store=grouped"])
-    assert config.kv == {
-        "name": "sink_recent",
-        "budget": "2 chunks",
+    config = compose_config(["sparsity=window", "sparsity.width=2 chunks", "sparsity/mask=grouped"])
+    assert config.sparsity == {
+        "name": "window",
+        "width": "2 chunks",
         "sinks": 1,
-        "store": {"bits": 4, "group_size": 64},
+        "mask": {"bits": 4, "group_size": 64},
     }
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["kv=sink_recnt"], "unknown kv 'sink_recnt'; did you mean sink_recent"),
-        (["kv=full,sink"], "unknown kv 'sink'"),
-        (["kv/store=int4"], "unknown kv/store 'int4'; there are bf16, grouped"),
-        (["kv/stor=bf16"], "no key 'kv/stor'; did you mean kv/store"),
-        (["kv.budget=2 chunks"], "kv has no key 'budget'; there are name, store"),
-        (["kv=sink_recent,full", "kv.budget=2 chunks"], "kv has no key 'budget'"),
-        (["kv=sink_recent", "kv.budgt=2 chunks"], "kv has no key 'budgt'; did you mean budget"),
-        (["kv/store=grouped,bf16", "kv.store.group_size=3"], "kv.store has no key 'group_size'"),
-        (["kv.store={bit:8}"], "kv.store has no key 'bit'; did you mean bits"),
-        (["kv.store=8"], "kv.store=8: kv.store holds settings"),
-        (["kv={store:8}"], "unknown kv"),
+        (["sparsity=windw"], "unknown sparsity 'windw'; did you mean window"),
+        (["sparsity=dense,win"], "unknown sparsity 'win'"),
+        (["sparsity/mask=int4"], "unknown sparsity/mask 'int4'; there are exact, grouped"),
+        (["sparsity/mas=exact"], "no key 'sparsity/mas'; did you mean sparsity/mask"),
+        (["sparsity.width=2 chunks"], "sparsity has no key 'width'; there are mask, name"),
+        (["sparsity=window,dense", "sparsity.width=2 chunks"], "sparsity has no key 'width'"),
+        (["sparsity=window", "sparsity.widht=2 chunks"], "sparsity has no key 'widht'; did you mean width"),
+        (["sparsity/mask=grouped,exact", "sparsity.mask.group_size=3"], "sparsity.mask has no key 'group_size'"),
+        (["sparsity.mask={bit:8}"], "sparsity.mask has no key 'bit'; did you mean bits"),
+        (["sparsity.mask=8"], "sparsity.mask=8: sparsity.mask holds settings"),
+        (["sparsity={mask:8}"], "unknown sparsity"),
     ],
 )
 def test_a_new_groups_names_and_keys_are_checked(more_groups, overrides, message):
@@ -269,12 +273,12 @@ def test_a_models_own_options_need_not_be_whole_numbers():
 
 
 def test_compression_is_off_and_set_by_a_budget_and_its_own_options():
-    method = make_method(compose_config(["method=flowcache_fast"]).method)
-    assert (kv.budget, method.compression) == (None, CompressionConfig())
+    method = make_method(compose_config(["method=flowcache_fast"]))
+    assert (method.kv.budget, method.kv.select) == (None, Everything())
     overrides = ["method=every_k", "kv.budget=2 chunks", "kv.selection=frame"]
     check_overrides(overrides)
     method = make_method(compose_config(overrides))
-    assert (kv.budget, method.compression) == ("2 chunks", CompressionConfig(selection="frame"))
+    assert (method.kv.budget, method.kv.select) == ("2 chunks", Joint(selection="frame"))
 
 
 def test_prompts_from_list_text_and_file(tmp_path):

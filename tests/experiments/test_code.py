@@ -7,20 +7,25 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
 
-from experiments.job.job import METRICS, Job
+from experiments.job.job import Job
+from experiments.job.metrics import METRICS
 from experiments.job.paths import ROOT
-from experiments.records import code, described_parts, new_record
+from experiments.records import code, new_record
 from experiments.records.code import code_hash, library_hash, modules_of, modules_used, statements
 from experiments.records.identity import code_modules
 from experiments.records.metrics import MODULES, metric_code
 from experiments.run.measure import QUALITY
-from flowcache.method import VANILLA
+from flowcache.forecast.base import Forecast
+from flowcache.forecast.hold import Hold
+from flowcache.forecast.linear import Linear
+from flowcache.method import VANILLA, Method
+from tests.methods import every_k
 
 
 @pytest.fixture
@@ -45,7 +50,7 @@ def forget() -> None:
 
 def change(path: Path) -> None:
     """Another program."""
-    path.write_text(path.read_text() + "\nANOTHER = 1\n")
+    path.write_text(path.read_text(encoding="utf-8") + "\nANOTHER = 1\n", encoding="utf-8")
     forget()
 
 
@@ -53,16 +58,19 @@ def keys(job: Job) -> dict[str, str]:
     return {name: new_record(job, name, method, "a prompt").key for name, method in methods(job).items()}
 
 
-def methods(job: Job) -> dict[str, object]:
+def methods(job: Job) -> dict[str, Method]:
     return {"vanilla": VANILLA, job.method_name: job.method}
 
 
 def test_a_new_method_and_another_methods_code_leave_a_record_as_it_is(small_job, tree):
     job, other = small_job(), small_job("method=every_k")
     before, of_other = keys(job), keys(other)["every_k"]
-    (tree / "baselines" / "of_my_own.py").write_text("from flowcache.method import MethodConfig\n")
+    (tree / "baselines" / "of_my_own.py").write_text("from flowcache.reuse.base import ReusePolicy\n", encoding="utf-8")
     change(tree / "baselines" / "every_k.py")
-    change(tree / "baselines" / "teacache.py")
+    change(tree / "baselines" / "uniform.py")
+    change(tree / "baselines" / "sink_recent.py")
+    change(tree / "flowcache" / "forecast" / "linear.py")
+    change(tree / "flowcache" / "kv" / "select" / "joint.py")
     change(tree / "flowcache" / "models" / "skyreels" / "model.py")
     change(tree / "flowcache" / "__init__.py")
     change(tree / "eval" / "psnr.py")
@@ -76,7 +84,9 @@ def test_a_new_method_and_another_methods_code_leave_a_record_as_it_is(small_job
     [
         "flowcache/sampler.py",
         "flowcache/models/magi/vae.py",
-        "flowcache/policy.py",
+        "flowcache/reuse/chunkwise.py",
+        "flowcache/forecast/hold.py",
+        "flowcache/kv/policy.py",
         "eval/latency.py",
         "flowcache/trace.py",
     ],
@@ -88,10 +98,11 @@ def test_what_a_video_is_made_by_makes_another_record(path, small_job, tree):
     assert keys(job)[job.method_name] != before[job.method_name]
 
 
-def test_what_a_video_is_compared_with_makes_another_record(small_job, tree):
+def test_what_a_video_is_compared_with_makes_another_record(small_job, tree, monkeypatch):
     job = small_job()
+    monkeypatch.setattr("experiments.job.job.baseline_method", lambda *of: every_k(every=1, warmup_steps=0))
     before = keys(job)
-    change(tree / "baselines" / "vanilla.py")
+    change(tree / "baselines" / "every_k.py")
     after = keys(job)
     assert after["vanilla"] != before["vanilla"]
     assert after[job.method_name] != before[job.method_name]
@@ -148,7 +159,7 @@ BELOW_TWO = {"flowcache.parts.two", "flowcache.deep.down", "eval.metric"}
 def test_imports_are_followed_as_far_as_they_are_used(module, used, tmp_path):
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text, encoding="utf-8")
     assert set(modules_used([f"baselines.{module}"], tmp_path)) == used | {f"baselines.{module}"}
 
 
@@ -161,47 +172,48 @@ def test_a_module_that_is_gone_is_another_code(tree):
 
 def test_somebodys_own_method_counts_though_it_is_none_of_ours(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "methods_of_mine.py").write_text("from baselines.every_k import EveryKConfig\n")
+    (tmp_path / "methods_of_mine.py").write_text("from baselines.every_k import EveryK\n", encoding="utf-8")
     before = code_hash(["methods_of_mine"])
     assert "baselines.every_k" in modules_used(["methods_of_mine"])
-    (tmp_path / "methods_of_mine.py").write_text("from baselines.every_k import EveryKConfig\nANOTHER = 1\n")
-    forget()
+    change(tmp_path / "methods_of_mine.py")
     assert code_hash(["methods_of_mine"]) != before
 
 
-@dataclass(frozen=True)
-class Hold:
+@dataclass(kw_only=True)
+class Ours(Hold):
     order: int = 1
 
 
-@dataclass(frozen=True)
-class Taylor:
+@dataclass(kw_only=True)
+class Theirs(Hold):
     order: int = 1
 
 
-@dataclass(frozen=True)
-class Composed:
-    """As a method of parts is."""
+@dataclass(kw_only=True)
+class Mixed(Hold):
+    """Of parts within a part."""
 
-    forecast: object
-    layers: tuple[object, ...] = ()
-    state: list[int] = field(default_factory=list, compare=False)
+    layers: tuple[Forecast, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.remembered = [3]
 
 
 def test_parts_are_told_apart_by_their_class_at_any_depth(small_job):
     job = small_job()
-    composed = [Composed(Hold()), Composed(Taylor()), Composed(Hold(2)), Composed(Hold(), (Hold(), Taylor()))]
-    composed.append(Composed(Hold(), (Taylor(), Hold())))
-    assert len({new_record(job, "mine", method, "a").key for method in composed}) == 5
-    assert described_parts(Composed(Hold(), (Taylor(),), [3])) == {
-        "class": f"{__name__}.Composed",
-        "forecast": {"class": f"{__name__}.Hold", "order": 1},
-        "layers": [{"class": f"{__name__}.Taylor", "order": 1}],
+    forecasts = [Ours(), Theirs(), Ours(order=2), Mixed(layers=(Ours(), Theirs())), Mixed(layers=(Theirs(), Ours()))]
+    assert len({new_record(job, "mine", Method(forecast=forecast), "a").key for forecast in forecasts}) == 5
+    assert Method(forecast=Mixed(layers=(Theirs(),))).described()["forecast"] == {
+        "part": f"{__name__}.Mixed",
+        "quantity": None,
+        "layers": [{"part": f"{__name__}.Theirs", "quantity": None, "order": 1}],
     }
-    modules = code_modules(job, Composed(Hold(), (job.method,)))
-    assert {__name__, "flowcache.method", "baselines.vanilla", "flowcache.models.magi.model"} <= set(modules)
-    assert "flowcache.method" in code_modules(job, Composed(job.method))
-    assert code_modules(replace(job, baseline="vanilla_kv"), Composed(Hold())) == [
+    modules = code_modules(job, Method(forecast=Mixed(layers=(Linear(),))))
+    expected = {__name__, "flowcache.forecast.linear", "flowcache.reuse.never", "flowcache.models.magi.model"}
+    assert expected <= set(modules)
+    assert "flowcache.forecast.linear" not in code_modules(job, job.method)
+    assert code_modules(replace(job, baseline="vanilla_kv"), Method(forecast=Ours())) == [
         *sorted({__name__, *code_modules(job, VANILLA)})
     ]
 

@@ -28,7 +28,7 @@ def test_the_same_seed_gives_the_same_latents(name, options, model, num_frames, 
 
     def latents(seed):
         given = (job.prompts[0], job.num_frames, job.method, seed)
-        return dict(sample(network.generation(*given, **job.generation_options), job.method))
+        return dict(sample(network.generation(*given, **job.generation_options)))
 
     first, second, other = latents(3), latents(3), latents(4)
     assert len(first) > 1

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from flowcache.models.magi import config as magi
 from flowcache.models.magi import flops as magi_flops
 from flowcache.models.skyreels import config as skyreels
 from flowcache.models.skyreels import flops as skyreels_flops
+from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
 from tests.experiments.conftest import SMALL
 
@@ -110,7 +112,7 @@ def recorded_run(job: Job) -> tuple[Record, Path]:
     return record, RecordStore(job.output_dir).trace_path(record.key)
 
 
-def final_latents(job: Job, method: MethodConfig) -> torch.Tensor:
+def final_latents(job: Job, method: Method) -> torch.Tensor:
     inputs = (job.prompts[0], job.num_frames, method, job.seed)
     generation = job.load_model().generation(*inputs, **job.generation_options)
     return torch.cat([latent for _, latent in sample(generation)], dim=1)
@@ -120,7 +122,7 @@ def test_replaying_a_recorded_run_gives_its_latents_bit_for_bit(small_job):
     job = small_job("num_prompts=1", *REUSING)
     record, path = recorded_run(job)
     assert record.computed_fraction < 1
-    replayed = ReplayConfig.like(job.method, read_decisions(path))
+    replayed = replace(job.method, reuse=Replay(computed=read_decisions(path)))
     expected = final_latents(job, job.method)
     assert torch.equal(final_latents(job, replayed), expected)
     assert not torch.equal(final_latents(job, VANILLA), expected)

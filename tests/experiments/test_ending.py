@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from experiments.job.job import ROOT
+from experiments.job.paths import ROOT
 from experiments.records import RecordStore
 from experiments.records.__main__ import runs
 
@@ -31,7 +31,7 @@ def started(output_dir: Path, *command: str) -> subprocess.Popen:
         [sys.executable, *command, *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=(output_dir / "out").open("w"),
+        stdout=(output_dir / "out").open("w", encoding="utf-8"),
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
@@ -72,13 +72,13 @@ def test_a_run_that_is_ended_leaves_no_process_and_says_so(tmp_path, number, wor
     run = started(tmp_path, "run.py", "method=vanilla", f"workers={workers}", "num_prompts=4")
     try:
         wait_for(lambda: states(tmp_path)["running"] == workers or run.poll() is not None, START_S)
-        assert run.poll() is None, (tmp_path / "out").read_text()
+        assert run.poll() is None, (tmp_path / "out").read_text(encoding="utf-8")
         (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)  # a terminal's Ctrl-C goes to all
         run.wait(END_S)
         wait_for(lambda: not session(run.pid), END_S)
         assert states(tmp_path) == {"interrupted": workers, "queued": 4 - workers}
         said = "run.py: stopped; finished videos are kept, and the same command goes on from them"
-        assert (said in (tmp_path / "out").read_text()) == (number != signal.SIGKILL)
+        assert (said in (tmp_path / "out").read_text(encoding="utf-8")) == (number != signal.SIGKILL)
         assert run.returncode == (1 if number != signal.SIGKILL else -signal.SIGKILL)
     finally:
         for process in session(run.pid):
@@ -105,7 +105,7 @@ def test_tasks_of_this_machine_end_with_who_started_them(tmp_path, launcher, com
     run = started(tmp_path, *command, f"hydra/launcher={launcher}", "num_prompts=2", "device=cpu", "workers=1")
     try:
         wait_for(lambda: states(tmp_path)["running"] == 2 or run.poll() is not None, START_S)
-        assert run.poll() is None, (tmp_path / "out").read_text()
+        assert run.poll() is None, (tmp_path / "out").read_text(encoding="utf-8")
         os.kill(run.pid, number)
         run.wait(END_S)
         wait_for(lambda: not session(run.pid), END_S)

@@ -217,7 +217,7 @@ def test_l1_rel_over_the_process_is_the_papers_figure():
     assert first.get_xdata().tolist() == pytest.approx([100 * row / 6 for row in (2, 3, 4)])  # 6 rows in all
     assert second.get_xdata().tolist() == pytest.approx([100 * row / 6 for row in (4, 5, 6)])
     assert first.get_ydata().tolist() == second.get_ydata().tolist() == pytest.approx([0.15, 0.3, 0.45])  # medians
-    assert "n = 2 prompts" in axes.get_ylabel()
+    assert "2 prompts" in axes.get_ylabel()
     assert len(draw_steps(process(velocity=True), "here").axes) == 4
     assert len(draw_steps(process(velocity=False), "here").axes) == 2  # SkyReels-V2
 
@@ -288,3 +288,33 @@ def test_a_figure_of_a_damaged_trace_is_left_out_with_its_name(job, made_in, cap
     monkeypatch.setattr(figures, "FIGURES", {"reuse_map": figures.save_reuse_map})
     assert figures.main(["prompts=[a,b]", f"output_dir={job.output_dir}"]) == 2
     assert f"figures: no reuse_map: {store.trace_path(vanilla.key)} is missing or damaged" in capsys.readouterr().err
+
+
+def test_methods_without_a_sweep_have_their_defaults_in_the_curve(tmp_path):
+    """After the main table alone every method is there."""
+    for method, share in (("vanilla", 1.0), ("flowcache_fast", 0.7), ("teacache_slow", 0.9), ("teacache_fast", 0.6)):
+        for prompt in PROMPTS:
+            metrics = {} if method == "vanilla" else {"psnr": 40.0, "ssim": 0.9}
+            made(job_of(tmp_path, f"method={method}"), prompt, share, metrics=metrics)
+    reuse = reuse_of(Subject(job_of(tmp_path), (), Destination(tmp_path)))
+    points = reuse_points(reuse.videos)
+    assert points[["family", "compute_left"]].values.tolist() == [
+        ["flowcache", 0.7],
+        ["teacache", 0.6],
+        ["teacache", 0.9],
+    ]
+
+
+def test_frames_of_another_video_say_so(tmp_path, monkeypatch):
+    job = job_of(tmp_path, "model=skyreels", "prompts=[a]")
+    for method, share in (("vanilla", 1.0), ("flowcache_fast", 0.25), ("teacache_fast", 0.5)):
+        made(job_of(tmp_path, "model=skyreels", f"method={method}"), "a", share)
+    add_files(job)
+    drawn = []
+    monkeypatch.setattr(Subject, "save", lambda self, figure, stem: drawn.append(figure))
+    figures.save_frames(Subject(job, (), Destination(tmp_path)))
+    labels = [axes.get_ylabel().partition("\n")[0] for axes in drawn[0].axes]
+    assert labels[:2] == ["vanilla", "flowcache_fast †"]
+    assert "teacache_fast" in labels  # as bidirectional as vanilla
+    title = " ".join(drawn[0].get_suptitle().split())
+    assert "† another video from the start; baseline=vanilla_kv shows caching alone" in title

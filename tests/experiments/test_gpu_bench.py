@@ -10,7 +10,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from flowcache.policy import Replay
 
 from experiments.benchmarks import bench
 from experiments.benchmarks.gpu.ceilings import ceilings
@@ -24,6 +23,7 @@ from experiments.benchmarks.gpu.summary import SUMMARY, write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.device import GPU_KERNELS
 from experiments.job.errors import CasesFailed
+from experiments.job.method import make_method
 from experiments.run.dry_run import _model
 from tests.models.skyreels_pipeline import write_checkpoint
 
@@ -106,11 +106,9 @@ def test_branches_that_do_not_compute_the_same_are_refused():
 
 
 def test_methods_that_decide_by_distances_measure_them_and_follow_the_published_compute(subject):
-    method = subject.method("flowcache_fast")
-    assert isinstance(method, Followed)
-    policy = method.policy()
-    assert isinstance(policy, Replay)
-    assert policy.distance == reuse.distance is not None
+    policy, own = subject.method("flowcache_fast").reuse, make_method(subject.config("method=flowcache_fast")).reuse
+    assert isinstance(policy, Followed)
+    assert policy.distance == own.distance is not None
     vanilla = video(subject, "vanilla")
     fast = video(subject, "flowcache_fast")
     assert fast["flops"] < vanilla["flops"]

@@ -32,7 +32,8 @@ def said_by(main, arguments: list[str], capsys) -> str:
 
 @pytest.mark.parametrize("name", [*COMMANDS, "records.__main__"])
 def test_help_is_what_the_commands_module_says_of_itself(name, capsys):
-    main = importlib.import_module(f"experiments.{name}").main
+    module = importlib.import_module(f"experiments.{name}")
+    main = importlib.import_module(getattr(module, "MODULE", module.__name__)).main
     described = inspect.cleandoc(sys.modules[main.__module__].__doc__).replace("``", "`")
     for arguments in (["--help"], ["seed=[1", "-h"], ["list", "--help"]):
         said = said_by(main, arguments, capsys)
@@ -45,7 +46,7 @@ def test_help_is_what_the_commands_module_says_of_itself(name, capsys):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_help_of_a_benchmark_is_its_own(name, capsys):
     module = importlib.import_module(BENCHMARKS[name])
-    said = said_by(importlib.import_module("experiments.bench").main, [name, "--help"], capsys)
+    said = said_by(importlib.import_module("experiments.benchmarks.bench").main, [name, "--help"], capsys)
     assert said.startswith(inspect.cleandoc(module.__doc__).replace("``", "`"))
     assert all(option in said for option in module.OPTIONS)
 
@@ -62,7 +63,7 @@ def test_help_of_checkpoints_tells_how_to_verify_one(capsys):
 
 
 def test_bad_options_of_training_are_one_line(capsys):
-    main = importlib.import_module("experiments.train_embedded").main
+    main = importlib.import_module("experiments.training.train_embedded").main
     for arguments, message in (
         (["model=maggi"], "no recipe for model=maggi; did you mean magi? there are magi, skyreels"),
         (["dit.recipe.num_stps=1"], "Key 'num_stps' is not in struct"),
@@ -92,7 +93,7 @@ def test_help_of_run_explains_every_common_option_and_lists_every_choice(monkeyp
     for key, group in groups().items():
         assert f"  {key}={group.default}" in said
         assert ", ".join(group.names) in " ".join(said.split())
-    for fixed in ("compression", "tuned", "model_setting", "training", "experiment"):
+    for fixed in ("shared", "tuned", "model_setting", "training", "experiment"):
         assert not any(line.startswith(f"  {fixed}=") for line in lines)
 
 
@@ -163,4 +164,4 @@ def test_a_shell_completes_names_and_keys():
     assert completed("num_p") == ["num_prompts="]
     offered = completed("")
     assert {"seed=", "model=", "method=", "setting="} <= set(offered)
-    assert not {"compression=", "experiment=", "model_setting=", "training=", "tuned="} & set(offered)
+    assert not {"shared=", "experiment=", "model_setting=", "training=", "tuned="} & set(offered)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from experiments.commands import documentation
-from experiments.job.job import ROOT
+from experiments.job.errors import plain
+from experiments.job.help import documentation
+from experiments.job.paths import ROOT
 from tests.experiments.conftest import SMALL
 
 COMMANDS = sorted(path.stem for path in (ROOT / "experiments" / "commands").glob("*.py") if path.stem != "__init__")
@@ -18,25 +20,39 @@ SLOW = ("torch", "transformers", "diffusers", "torchmetrics", "pandas", "matplot
 
 def imported(*command: str | Path) -> tuple[set[str], str]:
     """The slow modules that a command imports, and what it prints."""
-    ran = subprocess.run([sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True)
+    ran = subprocess.run(
+        [sys.executable, "-X", "importtime", *command], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+    )
     assert ran.returncode == 0, ran.stderr[-2000:]
     timed = [line for line in ran.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip() for line in timed} & set(SLOW), ran.stdout
 
 
-def test_help_of_a_run_imports_nothing_slow():
-    slow, said = imported("run.py", "--help")
+@pytest.mark.parametrize("arguments", [["--help"], ["method=flowcache_fast", "-h"]])
+def test_help_of_a_run_imports_nothing_slow(arguments):
+    slow, said = imported("run.py", *arguments)
     assert slow == set()
-    assert "seed: 1234" in said
+    assert "seed=1234" in said
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_a_command_is_its_modules_docstring(name):
     slow, said = imported("-m", f"experiments.{name}", "--help")
     assert slow == set()
-    module = (ROOT / "experiments" / "commands" / f"{name}.py").read_text().partition('start("')[2].partition('"')[0]
-    assert said == documentation(module) + "\n"
-    assert f"python -m experiments.{name}" in said
+    assert said == plain(documentation(import_module(f"experiments.{name}").MODULE)) + "\n"
+
+
+def test_help_of_a_benchmark_imports_nothing_slow():
+    slow, said = imported("-m", "experiments.bench", "latency", "--help")
+    assert slow == set()
+    assert said == plain(documentation("experiments.benchmarks.latency")) + "\n"
+
+
+def test_records_are_told_without_torch(tmp_path):
+    (tmp_path / "runs").mkdir()
+    for arguments in (["--help"], ["list", "--output-dir", str(tmp_path)]):
+        slow, _ = imported("-m", "experiments.records", *arguments)
+        assert slow == set()
 
 
 @pytest.mark.slow

@@ -201,7 +201,7 @@ def test_the_official_rows_make_our_video(model, tmp_path, as_on_a_gpu):
         options = (f"checkpoint={write_checkpoint(tmp_path)}", "model.options.corrector=published")
         subject = Subject(("model=skyreels", *options, *sizes, *ON_CPU))
     found = beside_official(subject, CHECKOUT)
-    decisions = subject.method("flowcache_fast", *PUBLISHED[model]).computed
+    decisions = subject.method("flowcache_fast", *PUBLISHED[model]).reuse.computed
     assert found["rows"] == len(decisions) - 1
     assert sum(map(len, decisions)) < (4 * 16 if model == "magi" else 3 * 12)  # some chunks reuse
     assert found["latents_relative_difference"] < 2e-5  # all computed instead, it is 0.5 and 0.08

@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pandas as pd
 import pytest
-from baselines.teacache import TeaCacheConfig
 
 from experiments.job.cli import compose_config
 from experiments.job.groups import config_files
@@ -15,9 +14,10 @@ from experiments.show.results import TABLES, markdown
 from experiments.studies.paper_flops import STEM, compute_left, evenly, main, rows_of, tables, vanilla_like
 from flowcache.schedule import Row, Schedule, Window, staged_schedule, staggered_rows, timesteps
 from flowcache.trace import Trace, Work
+from tests.methods import chunkwise, uniform
 
-CHUNKWISE = FlowCacheConfig(threshold=0.1, warmup_steps=2)
-UNIFORM = TeaCacheConfig(threshold=0.1, warmup_steps=2)
+CHUNKWISE = chunkwise(threshold=0.1, warmup_steps=2)
+UNIFORM = uniform(threshold=0.1, warmup_steps=2)
 
 
 def everything(schedule: Schedule) -> Count:
@@ -68,7 +68,7 @@ def test_together_means_whole_rows_and_a_chunk_that_enters_the_cache():
 )
 def test_without_a_cache_no_chunk_computes_alone(visible, attention, alone):
     whole = everything(windowed(visible))
-    method = TeaCacheConfig(threshold=0.1, warmup_steps=1, attention=attention)
+    method = uniform(threshold=0.1, warmup_steps=1, attention=attention)
     decisions = evenly(whole, method, 0.3)
     partly = [
         computed
@@ -91,8 +91,8 @@ def test_what_a_schedule_leaves_is_what_the_paper_would_charge(attention):
     config = compose_config(
         ["model=skyreels", "setting=paper", "device=meta", "setting.num_steps=6", "setting.num_frames=97"]
     )
-    kind = {"native": TeaCacheConfig, "cached": FlowCacheConfig}[attention]
-    method: MethodConfig = kind(threshold=0.1, warmup_steps=1, attention=attention)
+    kind = {"native": uniform, "cached": chunkwise}[attention]
+    method = kind(threshold=0.1, warmup_steps=1, attention=attention)
     whole = count(config, vanilla_like(method))
     decisions = evenly(whole, method, 0.6)
     charged = count(config, method, decisions).paper_flops / whole.paper_flops
@@ -101,8 +101,8 @@ def test_what_a_schedule_leaves_is_what_the_paper_would_charge(attention):
 
 
 def test_one_row_a_method_whose_figures_add_up():
-    rows = pd.DataFrame(rows_of("magi", "setting.num_steps=16", "setting.num_frames=96")).fillna({"kv.budget": ""})
-    rows = rows.set_index(["method", "kv.budget"])
+    rows = pd.DataFrame(rows_of("magi", "setting.num_steps=16", "setting.num_frames=96")).fillna({"kv_budget": ""})
+    rows = rows.set_index(["method", "kv_budget"])
     assert set(rows.index.get_level_values("method")) == {path.stem for path in config_files("method")}
     assert list(rows.index[:3]) == [("vanilla", ""), ("vanilla_causal", ""), ("vanilla_kv", "")]
     for figures in (["GEMM", "self-attention", "cross-attention"], list(KINDS)):
@@ -122,7 +122,7 @@ def test_one_row_a_method_whose_figures_add_up():
     assert fast["compression"] == 0 < compressed["compression"]
     assert compressed["self-attention"] < fast["self-attention"]
     assert rows.loc[("every_k", ""), "decisions"] == "its own"
-    text = "".join(map(markdown, tables("magi", rows.reset_index().replace({"kv.budget": {"": None}}))))
+    text = "".join(map(markdown, tables("magi", rows.reset_index().replace({"kv_budget": {"": None}}))))
     assert "| flowcache_fast | 1 chunk | given schedule |" in text
     assert "not the paper's own decisions" in text
     assert "nan" not in text
@@ -134,7 +134,7 @@ def test_the_tables_in_results_have_the_papers_vanilla(model, pflops, tolerance)
     assert table.loc["vanilla", "paper_accounting"] == pytest.approx(pflops, rel=tolerance)
     given = table[table["decisions"] == "given schedule"]
     shares = [given[f"{name}_share"].to_numpy() for name in ("paper_accounting", "published")]
-    whole = given["kv.budget"].isna().to_numpy()
+    whole = given["kv_budget"].isna().to_numpy()
     assert shares[0][whole] == pytest.approx(shares[1][whole], abs=0.01)
     if model == "skyreels":  # as the notes say: its accounting counts attention that compression saves
         assert shares[0][~whole] == pytest.approx(shares[1][~whole], abs=0.01)

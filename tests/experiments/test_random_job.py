@@ -16,6 +16,7 @@ from experiments.run.measure import RANDOM_WEIGHTS
 from experiments.run.runner import Runner
 from experiments.show.tables import main_table
 from experiments.studies import l1_rel, tune
+from flowcache.reuse.replay import Replay
 from flowcache.trace import Trace
 
 REUSING = ["num_prompts=1", "reuse.threshold=0.5", "reuse.warmup_steps=1"]
@@ -33,7 +34,7 @@ def recorded(small_job) -> tuple[Record, str]:
 def test_a_replayed_run_is_the_recorded_one(small_job, recorded):
     original, replay = recorded
     job = small_job(*REUSING, replay)
-    assert isinstance(job.method, ReplayConfig)
+    assert isinstance(job.method.reuse, Replay)
     (record,) = Runner(job).run()
     assert record.method == "flowcache_fast, replayed"
     assert record.key != original.key

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from html import unescape
-from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
+from eval.video_io import write_lossless
 from experiments.job.cli import compose_config
 from experiments.job.job import Job, make_job
 from experiments.records import RecordStore
 from experiments.records.collect import collect, read_trace
 from experiments.run.runner import Runner
 from experiments.show import report
+from experiments.show.first_clip import at_border, first_shown, middle_of_longest
 from experiments.show.report import reuse_map
 from experiments.show.reported import read_reported
 from experiments.show.results import provenance
-from experiments.show.style import FAMILY_COLOURS
-from experiments.show.tables import MEASURED, describe, main_table
-from experiments.show.tables import METHODS as ALL_METHODS
+from experiments.show.style import BASELINE_LOOKS, MARKERS, UNKNOWN_LOOK
+from experiments.show.tables import describe, main_table, measured_columns
 from tests.experiments.made_records import job_of, made, trace
 
 # 32 steps: with fewer, FlowCache's default threshold never reuses.
@@ -71,6 +70,7 @@ def data_of(folder: Path) -> dict:
 
 def test_the_folder_is_self_contained(folder):
     page = (folder / "index.html").read_text(encoding="utf-8")
+    assert "Shapes wrap" not in page  # said of shapes alone: here no caption was checked
     assert not re.search(r"https?:|//[a-z]+\.[a-z]|@import|fetch\(", page)
     assert re.findall(r'(?:src|href)="(?!#|data:)', page) == []
     videos = {take["video"] for clip in data_of(folder)["clips"] for take in clip["takes"].values()}
@@ -81,15 +81,18 @@ def test_the_folder_is_self_contained(folder):
 def test_measured_values_are_those_of_the_main_table(folder, job, measured):
     shown = table_of(folder, "measured")
     assert list(shown) == list(measured.index) == list(METHODS)
-    for column in MEASURED:
+    for column in measured_columns(measured):
         values = measured[column.key] if column.key in measured else pd.Series(dtype=float)
         for method in measured.index if values.notna().any() else ():
             text = shown[method][column.heading]
             assert (text == "") == pd.isna(values[method])
-            assert text == "" or float(text) == values[method]  # every digit, not only those shown
-    assert all(row["source"] == "measured" for row in shown.values())
+            if isinstance(values[method], str):
+                assert unescape(text) == values[method]
+            else:
+                assert text == "" or float(text) == values[method]  # every digit, not only those shown
+    assert '<span class="tag measured">measured</span> here' in (folder / "index.html").read_text(encoding="utf-8")
     assert "LPIPS" not in shown["vanilla"]  # not measured here: no empty column
-    assert provenance(collect(job)) in (folder / "index.html").read_text(encoding="utf-8")
+    assert provenance(collect(job)) in unescape((folder / "index.html").read_text(encoding="utf-8"))
 
 
 def test_reported_values_stand_apart_and_say_so(folder):
@@ -97,7 +100,9 @@ def test_reported_values_stand_apart_and_say_so(folder):
     assert {name: float(row["PFLOPs"]) for name, row in shown.items()} == dict(reported["pflops"])
     assert shown["vanilla"]["SSIM"] == ""
     assert float(shown["teacache_slow"]["compute left"]) == 294 / 306
-    assert all(row["source"] == "reported" for row in shown.values())
+    assert '<span class="tag reported">reported</span> by the paper, of another model' in (
+        folder / "index.html"
+    ).read_text(encoding="utf-8")
     assert source in (folder / "index.html").read_text(encoding="utf-8")
 
 
@@ -114,12 +119,12 @@ def test_the_plot_has_means_and_interval_ends_of_the_main_table(folder, measured
 def test_a_psnr_says_over_how_many_videos_it_is():
     row = {"method": "every_k", "n": 8, "compute_left": 0.5, "psnr": 40.0, "psnr_ci95": 2.0, "identical_videos": 3.0}
     row |= {"ssim": 0.9, "caption_right": 0.75, "caption_right_low": 0.4, "caption_right_high": 0.9}
-    psnr, ssim, captions = report.quality_points(pd.DataFrame([row]).set_index("method"))["qualities"]
+    psnr, ssim, captions = report.quality_points(pd.DataFrame([row]).set_index("method"), "vanilla")["qualities"]
     assert [quality["points"][0]["n"] for quality in (psnr, ssim, captions)] == [5, 8, 8]
     ends = [(quality["points"][0]["low"], quality["points"][0]["high"]) for quality in (psnr, ssim, captions)]
     assert ends == [(38, 42), (None, None), (0.4, 0.9)]
     row |= {"psnr_ci95": float("nan"), "ssim": 0.99, "ssim_ci95": 0.03}
-    psnr, ssim, _ = report.quality_points(pd.DataFrame([row]).set_index("method"))["qualities"]
+    psnr, ssim, _ = report.quality_points(pd.DataFrame([row]).set_index("method"), "vanilla")["qualities"]
     assert psnr["points"][0]["low"] is psnr["points"][0]["high"] is None
     assert (ssim["points"][0]["low"], ssim["points"][0]["high"]) == (pytest.approx(0.96), 1)  # as far as it goes
 
@@ -222,106 +227,53 @@ def test_a_damaged_trace_is_one_line_that_names_it(damage, tmp_path, capsys):
     assert error.count("\n") == 1
 
 
-def opened(browser, folder: Path):
-    """A report in headless Chromium, off the disk; every request is written down."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(180_000)
-    page.requested, page.problems = [], []
-    page.on("request", lambda request: page.requested.append(request.url))
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
-    page.goto((folder / "index.html").as_uri())
-    return page
+def test_every_marker_of_the_figures_has_a_shape_on_the_page():
+    shapes = re.search(
+        r"const SHAPES = \{(.*?)\};", (report.TEMPLATE / "page.js").read_text(encoding="utf-8"), re.S
+    ).group(1)
+    known = {name.strip('"') for name in re.findall(r'^  ("?.+?"?): "M', shapes, re.M)}
+    assert known >= {*MARKERS, UNKNOWN_LOOK[1], *(marker for _, marker in BASELINE_LOOKS)}
 
 
-@pytest.fixture(scope="module")
-def page(browser, folder):  # in this order: without a browser nothing is generated for it
-    return opened(browser, folder)
+def square(*corners: tuple[int, int]) -> np.ndarray:
+    """Frames of a bright square of 8 pixels with its corner at (row, column), which wraps, on a dark background."""
+    frames = np.full((len(corners), 64, 64, 3), 10, np.uint8)
+    for frame, (row, column) in zip(frames, corners, strict=True):
+        frame[np.ix_(np.arange(row, row + 8) % 64, np.arange(column, column + 8) % 64)] = (200, 20, 20)
+    return frames
 
 
-@pytest.fixture(scope="module")
-def page_of_all(browser, tmp_path_factory):
-    """Of records of every method, one of them of an identical video, that no model was run for."""
-    output_dir = tmp_path_factory.mktemp("all")
-    made(job_of(output_dir, "method=vanilla"), "a")
-    for place, name in enumerate(ALL_METHODS[1:]):
-        metrics = {"psnr": "inf" if place == 0 else 40.0 - place, "ssim": 1 - 0.01 * place}
-        made(job_of(output_dir, f"method={name}"), "a", 0.9 - 0.1 * place, metrics=metrics)
-    report.build(job_of(output_dir), output_dir / "page")
-    return opened(browser, output_dir / "page")
-
-
-def test_an_identical_video_says_so_beside_its_other_facts_in_chromium(page_of_all):
-    facts = page_of_all.eval_on_selector_all(
-        "#takes figure", "all => all.map(f => [...f.querySelectorAll('p span')].map(s => s.textContent))"
-    )
-    assert facts[:3] == [
-        ["the reference", "100 % of the compute"],
-        ["90 % of the compute", "identical to vanilla", "SSIM 1.0000"],
-        ["80 % of the compute", "PSNR 39.00 dB", "SSIM 0.9900"],
+def test_a_shape_at_the_border_is_seen():
+    assert at_border(square((20, 20), (60, 20), (0, 30), (56, 30), (60, 60), (1, 1))).tolist() == [
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
     ]
+    assert middle_of_longest(np.array([1, 0, 1, 1, 1, 0, 1])) == 3
+    assert middle_of_longest(np.zeros(3)) == 0
 
 
-def test_every_method_has_a_mark_of_its_own_in_chromium(page_of_all):
-    marks = page_of_all.eval_on_selector_all(
-        "#measured span.method path", "all => all.map(p => ['d', 'fill', 'stroke'].map(a => p.getAttribute(a)).join())"
-    )
-    assert len(set(marks)) == len(marks) == len(ALL_METHODS)
-    assert page_of_all.problems == []
-
-
-def test_the_page_is_not_blank_in_chromium(page):
-    page.locator("#plot").scroll_into_view_if_needed()
-    shown = Image.open(BytesIO(page.locator("#pareto svg").screenshot())).convert("RGB")
-    colours = Counter({colour: n for n, colour in shown.getcolors(shown.width * shown.height)})
-    assert len(colours) > 20  # edges are smoothed
-    assert colours.most_common(1)[0][1] < 0.98 * shown.width * shown.height
-    blue = tuple(int(FAMILY_COLOURS["flowcache"][i : i + 2], 16) for i in (1, 3, 5))
-    assert colours[blue] > 50  # FlowCache's mark, in the figures' colour
-
-
-def test_headings_sort_in_chromium(page, measured):
-    def methods() -> list[str]:
-        return page.eval_on_selector_all("#measured tbody th", "cells => cells.map(cell => cell.dataset.value)")
-
-    rising = list(measured.sort_values("compute_left").index)
-    heading = page.locator("#measured thead th", has_text="compute left")
-    for order, direction in ((rising, "ascending"), (rising[::-1], "descending")):
-        heading.locator("button").click()
-        assert methods() == order
-        assert heading.get_attribute("aria-sort") == direction
-    page.locator("#measured thead button", has_text="SSIM").click()
-    assert methods()[-1] == "vanilla"  # which has none, and stays last either way
-    page.locator("#measured thead button", has_text="SSIM").click()
-    assert methods()[-1] == "vanilla"
-    assert heading.get_attribute("aria-sort") is None
-
-
-def test_all_videos_follow_the_slider_in_chromium(page, job):
-    if not page.evaluate("document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64000a\"')"):
-        pytest.skip("this Chromium plays no H.264; install a build that does (Debian: apt-get install chromium)")
-    settled = "[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && !v.seeking && v.paused)"
-
-    def times() -> list[float]:
-        page.wait_for_function(settled)
-        return page.eval_on_selector_all("video", "videos => videos.map(v => v.currentTime)")
-
-    for frame in (31, 5):
-        page.locator("#frame").fill(str(frame))
-        assert times() == pytest.approx([(frame + 0.5) / job.fps] * len(METHODS), abs=1e-3)
-    assert page.evaluate("document.getElementById('canvas').width") == 14 * 64  # drawn on, enlarged in whole steps
-    page.locator("#canvas").click(position={"x": 4, "y": 4})
-    assert float(page.locator("#wipe").input_value()) < 5
-    page.locator("#play").click()
-    page.wait_for_function("document.getElementById('frame').value > 8")
-    page.locator("#play").click()
-    shown = int(page.locator("#frame").input_value())
-    assert times() == pytest.approx([(shown + 0.5) / job.fps] * len(METHODS), abs=1e-3)
-    page.locator("#clip").select_option("1")
-    assert times() == pytest.approx([(shown + 0.5) / job.fps] * len(METHODS), abs=1e-3)
-
-
-def test_nothing_is_fetched_and_nothing_fails_in_chromium(page):
-    assert page.requested
-    assert [url for url in page.requested if not url.startswith(("file:", "data:"))] == []
-    assert page.problems == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+def test_the_first_clip_is_right_whole_and_in_motion(tmp_path):
+    job, store = job_of(tmp_path, "method=vanilla"), RecordStore(tmp_path)
+    clips = {  # by prompt, what was found of it and its frames
+        "a": ({"right": False, "motion": "moving up"}, square(*[(20, 20)] * 4)),
+        "b": ({"right": True, "motion": "moving up"}, square((60, 20), (20, 20), (20, 20), (60, 20))),
+        "c": ({"right": True, "motion": "staying still"}, square(*[(20, 20)] * 4)),
+        "d": ({"right": True, "motion": "bouncing"}, square((0, 20), (9, 9), (20, 20), (30, 20))),
+    }
+    records = []
+    for prompt, (caption, frames) in clips.items():
+        records.append(made(job, prompt, caption=caption))
+        write_lossless(store.video_path(records[-1].key), frames, 24)
+    assert first_shown(store, records) == (2, 2)  # whole all along, though still
+    page = report.build(job, tmp_path / "page")
+    assert data_of(page.parent)["first"] == {"clip": 2, "frame": 2}
+    assert "Shapes wrap, by design" in page.read_text(encoding="utf-8")
+    assert first_shown(store, records[:2]) == (1, 2)
+    assert first_shown(store, [None, *records[:2]]) == (2, 2)
+    store.video_path(records[2].key).unlink()
+    assert first_shown(store, records) == (3, 2)  # cut in the fewest frames, of those that are there
+    assert first_shown(store, records[:1]) == first_shown(store, []) == (0, 0)

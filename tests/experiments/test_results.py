@@ -79,6 +79,7 @@ def videos(baseline_latency_s: list[float], load: list[float | None]) -> pd.Data
             "environment_threads": 1,
             "environment_packages": [{"torch": "2"}] * len(load),
             "environment_load_average_1min": load,
+            "environment_cores": 2,
             "weights": "w",
             "code": "c",
             "latency_s": 1.0,
@@ -92,6 +93,11 @@ def videos(baseline_latency_s: list[float], load: list[float | None]) -> pd.Data
     ("baseline_latency_s", "load", "told"),
     [
         ([1.0, 1.0, math.nan], [0.12, 1.5, 9.0], "; load average before timing 0.1 to 1.5"),
+        (
+            [1.0] * 3,
+            [2.0, 2.01, 7.0],  # as many as there are cores may be the run before
+            "; load average before timing 2.0 to 7.0, above the machine's cores for 2 of 3 times, which are too long",
+        ),
         ([1.0, 1.0], [0.12, None], "; load before timing not recorded"),
         ([math.nan], [3.0], ""),
     ],

@@ -1,33 +1,27 @@
 """The main job: records, resume, failure, and what a rerun does."""
 
 import json
-import os
-from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from eval.latency import take
 from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
-from experiments.job.cli import compose_config
-from experiments.job.errors import BadInput, RunFailed
+from experiments.job.compose import baseline_method, baselines
+from experiments.job.errors import BadInput
 from experiments.job.groups import config_files
-from experiments.job.job import BASELINES
-from experiments.job.method import make_method
 from experiments.job.metrics import METRICS
 from experiments.records import RecordStore, new_record
-from experiments.records.collect import collect
+from experiments.records.collect import collect, flat
 from experiments.run.measure import QUALITY
 from experiments.run.runner import Runner
 from experiments.show.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.show.summary import summarise
 from experiments.show.tables import main_table
-from flowcache.method import VANILLA
+from flowcache.method import VANILLA, Method
 from tests.fetched import needs_vgg
 
 
@@ -108,8 +102,14 @@ def test_a_job_may_be_compared_with_another_baseline(small_job):
     assert (reference.method, reference.flops) == ("vanilla_kv", record.baseline_flops)
     assert reference.metrics == {}
     assert collect(job)["method"].tolist().count("vanilla") == 0
-    for name, method in BASELINES.items():
-        assert make_method(compose_config([f"method={name}"]).method) == method
+
+
+def test_the_baselines_are_the_methods_that_compute_everything():
+    assert baselines() == ("vanilla", "vanilla_causal", "vanilla_kv")
+    found = [baseline_method(name, "skyreels", "embedded") for name in baselines()]
+    assert found == [VANILLA, Method(attention="causal"), Method()]
+    with pytest.raises(BadInput, match="baseline=every_k is no method that computes everything; there are vanilla"):
+        baseline_method("every_k", "magi", "embedded")
 
 
 def test_a_rerun_makes_nothing_and_returns_the_same(small_job):
@@ -151,182 +151,6 @@ def test_the_key_tells_everything_apart_that_changes_the_video(small_job):
     assert key(replace(job, method_name="mine", output_dir=job.output_dir / "elsewhere")) == key(job)
 
 
-def test_a_killed_run_leaves_no_record_and_the_next_run_completes_it(small_job, monkeypatch):
-    job = small_job()
-    store = RecordStore(job.output_dir)
-    original, calls = RecordStore.save, []
-
-    def die_on_the_second(self, record):
-        calls.append(record)
-        if len(calls) == 5:  # each is saved when it is begun, and twice as it is finished
-            raise KeyboardInterrupt
-        return original(self, record)
-
-    monkeypatch.setattr(RecordStore, "save", die_on_the_second)
-    with pytest.raises(KeyboardInterrupt):
-        Runner(job).run()
-    monkeypatch.undo()
-    assert sorted(record.status for record in store.all()) == ["finished", "running"]
-    records = Runner(job).run()
-    assert [record.status for record in records] == ["finished", "finished"]
-
-
-def test_a_full_disk_leaves_no_half_written_record(small_job, monkeypatch):
-    job = small_job("num_prompts=1")
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    Runner(small_job("method=vanilla", "num_prompts=1")).run()
-    monkeypatch.setattr("experiments.run.runner.write_mp4", full)
-    with pytest.raises(OSError, match="No space left"):
-        Runner(job).run()
-    assert {record.status for record in RecordStore(job.output_dir).all()} == {"failed", "finished"}
-    assert Runner(job).records(job.prompts) == [None]
-
-
-def test_a_failure_is_recorded_with_its_reason_and_tried_again(small_job, monkeypatch):
-    job = small_job("method=vanilla", "num_prompts=1")
-    monkeypatch.setattr("eval.latency.generate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("broken")))
-    with pytest.raises(RunFailed, match="RuntimeError: broken"):
-        Runner(job).run()
-    (record,) = RecordStore(job.output_dir).all()
-    assert (record.status, record.error) == ("failed", "RuntimeError: broken")
-    monkeypatch.undo()
-    (record,) = Runner(job).run()
-    assert record.status == "finished"
-
-
-def broken(*args, **kwargs):
-    raise RuntimeError("broken")
-
-
-@pytest.mark.parametrize("step", ["measure.quality", "write_lossless", "environment.describe"])
-def test_a_failure_beside_generation_is_recorded_too(step, small_job, monkeypatch):
-    Runner(small_job("method=vanilla", "num_prompts=1")).run()
-    job = small_job("num_prompts=1")
-    monkeypatch.setattr(f"experiments.run.runner.{step}", broken)
-    with pytest.raises(RunFailed, match="RuntimeError: broken"):
-        Runner(job).run()
-    by_method = {record.method: record for record in RecordStore(job.output_dir).all()}
-    assert by_method["vanilla"].status == "finished"
-    assert (by_method["flowcache_fast"].status, by_method["flowcache_fast"].error) == ("failed", "RuntimeError: broken")
-
-
-def test_a_reference_that_fails_fails_what_needs_it(small_job, monkeypatch):
-    job = small_job("num_prompts=1")
-    monkeypatch.setattr("eval.latency.generate", broken)
-    with pytest.raises(RunFailed, match="RuntimeError: broken"):
-        Runner(job).run()
-    states = {(record.method, record.status) for record in RecordStore(job.output_dir).all()}
-    assert states == {("vanilla", "failed"), ("flowcache_fast", "failed")}
-
-
-def test_a_damaged_reference_is_made_again(small_job):
-    (reference,) = Runner(small_job("method=vanilla", "num_prompts=1")).run()
-    job, store = small_job("num_prompts=1", "latency_pairs=0"), RecordStore(small_job().output_dir)
-    with store.video_path(reference.key).open("r+b") as video:
-        video.seek(1000)
-        video.write(b"damage")
-    (record,) = Runner(job).run()
-    assert record.metrics["psnr"] is not None
-    assert store.damage(store.find(reference.key)) == []
-
-
-def test_a_video_that_could_not_be_made_again_is_still_there(small_job, monkeypatch):
-    job = small_job("method=vanilla", "num_prompts=1")
-    made = Runner(job).run()
-    monkeypatch.setattr("eval.latency.generate", broken)
-    with pytest.raises(RunFailed):
-        Runner(replace(job, force=True)).run()
-    assert Runner(job).records(job.prompts) == made
-    monkeypatch.undo()
-    (again,) = Runner(replace(job, force=True)).run()
-    assert again.latency_s != made[0].latency_s
-
-
-@pytest.fixture
-def made_again(small_job, monkeypatch):
-    """A job that replaces a finished video by one of other frames, and that video's record."""
-    job = small_job("method=vanilla", "num_prompts=1", "metrics=[]")
-    (record,) = Runner(job).run()
-
-    def inverted(*arguments, **options):
-        taken = take(*arguments, **options)
-        return replace(taken, frames=255 - taken.frames)
-
-    monkeypatch.setattr("experiments.run.runner.take", inverted)
-    return replace(job, force=True), record
-
-
-@pytest.mark.parametrize("num_renames", range(6))
-def test_a_kill_while_a_video_is_replaced_leaves_no_record_of_other_files(num_renames, made_again, monkeypatch):
-    job, old = made_again
-    store, rename, renamed = RecordStore(job.output_dir), os.replace, []
-
-    def rename_until_killed(source, target):
-        if Path(target).parent == store.run_path(old.key):
-            if len(renamed) == num_renames:
-                raise KeyboardInterrupt
-            renamed.append(target)
-        rename(source, target)
-
-    monkeypatch.setattr("os.replace", rename_until_killed)
-    with pytest.raises(KeyboardInterrupt) if num_renames < 5 else nullcontext():  # two of the record, three files
-        Runner(job).run()
-    monkeypatch.setattr("os.replace", rename)
-    found = store.find(old.key)
-    if num_renames == 0:
-        assert found == old
-    elif num_renames < 5:
-        assert (found, store.read(old.key).status) == (None, "running")
-        (found,) = Runner(replace(job, force=False)).run()
-    assert store.damage(found) == []
-    assert not list(store.run_path(old.key).glob(".*.partial"))
-
-
-@pytest.mark.parametrize(
-    "step", ["experiments.run.runner.write_mp4", "pandas.DataFrame.to_parquet", "experiments.records.RecordStore.save"]
-)
-def test_a_full_disk_keeps_the_video_that_was_to_be_replaced(step, made_again, monkeypatch):
-    job, old = made_again
-    store = RecordStore(job.output_dir)
-
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(step, full)
-    with pytest.raises(OSError, match="No space left"):
-        Runner(job).run()
-    assert store.find(old.key) == old
-    assert store.damage(old) == []
-    assert not list(store.run_path(old.key).glob(".*.partial"))
-
-
-def test_one_failure_does_not_stop_the_others(small_job, monkeypatch):
-    job, make = small_job("method=vanilla"), Runner.make
-
-    def fail_on_the_first(self, record, *rest):
-        if record.prompt == job.prompts[0]:
-            raise RuntimeError("broken")
-        return make(self, record, *rest)
-
-    monkeypatch.setattr(Runner, "make", fail_on_the_first)
-    with pytest.raises(RunFailed, match="1 of the videos") as caught:
-        Runner(job).run()
-    assert str(caught.value.__cause__) == "broken"
-    assert [record is None for record in Runner(job).records(job.prompts)] == [True, False]
-
-
-def test_a_damaged_record_counts_as_none(small_job):
-    job = small_job("method=vanilla", "num_prompts=1")
-    (record,) = Runner(job).run()
-    store = RecordStore(job.output_dir)
-    store.record_path(record.key).write_text('{"key": "x"', encoding="utf-8")
-    assert store.find(record.key) is None
-    assert list(store.all()) == []
-
-
 def test_records_are_json_with_units_and_environment(small_job):
     job = small_job("num_prompts=1", "reuse.threshold=0")
     (record,) = Runner(job).run()
@@ -365,9 +189,9 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
 
 def test_families_are_compared_prompt_by_prompt_at_equal_compute():
     def video(method: str, prompt: str, share: float, psnr: float) -> dict[str, object]:
-        options = {"every" if method == "every_k" else "threshold": round(10 * share), "warmup_steps": 5}
-        standard = {"reuse": None, "refresh_clean_kv": True, "near_clean": True, "kv.budget": None, "seed": 1}
-        return {"method": method, "prompt": prompt, "flops_share": share, "psnr": psnr, **options, **standard}
+        swept = "reuse.every" if method == "every_k" else "reuse.threshold"
+        options = {swept: round(10 * share), "reuse.warmup_steps": 5, **flat(Method().described()), "seed": 1}
+        return {"method": method, "prompt": prompt, "flops_share": share, "psnr": psnr, **options}
 
     videos = [
         video(method, prompt, share, 40 + 10 * share + easier - loss)

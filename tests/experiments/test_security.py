@@ -42,21 +42,21 @@ def test_every_test_that_security_names_exists():
 
 
 def test_a_configuration_is_code(tmp_path, monkeypatch):
-    """Naming a class imports its module: that is the claim. Only what is a method is then made."""
+    """Naming a class imports its module: that is the claim. Only what is a part of a method is then made."""
     (tmp_path / "of_a_stranger.py").write_text(
         "from pathlib import Path\n"
-        "from baselines.vanilla import VanillaConfig\n"
+        "from flowcache.reuse.never import Never\n"
         "Path(__file__).with_suffix('.ran').touch()\n"
-        "class Theirs(VanillaConfig): pass\n"
+        "class Theirs(Never): pass\n"
         "def harm(**options): Path(__file__).with_suffix('.called').touch()\n",
         encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
-    method = make_method(compose_config(["method=vanilla", "method._target_=of_a_stranger.Theirs"]).method)
-    assert isinstance(method, VanillaConfig)
+    method = make_method(compose_config(["method=vanilla", "reuse._target_=of_a_stranger.Theirs"]))
+    assert type(method.reuse).__name__ == "Theirs"
     assert (tmp_path / "of_a_stranger.ran").exists()
-    with pytest.raises(BadInput, match=r"of_a_stranger\.harm' is no flowcache\.method\.MethodConfig"):
-        make_method(compose_config(["method=vanilla", "method._target_=of_a_stranger.harm"]).method)
+    with pytest.raises(BadInput, match=r"of_a_stranger\.harm' is no flowcache\.reuse\.base\.ReusePolicy"):
+        make_method(compose_config(["method=vanilla", "reuse._target_=of_a_stranger.harm"]))
     assert not (tmp_path / "of_a_stranger.called").exists()
 
 

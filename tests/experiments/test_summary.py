@@ -124,3 +124,23 @@ def test_compute_is_in_a_unit_that_people_read(tmp_path, flops, unit, value):
     title, number, spread = (cell.strip() for cell in line.strip("│").split("│"))
     assert (title, number) == (f"executed compute, {unit} a video", value)
     assert float(spread[1:].split()[0]) == pytest.approx(float(value) * 0.00205, rel=0.01)  # of one size with the mean
+
+
+def test_times_of_a_busy_machine_are_marked(tmp_path):
+    assert not any("*" in figure for figure in printed(tmp_path, 8))
+    job, made_here = records(tmp_path, 8)
+    for record, load in zip(made_here, (0.5, 2.0, 2.1, 8.26), strict=False):
+        record.environment = {"load_average_1min": load, "cores": 2}
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_summary(job, made_here, store_of(job), console)
+    lines = console.export_text().splitlines()
+    marked = [line.split("*")[0].strip("│ ") for line in lines if "*" in line and line.startswith("│")]
+    assert marked == [
+        "latency, s (median)",
+        "speed-up (median of pairs)",
+        "efficiency (speed-up x compute left)",
+        "time spent deciding",
+        "time spent compressing",
+    ]
+    note = "* 2 of 8 videos were timed on a busy machine (load average 2.1 to 8.3, cores 2): longer than by itself"
+    assert note in " ".join(line.strip() for line in lines)

@@ -52,11 +52,11 @@ def test_a_line_a_setting_says_what_became_of_it(jobs, tmp_path):
     failed = made(high, "b", 0.25)
     failed.status = "failed"
     store_of(high).save(failed)
-    way = "(1 worker x 1 thread, a CPU)"
+    way, fast = "(1 worker x 1 thread, a CPU)", "flowcache_fast, reuse.threshold"
     assert list(told_by_setting(jobs, before)) == [
         f"vanilla: 0 made, 0 failed, 2 finished in all; median 2 s {way}; compute left 1.000",
-        f"flowcache_fast, reuse.threshold 0.1: 0 made, 0 failed, 1 finished in all; median 1 s {way}; compute left 0.500",
-        f"flowcache_fast, reuse.threshold 0.2: 1 made, 1 failed, 1 finished in all; median 0.5 s {way}; compute left 0.250",
+        f"{fast} 0.1: 0 made, 0 failed, 1 finished in all; median 1 s {way}; compute left 0.500",
+        f"{fast} 0.2: 1 made, 1 failed, 1 finished in all; median 0.5 s {way}; compute left 0.250",
     ]
 
 
@@ -97,11 +97,8 @@ def test_a_run_with_nothing_to_make_shows_no_bar(tmp_path):
 @pytest.mark.parametrize(
     ("experiment", "told"),
     [
-        (
-            "ablation_lambda",
-            ["vanilla", *(f"flowcache_fast, compression.mix_lambda {x}" for x in ["0", "0.03", "0.07"])],
-        ),
-        ("long_video", ["vanilla", "flowcache_fast", "flowcache_fast, kv_budget 2 chunks"]),
+        ("ablation_lambda", ["vanilla", *(f"flowcache_fast, kv.mix_lambda {x}" for x in ["0", "0.03", "0.07"])]),
+        ("long_video", ["vanilla", "flowcache_fast", "flowcache_fast, kv.budget 2 chunks"]),
         ("ablation_refresh", ["vanilla", "flowcache_slow, refresh_clean_kv true"]),
         ("main_table", ["vanilla", "every_k"]),
     ],
@@ -113,13 +110,14 @@ def test_settings_that_differ_are_named_and_told_apart(experiment, told):
 
 
 def test_options_of_nested_parts_are_named_by_their_dots():
+    whole, kept = {"part": "all", "budget": None}, {"part": "some", "budget": "2 chunks", "mix_lambda": 0.07}
     settings = [
-        {"method": "mine", **flat({"reuse": {"threshold": 0.02, "steps": 5}, "kv": None})},
-        {"method": "mine", **flat({"reuse": {"threshold": 0.04, "steps": 5}, "kv": {"budget": "2 chunks"}})},
+        {"method": "mine", **flat({"reuse": {"threshold": 0.02, "steps": 5}, "kv": whole})},
+        {"method": "mine", **flat({"reuse": {"threshold": 0.04, "steps": 5}, "kv": kept})},
         {"method": "other", **flat({"reuse": {"threshold": 0.5, "steps": 7}})},
     ]
     names = told_apart(settings[:2])
-    assert names == ("reuse.threshold", "kv.budget")
+    assert names == ("reuse.threshold", "kv.budget")  # not what comes with a part that one has alone
     assert told_apart(settings) == names  # another method's values tell nothing apart
     assert [label(setting, names) for setting in settings] == [
         "mine, reuse.threshold 0.02",
@@ -134,5 +132,5 @@ def test_every_video_says_its_setting_as_it_is_made(small_job):
     run_jobs(jobs, jobs[0].prompts, told.append)
     (prompt,) = jobs[0].prompts
     assert [line for line in told if not line.startswith("vanilla")] == [
-        f"flowcache_fast, threshold {t}: {prompt}" for t in (0.3, 0.6)
+        f"flowcache_fast, reuse.threshold {t}: {prompt}" for t in (0.3, 0.6)
     ]

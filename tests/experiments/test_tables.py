@@ -59,8 +59,8 @@ def measured(job) -> pd.DataFrame:
 def test_every_figure_has_its_interval_and_count(job, measured):
     assert list(measured.index) == ["vanilla", "flowcache_slow", "flowcache_fast"]
     fast = measured.loc["flowcache_fast"]
-    assert (fast["n"], fast["threshold"], fast["identical_videos"]) == (8, 0.015, 1)
-    assert list(measured["options"].dropna()) == ["threshold 0.01", "threshold 0.015"]  # vanilla has none
+    assert (fast["n"], fast["reuse.threshold"], fast["identical_videos"]) == (8, 0.015, 1)
+    assert list(measured["options"].dropna()) == ["reuse.threshold 0.01", "reuse.threshold 0.015"]  # vanilla has none
     assert (fast["compute_left"], fast["compute_left_ci95"], fast["pflops_ci95"]) == (0.5, 0, 0)
     assert fast["psnr"] == pytest.approx(np.mean(FAST[:7]))  # without the identical one
     assert (fast["psnr_n"], fast["ssim_n"], measured.loc["flowcache_slow", "lpips_n"]) == (7, 8, 6)
@@ -159,16 +159,19 @@ def test_deviations_are_marked(job, measured):
     assert ours.notes[0].startswith("Deviates, all rows: a small trained model, not the official weights, ")
     assert "height 64 (reported: 720), num_frames 192 (reported: 240)" in ours.notes[0]
     assert "num_steps" not in ours.notes[0]  # 64, as reported
-    assert "Deviates, a: last_step own (published: global), reuse the model's sound form" in ours.notes[1]
+    assert "Deviates, a: reuse.last_step own (published: global)," in ours.notes[1]
+    assert "forecast.quantity the model's sound form" in ours.notes[1]
 
 
 def test_what_the_published_code_does_deviates_in_nothing():
-    published = {"last_step": "global", "reuse": "displacement", "refresh_clean_kv": False, "near_clean": False}
-    options = {**published, "threshold": 0.015, "warmup_steps": 5, "distance": "embedded_latent"}
+    published = {"reuse.last_step": "global", "forecast.quantity": "displacement", "refresh_clean_kv": False}
+    options = {**published, "near_clean": False, "reuse.distance": "embedded_latent"}
+    options |= {"reuse.threshold": 0.015, "reuse.warmup_steps": 5}
     assert method_deviation("magi", "flowcache_fast", options) is None
     told = method_deviation("magi", "flowcache_slow", options | {"refresh_clean_kv": True})
-    assert told == "refresh_clean_kv True (published: False), threshold 0.015 (published: 0.01)"
-    assert "the paper gives none" in method_deviation("magi", "teacache_slow", {"threshold": 0.02, "published": True})
+    assert told == "refresh_clean_kv True (published: False), reuse.threshold 0.015 (published: 0.01)"
+    options = {"reuse.threshold": 0.02, "reuse.published": True}
+    assert "the paper gives none" in method_deviation("magi", "teacache_slow", options)
     assert method_deviation("skyreels", "vanilla_kv", {}) == "no row of the paper's"
     assert method_deviation("magi", "vanilla", {}) is None
     paper = {"num_frames": 240, "num_steps": 64, "height": 720, "width": 720, "device": "cuda"}

@@ -59,7 +59,7 @@ def test_an_offline_run_holds_everything(small_job, tmp_path):
 
     config = logged.config
     assert (config["method"], config["seed"], config["num_steps"]) == ("flowcache_fast", 3, 8)
-    assert config["method_config"]["threshold"] == 0.3
+    assert config["method_config"]["reuse"]["threshold"] == 0.3
     assert (config["weights"], config["code"]) == (records[0].weights, records[0].code)
     assert config["prompts"] == list(job.prompts)
 

@@ -1,10 +1,15 @@
 """Prompts shared out over worker processes: the same records as in one process, and a failure that is seen."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 
+from experiments.job.cli import compose_config
+from experiments.job.device import default_threads
+from experiments.job.job import make_job
 from experiments.records import RecordStore
+from experiments.run.fork_server import _SHARED_IMPORTS
 from experiments.run.workers import run_jobs
 
 
@@ -42,3 +47,18 @@ def test_nothing_stays_queued_where_the_model_cannot_be_loaded(small_job, monkey
     with pytest.raises(type(error), match="none left"):
         run_jobs([job], job.prompts)
     assert list(RecordStore(job.output_dir).all()) == []
+
+
+def test_an_embedded_model_on_the_cpu_takes_one_thread_however_few_its_prompts(monkeypatch):
+    monkeypatch.setattr("experiments.job.device.num_cores", lambda: 16)
+    for prompts, workers in (("num_prompts=1", 1), ("num_prompts=8", 4)):
+        job = make_job(compose_config([prompts, "device=cpu"]))
+        assert (job.workers, job.threads) == (workers, 1)
+    assert [default_threads(False, "cpu", workers) for workers in (1, 4, 8, 32)] == [4, 4, 2, 1]
+    assert default_threads(True, "cuda", 1) == 4
+
+
+@pytest.mark.parametrize("name", _SHARED_IMPORTS)
+def test_what_the_server_imports_is_there(name):
+    """It would say nothing of what is not, and every worker then imports for itself."""
+    assert find_spec(name) is not None
