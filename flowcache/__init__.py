@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # for those who read the source and do not run it: editors, type checkers, the records' code hash
+    from flowcache.forecast.hold import Hold as Hold
+    from flowcache.forecast.linear import Linear as Linear
+    from flowcache.kv.policy import KvPolicy as KvPolicy
+    from flowcache.kv.select.joint import Joint as Joint
+    from flowcache.method import Method as Method
+    from flowcache.reuse.chunkwise import Chunkwise as Chunkwise
+    from flowcache.reuse.never import Never as Never
+    from flowcache.sampler import generate as generate
+    from flowcache.sampler import sample as sample
+    from flowcache.trace import Trace as Trace
 
 # Loaded when asked for, so that a part does not bring all others along.
 _HOMES = {
@@ -25,6 +37,10 @@ _MOVED = {
 }
 
 __all__ = sorted(_HOMES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

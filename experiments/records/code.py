@@ -110,7 +110,8 @@ def _read(root: Path, name: str) -> Source | None:
     passed_on: dict[str, tuple[str, str | None]] = {}
     if path.name == "__init__.py":
         for node in tree.body:
-            passed_on |= _bound(node, package)
+            for inner in node.body if isinstance(node, ast.If) else [node]:  # of what is only loaded when asked for
+                passed_on |= _bound(inner, package)
     written: list[str] = []
     _write(tree, written)
     return Source(hashlib.sha256("".join(written).encode()).hexdigest(), frozenset(imports), passed_on)
