@@ -62,7 +62,7 @@ class Record:
         computed_fraction: chunk steps computed over all chunk steps.
         kv_bytes_allocated, kv_bytes_used_peak: of the caches of all branches.
         forecast_bytes_peak: of the outputs that forecasts look back on.
-        remarks: parts of the method that had no effect.
+        remarks: what the generation warned of, such as a part of the method that had no effect.
         caption: what was seen in the video against its caption, where that can be told.
     """
 

@@ -29,7 +29,6 @@ from flowcache.kernels import compile_seconds
 from flowcache.method import Method
 from flowcache.reuse.never import Never
 from flowcache.reuse.replay import Replay
-from flowcache.sampler import IdlePart
 from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
@@ -233,7 +232,8 @@ class Runner:
         """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
         model, job = self.model, self.job
         try:
-            model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # they come again, and are kept then
+                model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
         except ValueError as error:
             raise BadInput(str(error)) from error
 
@@ -361,9 +361,12 @@ class Runner:
 
     def _take(self, method: Method, prompt: str, num_frames: int) -> Take:
         job = self.job
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", IdlePart)  # it is in the trace, and told with the figures
-            return take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            taken = take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
+        texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+        taken.trace.remarks = list(dict.fromkeys([*taken.trace.remarks, *texts]))  # told once, with the figures
+        return taken
 
     def _record(self, prompt: str) -> Record:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)

@@ -142,7 +142,7 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
     if is_another and any(key in summary for key in _AGAINST_BASELINE):
         console.print(f"{FLAG} {told_another_video(job)}", markup=False)
     for remark, number in sorted(Counter(remark for r in records for remark in r.remarks).items()):
-        console.print(f"of no effect, in {number} of {counted(len(records), 'video')}: {remark}", markup=False)
+        console.print(f"{number} of {counted(len(records), 'video')}: {remark}", markup=False)
     for name, reason in sorted({(n, text) for r in records for n, text in r.notes.items()}):
         console.print(f"{name}: n/a ({reason})", markup=False)  # a reason may quote a prompt
     first = records[0]

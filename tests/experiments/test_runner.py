@@ -10,18 +10,21 @@ import pytest
 from eval.lpips import _distance as lpips_networks
 from eval.lpips import lpips
 from eval.video_io import read_lossless
+from experiments.job.cli import compose_config
 from experiments.job.compose import baseline_method, baselines
 from experiments.job.errors import BadInput
 from experiments.job.groups import config_files
 from experiments.job.metrics import METRICS
 from experiments.records import RecordStore, new_record
 from experiments.records.collect import collect, flat
+from experiments.run.main_job import run_job
 from experiments.run.measure import QUALITY
 from experiments.run.runner import Runner
 from experiments.show.reuse_curve import at_equal_compute, reuse_points, reuse_videos
 from experiments.show.summary import summarise
 from experiments.show.tables import main_table
 from flowcache.method import VANILLA, Method
+from tests.experiments.conftest import SMALL
 from tests.fetched import needs_vgg
 
 
@@ -149,6 +152,18 @@ def test_the_key_tells_everything_apart_that_changes_the_video(small_job):
     assert len(set(keys)) == len(keys)
     # The name of a method and the folder of the results do not change a video.
     assert key(replace(job, method_name="mine", output_dir=job.output_dir / "elsewhere")) == key(job)
+
+
+def test_what_a_generation_warns_of_is_kept_and_told_once(small_job, capfd):
+    job = small_job("method=vanilla", "workers=2")
+    run_job(
+        compose_config([*SMALL, "method=vanilla", "wandb.mode=disabled", "workers=2", f"output_dir={job.output_dir}"])
+    )
+    said = capfd.readouterr()
+    warned = "these weights were trained for num_steps=64, and num_steps=8 may show nothing"
+    assert [record.remarks[0][: len(warned)] for record in RecordStore(job.output_dir).all()] == [warned] * 2
+    assert " ".join(said.out.split()).count(f"2 of 2 videos: {warned}") == 1
+    assert "UserWarning" not in said.err
 
 
 def test_records_are_json_with_units_and_environment(small_job):
