@@ -264,7 +264,7 @@ def beside_foreign(finished):
     events = runs / "Oct02_12-00-00_host" / "events.out.tfevents.1"
     for path in (events, runs / "mine" / "record.json", runs / "notes.txt"):
         path.parent.mkdir(exist_ok=True)
-        path.write_text("{}")
+        path.write_text("{}", encoding="utf-8")
     (runs / "empty").mkdir()
     return job, made
 
@@ -321,14 +321,14 @@ def test_a_record_of_another_schema_is_told_as_such(finished, capsys):
     store, old = store_of(job), key_of("old")
     path = store.record_path(old)
     path.parent.mkdir()
-    path.write_text(json.dumps({"schema_version": 2, "key": old, "prompt": "of old"}))
+    path.write_text(json.dumps({"schema_version": 2, "key": old, "prompt": "of old"}), encoding="utf-8")
     assert run("list", job.output_dir) == 0
     listed = capsys.readouterr().out
     assert "other-schema" in next(line for line in listed.splitlines() if old in line)
     assert "other-schema: records of schema 2, by another version of this suite; this one reads schema 3." in listed
     assert "damaged" not in listed
     assert run("list", job.output_dir, "--state", "other-schema") == 0
-    assert "1 runs" in capsys.readouterr().out
+    assert "1 run\n" in capsys.readouterr().out
     assert run("show", job.output_dir, old) == 0
     state, document = capsys.readouterr().out.split("\n", 1)
     assert state.startswith("other-schema: ")
@@ -346,7 +346,7 @@ def test_a_record_of_another_schema_that_is_being_made_is_left_to_its_maker(fini
     job, _ = finished
     store, old = store_of(job), key_of("old")
     store.run_path(old).mkdir()
-    store.record_path(old).write_text('{"schema_version": 2}')
+    store.record_path(old).write_text('{"schema_version": 2}', encoding="utf-8")
     with store.claim(old, wait=False):
         assert {each.state for each in runs(store) if each.key == old} == {"running"}
         assert run("prune", job.output_dir, "--yes", "--other-code") == 0
