@@ -26,7 +26,9 @@ NETWORKS = ("network.py", "vae.py", "attention.py")
 
 
 def python_files(*folders: str) -> list[Path]:
-    listed = subprocess.run(["git", "ls-files", "--", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "--", *folders], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
     return [ROOT / name for name in listed.stdout.splitlines() if name.endswith(".py") and (ROOT / name).is_file()]
 
 
@@ -88,7 +90,9 @@ def test_no_file_is_too_long_to_read_but_networks():
 
 
 def test_the_suites_top_is_its_rooms():
-    listed = subprocess.run(["git", "ls-files", "experiments"], cwd=ROOT, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "experiments"], cwd=ROOT, capture_output=True, encoding="utf-8", check=True
+    )
     top = {Path(name).parts[1] for name in listed.stdout.splitlines() if (ROOT / name).exists()}
     assert len(top) <= 15
     assert top == {"__init__.py", *ROOMS, "embedded", "prompts"}

@@ -54,9 +54,9 @@ def _kept_sha256(path: Path) -> str:
     told_by = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
     kept = cache_folder() / "sha256" / hashlib.sha256(told_by.encode()).hexdigest()
     try:
-        return kept.read_text()
+        return kept.read_text(encoding="utf-8")
     except OSError:
         found = sha256(path)
     with suppress(OSError), atomic_path(kept) as temporary:  # a cache that cannot be written costs time, no more
-        temporary.write_text(found)
+        temporary.write_text(found, encoding="utf-8")
     return found

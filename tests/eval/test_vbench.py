@@ -178,7 +178,7 @@ def spoil(folder: Path) -> dict[str, str]:
     (folder / "cut.mp4").write_bytes(whole[:-1])
     (folder / "empty.mp4").touch()
     write_mp4(folder / "one.mp4", BLACK[:1], 24)
-    (folder / "text.mp4").write_text("not a video")
+    (folder / "text.mp4").write_text("not a video", encoding="utf-8")
     return {
         "cut.mp4": "cut.mp4 is cut short by at least 1 bytes; copy or download it again",
         "empty.mp4": "empty.mp4 is not a readable video",
@@ -195,7 +195,7 @@ def test_bad_files_are_named_and_the_others_scored(stand_in, capsys):
     command = ["score", str(folder), "--dimensions", "temporal_flickering", "--output", str(stand_in / "scores.json")]
     assert main(command) == 1
     said = capsys.readouterr().out
-    written = json.loads((stand_in / "scores.json").read_text())
+    written = json.loads((stand_in / "scores.json").read_text(encoding="utf-8"))
     assert written["results"]["temporal_flickering"] == {
         "mean": pytest.approx(0.15),
         "per_video": {"fine.mp4": 0.1, "other.mp4": 0.2},
@@ -219,7 +219,7 @@ def test_nothing_but_bad_files_is_bad_input(stand_in, capsys):
 
 def test_the_benchmark_with_a_bad_file_is_partial_or_refused(stand_in):
     folder = touch(stand_in / "clips", *(f"a cat - up close-{i}.mp4" for i in range(5)))
-    (folder / "a cat - up close-3.mp4").write_text("not a video")
+    (folder / "a cat - up close-3.mp4").write_text("not a video", encoding="utf-8")
     names, mode = ["temporal_flickering"], "vbench_standard"
     with pytest.raises(ValueError, match=r"1 of 5 videos .* the first: .*close-3\.mp4 is not .*or ask for a partial"):
         score(folder, names, mode=mode)

@@ -356,5 +356,7 @@ def test_fields_that_another_version_of_python_adds_do_not_count():
 def test_the_locale_is_no_other_code(locale):
     program = "from experiments.records import library_hash; print(library_hash())"
     environment = {"LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, encoding="utf-8"
+    )
     assert told.stdout.strip() == library_hash()

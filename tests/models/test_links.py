@@ -80,8 +80,8 @@ def test_what_lies_in_a_directory_comes_before_what_its_links_lead_to(release):
     link = release / "other" / "link"
     link.symlink_to(release / INSIDE)
     shutil.copytree(release / "ckpt" / "vae", release / "other" / "vae")
-    config = json.loads((release / "other" / "vae" / "config.json").read_text())
-    (release / "other" / "vae" / "config.json").write_text(json.dumps(config | {"mine": True}))
+    config = json.loads((release / "other" / "vae" / "config.json").read_text(encoding="utf-8"))
+    (release / "other" / "vae" / "config.json").write_text(json.dumps(config | {"mine": True}), encoding="utf-8")
     assert loaded_files(link)["vae/config.json"] == release / "other" / "vae" / "config.json"
 
 
@@ -103,9 +103,9 @@ def test_skyreels_loads_through_links(tmp_path, layout):
 def test_a_vae_of_another_rate_is_refused(tmp_path):
     """Its chunks would have another number of frames than MAGI-1's."""
     directory = shutil.copytree(EMBEDDED / "magi", tmp_path / "magi")
-    config = json.loads((directory / "vae" / "config.json").read_text())
+    config = json.loads((directory / "vae" / "config.json").read_text(encoding="utf-8"))
     config["ddconfig"] |= {"patch_length": 2, "video_length": 6}
-    (directory / "vae" / "config.json").write_text(json.dumps(config))
+    (directory / "vae" / "config.json").write_text(json.dumps(config), encoding="utf-8")
     message = "is of a VAE of 2 pixel frames a latent frame, and MAGI-1's has 4; download the VAE that belongs"
     with pytest.raises(CheckpointError, match=message):
         Magi.from_pretrained(directory)

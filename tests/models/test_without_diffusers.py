@@ -30,7 +30,7 @@ def test_magi_and_verifying_it_do_without():
         "print(verify(Path('experiments/embedded/magi')).all_problems())\n"
         "from flowcache.checkpoints import main; print(main(['verify', 'experiments/embedded/skyreels']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["[]", "2"]
     assert "skyreels is no checkpoint of MAGI-1, and SkyReels-V2 runs over diffusers" in done.stderr
