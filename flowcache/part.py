@@ -6,6 +6,7 @@ works with a ``fresh`` copy, so that nothing survives into the next video.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
@@ -22,6 +23,13 @@ class Part:
     def __reduce__(self) -> tuple[Any, ...]:
         """To another process goes what it is; what it remembers need not fit through."""
         return _of_options, (type(self), self.options)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy stays in this process, with what is remembered."""
+        copied = object.__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__.update(deepcopy(self.__dict__, memo))
+        return copied
 
     @property
     def options(self) -> dict[str, Any]:

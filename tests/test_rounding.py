@@ -36,6 +36,6 @@ assert torch.ones(3, 7).sum(-1).tolist() == [7, 7, 7]
 
 def test_rounding_depends_on_shapes_and_on_nothing_else():
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[1], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM], cwd=Path(__file__).parents[1], capture_output=True, text=True, encoding="utf-8"
     )
     assert done.returncode == 0, done.stderr

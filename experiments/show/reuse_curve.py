@@ -99,9 +99,12 @@ def _described(videos: pd.DataFrame, option: str) -> pd.DataFrame:
     for name, own in videos.groupby("family"):
         settings = {text: {"method": name, **flat(json.loads(text))} for text in own["options"].unique()}
         apart = [each for each in told_apart(list(settings.values())) if each != option]
+        methods = own.drop_duplicates("options").set_index("options")["method"]
         for text, options in settings.items():
             columns["line"][name, text] = options.get(option)
-            told = (f"{each} {value_text(options[each])}" for each in apart if options.get(each) is not None)
+            told = [f"{each} {value_text(options[each])}" for each in apart if options.get(each) is not None]
+            if not told and methods.nunique() > 1:  # they differ in their parts
+                told = [methods[text]]
             columns["told"][name, text] = ", ".join(told)
     pairs = list(zip(videos["family"], videos["options"], strict=True))
     return videos.assign(**{key: [values[pair] for pair in pairs] for key, values in columns.items()})

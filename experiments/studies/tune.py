@@ -59,9 +59,10 @@ def chosen_option(job: Job, asked: str | None) -> str:
     if not known:
         raise BadInput(f"method {job.method_name} has no number of its own to tune")
     if asked is not None:
-        if asked not in known:
+        meant = [name for name in known if name == asked or name.rpartition(".")[2] == asked]
+        if len(meant) != 1:
             raise BadInput(f"method {job.method_name} has no number {asked!r} to tune; {nearest(asked, list(known))}")
-        return asked
+        return meant[0]
     fractions = [name for name, value in known.items() if isinstance(value, float)]
     if len(fractions) != 1:
         raise BadInput(f"method {job.method_name} has several numbers; give option=<one of {', '.join(known)}>")

@@ -139,14 +139,14 @@ def test_a_long_video_is_told_chunk_by_chunk(small_job):
     assert "compression" not in record.sections_s
     assert 0 < compressing.sections_s["compression"] < compressing.latency_s
     chunks = long_video.chunk_frame(jobs)
-    assert list(chunks["setting"]) == ["vanilla"] * 8 + ["flowcache_fast, kv_budget 2 chunks"] * 8
+    assert list(chunks["setting"]) == ["vanilla"] * 8 + ["flowcache_fast, kv.budget 2 chunks"] * 8
     vanilla, compressed = (group for _, group in chunks.groupby("setting", sort=False))
     assert vanilla["kv_mib"].is_monotonic_increasing
     assert (vanilla["psnr"] == 60).all()
     assert compressed["kv_mib"].max() < vanilla["kv_mib"].max()
     assert (chunks["seconds"].dropna() > 0).all()
     table = long_video.table(chunks, "A long video", "vanilla", "here")
-    assert list(table.data["setting"]) == ["vanilla", "flowcache_fast, kv_budget 2 chunks"]
+    assert list(table.data["setting"]) == ["vanilla", "flowcache_fast, kv.budget 2 chunks"]
     late = compressed[compressed["chunk"] > 7 - long_video.NUM_COMPARED]
     assert table.data["kv_mib_late"].iloc[1] == pytest.approx(late["kv_mib"].mean())
     assert table.data["seconds_early"].iloc[0] == pytest.approx(vanilla.loc[vanilla["chunk"] > 0, "seconds"].median())

@@ -1,4 +1,4 @@
-"""A method that is added as one YAML is in every table, figure, report, experiment and command that takes methods."""
+"""A method that is added in conf/ is in every table, figure, report, experiment and command that takes methods."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from matplotlib import pyplot as plt
 from matplotlib.text import Text
 
 from eval.video_io import write_lossless
-from experiments.job import cli
 from experiments.job.experiment import jobs_of
+from experiments.job.groups import CONF
 from experiments.records import RecordStore, new_record
 from experiments.records.collect import collect
 from experiments.show import figures, report, tables
@@ -29,22 +29,28 @@ from experiments.studies import tune
 from tests.experiments.made_records import job_of, made, trace
 
 PROMPTS = "prompts=[a,b,c,d,e,f,g,h]"
-ADDED = {  # each a copy of another but for one option
-    "zebra_slow": ("every_k", "every: 2", "every: 7"),
-    "zebra_fast": ("flowcache_fast", "threshold: 0.015", "threshold: 0.33"),
+ADDED = {  # each a copy of another method and its policy, but for one option
+    "zebra_slow": ("every_k", "every_k", "every: 2", "every: 7"),
+    "zebra_fast": ("flowcache_fast", "chunkwise", "threshold: 0.015", "threshold: 0.33"),
 }
 
 
 @pytest.fixture
 def added(monkeypatch, tmp_path):
-    """A copy of conf/ with two more files."""
-    conf = tmp_path / "conf"
-    shutil.copytree(cli.CONF, conf)
-    for name, (like, option, other) in ADDED.items():
-        text = (conf / "method" / f"{like}.yaml").read_text()
-        text = text.replace(f"name: {like}\n", f"name: {name}\n").replace(f"{option}\n", f"{other}\n")
-        (conf / "method" / f"{name}.yaml").write_text(text)
-    monkeypatch.setattr(cli, "CONF", conf)
+    """A copy of conf/ with two more methods, each with a policy of its own."""
+    conf = shutil.copytree(CONF, tmp_path / "conf")
+    for name, (method, policy, option, other) in ADDED.items():
+        for group, like, replaced in (
+            ("method", method, {f"override /reuse: {policy}\n": f"override /reuse: {name}\n"}),
+            ("reuse", policy, {f"{option} ": f"{other} "}),
+        ):
+            text = (conf / group / f"{like}.yaml").read_text(encoding="utf-8")
+            for old, new in {f"name: {like}\n": f"name: {name}\n", **replaced}.items():
+                assert old in text
+                text = text.replace(old, new)
+            (conf / group / f"{name}.yaml").write_text(text, encoding="utf-8")
+    for place in ("groups", "compose"):
+        monkeypatch.setattr(f"experiments.job.{place}.CONF", conf)
 
 
 @pytest.fixture
@@ -74,14 +80,14 @@ def test_the_main_table_has_it(output_dir):
     rows = pd.read_csv(output_dir / "tables" / "magi_embedded_main.csv").set_index("method")
     assert list(rows.index) == ["vanilla", "flowcache_fast", *ADDED]
     assert rows["compute_left"].tolist() == [1.0, 0.5, 0.6, 0.4]
-    assert rows["options"].tolist()[1:] == ["threshold 0.015", "every 7", "threshold 0.33"]
+    assert rows["options"].tolist()[1:] == ["reuse.threshold 0.015", "reuse.every 7", "reuse.threshold 0.33"]
     paired = pd.read_csv(output_dir / "tables" / "magi_embedded_main_paired.csv")
     assert ("zebra_fast", "zebra_slow") in set(zip(paired["method"], paired["against"], strict=True))
 
 
 def test_the_report_has_it(output_dir):
     assert report.main([PROMPTS, f"output_dir={output_dir}"]) == 0
-    page = (output_dir / "report" / "magi_embedded" / "index.html").read_text()
+    page = (output_dir / "report" / "magi_embedded" / "index.html").read_text(encoding="utf-8")
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S).group(1))
     assert data["methods"] == ["vanilla", "flowcache_fast", *ADDED]
     assert ADDED.keys() <= data["clips"][0]["takes"].keys()
@@ -110,10 +116,10 @@ def test_curves_and_the_pareto_front_have_its_defaults(output_dir):
     reuse = reuse_of(Subject(job_of(output_dir, PROMPTS), (), Destination(output_dir)))
     points = reuse_points(reuse.videos)
     assert points[["family", "told", "compute_left"]].values.tolist() == [
-        ["flowcache", "threshold 0.025", 0.3],
-        ["flowcache", "threshold 0.015", 0.5],
-        ["zebra", "distance embedded_latent, last_step own, threshold 0.33", 0.4],
-        ["zebra", "every 7", 0.6],
+        ["flowcache", "reuse.threshold 0.025", 0.3],
+        ["flowcache", "reuse.threshold 0.015", 0.5],
+        ["zebra", "zebra_fast", 0.4],
+        ["zebra", "zebra_slow", 0.6],
     ]
     assert reuse.notes == []
     assert set(pareto_points(reuse.videos)["family"]) == {"flowcache", "zebra"}
@@ -126,10 +132,10 @@ def test_experiments_of_every_method_run_it(added):
 
 def test_it_can_be_tuned(added, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
-        tune, "executed_flops", lambda job, model, method: 1 / (1 + 9 * getattr(method, "threshold", 0))
+        tune, "executed_flops", lambda job, model, method: 1 / (1 + 9 * getattr(method.reuse, "threshold", 0))
     )
     assert tune.main(["method=zebra_fast", "share=0.5", "num_prompts=1", f"output_dir={tmp_path}"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1].startswith("zebra_fast: threshold 0.1")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("zebra_fast: reuse.threshold 0.1")
 
 
 def test_a_method_that_lacks_prompts_is_left_out_of_the_curves_and_that_is_said(output_dir):
@@ -147,7 +153,7 @@ def test_a_video_of_the_same_options_counts_for_every_name_of_them(tmp_path):
     """flowcache_slow's default is a point of the threshold's ablation, made under the other name, and made once."""
     made(job_of(tmp_path, "method=vanilla"), "a")
     slow = job_of(tmp_path, "method=flowcache_slow")
-    record = made(job_of(tmp_path, "method=flowcache_fast", f"reuse.threshold={slow.method.threshold}"), "a", 0.8)
+    record = made(job_of(tmp_path, "method=flowcache_fast", f"reuse.threshold={slow.method.reuse.threshold}"), "a", 0.8)
     assert record.key == new_record(slow, slow.method_name, slow.method, "a").key
     assert list(main_table(collect(slow), slow).index) == ["vanilla", "flowcache_slow"]
 

@@ -302,11 +302,15 @@ def test_a_long_or_bracketed_prompt_is_text_like_any_other(command, tmp_path):
         (sweep.main, ["output_dir=/dev/null"], "is a file; give output_dir=<folder>"),
         (tune.main, ["method=teacache_fast", "share=most"], "give share=<wanted share of vanilla's compute>"),
         (tune.main, ["method=vanilla", "share=0.5"], "method vanilla has no number of its own to tune"),
-        (tune.main, ["method=every_k", "share=0.5"], "several numbers; give option=<one of every, warmup_steps>"),
+        (
+            tune.main,
+            ["method=every_k", "share=0.5"],
+            "several numbers; give option=<one of reuse.every, reuse.warmup_steps>",
+        ),
         (
             tune.main,
             ["method=every_k", "share=0.5", "option=evry"],
-            "has no number 'evry' to tune; did you mean every?",
+            "has no number 'evry' to tune; did you mean reuse.every?",
         ),
         (tune.main, ["share=0.5", "between=1"], "between=1 must be two numbers from 0 on, the lower first"),
         (tune.main, ["share=0.5", "between=2,1"], "between=2,1 must be two numbers from 0 on, the lower first"),

@@ -14,18 +14,21 @@ from experiments.job.cli import compose_config
 from experiments.job.compose import baseline_method, baselines
 from experiments.job.errors import BadInput
 from experiments.job.groups import config_files
+from experiments.job.job import Job
 from experiments.job.metrics import METRICS
 from experiments.records import RecordStore, new_record
-from experiments.records.collect import collect, flat
+from experiments.records.collect import collect, job_options
 from experiments.run.main_job import run_job
 from experiments.run.measure import QUALITY
 from experiments.run.runner import Runner
-from experiments.show.reuse_curve import at_equal_compute, reuse_points, reuse_videos
+from experiments.show.reuse_curve import Curves, at_equal_compute, reuse_points, reuse_videos
 from experiments.show.summary import summarise
 from experiments.show.tables import main_table
 from flowcache.method import VANILLA, Method
 from tests.experiments.conftest import SMALL
 from tests.fetched import needs_vgg
+
+CURVES = Curves(option="reuse.warmup_steps", title="warm-up", at=5, compared="flowcache")
 
 
 @pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])
@@ -197,25 +200,31 @@ def test_summary_table_and_figure_points_come_from_the_records(small_job):
     table = main_table(frame, job)
     assert list(table.index) == ["vanilla", "flowcache_fast"]
     assert list(table["n"]) == [2, 2]  # the row at threshold 0.5 is not the method's own
-    points = reuse_points(reuse_videos(frame))
+    videos, _ = reuse_videos(frame, job, [small_job(), job], CURVES)
+    points = reuse_points(videos)
     assert len(points) == 2
     assert points["compute_left"].is_monotonic_increasing
 
 
-def test_families_are_compared_prompt_by_prompt_at_equal_compute():
-    def video(method: str, prompt: str, share: float, psnr: float) -> dict[str, object]:
-        swept = "reuse.every" if method == "every_k" else "reuse.threshold"
-        options = {swept: round(10 * share), "reuse.warmup_steps": 5, **flat(Method().described()), "seed": 1}
-        return {"method": method, "prompt": prompt, "flops_share": share, "psnr": psnr, **options}
+def test_families_are_compared_prompt_by_prompt_at_equal_compute(small_job):
+    settings = [  # each job, the compute that it leaves, and what it loses in dB
+        (small_job(f"reuse.threshold={share}"), share, 0) for share in (0.4, 0.8)
+    ] + [(small_job("method=every_k", f"reuse.every={round(10 * share)}"), share, 2) for share in (0.4, 0.8)]
+
+    def video(job: Job, prompt: str, share: float, psnr: float) -> dict[str, object]:
+        shown = {"prompt": prompt, "seed": 1, "flops": share, "flops_share": share, "psnr": psnr}
+        return {"method": job.method_name, "options": job_options(job), **shown}
 
     videos = [
-        video(method, prompt, share, 40 + 10 * share + easier - loss)
+        video(job, prompt, share, 40 + 10 * share + easier - loss)
         for prompt, easier in zip("abdefg", (0, 9, 1, 5, 3, 7), strict=True)
-        for method, loss in (("flowcache_fast", 0), ("every_k", 2))
-        for share in (0.4, 0.8)
+        for job, share, loss in settings
     ]
-    alone = video("flowcache_fast", "c", 0.4, 10)  # a prompt that the others lack says nothing
-    compared = at_equal_compute(reuse_videos(pd.DataFrame([*videos, alone])), 5).set_index("compute_left")
+    videos.append(video(settings[0][0], "c", 0.4, 10))  # a prompt that the others lack says nothing
+    listed = [job for job, *_ in settings]
+    shown, notes = reuse_videos(pd.DataFrame(videos), listed[0], listed, CURVES)
+    assert notes == []
+    compared = at_equal_compute(shown, CURVES).set_index("compute_left")
     assert list(compared.index) == [0.4, 0.5, 0.6, 0.75]  # 0.3 and 0.9 lie beyond the settings
     for share in compared.index:
         assert compared.loc[share, ["difference_db", "low", "high"]].tolist() == pytest.approx([2, 2, 2])

@@ -40,16 +40,16 @@ def test_a_share_that_no_value_leaves_is_refused():
 
 def test_the_number_to_tune_is_the_methods_own(tmp_path):
     job = job_of(tmp_path, "method=flowcache_fast")
-    assert tune.numbers(job) == {"threshold": 0.015, "warmup_steps": 5}
-    assert tune.chosen_option(job, None) == "threshold"
-    assert tune.chosen_option(job, "warmup_steps") == "warmup_steps"
+    assert tune.numbers(job) == {"reuse.threshold": 0.015, "reuse.warmup_steps": 5}
+    assert tune.chosen_option(job, None) == "reuse.threshold"
+    assert tune.chosen_option(job, "warmup_steps") == "reuse.warmup_steps"
 
 
 def test_the_command_says_what_leaves_what(tmp_path, monkeypatch, capsys):
     """Of a method whose every step but each k-th is spared."""
-    monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: 1 / getattr(method, "every", 1))
+    monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: 1 / getattr(method.reuse, "every", 1))
     arguments = ["method=every_k", "option=every", "share=0.3", "num_prompts=1", f"output_dir={tmp_path}"]
     assert tune.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["every 1 leaves 1.0000", "every 16 leaves 0.0625"]
-    assert lines[-1] == "every_k: every 3 leaves 0.3333 of vanilla's FLOPs (1 prompt)"
+    assert lines[:2] == ["reuse.every 1 leaves 1.0000", "reuse.every 16 leaves 0.0625"]
+    assert lines[-1] == "every_k: reuse.every 3 leaves 0.3333 of vanilla's FLOPs (1 prompt)"
