@@ -137,8 +137,8 @@ def print_summary(job: Job, records: Sequence[Record], store: RecordStore, conso
             table.add_row(title.format(unit) + mark, form.format(summary[key]), _spread(summary, key, form))
     console.print(table)
     if busy:
-        of = f"{len(busy)} of {sum(record.latency_s is not None for record in records)} videos"
-        console.print(f"* {of} were timed on a busy machine ({told_load(busy)}): longer than by itself")
+        of = counted(sum(record.latency_s is not None for record in records), "video")
+        console.print(f"* the machine was busy for {len(busy)} of {of} ({told_load(busy)}): their times are too long")
     if is_another and any(key in summary for key in _AGAINST_BASELINE):
         console.print(f"{FLAG} {told_another_video(job)}", markup=False)
     for remark, number in sorted(Counter(remark for r in records for remark in r.remarks).items()):

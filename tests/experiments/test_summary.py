@@ -142,5 +142,5 @@ def test_times_of_a_busy_machine_are_marked(tmp_path):
         "time spent deciding",
         "time spent compressing",
     ]
-    note = "* 2 of 8 videos were timed on a busy machine (load average 2.1 to 8.3, cores 2): longer than by itself"
+    note = "* the machine was busy for 2 of 8 videos (load average 2.1 to 8.3, cores 2): their times are too long"
     assert note in " ".join(line.strip() for line in lines)
