@@ -24,6 +24,14 @@ LONG = ["setting.num_steps=64", "metrics=[psnr]", "threads=1", "latency_pairs=0"
 START_S, END_S = 300, 20  # generous: the machine may be busy
 
 
+@pytest.fixture(autouse=True)
+def listening():
+    """Programs that are started ignore Ctrl-C where this one does, as in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def started(output_dir: Path, *command: str) -> subprocess.Popen:
     """A command of the suite in a session of its own, as a terminal gives it."""
     arguments = [*LONG, "wandb.mode=disabled", f"output_dir={output_dir}", "hydra/job_logging=none"]
