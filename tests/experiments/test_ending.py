@@ -79,7 +79,8 @@ def wait_for(condition, seconds: float) -> float:
 def test_a_run_that_is_ended_leaves_no_process_and_says_so(tmp_path, number, workers):
     run = started(tmp_path, "run.py", "method=vanilla", f"workers={workers}", "num_prompts=4")
     try:
-        wait_for(lambda: states(tmp_path)["running"] == workers or run.poll() is not None, START_S)
+        begun = {"running": workers, "queued": 4 - workers}
+        wait_for(lambda: states(tmp_path) == begun or run.poll() is not None, START_S)
         assert run.poll() is None, (tmp_path / "out").read_text(encoding="utf-8")
         (os.killpg if number == signal.SIGINT else os.kill)(run.pid, number)  # a terminal's Ctrl-C goes to all
         run.wait(END_S)
