@@ -34,7 +34,6 @@ SETTING = ["family", "options"]
 _SWEEP = "python -m experiments.sweep experiment=reuse_curve"
 NO_VIDEOS = f"no finished videos of any method that reuses; make them with {_SWEEP}"
 PSNR_CAP_DB = 60.0  # videos closer to the baseline than this count as this: identical ones would be infinite
-_MOST_INSIDE = 4  # entries of a legend inside the axes
 
 
 @dataclass(frozen=True)
@@ -216,11 +215,8 @@ def draw_reuse_curve(points: pd.DataFrame, curves: Curves, baseline: str, subjec
     axes.set_title(f"Reuse at equal compute, {curves.title} {curves.at:g} ({subject})")
     axes.set_xlabel(f"compute left (share of {baseline}'s executed FLOPs)")
     axes.set_ylabel(f"PSNR to {baseline}, dB (mean, 95 %, n = {points['n'].max()})")
-    if len(groups) <= _MOST_INSIDE:
-        axes.legend(loc="lower right")
-    else:
-        figure.set_figheight(2.5 + 0.1 * len(groups))
-        figure.legend(loc="outside lower center", ncols=3)
+    figure.set_figheight(2.5 + 0.1 * len(groups))
+    figure.legend(loc="outside lower center", ncols=3)  # inside it would cover points
     return figure
 
 

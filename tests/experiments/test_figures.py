@@ -106,7 +106,10 @@ def test_pareto_shows_every_setting_and_fills_the_front(reuse):
 def test_curves_have_a_line_a_method_and_a_warm_up(reuse):
     points = reuse_points(reuse.videos)
     curve = draw_reuse_curve(points, reuse.curves, "vanilla", "here")
-    labels = [text.get_text() for text in curve.axes[0].get_legend().get_texts()]
+    (axes,), (legend,) = curve.axes, curve.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    curve.draw_without_rendering()
+    assert legend.get_window_extent().y1 < axes.get_window_extent().y0  # below, so that it covers no point
     assert labels == ["every_k", "flowcache", "teacache"]
     sweep = draw_warmup_sweep(points, reuse.curves, "vanilla", "here")
     assert [text.get_text() for text in sweep.legends[0].get_texts()] == ["5", "12"]

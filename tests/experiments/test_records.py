@@ -6,14 +6,12 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from textwrap import dedent
 
 import pytest
 
 from experiments.job.paths import ROOT
 from experiments.records import RecordStore, identity, new_record, sha256, store_of, todays_key, untimed
 from experiments.records.__main__ import main, runs
-from experiments.records.code import statements
 from experiments.records.collect import collect
 from experiments.run.runner import Runner
 from flowcache.method import VANILLA
@@ -46,35 +44,6 @@ def test_a_run_is_one_directory_with_checksums_of_its_files(finished):
     assert files == {"record.json", "video.mkv", "video.mp4", "trace.parquet"}
     assert record.artifacts == {name: sha256(store.run_path(record.key) / name) for name in record.artifacts}
     assert set(record.artifacts) == files - {"record.json"}
-
-
-def test_comments_docstrings_and_layout_are_no_other_code():
-    plain = dedent("""
-        class A:
-            def f(self, x):
-                return x + 1
-
-            def g(self):
-                pass
-    """)
-    told = dedent("""
-        '''Of a module.'''
-
-        # Why.
-        class A:
-            '''Of a class.'''
-            def f(self, x):
-                '''Of a function.'''
-                return (
-                    x + 1  # Why.
-                )
-
-            def g(self):
-                '''Of what does nothing.'''
-    """)
-    assert statements(told) == statements(plain)
-    assert statements(plain.replace("+ 1", "+ 2")) != statements(plain)
-    assert statements("x = 'text'") != statements("x = 'other'")
 
 
 def test_what_is_wanted_is_queued_once_and_never_over_a_record(finished):

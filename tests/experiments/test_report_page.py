@@ -102,6 +102,24 @@ def test_the_page_is_not_blank_in_chromium(page):
     assert colours[blue] > 50  # FlowCache's mark, in the figures' colour
 
 
+def test_ticks_are_labelled_by_what_they_are_in_chromium(page):
+    for low, high in (
+        (18.7, 32.6),
+        (0.55, 0.76),
+        (0, 176),
+        (0.9, 1.0),
+        (0.01, 0.024),
+        (3, 45),
+        (100, 1000),
+        (0.1, 9.9),
+    ):
+        for count in (3, 4, 5, 6, 7):
+            ticks = page.evaluate(f"ticks({low}, {high}, {count})")
+            assert [float(tick["text"]) for tick in ticks] == pytest.approx([tick["at"] for tick in ticks], abs=1e-9)
+            assert ticks[0]["at"] <= low + 1e-9
+            assert ticks[-1]["at"] >= high - 1e-9
+
+
 @pytest.fixture(params=[390, 1440])
 def narrow_or_wide(request, page_of_all):
     """The page of all methods at a phone's width and at a screen's."""

@@ -55,10 +55,11 @@ function drawToFit(element, draw) {
 function ticks(low, high, n) {
   const raw = (high - low) / n;
   const power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 2.5, 5, 10].find((m) => m * power >= raw * 0.999);
+  const multiple = [1, 2, 2.5, 5, 10].find((m) => m * power >= raw * 0.999);
+  const step = power * multiple;
   const first = Math.floor(low / step + 1e-9);
   const last = Math.ceil(high / step - 1e-9);
-  const digits = Math.max(0, -Math.floor(Math.log10(step))) + (String(step).match(/25$/) && step < 1 ? 1 : 0);
+  const digits = Math.max(0, ({ 2.5: 1, 10: -1 }[multiple] ?? 0) - Math.round(Math.log10(power)));
   return Array.from({ length: last - first + 1 }, (_, i) => {
     const at = (first + i) * step;
     return { at, text: at.toFixed(digits) };
