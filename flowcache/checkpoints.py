@@ -64,11 +64,12 @@ def describe(inventory: Inventory) -> list[str]:
     lines += [f"  {name}: {value}" for name, value in inventory.settings.items()]
     for part in inventory.parts:
         types = ", ".join(f"{count} {dtype}" for dtype, count in part.dtypes().items())
-        files = len({tensor.path for tensor in part.tensors.values()})
+        count = len({tensor.path for tensor in part.tensors.values()})
+        files = f"{count} file{'s' * (count != 1)}"
         lines += [
             "",
             f"{part.name}, in {part.directory}",
-            f"  {len(part.tensors)} tensors ({types or 'none'}) in {files} files, {part.num_parameters:,} parameters, "
+            f"  {len(part.tensors)} tensors ({types or 'none'}) in {files}, {part.num_parameters:,} parameters, "
             f"{part.nbytes:,} bytes ({part.nbytes / GIB:.2f} GiB)",
         ]
         lines += [

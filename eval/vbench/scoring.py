@@ -113,7 +113,7 @@ def score(
                 dimension, shares.get(dimension.name), readable, mode, device, report
             )
             result = scores.results[dimension.name]
-            report(f"{dimension.name}: {result.mean:.4f} ({len(result.per_video)} videos)")
+            report(f"{dimension.name}: {result.mean:.4f} ({_videos(len(result.per_video))})")
         except MetricUnavailable as unavailable:
             scores.not_run[dimension.name] = str(unavailable)
             report(f"{dimension.name}: not run: {unavailable}")
@@ -195,7 +195,7 @@ def _score_one(
     missing = dimension.missing()
     if missing:
         raise MetricUnavailable("missing " + "; ".join(map(str, missing)))
-    report(f"{dimension.name}: scoring {len(names)} videos")
+    report(f"{dimension.name}: scoring {_videos(len(names))}")
     mean, per_video = _run(dimension.name, {name: files[name] for name in names}, mode, device)
     scored = [name for name in names if math.isfinite(per_video.get(name, math.nan))]
     if not scored:
@@ -263,3 +263,7 @@ def _variables() -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
+
+
+def _videos(number: int) -> str:
+    return f"{number} video{'s' * (number != 1)}"

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from eval.atomic import atomic_path
 from eval.statistics import MIN_RESAMPLED
 from experiments.job.errors import BadInput
-from experiments.job.paths import ROOT
+from experiments.job.paths import ROOT, shown
 from experiments.show.attention import FLAG
 from experiments.show.style import STYLE
 
@@ -149,7 +149,7 @@ class Destination:
             with atomic_path(self.folder / "tables" / name) as temporary:
                 temporary.write_text(content, encoding="utf-8")
         print(contents[f"{stem}.md"])
-        print(f"written in {shown_path(self.folder / 'tables')}: {', '.join(contents)}")
+        print(f"written in {shown(self.folder / 'tables')}: {', '.join(contents)}")
 
     def save_figure(self, figure: Figure, stem: str) -> None:
         """In figures/, as PNG and SVG; the same figure gives the same bytes."""
@@ -160,7 +160,7 @@ class Destination:
                 with atomic_path(self.folder / "figures" / f"{stem}.{suffix}") as temporary:
                     figure.savefig(temporary, format=suffix, metadata=metadata)
         plt.close(figure)
-        print(f"written {shown_path(self.folder / 'figures' / stem)}.png and .svg")
+        print(f"written {shown(self.folder / 'figures' / stem)}.png and .svg")
 
 
 def destination(output_dir: Path, publish: bool) -> Destination:
@@ -177,11 +177,6 @@ def publishing(arguments: Iterable[str]) -> tuple[bool, list[str]]:
             f"publish={asked[-1]} must be true, which writes into results/, or false, which writes below output_dir"
         )
     return asked[-1:] == ["true"], [argument for argument in arguments if argument.partition("=")[0] != "publish"]
-
-
-def shown_path(path: Path) -> Path:
-    """As it is told: from the repository on, inside it."""
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def markdown(table: Table) -> str:

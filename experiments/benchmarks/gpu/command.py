@@ -38,10 +38,10 @@ from experiments.benchmarks.gpu.summary import write_summary
 from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
 from experiments.job.cli import compose_config
 from experiments.job.errors import BadInput, CasesFailed, explain
-from experiments.job.paths import results_folder
+from experiments.job.paths import results_folder, shown
 from experiments.records import library_hash
 from experiments.run import environment
-from experiments.show.results import PUBLISHED, publishing, shown_path
+from experiments.show.results import PUBLISHED, publishing
 
 OPTIONS = ("parts", "official", "publish")
 PARTS = "abcdefg"
@@ -140,7 +140,7 @@ def publish_cases(folder: Path) -> None:
     published = PUBLISHED / "gpu" / folder.name
     shutil.copytree(folder, published, dirs_exist_ok=True)
     write_summary(published)
-    print(f"published in {shown_path(published)}")
+    print(f"published in {shown(published)}")
 
 
 def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder: Path) -> None:
@@ -170,7 +170,7 @@ def measure(cases: Sequence[Case], device: str, overrides: Sequence[str], folder
             torch.cuda.empty_cache()
     if folder.is_dir():
         print(write_summary(folder))
-        print(f"written in {shown_path(folder)}")
+        print(f"written in {shown(folder)}")
     if failures:
         raise CasesFailed(failures)
 
