@@ -125,16 +125,20 @@ def narrow_or_wide(request, page_of_all):
     """The page of all methods at a phone's width and at a screen's."""
     page_of_all.set_viewport_size({"width": request.param, "height": 844})
     page_of_all.evaluate("scrollTo(0, 0)")
-    wait_for_drawings(page_of_all)
+    wait_for_drawings(page_of_all, request.param)
     return page_of_all
 
 
-def wait_for_drawings(page) -> None:
-    """Until the plot is as wide as its box, less its padding."""
+def wait_for_drawings(page, width: int) -> None:
+    """Until the page has its new width, the plot is as wide as its box less its padding, and tables say what they hide.
+
+    What follows a new size is drawn a frame after it is seen, and it is seen at the end of a frame: three are enough.
+    """
     page.wait_for_function(
-        "() => { const box = document.querySelector('#pareto');"
+        f"() => {{ if (innerWidth !== {width}) return false; const box = document.querySelector('#pareto');"
         "return Math.abs(box.firstElementChild.clientWidth + 16 - box.clientWidth) < 2; }"
     )
+    page.evaluate("async () => { for (let n = 0; n < 3; n++) await new Promise(requestAnimationFrame); }")
 
 
 def test_results_come_first_at_any_width_in_chromium(narrow_or_wide):
@@ -156,7 +160,7 @@ def test_a_table_that_scrolls_says_so_until_its_end_in_chromium(narrow_or_wide):
             "t => [t.parentElement.scrollWidth > t.parentElement.clientWidth + 1, t.rows[0].cells.length]"
         )
         more = page.locator(f".table:has(#{kind}) .more")
-        assert more.is_visible() == scrolls
+        more.wait_for(state="visible" if scrolls else "hidden")
         if not scrolls:
             continue
         assert 0 < int(more.text_content().split()[0]) < columns
@@ -196,7 +200,7 @@ def test_all_points_and_all_steps_are_inside_their_boxes_in_chromium(narrow_or_w
 def test_the_only_point_and_the_map_are_inside_their_boxes_in_chromium(browser, folder, width):
     page = opened(browser, folder)
     page.set_viewport_size({"width": width, "height": 844})
-    wait_for_drawings(page)
+    wait_for_drawings(page, width)
     assert page.locator("#pareto .point").count() == 1
     inside(page, "#pareto", "#pareto .point")
     inside(page, "#reuse figure:last-child", "#reuse figure:last-child rect:not(.back)")
