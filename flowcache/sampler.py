@@ -132,6 +132,8 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
         remarks.append(f"{reuse} skipped all it could: chunks computed in their first steps alone")
     if skipped and method.forecast.depth > 1 and generation.forecast_from < 2:
         remarks.append(f"{forecast} only held: no chunk that was skipped had computed twice before")
+    if skipped and method.forecast.correction and not generation.forecast_corrections:
+        remarks.append(f"{forecast} corrected nothing: no chunk computed again smoothly after a step that it skipped")
     if method.kv.budget is not None and not generation.kv_compressions:
         remarks.append(f"the KV budget of {method.kv.budget} dropped nothing: finished chunks never held more")
     return remarks

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -132,6 +133,29 @@ class Schedule:
         if chunk < row.chunks[0]:
             return self.num_steps
         return row.step_of(chunk).step if chunk <= row.chunks[-1] else -1
+
+    def events(self, chunk: int) -> dict[int, int]:
+        """The chunk's own steps right before which an older chunk finished, whose keys are clean from then on, and how
+        many chunks older that was: 1 is its neighbour. Empty for a chunk with none before it in its window."""
+        return self._events.get(chunk, {})
+
+    def jumps(self, chunk: int) -> tuple[int, ...]:
+        """Of the chunk's events those of its neighbour: its output jumps there, whatever the step's length. Measured on
+        embedded MAGI-1, by 8 to 12 % of the velocity, where other steps change it by 1 %."""
+        return tuple(step for step, older in self.events(chunk).items() if older == 1)
+
+    @cached_property
+    def _events(self) -> dict[int, dict[int, int]]:
+        events: dict[int, dict[int, int]] = {}
+        before: Row | None = None
+        for row in self.rows:
+            if before is not None and before.window == row.window:
+                for finished in before.finished:
+                    for step in (step for step in row.steps if step.step > 0):
+                        own = events.setdefault(step.chunk, {})
+                        own[step.step] = min(step.chunk - finished, own.get(step.step, step.chunk))
+            before = row
+        return events
 
     @property
     def num_chunk_steps(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +10,20 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowcache.options import is_count
+from flowcache.options import is_count, is_number
 from flowcache.part import Part
 
 
 @dataclass(frozen=True)
 class Point:
-    """A computed output and the chunk's own time then (see flowcache.schedule.ChunkStep)."""
+    """A computed output, the chunk's own time then (see flowcache.schedule.ChunkStep), and its own step.
+
+    Forecasts work over times; steps are there for parity with published code, which counts them.
+    """
 
     t: float
     output: Tensor
+    step: int = 0
 
 
 @dataclass(kw_only=True)
@@ -27,12 +32,19 @@ class Forecast(Part, ABC):
 
     Attributes:
         depth: computed outputs that it looks back on, at most; each is kept in memory.
-        quantity: what to forecast, of what the model offers ("velocity", "displacement", "residual"); None takes the
-            model's own.
+        quantity: what to forecast, of what the model offers ("velocity", "clean", "displacement", "residual"); None
+            takes the model's own.
+        limit: how far a forecast may go from the last computed output, in root mean squares of that output; beyond, it
+            goes as far in the same direction. None is no limit.
+        correction: order of the polynomial over time by which a chunk's skipped steps are taken once more, as soon as
+            its next output is known: through that output and so many before it (flowcache.forecast.correction). 0 lets
+            them stand as they were forecast.
     """
 
     depth: ClassVar[int]
     quantity: str | None = None
+    limit: float | None = None
+    correction: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -40,6 +52,12 @@ class Forecast(Part, ABC):
             raise TypeError(f"{type(self).__name__} must say by its depth how many computed outputs it looks back on")
         if not isinstance(self.quantity, str | None):
             raise ValueError(f"quantity={self.quantity!r} must be the name of a model's quantity, or null for its own")
+        if self.limit is not None and not (is_number(self.limit) and math.isfinite(self.limit) and self.limit > 0):
+            raise ValueError(f"limit={self.limit!r} must be a finite number above 0, or null for none")
+        if not is_count(self.correction, least=0):
+            raise ValueError(
+                f"correction={self.correction!r} must be a whole number of at least 0 (0 corrects nothing)"
+            )
 
     @abstractmethod
     def predict(self, t: float, points: Sequence[Point]) -> Tensor:

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowcache.forecast.base import Forecast, Point
+from flowcache.forecast.correction import interpolate
 from flowcache.reuse.base import Figure
+from flowcache.schedule import ChunkStep
+
+
+@dataclass
+class Gap:
+    """A chunk's skipped steps since it last computed, with a forecast that corrects them.
+
+    Attributes:
+        state: whatever the model needs to take them again: what it had before the first of them.
+        nbytes: that the state keeps in memory.
+        steps: that were skipped since, oldest first.
+    """
+
+    state: Any
+    nbytes: int
+    steps: list[ChunkStep]
+
+
+# The state before a gap, and for every step in it the output that it should have had.
+Corrected = tuple[Any, list[tuple[ChunkStep, Tensor]]]
 
 
 class OutputHistory:
@@ -17,56 +40,94 @@ class OutputHistory:
     Args:
         forecast: looks back on so many outputs of each chunk as its depth says.
         figures: of ``flowcache.reuse.base.Report`` that a policy asked for; none costs nothing.
+        jumps: of a chunk, the own steps at which its outputs jump: what was computed before them is forgotten once
+            something was computed after (see flowcache.schedule.Schedule.jumps).
 
     Attributes:
-        bytes_peak: most that outputs (and, for "input_change", latents) took at once.
+        bytes_peak: most that outputs, states before gaps, and, for "input_change", latents took at once.
         forecast_from: most computed outputs that a forecast has looked back on; 0 before the first.
+        corrections: gaps that were corrected.
     """
 
-    def __init__(self, forecast: Forecast, figures: Sequence[Figure] = ()) -> None:
+    def __init__(
+        self, forecast: Forecast, figures: Sequence[Figure] = (), jumps: Callable[[int], Sequence[int]] = lambda _: ()
+    ) -> None:
         self.forecast, self.figures = forecast, tuple(figures)
-        self.bytes_peak = self.forecast_from = 0
+        self.bytes_peak = self.forecast_from = self.corrections = 0
+        self._kept, self._jumps = max(forecast.depth, forecast.correction), jumps
         self._points: dict[int, list[Point]] = {}
+        self._gaps: dict[int, Gap] = {}
+        self._corrected: dict[int, Corrected] = {}
         self._inputs: dict[int, Tensor] = {}
         self._reported: dict[int, Tensor] = {}
 
-    def update(self, chunk: int, t: float, output: Tensor, latent: Tensor) -> None:
-        """A chunk has computed: its output at its own time t, of the latent that the network was given.
+    def update(self, step: ChunkStep, output: Tensor, latent: Tensor) -> None:
+        """A chunk has computed: its output in its own step, of the latent that the network was given.
 
         The output is kept as it is: it must be no view of something larger, and never change. The latent is copied, and
         only where a report needs it.
         """
+        chunk = step.chunk
         points = self._points.setdefault(chunk, [])
         if self.figures:
-            self._reported[chunk] = torch.stack([self._figure(name, chunk, t, output, latent) for name in self.figures])
+            figures = [self._figure(name, step, output, latent) for name in self.figures]
+            self._reported[chunk] = torch.stack(figures)
             if "input_change" in self.figures:
                 self._inputs[chunk] = latent.clone()
-        points.insert(0, Point(t, output))
-        del points[self.forecast.depth :]
+        if points and any(points[0].step < jump <= step.step for jump in self._jumps(chunk)):
+            points.clear()
+        points.insert(0, Point(step.t, output, step.step))
+        gap = self._gaps.pop(chunk, None)
+        if gap is not None and len(points) > 1:
+            known = points[: self.forecast.correction + 1]
+            self._corrected[chunk] = gap.state, [(each, interpolate(each.t, known)) for each in gap.steps]
+            self.corrections += 1
+        del points[self._kept :]
         self.bytes_peak = max(self.bytes_peak, self.bytes)
 
     def newest(self, chunk: int) -> Tensor:
         """The chunk's last computed output."""
         return self._points[chunk][0].output
 
-    def predict(self, chunk: int, t: float) -> Tensor:
-        """The forecast of a chunk's output at its own time t.
+    def predict(self, step: ChunkStep, repeat: bool = False) -> Tensor:
+        """The forecast of a chunk's output in a step that it skips; with ``repeat`` its last computed one, once more.
 
         Raises ValueError for a chunk that has computed nothing, and for a forecast of another shape or type.
         """
+        chunk = step.chunk
         points = self._points.get(chunk)
         if not points:
             raise ValueError(
                 f"chunk {chunk} is to reuse and has computed nothing yet; a policy must compute a chunk's first step"
             )
-        self.forecast_from = max(self.forecast_from, len(points))
-        forecast, newest = self.forecast.predict(t, points), points[0].output
+        if chunk in self._gaps:
+            self._gaps[chunk].steps.append(step)
+        newest = points[0].output
+        if repeat:
+            return newest
+        known = points[: self.forecast.depth]
+        self.forecast_from = max(self.forecast_from, len(known))
+        forecast = self.forecast.predict(step.t, known)
         if (forecast.shape, forecast.dtype) != (newest.shape, newest.dtype):
             raise ValueError(
                 f"{type(self.forecast).__name__} gives {list(forecast.shape)} in {forecast.dtype}; a forecast is of "
                 f"the computed outputs' shape and type, {list(newest.shape)} in {newest.dtype}"
             )
-        return forecast
+        return self._limited(forecast, newest)
+
+    def opens_gap(self, chunk: int) -> bool:
+        """Whether a chunk that skips a step now skips the first one, and its steps will be corrected."""
+        return self.forecast.correction > 0 and chunk not in self._gaps
+
+    def open_gap(self, chunk: int, state: Any, nbytes: int) -> None:
+        """Keep what ``take_corrected`` will give back, before the first skipped step."""
+        self._gaps[chunk] = Gap(state, nbytes, [])
+        self.bytes_peak = max(self.bytes_peak, self.bytes)
+
+    def take_corrected(self, chunk: int) -> Corrected | None:
+        """For a chunk that has just computed after a gap: the state before it, and its steps with the outputs that they
+        should have had, oldest first. None where there is nothing to correct, or its outputs jumped meanwhile."""
+        return self._corrected.pop(chunk, None)
 
     def take_report(self) -> tuple[tuple[int, ...], Tensor] | None:
         """Chunks computed since the last call, and float32 [chunks, figures] on the device; None if nobody asked."""
@@ -77,22 +138,33 @@ class OutputHistory:
 
     def drop(self, chunk: int) -> None:
         """Forget a chunk, which is finished."""
-        self._points.pop(chunk, None)
-        self._inputs.pop(chunk, None)
+        for kept in (self._points, self._gaps, self._corrected, self._inputs):
+            kept.pop(chunk, None)
 
     def clear(self) -> None:
         """Forget every chunk, for a new window."""
-        self._points.clear()
-        self._inputs.clear()
+        for kept in (self._points, self._gaps, self._corrected, self._inputs):
+            kept.clear()
 
     @property
     def bytes(self) -> int:
         outputs = sum(point.output.nbytes for points in self._points.values() for point in points)
-        return outputs + sum(latent.nbytes for latent in self._inputs.values())
+        states = sum(gap.nbytes for gap in self._gaps.values())
+        return outputs + states + sum(latent.nbytes for latent in self._inputs.values())
 
-    def _figure(self, name: Figure, chunk: int, t: float, output: Tensor, latent: Tensor) -> Tensor:
+    def _limited(self, forecast: Tensor, newest: Tensor) -> Tensor:
+        limit = self.forecast.limit
+        if limit is None or forecast is newest:
+            return forecast
+        change = (forecast - newest).float()
+        most = limit * newest.float().square().mean().sqrt()
+        scale = (most / change.square().mean().sqrt()).clamp(max=1)  # NaN of 0 / 0, where nothing changes
+        return newest + (change * scale.nan_to_num(1.0)).to(newest.dtype)
+
+    def _figure(self, name: Figure, step: ChunkStep, output: Tensor, latent: Tensor) -> Tensor:
         """Float32 scalar on the device."""
-        points = self._points[chunk]
+        chunk = step.chunk
+        points = self._points[chunk][: self.forecast.depth]
         if name == "output":
             return output.float().abs().mean()
         if name == "input_change" and chunk in self._inputs:
@@ -100,5 +172,6 @@ class OutputHistory:
         if name == "output_change" and points:
             return (output.float() - points[0].output.float()).abs().mean()
         if name == "forecast_error" and points:
-            return (output.float() - self.forecast.predict(t, points).float()).abs().mean()
+            forecast = self._limited(self.forecast.predict(step.t, points), points[0].output)
+            return (output.float() - forecast.float()).abs().mean()
         return torch.full((), float("nan"), dtype=torch.float32, device=output.device)

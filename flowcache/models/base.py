@@ -99,6 +99,11 @@ class Generation(FeatureSource, Protocol):
         ...
 
     @property
+    def forecast_corrections(self) -> int:
+        """Gaps of skipped steps that were corrected."""
+        ...
+
+    @property
     def forecast_from(self) -> int:
         """Most computed outputs that a forecast has looked back on; 0 if none was made."""
         ...

@@ -20,6 +20,8 @@ class Capabilities:
     model: its name, for messages.
     distances: that policies may decide by.
     quantities: that can be forecast, the model's own first.
+    correctable: those of them of which skipped steps can be corrected.
+    guided: those of them that all guidance branches make together, so that no branch can skip by itself.
     decisions: fields of ``flowcache.reuse.base.Decision`` beyond ``compute`` that it can follow.
     cacheless: its "native" and "causal" attention compute a window as a whole, without a cache.
     """
@@ -27,6 +29,8 @@ class Capabilities:
     model: str
     distances: tuple[str, ...]
     quantities: tuple[str, ...]
+    correctable: tuple[str, ...] = ()
+    guided: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
     cacheless: bool = False
 
@@ -44,11 +48,22 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
             f"{kind} may skip a chunk's first step, which needs a window that is computed as a whole; choose "
             f"attention='native' or 'causal'{'' if able.cacheless else f', which {able.model} does not have'}"
         )
-    quantity = method.forecast.quantity
-    if quantity is not None and quantity not in able.quantities:
+    quantity = method.forecast.quantity or able.quantities[0]
+    if quantity not in able.quantities:
         raise ValueError(
             f"quantity={quantity!r} does not exist on {able.model}; choose {_either(able.quantities)}, or null for "
             f"{able.quantities[0]!r}"
+        )
+    if method.forecast.correction and quantity not in able.correctable:
+        raise ValueError(
+            f"correction={method.forecast.correction} takes skipped steps again, which {able.model} cannot do of its "
+            f"{quantity}; choose quantity={_either(able.correctable)}, or correction=0"
+        )
+    if quantity in able.guided and (policy.needs_window or "branches" in policy.uses):
+        raise ValueError(
+            f"{kind} has each guidance branch skip by itself, or skips a chunk's first step, and quantity={quantity!r} "
+            "is what all branches make together of the chunk's own steps; choose "
+            f"quantity={_either([each for each in able.quantities if each not in able.guided])}"
         )
     if able.cacheless and method.attention != "cached":
         if not policy.whole_rows(schedule):
@@ -79,6 +94,7 @@ def unknown_distance(distance: str, able: Capabilities) -> ValueError:
 
 _WORDS = {
     "tokens": "single tokens of a chunk (computing part of a chunk is not built yet)",
+    "repeat": "chunks that take their last output once more",
     "held": "chunks that do not move (MAGI-1's published TeaCache)",
     "isolated": "chunks that attend to themselves alone (MAGI-1's published TeaCache)",
     "branches": "each guidance branch by itself (SkyReels-V2's published TeaCache)",

@@ -106,7 +106,7 @@ class CachingGeneration:
         self.branches = [
             Branch(
                 self._new_cache(self._budget, shape.device) if self._is_cached else None,
-                OutputHistory(method.forecast.fresh(), method.reuse.report if index == 0 else ()),
+                OutputHistory(method.forecast.fresh(), method.reuse.report if index == 0 else (), schedule.jumps),
             )
             for index in range(num_branches)
         ]
@@ -144,6 +144,10 @@ class CachingGeneration:
     @property
     def forecast_bytes_peak(self) -> int:
         return sum(branch.history.bytes_peak for branch in self.branches)
+
+    @property
+    def forecast_corrections(self) -> int:
+        return sum(branch.history.corrections for branch in self.branches)
 
     @property
     def forecast_from(self) -> int:

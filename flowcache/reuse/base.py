@@ -25,6 +25,7 @@ class Decision:
 
     compute: chunks that run through the network, oldest first; every other active chunk takes its forecast.
     tokens: of computed chunks, those of which only some tokens compute, and which.
+    repeat: of the others, those that take their last computed output once more, whatever the forecast.
     held: chunks that do not move at all, and isolated: computed chunks that attend only to themselves. Both exist for
         the published TeaCache on MAGI-1 (see baselines/uniform.py) and are empty for every sound policy.
     branches: the chunks to compute in each guidance branch, where they differ (``compute`` is then the first of them);
@@ -33,6 +34,7 @@ class Decision:
 
     compute: tuple[int, ...]
     tokens: Mapping[int, TokenMask] = field(default_factory=dict)
+    repeat: tuple[int, ...] = ()
     held: tuple[int, ...] = ()
     isolated: tuple[int, ...] = ()
     branches: tuple[tuple[int, ...], ...] = ()

@@ -21,7 +21,7 @@ from flowcache.reuse.base import Decision, Report
 from flowcache.reuse.chunkwise import Chunkwise
 from flowcache.reuse.distance import ChunkDistance
 from flowcache.sampler import sample
-from flowcache.schedule import Row, Schedule
+from flowcache.schedule import ChunkStep, Row, Schedule
 from tests.methods import method
 from tests.models import magi_goldens, skyreels_goldens
 
@@ -33,8 +33,8 @@ def test_figures_by_hand():
     history = OutputHistory(Linear(), FIGURES)
     outputs = {0.0: [1.0, -3.0], 0.25: [2.0, 0.0], 0.5: [4.0, 3.0]}
     reports = []
-    for t, values in outputs.items():
-        history.update(7, t, torch.tensor(values), torch.full((2,), 10 * t))
+    for index, (t, values) in enumerate(outputs.items()):
+        history.update(ChunkStep(7, index, t, 1.0), torch.tensor(values), torch.full((2,), 10 * t))
         chunks, numbers = history.take_report()
         assert chunks == (7,)
         reports.append(numbers[0].tolist())
@@ -55,21 +55,21 @@ def test_a_forecast_of_another_shape_or_type_is_refused_and_not_spread_over_the_
             return change(points[0].output)
 
     history = OutputHistory(Changed())
-    history.update(0, 0.0, torch.ones(3), torch.empty(0))
+    history.update(ChunkStep(0, 0, 0.0, 0.5), torch.ones(3), torch.empty(0))
     with pytest.raises(ValueError, match=rf"Changed gives {said}; .* \[3\] in torch.float32"):
-        history.predict(0, 0.5)
+        history.predict(ChunkStep(0, 1, 0.5, 1.0))
 
 
 def test_chunks_do_not_mix_and_are_forgotten_when_they_finish():
     history = OutputHistory(Hold())
     for chunk in (0, 1):
-        history.update(chunk, 0.0, torch.full((3,), float(chunk)), torch.empty(0))
-    assert history.predict(1, 0.5).tolist() == [1.0] * 3
+        history.update(ChunkStep(chunk, 0, 0.0, 0.5), torch.full((3,), float(chunk)), torch.empty(0))
+    assert history.predict(ChunkStep(1, 1, 0.5, 1.0)).tolist() == [1.0] * 3
     assert history.bytes == history.bytes_peak == 2 * 3 * 4
     history.drop(0)
     assert history.bytes == 3 * 4
     with pytest.raises(ValueError, match="chunk 0 is to reuse and has computed nothing yet"):
-        history.predict(0, 0.5)
+        history.predict(ChunkStep(0, 1, 0.5, 1.0))
     history.clear()
     assert (history.bytes, history.bytes_peak) == (0, 24)
 

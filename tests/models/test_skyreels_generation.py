@@ -125,7 +125,7 @@ def test_residuals_are_added_to_the_current_embedding_and_go_through_the_current
     network, before = generation.network, generation.latents.clone()
 
     def observe(row, decision):
-        seen.append((generation.latents.clone(), generation._velocity.clone()))
+        seen.append((generation.latents.clone(), generation._velocities[0].clone()))
 
     list(sample(generation, observe=observe))
     with torch.inference_mode():
@@ -154,7 +154,7 @@ def generation_residual(network, generation, tokens, modulation, rope) -> Tensor
 def test_guidance_leads_from_the_negative_prompt_to_the_prompt_and_branches_never_mix():
     generation = small_generation(CACHED, num_chunks=1)
     velocities = []
-    list(sample(generation, observe=lambda row, _: velocities.append(generation._velocity)))
+    list(sample(generation, observe=lambda row, _: velocities.append(generation._velocities[0])))
     with torch.inference_mode():
         network, noise = generation.network, small_generation(CACHED, num_chunks=1).latents
         first = [network.joint(noise, torch.tensor([999]), caption) for caption in generation._captions]
@@ -334,8 +334,8 @@ def test_features_are_of_the_chunks_and_stay_as_they_were():
             "distance='colour' is unknown",
         ),
         (
-            lambda: latents(every_k(every=2, warmup_steps=1, forecast=Hold(quantity="velocity"))),
-            "quantity='velocity' does not exist on SkyReels-V2; choose 'resid",
+            lambda: latents(every_k(every=2, warmup_steps=1, forecast=Hold(quantity="displacement"))),
+            "quantity='displacement' does not exist on SkyReels-V2; choose 'resid",
         ),
         (
             lambda: latents(every_k(every=2, warmup_steps=1, attention="native")),

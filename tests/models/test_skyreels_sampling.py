@@ -80,7 +80,7 @@ def finished(variant: str) -> Run:
     def record(branch, *rest):
         velocity = forward(generation, branch, *rest)
         if branch is generation.branches[0]:
-            run.velocities.append(velocity)
+            run.velocities.append(torch.cat(list(velocity.values()), dim=2))
         return velocity
 
     generation._run = record

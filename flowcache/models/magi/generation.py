@@ -23,16 +23,17 @@ from flowcache.models.magi.flops import FlopCounter
 from flowcache.models.magi.network import MagiDit, step_size_number
 from flowcache.models.magi.vae import MagiVae, Tiling
 from flowcache.reuse.base import Decision
-from flowcache.schedule import Row, staged_schedule, step_intervals, timesteps
+from flowcache.schedule import ChunkStep, Row, staged_schedule, step_intervals, timesteps
 from flowcache.trace import Trace, Work
 
-# A reusing chunk's velocity, so that the step has its own length; or its last displacement unscaled, as published
-# (fidelity row 5).
+# A skipping chunk's velocity, so that the step has its own length; where that leads, the clean latent; or its last
+# displacement unscaled, as published (fidelity row 5).
 ABLE = Capabilities(
     model="MAGI-1",
     distances=("embedded_latent", "latent"),
-    quantities=("velocity", "displacement"),
-    decisions=("held", "isolated"),
+    quantities=("velocity", "clean", "displacement"),
+    correctable=("velocity", "clean"),
+    decisions=("repeat", "held", "isolated"),
 )
 
 
@@ -184,9 +185,12 @@ class MagiGeneration(CachingGeneration):
         step_size = step_size_number(self.schedule.num_steps, row.interval)
         guided = self._guidance_1 if self.runtime.cfg_number == 1 else self._guidance_3
         for chunk, velocity in guided(row, passes, step_size).items():
+            step, latents = row.step_of(chunk), self.latents[:, :, self._frames(chunk)]
             if self.quantity == "displacement":
                 velocity *= self._length(row, chunk)
-            self._history.update(chunk, row.step_of(chunk).t, velocity, self.latents[:, :, self._frames(chunk)])
+            elif self.quantity == "clean":
+                velocity = latents + (1 - step.t) * velocity
+            self._history.update(step, velocity, latents)
         for branch in self.branches:
             branch.awaiting.clear()
         return work + self._count(passes)
@@ -195,13 +199,38 @@ class MagiGeneration(CachingGeneration):
         for step in row.steps:
             latents = self.latents[:, :, self._frames(step.chunk)]
             if step.chunk in decision.held:
-                self._history.update(step.chunk, step.t, torch.zeros_like(latents), latents)
+                self._history.update(step, torch.zeros_like(latents), latents)
                 continue
-            computed = step.chunk in decision.compute
-            update = self.velocity(step.chunk) if computed else self._history.predict(step.chunk, step.t)
-            if self.quantity == "velocity":
-                update = update * self._length(row, step.chunk)
-            latents += update
+            if step.chunk in decision.compute:
+                output = self._correct(step, latents)
+            else:
+                if self._history.opens_gap(step.chunk):
+                    self._history.open_gap(step.chunk, latents.clone(), latents.nbytes)
+                output = self._history.predict(step, repeat=step.chunk in decision.repeat)
+            if self.quantity != "displacement":
+                output = self._velocity(output, latents, step) * self._length(row, step.chunk)
+            latents += output
+
+    def _correct(self, step: ChunkStep, latents: Tensor) -> Tensor:
+        """The chunk's computed output; where skipped steps are to be corrected, its latents are put where it belongs.
+
+        They are taken again from where they began. What the network said of the clean latent stays true then, rather
+        than its velocity.
+        """
+        output, corrected = self._history.newest(step.chunk), self._history.take_corrected(step.chunk)
+        if corrected is None:
+            return output
+        latent, skipped = corrected
+        for each, interpolated in skipped:
+            latent.add_(self._velocity(interpolated, latent, each), alpha=each.t_next - each.t)
+        if self.quantity == "velocity":
+            output = output + (latents - latent) / (1 - step.t)
+        latents.copy_(latent)
+        return output
+
+    def _velocity(self, output: Tensor, latent: Tensor, step: ChunkStep) -> Tensor:
+        """Of an output, at a step's time in a latent."""
+        return output if self.quantity == "velocity" else (output - latent) / (1 - step.t)
 
     def finish(self, chunk: int) -> Tensor:
         self._put_given_frames()  # the last step moved them; upstream emits an image's frames so

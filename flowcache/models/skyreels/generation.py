@@ -23,15 +23,18 @@ from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.vae import FrameStream
 from flowcache.models.skyreels.window import WindowLatents, all_times
 from flowcache.reuse.base import Decision
-from flowcache.schedule import Row, Schedule, Window
+from flowcache.schedule import ChunkStep, Row, Schedule, Window
 from flowcache.trace import Trace, Work
 
-# What is forecast is what the blocks added, in each guidance branch; the head then works with the current time.
+# What is forecast is what the blocks added, in each guidance branch, and the head then works with the current time; or,
+# of both branches together, the estimate of the clean latent, or the velocity.
 ABLE = Capabilities(
     model="SkyReels-V2",
     distances=("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent"),
-    quantities=("residual",),
-    decisions=("branches",),
+    quantities=("residual", "clean", "velocity"),
+    correctable=("clean",),
+    guided=("clean", "velocity"),
+    decisions=("repeat", "branches"),
     cacheless=True,
 )
 
@@ -104,6 +107,7 @@ class SkyReelsGeneration(CachingGeneration):
         )
         counting, backend = self._flops.compression, network.attention_backend
         super().__init__(method, schedule, ABLE, shape, len(captions), counting, backend)
+        self._forecasts_guided = self.quantity in ABLE.guided
         self._frames: dict[int, Tensor] = {}  # decoded, but not asked for yet
         self._next_to_decode = schedule.prefix_chunks
         self._open(0)
@@ -124,6 +128,7 @@ class SkyReelsGeneration(CachingGeneration):
         self._row = row
         if row.window and row.index == self.schedule.windows[row.window].rows[0]:
             self._open(row.window)
+        self.state.begin(row)
 
     def features(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
         if kind == "latent":
@@ -138,17 +143,42 @@ class SkyReelsGeneration(CachingGeneration):
     def compute(self, row: Row, decision: Decision) -> list[Work]:
         work: list[Work] = []
         velocities = [
-            self._run(branch, caption, row, decision.of_branch(index), work)
+            self._run(branch, caption, row, decision, index, work)
             for index, (branch, caption) in enumerate(zip(self.branches, self._captions, strict=True))
         ]
-        self._velocity = velocities[0]
+        self._velocities = velocities[0]
         if len(velocities) == 2:
             with_prompt, without = velocities
-            self._velocity = without + self.sampling.guidance_scale * (with_prompt - without)
+            scale = self.sampling.guidance_scale
+            self._velocities = {
+                chunk: without[chunk] + scale * (with_prompt[chunk] - without[chunk]) for chunk in without
+            }
+        if self._forecasts_guided:
+            for chunk, velocity in self._velocities.items():
+                output = self.state.clean(chunk, velocity) if self.quantity == "clean" else velocity.clone()
+                self.branches[0].history.update(row.step_of(chunk), output, self.state.shown(chunk))
         return work
 
     def advance(self, row: Row, decision: Decision) -> None:
-        self.state.advance(row, self._velocity)
+        for step in row.steps:
+            self.state.advance(step, self._clean(step, decision))
+        self.state.end(row)
+
+    def _clean(self, step: ChunkStep, decision: Decision) -> Tensor:
+        """The estimate of a chunk's clean latent, computed or forecast; what was skipped is corrected first."""
+        chunk, history = step.chunk, self.branches[0].history
+        if not self._forecasts_guided:
+            return self.state.clean(chunk, self._velocities[chunk])
+        if chunk in decision.compute:
+            output = history.newest(chunk)
+            if (corrected := history.take_corrected(chunk)) is not None:
+                state, skipped = corrected
+                self.state.take_again(chunk, state, [estimate for _, estimate in skipped])
+        else:
+            if history.opens_gap(chunk):
+                history.open_gap(chunk, *self.state.state(chunk))
+            output = history.predict(step, repeat=chunk in decision.repeat)
+        return output if self.quantity == "clean" else self.state.clean(chunk, output)
 
     def finish(self, chunk: int) -> Tensor:
         self._finish_chunk(chunk, last_reader=self.window.chunks[-1])
@@ -176,8 +206,12 @@ class SkyReelsGeneration(CachingGeneration):
 
     # Forwards.
 
-    def _run(self, branch: Branch, caption: CaptionKv, row: Row, computed: tuple[int, ...], work: list[Work]) -> Tensor:
-        """One branch's velocity of all active chunks, float32 [1, C, frames, h, w]; adds what it took to ``work``."""
+    def _run(
+        self, branch: Branch, caption: CaptionKv, row: Row, decision: Decision, index: int, work: list[Work]
+    ) -> dict[int, Tensor]:
+        """One branch's velocity [1, C, b, h, w] of all active chunks, or where outputs of all branches together are
+        forecast, of those that computed; adds what it took to ``work``."""
+        computed = decision.of_branch(index)
         passes = self._passes(branch, row, computed)
         final_end = self._final_end(branch, row.chunks[0])
         runs = [(passes, final_end)]
@@ -189,15 +223,20 @@ class SkyReelsGeneration(CachingGeneration):
             if part:
                 hidden |= self._forward(branch, caption, row, part, end, work)
                 branch.awaiting.clear()
-        reused = [chunk for chunk in row.chunks if chunk not in hidden]
+        reused = [] if self._forecasts_guided else [chunk for chunk in row.chunks if chunk not in hidden]
         if reused:
             embedded = self._embed(reused).split(self.sampling.causal_block_size)
             for chunk, part in zip(reused, embedded, strict=True):
-                hidden[chunk] = part + branch.history.predict(chunk, row.step_of(chunk).t)
+                forecast = branch.history.predict(row.step_of(chunk), repeat=chunk in decision.repeat)
+                hidden[chunk] = part + forecast
             work += [self._flops.reuse(chunk) for chunk in reused]
-        times = torch.cat([self.state.times(row, chunk) for chunk in row.chunks])
-        tokens = torch.cat([hidden[chunk] for chunk in row.chunks])
-        return self.network.head(tokens, self._table.embedding[times], self._rows, self._columns)
+        chunks = [chunk for chunk in row.chunks if chunk in hidden]
+        if not chunks:
+            return {}
+        times = torch.cat([self.state.times(row, chunk) for chunk in chunks])
+        tokens = torch.cat([hidden[chunk] for chunk in chunks])
+        velocity = self.network.head(tokens, self._table.embedding[times], self._rows, self._columns)
+        return dict(zip(chunks, velocity.split(self.sampling.causal_block_size, dim=2), strict=True))
 
     def _forward(
         self, branch: Branch, caption: CaptionKv, row: Row, passes: list[_Pass], final_end: int, work: list[Work]
@@ -221,8 +260,9 @@ class SkyReelsGeneration(CachingGeneration):
         for p, chunk_before, chunk_after in zip(passes, *parts, strict=True):
             if p.kind == "denoise" or p.chunk > row.chunks[-1]:
                 hidden[p.chunk] = chunk_after
-                t = row.step_of(p.chunk).t if p.kind == "denoise" else WAITING
-                branch.history.update(p.chunk, t, chunk_after - chunk_before, self.state.shown(p.chunk))
+                if not self._forecasts_guided:
+                    step = row.step_of(p.chunk) if p.kind == "denoise" else ChunkStep(p.chunk, -1, WAITING, WAITING)
+                    branch.history.update(step, chunk_after - chunk_before, self.state.shown(p.chunk))
         return hidden
 
     def _scorer(self, passes: Sequence[_Pass], final_end: int) -> int:

@@ -6,6 +6,8 @@ Source: SkyworkAI/SkyReels-V2: skyreels_v2_infer/scheduler/fm_solvers_unipc.py.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -44,9 +46,25 @@ class Solver:
         self._order = 0  # of the last step
         self._clean: list[Tensor] = []  # the last two estimates of the clean latent
 
-    def step(self, velocity: Tensor, latent: Tensor) -> Tensor:
-        """From one noise level to the next: velocity and latent, float32 of one shape, which may be kept -> latent."""
-        step, clean = self._step, latent - self._levels[self._step] * velocity
+    def clean(self, velocity: Tensor, latent: Tensor) -> Tensor:
+        """The estimate of the clean latent that a velocity makes of a latent in the step that comes next."""
+        return latent - self._levels[self._step] * velocity
+
+    def copy(self) -> Solver:
+        """As it stands now; neither sees the other's next steps. Latents are shared, since none changes in place."""
+        twin = copy(self)
+        twin._clean = [*self._clean]
+        return twin
+
+    @property
+    def bytes(self) -> int:
+        """Of the latents that it keeps."""
+        return sum(latent.nbytes for latent in (*self._clean, self.last) if latent is not None)
+
+    def step(self, clean: Tensor, latent: Tensor) -> Tensor:
+        """From one noise level to the next: estimate of the clean latent (``clean``) and latent, float32 of one shape,
+        which may be kept -> latent."""
+        step = self._step
         if step > 0:
             latent = self._correct(clean)
         self._clean = [*self._clean[-1:], clean]

@@ -5,12 +5,14 @@ Shape letters: C latent channels, f x h x w latent frames, rows and columns of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from flowcache.models.skyreels.config import CLEAN, WAITING, Sampling
 from flowcache.models.skyreels.scheduler import Solver, noise_levels
-from flowcache.schedule import Row, Schedule, Window
+from flowcache.schedule import ChunkStep, Row, Schedule, Window
 
 
 def all_times(sampling: Sampling) -> list[int]:
@@ -71,21 +73,46 @@ class WindowLatents:
         """The same once the chunk is finished."""
         return self._time_indices[-1, self.frames(chunk)]
 
-    def advance(self, row: Row, velocity: Tensor) -> None:
-        """One step of each active chunk; velocity float32 [1, C, b * active chunks, h, w]. Given frames stay."""
-        for step, part in zip(row.steps, velocity.split(self._block, dim=2), strict=True):
+    def begin(self, row: Row) -> None:
+        """Chunks that take their first step begin with a solver of their own."""
+        for step in row.steps:
             if step.step == 0:
                 self._solvers[step.chunk] = Solver(self._levels)
-            frames = self.frames(step.chunk)
-            if part.is_meta:  # shapes alone, which a solver keeps, and half of a dry run's time
-                self.latents[:, :, frames] = part
-                continue
-            # A copy: the solver keeps what it is given, and the latents move on in place.
-            latent = self.latents[:, :, frames].clone()
-            solver = self._solvers[step.chunk]
-            self.latents[:, :, frames] = solver.step(part, latent)
-            if self._corrects_as_published and step.step == 0:
-                solver.last = self.latents[:, :, frames].clone()
+
+    def clean(self, chunk: int, velocity: Tensor) -> Tensor:
+        """The estimate of the chunk's clean latent that a velocity makes, [1, C, b, h, w]."""
+        return self._solvers[chunk].clean(velocity, self.latents[:, :, self.frames(chunk)])
+
+    def state(self, chunk: int) -> tuple[tuple[Solver, Tensor], int]:
+        """The chunk's solver and latent before its next step, and what keeping them takes in bytes."""
+        solver, latent = self._solvers[chunk].copy(), self.latents[:, :, self.frames(chunk)].clone()
+        return (solver, latent), solver.bytes + latent.nbytes
+
+    def take_again(self, chunk: int, state: tuple[Solver, Tensor], estimates: Sequence[Tensor]) -> None:
+        """Go back to a ``state`` and take the steps since with other estimates of the clean latent.
+
+        The solver's own history is corrected with the latent: it looks back on the estimates of these steps too.
+        """
+        solver, latent = state
+        for clean in estimates:
+            latent = solver.step(clean, latent)
+        self._solvers[chunk], self.latents[:, :, self.frames(chunk)] = solver, latent
+
+    def advance(self, step: ChunkStep, clean: Tensor) -> None:
+        """A chunk's step, with an estimate of its clean latent, float32 [1, C, b, h, w], that may be kept."""
+        frames = self.frames(step.chunk)
+        if clean.is_meta:  # shapes alone, which a solver keeps, and half of a dry run's time
+            self.latents[:, :, frames] = clean
+            return
+        # A copy: the solver keeps what it is given, and the latents move on in place.
+        latent = self.latents[:, :, frames].clone()
+        solver = self._solvers[step.chunk]
+        self.latents[:, :, frames] = solver.step(clean, latent)
+        if self._corrects_as_published and step.step == 0:
+            solver.last = self.latents[:, :, frames].clone()
+
+    def end(self, row: Row) -> None:
+        """Finished chunks need no solver; given frames stay as they were given."""
         for chunk in row.finished:
             del self._solvers[chunk]
         self._keep_given_frames()
