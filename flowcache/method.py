@@ -62,10 +62,12 @@ class Method:
 
 
 def _described(value: Any) -> Any:
-    """Parts within parts, too."""
+    """Parts within parts, too; data that was read from a file by what tells it from other data."""
     if isinstance(value, Part):
         options = {name: _described(option) for name, option in value.options.items()}
         return {"part": f"{type(value).__module__}.{type(value).__qualname__}", **options}
+    if hasattr(value, "described"):
+        return value.described()
     return [_described(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def check_threshold(threshold: float) -> None:
-    """Refuse a threshold that is not a finite number of at least 0."""
+def check_threshold(threshold: float, name: str = "threshold", zero: str = "never reuses") -> None:
+    """Refuse a threshold that is not a finite number of at least 0; ``zero`` says what 0 does."""
     if not (is_number(threshold) and math.isfinite(threshold) and threshold >= 0):
-        raise ValueError(f"threshold={threshold!r} must be a finite number of at least 0 (0 never reuses)")
+        raise ValueError(f"{name}={threshold!r} must be a finite number of at least 0 (0 {zero})")
 
 
 def check_share(**shares: float) -> None:

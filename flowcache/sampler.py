@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from flowcache.clock import SectionClock
+from flowcache.forecast.hold import Hold
 from flowcache.method import Method
 from flowcache.models.base import Generation, VideoModel
 from flowcache.reuse.base import Decision
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.evidence import EvidenceReader
 from flowcache.schedule import Row
-from flowcache.trace import Trace, TraceEntry, Work
+from flowcache.trace import Action, Trace, TraceEntry, Work
 
 Observer = Callable[[Row, Decision], None]
 
@@ -126,11 +127,14 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
     reuse, forecast = type(method.reuse).__name__, type(method.forecast).__name__
     first_steps = sum(entry.step == 0 for entry in trace.entries)
     skipped = sum(entry.action != "compute" for entry in trace.entries)
+    repeated = sum(entry.repeated for entry in trace.entries)
     if method.reuse.skips and not skipped:
         remarks.append(f"{reuse} skipped nothing: every chunk computed in every step, as vanilla does")
     elif method.reuse.skips and len(trace.entries) - skipped <= first_steps < len(trace.entries):
         remarks.append(f"{reuse} skipped all it could: chunks computed in their first steps alone")
-    if skipped and method.forecast.depth > 1 and generation.forecast_from < 2:
+    if skipped and repeated == skipped and not isinstance(method.forecast, Hold):
+        remarks.append(f"{forecast} forecast nothing: every chunk that was skipped took its last output once more")
+    elif skipped and method.forecast.depth > 1 and generation.forecast_from < 2:
         remarks.append(f"{forecast} only held: no chunk that was skipped had computed twice before")
     if skipped and method.forecast.correction and not generation.forecast_corrections:
         remarks.append(f"{forecast} corrected nothing: no chunk computed again smoothly after a step that it skipped")
@@ -173,7 +177,7 @@ def _record(
         if item.kind == "denoise":
             denoise_flops[item.chunk] += item.flops
     for step in row.steps:
-        computed, held = step.chunk in decision.compute, step.chunk in decision.held
+        action = _action(step.chunk, decision, generation.method)
         measured = distances.get(step.chunk)
         trace.entries.append(
             TraceEntry(
@@ -181,11 +185,20 @@ def _record(
                 chunk=step.chunk,
                 step=step.step,
                 t=step.t,
-                action="compute" if computed else "held" if held else "reuse",
+                action=action,
                 distance=None if measured is None else measured.relative,
                 accumulated=accumulated.get(step.chunk),
                 flops=denoise_flops[step.chunk],
                 kv_tokens=generation.kv_tokens,
                 token_mask=step.chunk in decision.tokens,
+                repeated=action == "reuse" and step.chunk in decision.repeat,
             )
         )
+
+
+def _action(chunk: int, decision: Decision, method: Method) -> Action:
+    if chunk in decision.compute:
+        return "compute"
+    if chunk in decision.held:
+        return "held"
+    return "reuse" if chunk in decision.repeat or isinstance(method.forecast, Hold) else "forecast"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-Action = Literal["compute", "reuse", "held"]
+Action = Literal["compute", "reuse", "forecast", "held"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class Work:
 class TraceEntry:
     """One chunk in one row.
 
+    action: of what does not compute, "reuse" takes the last computed output as it is, by the policy's decision
+    (``repeated``) or because the forecast holds it, and "forecast" what any other forecast gives. Traces from before
+    there was "forecast" say "reuse" for it, and know no ``repeated``.
     distance is None where it was not measured; accumulated is the policy's after its decision; flops are those of
     the chunk's denoising forward (0 if it reused); kv_tokens are the tokens the cache holds after the row, per layer
     and head; token_mask tells that only some of the chunk's tokens computed.
@@ -52,6 +55,7 @@ class TraceEntry:
     flops: int
     kv_tokens: int
     token_mask: bool = False
+    repeated: bool = False
 
 
 @dataclass
@@ -90,12 +94,19 @@ class Trace:
 
     def computed_rows(self) -> list[list[int]]:
         """The chunks computed in each row: what ``Replay`` takes."""
-        rows: list[list[int]] = [[] for _ in range(1 + max((entry.row for entry in self.entries), default=-1))]
-        for entry in self.entries:
-            if entry.action == "compute":
-                rows[entry.row].append(entry.chunk)
-        return rows
+        return self._rows(lambda entry: entry.action == "compute")
+
+    def repeated_rows(self) -> list[list[int]]:
+        """The chunks that took their last output once more by decision, in each row: what ``Replay`` takes, too."""
+        return self._rows(lambda entry: entry.repeated)
 
     def records(self) -> Iterable[dict]:
         """Entries as plain dictionaries, for a data frame."""
         return (asdict(entry) for entry in self.entries)
+
+    def _rows(self, chosen: Callable[[TraceEntry], bool]) -> list[list[int]]:
+        rows: list[list[int]] = [[] for _ in range(1 + max((entry.row for entry in self.entries), default=-1))]
+        for entry in self.entries:
+            if chosen(entry):
+                rows[entry.row].append(entry.chunk)
+        return rows

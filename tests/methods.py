@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from baselines.every_k import EveryK
+from baselines.scope import Scope
 from baselines.uniform import Uniform
 from baselines.uniform_calls import UniformCalls
 from flowcache.forecast.base import Forecast
@@ -56,6 +57,7 @@ def _maker(policy: type[ReusePolicy], **defaults: Any) -> Callable[..., Method]:
 vanilla = _maker(Never, attention="native")
 chunkwise = _maker(Chunkwise)
 every_k = _maker(EveryK)
+scope = _maker(Scope)
 uniform = _maker(Uniform, attention="native")
 uniform_calls = _maker(UniformCalls, attention="native")
 

@@ -24,7 +24,7 @@ from flowcache.reuse.replay import Replay
 from flowcache.sampler import IdlePart, generate, sample
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace
-from tests.methods import by_row, chunkwise, every_k, method, uniform, vanilla
+from tests.methods import by_row, chunkwise, every_k, method, scope, uniform, vanilla
 from tests.models.magi_goldens import GUIDANCE_3, golden_dit, latents_of, small_generation
 
 REUSING = chunkwise(threshold=0.1, warmup_steps=2)
@@ -54,9 +54,10 @@ def latents(method: Method, trace: Trace | None = None, **settings) -> Tensor:
         chunkwise(threshold=0.0, warmup_steps=0),
         chunkwise(threshold=0.0, warmup_steps=0, distance="latent", last_step="global"),
         every_k(every=1, warmup_steps=0),
+        scope(repeat_threshold=0.0, threshold=0.0, most_forecasts=5, warmup_steps=0, forecast=Linear()),
         uniform(threshold=0.0, warmup_steps=0),
     ],
-    ids=["flowcache", "flowcache latent global", "every_k", "teacache"],
+    ids=["flowcache", "flowcache latent global", "every_k", "scope", "teacache"],
 )
 def test_a_method_that_never_reuses_is_vanilla_bit_for_bit(method, setting):
     assert torch.equal(latents(method, **SETTINGS[setting]), vanilla_latents(setting))
@@ -143,6 +144,35 @@ def test_the_observer_sees_every_row_with_its_decision():
         pass
     assert tuple(row for row, _ in seen) == generation.schedule.rows
     assert [list(decision.compute) for _, decision in seen] == trace.computed_rows()
+
+
+def every_other(row: Row, repeat: bool) -> Decision:
+    """Of a row's chunks by their own steps: the others repeat, or take their forecast."""
+    computed = tuple(step.chunk for step in row.steps if step.step < 2 or step.step % 2)
+    return Decision(computed, repeat=tuple(chunk for chunk in row.chunks if chunk not in computed) if repeat else ())
+
+
+@pytest.mark.parametrize(
+    ("repeat", "forecast", "action"),
+    [(False, Hold(), "reuse"), (True, Hold(), "reuse"), (True, Linear(), "reuse"), (False, Linear(), "forecast")],
+)
+def test_the_trace_tells_forecasts_from_outputs_taken_once_more(repeat, forecast, action):
+    latents(by_row(lambda row: every_other(row, repeat), uses=("repeat",), forecast=forecast), trace := Trace())
+    assert {entry.action for entry in trace.entries} == {"compute", action}
+    assert {entry.repeated for entry in trace.entries if entry.action == action} == {repeat}
+    assert not any(entry.repeated for entry in trace.entries if entry.action == "compute")
+
+
+def test_replaying_repeats_too():
+    method = by_row(lambda row: every_other(row, row.index % 4 == 0), uses=("repeat",), forecast=Linear())
+    trace, again = Trace(), Trace()
+    expected = latents(method, trace)
+    assert {entry.action for entry in trace.entries} == {"compute", "reuse", "forecast"}
+    replay = Replay(computed=trace.computed_rows(), repeated=trace.repeated_rows())
+    assert torch.equal(latents(replace(method, reuse=replay), again), expected)
+    assert again.entries == trace.entries
+    forgetful = replace(method, reuse=Replay(computed=trace.computed_rows()))
+    assert not torch.equal(latents(forgetful), expected)
 
 
 class NotANumber(Chunkwise):
@@ -290,9 +320,13 @@ def test_keys_that_are_kept_though_they_cannot_be_scored_are_told():
         (chunkwise(threshold=0.0, warmup_steps=0), "Chunkwise skipped nothing: every chunk computed in every step"),
         (by_row(lambda row: Decision(row.chunks if row.index == 0 else ())), "ByRow skipped all it could"),
         (by_row(lambda row: Decision(row.chunks if row.index == 0 else ()), forecast=Linear()), "Linear only held"),
+        (
+            by_row(lambda row: every_other(row, repeat=True), uses=("repeat",), forecast=Linear()),
+            "Linear forecast nothing: every chunk that was skipped took its last output once more",
+        ),
         (vanilla(budget="8 chunks"), "the KV budget of 8 chunks dropped nothing"),
     ],
-    ids=["nothing skipped", "everything skipped", "only held", "nothing dropped"],
+    ids=["nothing skipped", "everything skipped", "only held", "only repeated", "nothing dropped"],
 )
 def test_a_part_without_effect_is_said_and_kept_in_the_trace(method, told):
     trace = Trace()
@@ -305,5 +339,7 @@ def test_parts_that_had_an_effect_are_not_remarked_on():
     trace = Trace()
     latents(chunkwise(threshold=0.1, warmup_steps=2, budget="1 chunk", forecast=Linear()), trace, num_chunks=5)
     assert trace.remarks == []
+    latents(by_row(lambda row: every_other(row, repeat=True), uses=("repeat",)), trace := Trace())
+    assert trace.remarks == []  # a forecast that holds is the same
     latents(vanilla(), trace := Trace())
     assert trace.remarks == []  # it is there to compute everything

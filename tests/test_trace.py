@@ -118,7 +118,7 @@ def test_records_are_the_entries_as_plain_numbers():
     assert records == [asdict(entry) for entry in trace.entries]
     assert set(records[0]) == {
         "row", "chunk", "step", "t", "action", "distance", "accumulated", "flops", "kv_tokens",
-        "token_mask",
+        "token_mask", "repeated",
     }  # fmt: skip
     assert all(isinstance(value, int | float | str | None) for record in records for value in record.values())
 
@@ -142,3 +142,7 @@ def test_sums_of_a_trace_made_by_hand():
     assert trace.flops_by_part() == {"gemm_flops": 16, "self_attention_flops": 22, "cross_attention_flops": 33}
     assert trace.computed_fraction == 0.5
     assert trace.computed_rows() == [[0], [], [1]]
+    assert trace.repeated_rows() == [[], [], []]
+    trace.entries.append(TraceEntry(3, 1, 1, 0.5, "reuse", 0.1, 0.1, 0, 48, repeated=True))
+    trace.entries.append(TraceEntry(3, 2, 1, 0.5, "forecast", 0.1, 0.1, 0, 48))
+    assert (trace.computed_rows()[3], trace.repeated_rows()[3]) == ([], [1])

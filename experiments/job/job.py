@@ -30,7 +30,6 @@ from flowcache.kernels import AUTO
 from flowcache.method import Method
 from flowcache.models.base import MOST_SEED
 from flowcache.models.checkpoint import CheckpointError
-from flowcache.reuse.replay import Replay
 
 RANDOM_MARK = " [random weights]"  # of the methods' names in every record of such weights
 
@@ -132,7 +131,7 @@ def make_job(config: DictConfig) -> Job:
     if config.replay is not None:
         from experiments.job.replay import read_decisions  # imported late: few jobs need pandas
 
-        method = replace(method, reuse=Replay(computed=read_decisions(inside_root(config.replay))))
+        method = replace(method, reuse=read_decisions(inside_root(config.replay)))
         method_name += ", replayed"
     random_weights = random_sizes(config)
     if random_weights is not None:

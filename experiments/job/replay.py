@@ -7,14 +7,15 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.job.errors import BadInput
+from flowcache.reuse.replay import Replay
 from flowcache.trace import Trace, TraceEntry
 
 
-def read_decisions(path: Path) -> list[list[int]]:
-    """The chunks that a recorded run computed in each row.
+def read_decisions(path: Path) -> Replay:
+    """The policy that follows a recorded run: what it computed in each row, and what it repeated.
 
-    Raises BadInput for a file that is no trace, and for decisions that say more than what to compute (the published
-    forms of TeaCache).
+    Raises BadInput for a file that is no trace, and for decisions that say more than that (the published forms of
+    TeaCache).
     """
     try:
         entries = [TraceEntry(**entry) for entry in pd.read_parquet(path).to_dict("records")]
@@ -25,6 +26,7 @@ def read_decisions(path: Path) -> list[list[int]]:
         ) from error
     if any(entry.action == "held" for entry in entries):
         raise BadInput(f"replay={path} holds chunks back (published TeaCache), which cannot be replayed")
-    if any(entry.action == "reuse" and entry.flops for entry in entries):
+    if any(entry.action != "compute" and entry.flops for entry in entries):
         raise BadInput(f"replay={path} has guidance branches that decide apart, which cannot be replayed")
-    return Trace(entries).computed_rows()
+    trace = Trace(entries)
+    return Replay(computed=trace.computed_rows(), repeated=trace.repeated_rows())

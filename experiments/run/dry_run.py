@@ -79,7 +79,7 @@ def dry_run(config: DictConfig, console: Console | None = None) -> DryRun:
     started = time.perf_counter()
     method = make_method(config)
     replayed = None if config.replay is None else inside_root(config.replay)
-    decisions = None if replayed is None else read_decisions(replayed)
+    decisions = None if replayed is None else read_decisions(replayed).computed  # repeating costs what a forecast does
     counted = count(config, method, decisions)
     vanilla = counted if method == VANILLA and decisions is None else count(config, VANILLA)
     outcome = DryRun(counted, vanilla, method.reuse.distance, replayed)

@@ -32,12 +32,12 @@ from experiments.show.first_clip import first_shown
 from experiments.show.methods import left_out
 from experiments.show.reported import read_reported
 from experiments.show.results import Table, provenance
-from experiments.show.style import BLACK, COMPUTED, HELD, RANGES, REUSED, colour_and_marker, is_hollow
+from experiments.show.style import BLACK, COMPUTED, FORECAST, HELD, RANGES, REUSED, colour_and_marker, is_hollow
 from experiments.show.tables import describe, main_table
 
 TEMPLATE = Path(__file__).with_name("report_template")
 MARK = '<meta name="generator" content="experiments.show.report">'  # only a folder whose page has it is ever replaced
-_LETTERS = {"compute": "c", "reuse": "r", "held": "h"}
+_LETTERS = {"compute": "c", "reuse": "r", "forecast": "f", "held": "h"}
 
 
 # What the quality plot can show: key, axis title (to the baseline), whether more is better.
@@ -117,7 +117,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         source=source,
         notes=ours.notes,
         flagged=[note for note in ours.notes if note.startswith(FLAG)],
-        actions={"computed": COMPUTED, "reused": REUSED, "held": HELD},
+        actions={"computed": COMPUTED, "reused": REUSED, "forecast": FORECAST, "held": HELD},
         reported_source=reported_source,
         tables={"measured": table_cells(ours), "reported": table_cells(papers)},
         data=data,
@@ -199,7 +199,8 @@ def find_takes(job: Job, frame: pd.DataFrame, methods: list[str]) -> dict[tuple[
 
 
 def reuse_map(trace: pd.DataFrame) -> list[dict[str, Any]]:
-    """By chunk, its first row and a letter for every row from there on: c computed, r reused, h held, . not active."""
+    """By chunk, its first row and a letter for every row from there on: c computed, r reused, f forecast, h held, . not
+    active."""
     chunks = []
     for _, entries in trace.groupby("chunk"):
         first = int(entries["row"].min())

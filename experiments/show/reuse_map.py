@@ -1,4 +1,4 @@
-"""Where each method computed and where it reused, chunk by chunk and row by row, from traces."""
+"""Where each method computed, reused and forecast, chunk by chunk and row by row, from traces."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from experiments.show.style import COLUMN_WIDTH_IN, COMPUTED, HELD, REUSED, TITLE_CHARACTERS, styled
+from experiments.show.style import COLUMN_WIDTH_IN, COMPUTED, FORECAST, HELD, REUSED, TITLE_CHARACTERS, styled
 
-ACTIONS = ("compute", "reuse", "held")
-_COLOURS = (COMPUTED, REUSED, HELD)
-_NAMES = ("computed", "reused", "held back")
+ACTIONS = ("compute", "reuse", "forecast", "held")
+_COLOURS = (COMPUTED, REUSED, FORECAST, HELD)
+_NAMES = ("computed", "reused", "forecast", "held back")
 
 
 def action_map(trace: pd.DataFrame) -> np.ndarray:

@@ -37,7 +37,7 @@ MARKERS = ("o", "s", "^", "X", "<", ">", "p")  # one more than colours, so that 
 UNKNOWN_LOOK = ("#767676", "d")  # of a method that has no file in conf/method
 LINE_STYLES = ("-", "--", ":", "-.")
 FILLS = ("full", "left", "none", "top")
-COMPUTED, REUSED, HELD = BLUE, ORANGE, PURPLE
+COMPUTED, REUSED, FORECAST, HELD = BLUE, ORANGE, GREEN, PURPLE
 RANGES = {"psnr": (0.0, math.inf), "ssim": (-1.0, 1.0), "lpips": (0.0, math.inf), "caption_right": (0.0, 1.0)}
 
 STYLE = {

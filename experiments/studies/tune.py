@@ -3,7 +3,8 @@
 ``python -m experiments.tune method=teacache_fast share=0.735 [option=threshold] [between=0,1] [num_prompts=8]``
 bisects between two values on the mean share of FLOPs over the first prompts of the setting and prints what it found;
 put it into conf/tuned/<model>_<setting>_<reuse>.yaml. ``option`` may be left out where a method has one number of its
-own with a fraction; ``between`` is 0,1 for such numbers and 1,16 for whole ones.
+own with a fraction; ``between`` is 0,1 for such numbers and 1,16 for whole ones. Where a whole one may be a fraction,
+too (``reuse.every``), ends with a point search fractions: ``between=1.0,16.0``.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ def tune(share_at: Callable[[float], float], share: float, low: float, high: flo
 def _ends(text: str | None, whole: bool) -> tuple[float, float]:
     if text is None:
         return (1, 16) if whole else (0.0, 1.0)
+    whole = whole and "." not in text
     try:
         low, high = map(int if whole else float, text.split(","))
     except ValueError:

@@ -60,9 +60,9 @@ class Forecast(Part, ABC):
             )
 
     @abstractmethod
-    def predict(self, t: float, points: Sequence[Point]) -> Tensor:
+    def predict(self, t: float, points: Sequence[Point], step: int = 0) -> Tensor:
         """The output at a time, in the shape and type of the computed ones.
 
         ``points`` are the chunk's last computed outputs, newest first: at least one, at most ``depth``. They must not
-        be changed.
+        be changed. ``step`` is the chunk's own step then, as in ``Point``: for published rules that count steps.
         """

@@ -107,7 +107,7 @@ class OutputHistory:
             return newest
         known = points[: self.forecast.depth]
         self.forecast_from = max(self.forecast_from, len(known))
-        forecast = self.forecast.predict(step.t, known)
+        forecast = self.forecast.predict(step.t, known, step.step)
         if (forecast.shape, forecast.dtype) != (newest.shape, newest.dtype):
             raise ValueError(
                 f"{type(self.forecast).__name__} gives {list(forecast.shape)} in {forecast.dtype}; a forecast is of "
@@ -172,6 +172,6 @@ class OutputHistory:
         if name == "output_change" and points:
             return (output.float() - points[0].output.float()).abs().mean()
         if name == "forecast_error" and points:
-            forecast = self._limited(self.forecast.predict(step.t, points), points[0].output)
+            forecast = self._limited(self.forecast.predict(step.t, points, step.step), points[0].output)
             return (output.float() - forecast.float()).abs().mean()
         return torch.full((), float("nan"), dtype=torch.float32, device=output.device)

@@ -15,5 +15,5 @@ from flowcache.forecast.base import Forecast, Point
 class Hold(Forecast):
     depth: ClassVar[int] = 1
 
-    def predict(self, t: float, points: Sequence[Point]) -> Tensor:
+    def predict(self, t: float, points: Sequence[Point], step: int = 0) -> Tensor:
         return points[0].output

@@ -27,7 +27,7 @@ class Linear(Forecast):
         super().__post_init__()
         check_share(damping=self.damping)
 
-    def predict(self, t: float, points: Sequence[Point]) -> Tensor:
+    def predict(self, t: float, points: Sequence[Point], step: int = 0) -> Tensor:
         newest, before = points[0], points[-1]
         if newest.t == before.t or self.damping == 0:  # one point, or two steps of one time on a rounded grid
             return newest.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flowcache.forecast.base import Forecast
 from flowcache.kernels import AUTO
 from flowcache.method import Method
 from flowcache.schedule import Schedule
@@ -34,6 +35,10 @@ class Capabilities:
     decisions: tuple[str, ...] = ()
     cacheless: bool = False
 
+    def quantity(self, forecast: Forecast) -> str:
+        """What is forecast: as asked for, or the model's own first, of those that can be corrected if it corrects."""
+        return forecast.quantity or (self.correctable if forecast.correction else self.quantities)[0]
+
 
 def check_method(method: Method, schedule: Schedule, able: Capabilities, attention_backend: str = AUTO) -> None:
     """Refuse a method that does not go with a schedule or a model. Raises ValueError with the reason."""
@@ -48,7 +53,7 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
             f"{kind} may skip a chunk's first step, which needs a window that is computed as a whole; choose "
             f"attention='native' or 'causal'{'' if able.cacheless else f', which {able.model} does not have'}"
         )
-    quantity = method.forecast.quantity or able.quantities[0]
+    quantity = able.quantity(method.forecast)
     if quantity not in able.quantities:
         raise ValueError(
             f"quantity={quantity!r} does not exist on {able.model}; choose {_either(able.quantities)}, or null for "

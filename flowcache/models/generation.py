@@ -102,7 +102,7 @@ class CachingGeneration:
             shape.device,
             query_heads=shape.query_heads if remembers else 0,
         )
-        self.quantity = method.forecast.quantity or able.quantities[0]
+        self.quantity = able.quantity(method.forecast)
         self.branches = [
             Branch(
                 self._new_cache(self._budget, shape.device) if self._is_cached else None,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +17,7 @@ from tests.methods import every_k
 from tests.models.magi_goldens import latents_of, small_generation
 
 
-def computed_steps(every: int, warmup_steps: int, num_steps: int) -> list[int]:
+def computed_steps(every: float, warmup_steps: int, num_steps: int) -> list[int]:
     schedule = staged_schedule(1, timesteps(num_steps), window_size=1)
     policy = EveryK(every=every, warmup_steps=warmup_steps)
     return [row.index for row in schedule.rows if policy.decide(row, {}, schedule).compute]
@@ -30,6 +33,13 @@ def computed_steps(every: int, warmup_steps: int, num_steps: int) -> list[int]:
         (4, 5, [0, 1, 2, 3, 4, 8, 11]),
         (100, 0, [0, 11]),
         (2, 50, list(range(12))),
+        (1.0, 0, list(range(12))),
+        (2.5, 0, [0, 3, 5, 8, 10, 11]),  # 2.5 and 7.5 round up
+        (2.5, 3, [0, 1, 2, 5, 7, 10, 11]),
+        (1.5, 1, [0, 2, 3, 5, 6, 8, 9, 11]),
+        (1.25, 0, [0, 1, 3, 4, 5, 6, 8, 9, 10, 11]),
+        (3.7, 0, [0, 4, 7, 11]),
+        (1e300, 0, [0, 11]),
     ],
 )
 def test_steps_by_hand(every, warmup_steps, expected):
@@ -43,6 +53,31 @@ def test_counts_are_the_formula(every, warmup_steps, num_steps):
     rest = num_steps - first
     expected = first + rest // every + (rest % every > 0)
     assert len(computed_steps(every, warmup_steps, num_steps)) == expected
+
+
+@given(st.floats(1, 20), st.integers(0, 14), st.integers(2, 64))
+def test_fractions_are_spread_evenly_between_the_whole_numbers_around_them(every, warmup_steps, num_steps):
+    steps = computed_steps(every, warmup_steps, num_steps)
+    first = max(0, warmup_steps - 1)
+    spread = [step for step in steps[:-1] if step >= first]
+    assert steps[: first + 1] == list(range(min(first + 1, num_steps)))
+    assert {math.floor(every), math.ceil(every)} >= {later - earlier for earlier, later in pairwise(spread)}
+    assert all(abs(step - first - count * every) <= 0.5 + 1e-9 for count, step in enumerate(spread))
+    assert steps[-1] == num_steps - 1
+
+
+@given(st.integers(1, 12), st.integers(0, 14), st.integers(1, 30))
+def test_whole_numbers_are_what_they_were_when_there_were_no_others(every, warmup_steps, num_steps):
+    first = max(0, warmup_steps - 1)
+    before = [s for s in range(num_steps) if s < first or (s - first) % every == 0 or s == num_steps - 1]
+    assert computed_steps(every, warmup_steps, num_steps) == before
+
+
+def test_a_whole_number_with_a_point_is_the_same_method_under_the_same_name():
+    written, whole = (every_k(every=every, warmup_steps=5) for every in (2.0, 2))
+    assert written == whole
+    assert repr(written.described()) == repr(whole.described())
+    assert every_k(every=2.5, warmup_steps=5).described()["reuse"]["every"] == 2.5
 
 
 @given(st.integers(1, 6), st.integers(0, 9), st.integers(1, 6), st.integers(1, 4))
@@ -64,9 +99,9 @@ def test_reuses_in_a_generation():
     assert {entry.distance for entry in trace.entries} == {None}
 
 
-@pytest.mark.parametrize("every", [0, -1, 2.0, "2"])
+@pytest.mark.parametrize("every", [0, -1, 0.99, math.nan, math.inf, "2", True, None])
 def test_bad_counts_are_refused(every):
-    with pytest.raises(ValueError, match=r"every=.* must be a whole number of at least 1 \(1 computes every step\)"):
+    with pytest.raises(ValueError, match=r"every=.* must be a finite number of at least 1 \(1 computes every step\)"):
         every_k(every=every, warmup_steps=0)
 
 

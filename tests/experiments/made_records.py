@@ -32,18 +32,23 @@ def job_of(output_dir, *overrides: str) -> Job:
     return make_job(compose_config([f"output_dir={output_dir}", *overrides]))
 
 
-def trace(num_chunks: int = 2, num_steps: int = 4, reused: tuple[tuple[int, int], ...] = ()) -> pd.DataFrame:
-    """Chunks that start two rows after each other; ``reused`` are (chunk, step) pairs."""
+def trace(
+    num_chunks: int = 2,
+    num_steps: int = 4,
+    reused: tuple[tuple[int, int], ...] = (),
+    forecast: tuple[tuple[int, int], ...] = (),
+) -> pd.DataFrame:
+    """Chunks that start two rows after each other; ``reused`` and ``forecast`` are (chunk, step) pairs."""
     entries = [
         {
             "row": 2 * chunk + step,
             "chunk": chunk,
             "step": step,
             "t": step / num_steps,
-            "action": "reuse" if (chunk, step) in reused else "compute",
+            "action": "reuse" if (chunk, step) in reused else "forecast" if (chunk, step) in forecast else "compute",
             "distance": 0.1 * step if step else None,
             "accumulated": 0.1 * step,
-            "flops": 0 if (chunk, step) in reused else 10**9,
+            "flops": 0 if (chunk, step) in (*reused, *forecast) else 10**9,
             "kv_tokens": 96 * (chunk + 1),
         }
         for chunk in range(num_chunks)

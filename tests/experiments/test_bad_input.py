@@ -88,7 +88,7 @@ USAGE = {
     "warm-up below 0": (["reuse.warmup_steps=-1"], "warmup_steps=-1 must be a whole number"),
     "warm-up in parts": (["reuse.warmup_steps=2.5"], "warmup_steps=2.5 must be a whole number"),
     "switch is text": (["method.near_clean=perhaps"], "near_clean='perhaps' must be true or false"),
-    "every zeroth": (["method=every_k", "reuse.every=0"], "every=0 must be a whole number of at least 1"),
+    "every zeroth": (["method=every_k", "reuse.every=0"], "every=0 must be a finite number of at least 1"),
     "quantity is a number": (["forecast.quantity=5"], "quantity=5 must be the name of a model's quantity"),
     "distance is a number": (["reuse.distance=5"], "distance=5 must be the name of a distance"),
     "polynomial of words": (
@@ -212,9 +212,9 @@ IMPOSSIBLE = {
     ),
     "quantity of another model": (
         ["forecast.quantity=residual"],
-        "quantity='residual' does not exist on MAGI-1; choose 'velocity' or 'displacement', or null for",
+        "quantity='residual' does not exist on MAGI-1; choose 'velocity', 'clean' or 'displacement'",
     ),
-    "quantity of no model": (["forecast.quantity=output"], "choose 'velocity' or 'displacement'"),
+    "quantity of no model": (["forecast.quantity=output"], "choose 'velocity', 'clean' or 'displacement'"),
 }
 
 

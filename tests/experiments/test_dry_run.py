@@ -122,7 +122,7 @@ def test_replaying_a_recorded_run_gives_its_latents_bit_for_bit(small_job):
     job = small_job("num_prompts=1", *REUSING)
     record, path = recorded_run(job)
     assert record.computed_fraction < 1
-    replayed = replace(job.method, reuse=Replay(computed=read_decisions(path)))
+    replayed = replace(job.method, reuse=read_decisions(path))
     expected = final_latents(job, job.method)
     assert torch.equal(final_latents(job, replayed), expected)
     assert not torch.equal(final_latents(job, VANILLA), expected)
@@ -229,16 +229,26 @@ ENTRY = {
     [
         ([{"row": 0, "chunk": 0}], "is not a trace of a run"),
         ([ENTRY, ENTRY | {"row": 1, "action": "held", "flops": 0}], r"holds chunks back \(published TeaCache\)"),
+        ([ENTRY, ENTRY | {"row": 1, "action": "forecast"}], "guidance branches that decide apart"),
         ([ENTRY, ENTRY | {"row": 1, "action": "reuse"}], "guidance branches that decide apart"),
         ([ENTRY, ENTRY | {"row": 1}], "have 2 rows and this generation"),
     ],
-    ids=["columns", "held", "branches", "another generation"],
+    ids=["columns", "held", "branches, forecast", "branches", "another generation"],
 )
 def test_recordings_that_cannot_be_replayed_are_refused(tmp_path, entries, message):
     path = tmp_path / "trace.parquet"
     pd.DataFrame(entries).to_parquet(path)
     with pytest.raises(BadInput, match=message):
         dry_run(compose_config([*SMALL, "device=meta", f"replay={path}"]), Console(file=io.StringIO()))
+
+
+def test_recordings_of_before_repeats_were_recorded_have_none(tmp_path):
+    skipped = {"row": 1, "step": 1, "action": "reuse", "flops": 0}
+    pd.DataFrame([ENTRY, ENTRY | skipped]).to_parquet(tmp_path / "old.parquet")
+    assert read_decisions(tmp_path / "old.parquet") == Replay(computed=[[0], []])
+    entries = [ENTRY | {"repeated": False}, ENTRY | skipped | {"repeated": True}]
+    pd.DataFrame(entries).to_parquet(tmp_path / "new.parquet")
+    assert read_decisions(tmp_path / "new.parquet") == Replay(computed=[[0], []], repeated=[[], [0]])
 
 
 @pytest.mark.parametrize("cut", [False, True])

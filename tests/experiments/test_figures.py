@@ -20,7 +20,7 @@ from experiments.show.pareto import draw_pareto, on_front, pareto_points
 from experiments.show.results import Destination
 from experiments.show.reuse_curve import draw_reuse_curve, draw_warmup_sweep, reuse_points
 from experiments.show.reuse_map import action_map, draw_reuse_map
-from experiments.show.style import COLUMN_WIDTH_IN, STYLE, colour_and_marker
+from experiments.show.style import COLUMN_WIDTH_IN, COMPUTED, FORECAST, HELD, REUSED, STYLE, colour_and_marker
 from experiments.studies import l1_rel
 from experiments.studies.l1_rel import draw_process, draw_steps
 from tests.experiments.made_records import VANILLA_FLOPS, job_of, made, trace
@@ -78,6 +78,17 @@ def test_the_map_has_the_traces_actions():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["computed", "reused"]  # none held back
     assert figure.axes[0].yaxis_inverted()  # the first chunk on top
     assert figure.get_figwidth() == COLUMN_WIDTH_IN
+
+
+def test_the_map_shows_forecasts_in_a_colour_of_their_own():
+    mine = trace(reused=((0, 2),), forecast=((1, 2), (1, 3)))
+    assert action_map(mine).tolist() == [[0, 0, 1, 0, -1, -1], [-1, -1, 0, 0, 2, 2]]
+    figure = draw_reuse_map({"mine": mine}, "a prompt")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["computed", "reused", "forecast"]
+    colours = [to_hex(patch.get_facecolor()) for patch in legend.get_patches()]
+    assert [colour.upper() for colour in colours] == [COMPUTED, REUSED, FORECAST]
+    assert len({COMPUTED, REUSED, FORECAST, HELD}) == 4
 
 
 def test_the_front_is_what_nothing_dominates():

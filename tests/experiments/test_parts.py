@@ -185,7 +185,7 @@ def test_what_a_parts_file_must_give_is_asked_for_in_one_message(group, key, mes
 
 def test_a_forecast_without_depth_and_a_store_that_does_not_say_how_precise_are_refused():
     class Unsaid(Forecast):
-        def predict(self, t, points):
+        def predict(self, t, points, step=0):
             return points[0].output
 
     class Silent(KvStore):

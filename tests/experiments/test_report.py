@@ -157,6 +157,15 @@ def test_reuse_maps_say_what_the_traces_say(folder, job):
             assert ("r" in cells.values()) == (take["computed"] < 1) == (name != "vanilla")
 
 
+def test_a_map_tells_forecasts_apart_on_a_page_that_knows_their_letter():
+    letters = [chunk["letters"] for chunk in reuse_map(trace(reused=((0, 2),), forecast=((1, 2), (1, 3))))]
+    assert letters == ["ccrc", "ccff"]
+    script = (report.TEMPLATE / "maps.js").read_text(encoding="utf-8")
+    known = re.search(r"CLASSES = {(.*?)}", script).group(1)
+    assert set(re.findall(r"(\w): ", known)) == set(report._LETTERS.values())
+    assert set(re.search(r"\(\[(\w+)\]\)", script).group(1)) == set(report._LETTERS.values())
+
+
 def test_a_rerun_gives_the_same_bytes_and_leaves_nothing_behind(folder, job):
     def contents() -> dict[Path, bytes]:
         return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -45,6 +45,24 @@ def test_the_number_to_tune_is_the_methods_own(tmp_path):
     assert tune.chosen_option(job, "warmup_steps") == "reuse.warmup_steps"
 
 
+def test_ends_with_a_point_search_fractions_of_what_is_a_whole_number_today(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: 1 / getattr(method.reuse, "every", 1))
+    arguments = ["method=every_k", "option=every", "share=0.4", "num_prompts=1", f"output_dir={tmp_path}"]
+    assert tune.main([*arguments, "between=1.0,16.0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["reuse.every 1 leaves 1.0000", "reuse.every 16 leaves 0.0625"]
+    *_, every, _, left = lines[-1].partition(" of ")[0].rsplit(" ", 3)
+    assert float(every) == pytest.approx(2.5, abs=0.03)
+    assert float(left) == pytest.approx(0.4, abs=TOLERANCE)
+
+
+def test_a_whole_number_that_can_be_nothing_else_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: 1.0)
+    arguments = ["method=every_k", "option=warmup_steps", "share=0.4", "num_prompts=1", f"output_dir={tmp_path}"]
+    assert tune.main([*arguments, "between=1.5,16.0"]) == 2
+    assert "warmup_steps=1.5 must be a whole number" in capsys.readouterr().err
+
+
 def test_the_command_says_what_leaves_what(tmp_path, monkeypatch, capsys):
     """Of a method whose every step but each k-th is spared."""
     monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: 1 / getattr(method.reuse, "every", 1))

@@ -51,7 +51,7 @@ def test_figures_by_hand():
 )
 def test_a_forecast_of_another_shape_or_type_is_refused_and_not_spread_over_the_latent(change, said):
     class Changed(Hold):
-        def predict(self, t: float, points: Sequence[Point]) -> Tensor:
+        def predict(self, t: float, points: Sequence[Point], step: int = 0) -> Tensor:
             return change(points[0].output)
 
     history = OutputHistory(Changed())

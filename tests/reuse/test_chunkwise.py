@@ -250,6 +250,18 @@ def test_replay_follows_its_rows_in_order_of_position():
     assert Replay(computed=[[0], [1, 0], [1]]).decide(pair.rows[1], {}, pair).compute == (0, 1)
 
 
+def test_replay_repeats_what_was_repeated_and_needs_a_model_that_can_only_then():
+    pair = staged_schedule(2, timesteps(2), 2)
+    replay = Replay(computed=[[0], [1], [1]], repeated=[[], [0], []])
+    assert [replay.decide(row, {}, pair).repeat for row in pair.rows] == [(), (0,), ()]
+    assert replay.uses == ("repeat",)
+    plain = Replay(computed=[[0], [1], [1]], repeated=[[], [], []])
+    assert plain == Replay(computed=[[0], [1], [1]])
+    assert (plain.uses, plain.decide(pair.rows[1], {}, pair)) == ((), Decision((1,)))
+    with pytest.raises(ValueError, match="repeated has 1 rows and computed 3; give as many, or none"):
+        Replay(computed=[[0], [1], [1]], repeated=[[0]])
+
+
 def test_replay_refuses_a_recording_of_another_generation():
     schedule = staged_schedule(2, timesteps(2), 2)
     with pytest.raises(ValueError, match="recorded decisions have 2 rows and this generation 3"):

@@ -1,6 +1,6 @@
 // Reuse maps: a column a row of the process, a line a chunk ---------------------------------------------------------
 
-const CLASSES = { c: "computed", r: "reused", h: "held" };
+const CLASSES = { c: "computed", r: "reused", f: "forecast", h: "held" };
 
 function mapOf(name, take, width) {
   if (!take.map) return `<figure><figcaption>${chip(name)}${name}: its trace is missing</figcaption></figure>`;
@@ -10,7 +10,7 @@ function mapOf(name, take, width) {
   const tall = line * take.map.length;
   const gap = Math.min(0.6, step / 4);
   const rects = take.map.flatMap((chunk, i) =>
-    [...chunk.letters.matchAll(/([crh])\1*/g)].map((run) => {
+    [...chunk.letters.matchAll(/([crfh])\1*/g)].map((run) => {
       const at = (left + (chunk.first + run.index) * step).toFixed(2);
       const long = (run[0].length * step - gap).toFixed(2);
       return `<rect class="${CLASSES[run[1]]}" x="${at}" y="${i * line + 1}" width="${long}" height="${line - 2}"/>`;

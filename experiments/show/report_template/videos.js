@@ -130,8 +130,10 @@ if (data.clips.length) {
     by("map-prompt").textContent =
       `Of the prompt chosen above, “${clip().prompt}”, seed ${clip().seed}, from its trace. ` +
       "A row is one step of the whole process, which advances every chunk that is active.";
-    const holds = (name) => clip().takes[name].map?.some((chunk) => chunk.letters.includes("h"));
-    by("held-key").hidden = !names.some(holds);
+    const anyHas = (letter) =>
+      names.some((name) => clip().takes[name].map?.some((chunk) => chunk.letters.includes(letter)));
+    by("forecast-key").hidden = !anyHas("f");
+    by("held-key").hidden = !anyHas("h");
     describeComparison();
     seek(state.frame);
   }

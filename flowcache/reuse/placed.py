@@ -1,0 +1,83 @@
+"""Our policy: a chunk computes in steps that were chosen before, where its output really turns.
+
+Decisions are fixed before the first row: nothing is measured, and nothing waits for the device. A plan comes from
+``python -m experiments.calibrate reuse=placed``, which records vanilla's outputs of a few prompts and finds the cheapest
+path over steps (experiments/studies/placement.py). LeMiCa (arXiv 2511.00090) and DPCache place a video's steps by such a path; here each chunk has steps of its own, by its position, and a neighbour's end is known.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flowcache.options import check_share
+from flowcache.reuse.base import Decision, ReusePolicy
+from flowcache.reuse.distance import ChunkDistance
+from flowcache.reuse.plan import Plan, chunk_times
+from flowcache.schedule import Row, Schedule
+
+
+@dataclass(kw_only=True)
+class Placed(ReusePolicy):
+    """Attributes.
+
+    share: of vanilla's FLOPs that the plan leaves, one of the plan's; without a plan, of each chunk's steps.
+    plan: a file that was calibrated on the model, or what it holds; None places steps evenly, but denser where a chunk
+        begins and where its neighbour finishes, which is worth less.
+    """
+
+    share: float
+    plan: Plan | str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_share(share=self.share)
+        if isinstance(self.plan, str):
+            self.plan = Plan.read(self.plan)
+        self._steps: dict[int, frozenset[int]] | None = None
+
+    def check_schedule(self, schedule: Schedule) -> None:
+        if self.plan is None:
+            warnings.warn(
+                "reuse=placed has no plan for this model and setting and places steps by a plain rule, which keeps "
+                "less of the video; make one with python -m experiments.calibrate reuse=placed model=... setting=...",
+                stacklevel=2,
+            )
+            return
+        self.plan.steps(self.share, schedule)
+        times = chunk_times(schedule, schedule.windows[0].generated[0])
+        if not self.plan.fits(times):
+            warnings.warn(
+                f"the plan {self.plan.name} was made for another grid of {len(self.plan.times) - 1} steps and is "
+                f"carried over to these {len(times) - 1} by their times; one made for them keeps more: python -m experiments.calibrate reuse=placed",
+                stacklevel=2,
+            )
+
+    def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
+        if self._steps is None:
+            self._steps = self.computed_steps(schedule)
+        return Decision(tuple(step.chunk for step in row.steps if step.step in self._steps[step.chunk]))
+
+    def computed_steps(self, schedule: Schedule) -> dict[int, frozenset[int]]:
+        """The own steps that each generated chunk computes."""
+        if self.plan is not None:
+            return self.plan.steps(self.share, schedule)
+        chunks = (chunk for window in schedule.windows for chunk in window.generated)
+        return {chunk: _plain_steps(self.share, schedule.num_steps, schedule.jumps(chunk)) for chunk in chunks}
+
+
+def _plain_steps(share: float, num_steps: int, jumps: tuple[int, ...]) -> frozenset[int]:
+    """Steps at even parts of a density: three times as high at a chunk's beginning and at its jumps as elsewhere."""
+    width = num_steps / 16
+    density = [1 + 2 * sum(math.exp(-abs(step - at) / width) for at in (0, *jumps)) for step in range(num_steps)]
+    always = {0, num_steps - 1, *jumps}
+    wanted = max(0, round(share * num_steps) - len(always))
+    chosen, passed = set(always), 0.0
+    for step, own in enumerate(density):
+        passed += own * (wanted + 1) / sum(density)
+        if passed >= 1 and step not in always and len(chosen) < wanted + len(always):
+            chosen.add(step)
+            passed -= 1
+    return frozenset(chosen)
