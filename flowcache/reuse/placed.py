@@ -1,8 +1,9 @@
 """Our policy: a chunk computes in steps that were chosen before, where its output really turns.
 
 Decisions are fixed before the first row: nothing is measured, and nothing waits for the device. A plan comes from
-``python -m experiments.calibrate reuse=placed``, which records vanilla's outputs of a few prompts and finds the cheapest
-path over steps (experiments/studies/placement.py). LeMiCa (arXiv 2511.00090) and DPCache place a video's steps by such a path; here each chunk has steps of its own, by its position, and a neighbour's end is known.
+``python -m experiments.calibrate reuse=placed``, which records vanilla's outputs of a few prompts and finds the
+cheapest path over steps (experiments/studies/placement.py). LeMiCa (arXiv 2511.00090) and DPCache place a video's steps
+by such a path; here each chunk has steps of its own, by its position, and a neighbour's end is known.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class Placed(ReusePolicy):
         if not self.plan.fits(times):
             warnings.warn(
                 f"the plan {self.plan.name} was made for another grid of {len(self.plan.times) - 1} steps and is "
-                f"carried over to these {len(times) - 1} by their times; one made for them keeps more: python -m experiments.calibrate reuse=placed",
+                f"carried over to these {len(times) - 1} by their times; one made for them keeps more: "
+                "python -m experiments.calibrate reuse=placed",
                 stacklevel=2,
             )
 
