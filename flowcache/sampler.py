@@ -98,6 +98,7 @@ def generate(
     seed: int = 1234,
     trace: Trace | None = None,
     clock: SectionClock | None = None,
+    latents: list[Tensor] | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """Generate a video and yield each finished chunk's frames, uint8 [F, H, W, 3], as soon as they are decoded.
@@ -109,12 +110,15 @@ def generate(
         method: the caching method, e.g. ``Method(reuse=Chunkwise(threshold=0.015, warmup_steps=5))``.
         seed: of the noise. Equal seeds give equal noise on every device.
         trace, clock: filled while running; the clock also gets "text" and "vae".
+        latents: if given, filled while running with each finished chunk's, [C, f, h, w], on the model's device.
         options: the model's own, e.g. ``num_steps``, ``image``, ``prefix_video``.
     """
     clock = SectionClock("cpu") if clock is None else clock
     with clock("text"):
         generation = model.generation(prompt, num_frames, method, seed, **options)
     for chunk, latent in sample(generation, trace, clock):
+        if latents is not None:
+            latents.append(latent)
         with clock("vae"), torch.inference_mode():
             frames = generation.decode(chunk, latent)
         if len(frames):

@@ -19,7 +19,9 @@ from flowcache.models.magi.attention import Member
 from flowcache.models.magi.generation import MagiGeneration
 from flowcache.reuse.base import Decision
 from flowcache.reuse.chunkwise import Chunkwise
+from flowcache.reuse.controlled import Controlled
 from flowcache.reuse.distance import ChunkDistance
+from flowcache.reuse.placed import Placed
 from flowcache.reuse.replay import Replay
 from flowcache.sampler import IdlePart, generate, sample
 from flowcache.schedule import Row, Schedule
@@ -56,8 +58,10 @@ def latents(method: Method, trace: Trace | None = None, **settings) -> Tensor:
         every_k(every=1, warmup_steps=0),
         scope(repeat_threshold=0.0, threshold=0.0, most_forecasts=5, warmup_steps=0, forecast=Linear()),
         uniform(threshold=0.0, warmup_steps=0),
+        method(Placed(share=1.0), forecast=Linear(correction=2)),
+        method(Controlled(share=1.0, first_ratio=1.0), forecast=Linear(correction=2)),
     ],
-    ids=["flowcache", "flowcache latent global", "every_k", "scope", "teacache"],
+    ids=["flowcache", "flowcache latent global", "every_k", "scope", "teacache", "placed", "controlled"],
 )
 def test_a_method_that_never_reuses_is_vanilla_bit_for_bit(method, setting):
     assert torch.equal(latents(method, **SETTINGS[setting]), vanilla_latents(setting))

@@ -46,3 +46,11 @@ def check_writable(directory: Path) -> None:
 
 # For conf/config.yaml, so that what Hydra writes is there too.
 OmegaConf.register_new_resolver("from_root", lambda path: str(results_folder(path)), replace=True)
+# For conf/reuse: the plan that was calibrated on a model and setting, or null.
+OmegaConf.register_new_resolver(
+    "plan_of",
+    lambda model, setting: (
+        str(path) if (path := ROOT / "conf" / "plans" / f"{model}_{setting}.json").is_file() else None
+    ),
+    replace=True,
+)

@@ -121,6 +121,11 @@ class CachingGeneration:
     def report(self) -> tuple[tuple[int, ...], Tensor] | None:
         return self.branches[0].history.take_report()
 
+    def output(self, chunk: int) -> Tensor:
+        """An active chunk's last computed output, of what is forecast; where each guidance branch forecasts by itself,
+        the first one's."""
+        return self.branches[0].history.newest(chunk)
+
     @property
     def kv_tokens(self) -> int:
         return self.caches[0].num_tokens if self.caches else 0

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from flowcache.options import check_share
 from flowcache.reuse.base import Decision, ReusePolicy
@@ -74,12 +76,10 @@ def _plain_steps(share: float, num_steps: int, jumps: tuple[int, ...]) -> frozen
     """Steps at even parts of a density: three times as high at a chunk's beginning and at its jumps as elsewhere."""
     width = num_steps / 16
     density = [1 + 2 * sum(math.exp(-abs(step - at) / width) for at in (0, *jumps)) for step in range(num_steps)]
-    always = {0, num_steps - 1, *jumps}
-    wanted = max(0, round(share * num_steps) - len(always))
-    chosen, passed = set(always), 0.0
-    for step, own in enumerate(density):
-        passed += own * (wanted + 1) / sum(density)
-        if passed >= 1 and step not in always and len(chosen) < wanted + len(always):
-            chosen.add(step)
-            passed -= 1
+    chosen = {0, num_steps - 1, *jumps}
+    passed = list(accumulate(density))
+    wanted = max(0, round(share * num_steps) - len(chosen))
+    for i in range(wanted):
+        place = bisect_left(passed, (i + 0.5) / wanted * passed[-1])
+        chosen.add(min((s for s in range(num_steps) if s not in chosen), key=lambda step: abs(step - place)))
     return frozenset(chosen)
