@@ -19,6 +19,7 @@ from flowcache.schedule import ChunkStep, Row, Schedule
 
 ORDER = 2  # of a linear forecast's error in the steps that it reaches over
 MOST_CHANGE = 3.0  # of a gap against the even one that the budget allows
+LONGEST_GAP = 1 / 4  # of a chunk's steps
 
 
 @dataclass(kw_only=True)
@@ -62,7 +63,8 @@ class Controlled(ReusePolicy):
             even = (last - step.step) / max(1.0, self._budgets[chunk] - forced / 2)
             length = abs(step.t_next - step.t)
             error = report.forecast_error / max(report.output, 1e-12) * math.sqrt(length) / gap**ORDER
-            self._next[chunk] = step.step + max(1, round(even * self._change(chunk, error)))
+            longest = LONGEST_GAP * self._schedule.num_steps  # also where the budget is used up
+            self._next[chunk] = step.step + max(1, round(min(longest, even * self._change(chunk, error))))
 
     def _computes(self, step: ChunkStep, schedule: Schedule) -> bool:
         always = step.step in (0, schedule.num_steps - 1) or step.step in schedule.jumps(step.chunk)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 from flowcache.reuse.base import Report
-from flowcache.reuse.controlled import MOST_CHANGE, Controlled
+from flowcache.reuse.controlled import LONGEST_GAP, Controlled
 from flowcache.schedule import Schedule, diffusion_forcing_schedule, staged_schedule, timesteps
 
 STAGED = staged_schedule(6, timesteps(64))
@@ -68,7 +68,7 @@ def test_gaps_are_shorter_where_the_forecast_is_worse_and_never_beyond_the_limit
     inside = [gap for at, gap in gaps.items() if 24 <= at < 36]
     before = [gap for at, gap in gaps.items() if 4 <= at < 20]
     assert sum(inside) / len(inside) < min(before)
-    assert max(gaps.values()) <= MOST_CHANGE * 64 / 16 + 1
+    assert max(gaps.values()) <= LONGEST_GAP * 64
 
 
 def test_the_first_chunk_computes_most_and_all_alike_with_a_ratio_of_one():
