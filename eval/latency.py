@@ -34,6 +34,7 @@ class Take:
         sections_s: where they went: text, transformer, policy, compression, scheduler, vae.
         trace: what happened.
         peak_memory_gib: most that the GPU's allocator gave out at once, weights included; None on a CPU.
+        latents: float32 [C, F, h, w] of all chunks, on the CPU; None unless they were asked for.
     """
 
     frames: np.ndarray
@@ -41,6 +42,7 @@ class Take:
     sections_s: dict[str, float]
     trace: Trace
     peak_memory_gib: float | None = None
+    latents: torch.Tensor | None = None
 
     @property
     def latency_s(self) -> float:
@@ -55,9 +57,13 @@ def take(
     method: Method,
     seed: int,
     device: torch.device | str,
+    keep_latents: bool = False,
     **options: Any,
 ) -> Take:
-    """Generate once, timed; the device is waited for at the start and at every chunk. See ``flowcache.generate``."""
+    """Generate once, timed; the device is waited for at the start and at every chunk. See ``flowcache.generate``.
+
+    What keeping latents takes, beyond their memory, is after the time is taken.
+    """
     on_gpu = torch.device(device).type == "cuda"
     wait = torch.cuda.synchronize if on_gpu else lambda: None
     trace, clock = Trace(), SectionClock(device)
@@ -66,12 +72,14 @@ def take(
     wait()
     started = time.perf_counter()
     chunks, chunk_latency_s = [], []
-    for frames in generate(model, prompt, num_frames, method, seed, trace, clock, **options):
+    latents: list[torch.Tensor] | None = [] if keep_latents else None
+    for frames in generate(model, prompt, num_frames, method, seed, trace, clock, latents, **options):
         wait()
         chunks.append(frames)
         chunk_latency_s.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated(device) / GIB if on_gpu else None
-    return Take(torch.cat(chunks).cpu().numpy(), chunk_latency_s, clock.seconds(), trace, peak)
+    whole = torch.cat(latents, dim=1).float().cpu() if latents else None
+    return Take(torch.cat(chunks).cpu().numpy(), chunk_latency_s, clock.seconds(), trace, peak, whole)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ METRICS = {
     "lpips": ARCHITECTURES["alex"].min_side,
     "lpips_vgg": ARCHITECTURES["vgg"].min_side,
     "caption": 1,  # of other sizes than the embedded models' it says so
+    "latent_snr": 1,  # in dB; of latents, which are then kept beside the video
 }
 
 

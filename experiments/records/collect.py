@@ -124,8 +124,8 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def described(job: Job) -> dict[str, Any]:
-    """Method and all options of a job, by dotted name."""
-    return {"method": job.method_name, **flat({**job.settings, **job.method.described()})}
+    """Method, seed and all options of a job, by dotted name."""
+    return {"method": job.method_name, "seed": job.seed, **flat({**job.settings, **job.method.described()})}
 
 
 def flat(options: dict[str, Any], prefix: str = "") -> dict[str, Any]:

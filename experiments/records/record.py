@@ -46,7 +46,8 @@ class Record:
         artifacts: sha256 of the directory's other files, by name; of finished ones.
         method_config: of the method and each of its parts the class and all options.
         code: hash of the code that decides the video and what it is compared with: of ``modules`` and all they import.
-        metrics: by name, units in names (psnr in dB); infinite values as the text "inf"; unavailable ones as None.
+        metrics: by name, units in names (psnr and latent_snr in dB); infinite values as the text "inf"; unavailable
+            ones as None.
         metrics_code: hash of the code of each metric that was asked for, the caption's too.
         reference: key of the video that the metrics compare with; None of a baseline.
         notes: why a metric is None, by name.

@@ -16,15 +16,23 @@ Options = Mapping[str, Any]  # by dotted name, as of ``described``
 def told_apart(settings: Sequence[Options]) -> tuple[str, ...]:
     """Names of the options in which settings of one method differ that have them, in the order in which they come.
 
-    Which parts a setting has its method's name says, and the options that come with them.
+    Which parts a setting has its method's name says, and the options that come with them. An option of another, as of a
+    plan, is none where that is none.
     """
     values: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     names = dict.fromkeys(name for setting in settings for name in setting)
     for setting in settings:
         for name in names:
-            if name in setting and not name.endswith(".part"):
-                values[name][setting["method"]].add(value_text(setting[name]))
+            if name.endswith((".part", ".sha256")):
+                continue
+            if name in setting or _is_without(setting, name):
+                values[name][setting["method"]].add(value_text(setting.get(name)))
     return tuple(name for name in names if any(len(seen) > 1 for seen in values[name].values()))
+
+
+def _is_without(setting: Options, name: str) -> bool:
+    """Whether a setting has none of what an option belongs to."""
+    return any(setting.get(name[:end], "") is None for end, mark in enumerate(name) if mark == ".")
 
 
 def label(setting: Options, names: Sequence[str]) -> str:

@@ -62,6 +62,10 @@ class RecordStore:
         """Small, for people."""
         return self.run_path(key) / "video.mp4"
 
+    def latents_path(self, key: str) -> Path:
+        """There only where a metric that was asked for compares them."""
+        return self.run_path(key) / "latents.safetensors"
+
     def trace_path(self, key: str) -> Path:
         return self.run_path(key) / "trace.parquet"
 
@@ -115,7 +119,8 @@ class RecordStore:
     def save(self, record: Record) -> Path:
         """Write the record; a finished one gets the checksums of the files that it has."""
         if record.status == "finished":
-            files = (self.video_path(record.key), self.preview_path(record.key), self.trace_path(record.key))
+            paths = (self.video_path, self.preview_path, self.trace_path, self.latents_path)
+            files = (path_of(record.key) for path_of in paths)
             record.artifacts = {path.name: sha256(path) for path in files if path.is_file()}
         record.changed = datetime.now(UTC).isoformat(timespec="seconds")
         return self.amend(record)
@@ -146,6 +151,8 @@ class RecordStore:
             self.save(replace(record, status="running", artifacts={}))
             for path in (*map(aside.run_path(record.key).joinpath, record.artifacts), aside.record_path(record.key)):
                 os.replace(path, run / path.name)
+            if self.latents_path(record.key).name not in record.artifacts:  # an older video's
+                self.latents_path(record.key).unlink(missing_ok=True)
             sync_folder(run)
 
     def queue(self, record: Record) -> None:

@@ -1,4 +1,4 @@
-"""All figures about one video: quality against its reference, and what its caption promised."""
+"""All figures about one video: quality against its reference, what its caption promised, and the work that it took."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from eval.psnr import psnr, psnr_frame
 from eval.ssim import ssim, ssim_skimage
 from experiments.records import Record
 from experiments.records.metrics import is_current
+from experiments.run.latents import LATENT_SNR
+from flowcache.trace import Trace
 
 QUALITY: dict[str, Callable[..., float]] = {
     "psnr": psnr,
@@ -25,6 +27,7 @@ QUALITY: dict[str, Callable[..., float]] = {
     "lpips": lpips,  # alex
     "lpips_vgg": partial(lpips, net="vgg"),
 }
+COMPARED = {*QUALITY, LATENT_SNR}  # with the baseline's video
 ON_DEVICE = ("ssim", "lpips", "lpips_vgg")  # the others are numpy's and scikit-image's
 
 
@@ -53,11 +56,13 @@ def lacking(record: Record, names: tuple[str, ...], is_baseline: bool) -> tuple[
 
     A baseline's quality is never asked for: it is what the others are compared with.
     """
-    asked = (name for name in names if not (is_baseline and name in QUALITY))
+    asked = (name for name in names if not (is_baseline and name in COMPARED))
     return tuple(name for name in asked if not (is_current(record, name) and _told(record, name)))
 
 
 def _told(record: Record, name: str) -> bool:
+    if name == LATENT_SNR:
+        return name in record.metrics  # without latents only making the video again changes anything
     if name in QUALITY:
         return name in record.metrics and not (name in record.notes and _available(name))
     return record.caption is not None or name in record.notes
@@ -74,7 +79,7 @@ RANDOM_WEIGHTS = "the weights are random, so that no video means anything"
 
 def refused(names: tuple[str, ...]) -> tuple[dict[str, None], dict[str, str]]:
     """Metrics of a video of random weights: none can be had, and why."""
-    return {name: None for name in names if name in QUALITY}, dict.fromkeys(names, RANDOM_WEIGHTS)
+    return {name: None for name in names if name in COMPARED}, dict.fromkeys(names, RANDOM_WEIGHTS)
 
 
 def caption(
@@ -87,3 +92,11 @@ def caption(
         return asdict(score(frames, prompt, chunk_frames, first_chunk_frames)), None
     except ValueError as error:
         return None, str(error)
+
+
+def describe_work(record: Record, trace: Trace) -> None:
+    record.flops, record.computed_fraction = trace.flops, trace.computed_fraction
+    record.flops_by_kind, record.flops_by_part = trace.flops_by_kind(), trace.flops_by_part()
+    record.kv_bytes_allocated = trace.kv_bytes_allocated
+    record.kv_bytes_used_peak = trace.kv_bytes_used_peak
+    record.forecast_bytes_peak, record.remarks = trace.forecast_bytes_peak, list(trace.remarks)

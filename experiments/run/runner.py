@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from numpy import ndarray
+from torch import Tensor
 
 from eval.atomic import atomic_path
 from eval.latency import Take, take
@@ -25,11 +26,12 @@ from experiments.records.metrics import metric_code
 from experiments.records.record import Timing
 from experiments.records.timings import ways
 from experiments.run import environment, measure
+from experiments.run.calibrated import check_calibrations
+from experiments.run.latents import LATENT_SNR, has_latents, keeps_latents, latent_snr, read_latents, write_latents
 from flowcache.kernels import compile_seconds
 from flowcache.method import Method
 from flowcache.reuse.never import Never
 from flowcache.reuse.replay import Replay
-from flowcache.trace import Trace
 
 Progress = Callable[[str], None]
 
@@ -108,9 +110,7 @@ class Runner:
         prompts = self.prompts if prompts is None else tuple(dict.fromkeys(prompts))
         found = {p: None if self.job.force else self.store.find(self._record(p).key) for p in prompts}
         to_make = tuple(p for p in prompts if found[p] is None)
-        references = tuple(
-            p for p in to_make if not self.job.is_baseline and self.store.find(self._reference(p).key) is None
-        )
+        references = tuple(p for p in to_make if not self.job.is_baseline and self._lacks_reference(p))
         lacking = {p: self.lacking(record) for p, record in found.items() if record is not None}
         to_measure = tuple(p for p in prompts if lacking.get(p))
         to_time = tuple(p for p in prompts if found[p] is not None and self.lacks_time(found[p]))
@@ -193,8 +193,8 @@ class Runner:
             return True
 
     def _time_baseline(self, prompt: str, progress: Progress, wait: bool) -> float | None:
-        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing or not
-        what was written.
+        """Seconds that the baseline takes, just now, on timed prompts and where its video, then made, is missing, not
+        what was written, or without latents that are asked for.
 
         Raises _Busy if another is making that, unless ``wait`` is asked for.
         """
@@ -202,12 +202,15 @@ class Runner:
         with self.store.claim(reference.key, wait) as mine:
             if not mine:
                 raise _Busy
-            found = self.store.find(reference.key)
-            if found is None or self.store.damage(found):
+            if self._lacks_reference(prompt) or self.store.damage(self.store.find(reference.key)):
                 made = self.make(reference, self.job.baseline_method, prompt)
                 progress(f"{self.job.baseline_name}: {prompt}")
                 return made.latency_s
         return self._retime_baseline(prompt, progress) if prompt in self._timed_prompts else None
+
+    def _lacks_reference(self, prompt: str) -> bool:
+        found = self.store.find(self._reference(prompt).key)
+        return found is None or (keeps_latents(self.job) and not has_latents(self.store, found))
 
     def _retime_baseline(self, prompt: str, progress: Progress) -> float:
         taken = self.take(self.job.baseline_method, prompt)
@@ -229,8 +232,10 @@ class Runner:
         return {**environment.describe(self.job.device), "workers": self.job.workers}
 
     def check(self, prompt: str) -> None:
-        """Raise BadInput for weights missing or wrong, and for what the model refuses: sizes, frames, steps."""
+        """Raise BadInput for weights missing or wrong, also of a calibration, and for what the model refuses: sizes,
+        frames, steps."""
         model, job = self.model, self.job
+        check_calibrations(job)
         try:
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # they come again, and are kept then
                 model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
@@ -273,15 +278,17 @@ class Runner:
             record.latency_s, record.sections_s = take.latency_s, take.sections_s
             record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
             record.baseline_latency_s = baseline_latency_s
-            _describe_work(record, take.trace)
+            measure.describe_work(record, take.trace)
             reference = None if method == self.job.baseline_method else self.store.find(self._reference(prompt).key)
             record.reference = None if reference is None else reference.key
             record.baseline_flops = take.trace.flops if reference is None else reference.flops
-            self._measure(record, take.frames, reference, self.job.metrics)
+            self._measure(record, take.frames, take.latents, reference, self.job.metrics)
             random_weights = self.job.random_weights is not None
             with self.store.finishing(record) as aside:
                 write_lossless(aside.video_path(record.key), take.frames, self.job.fps, random_weights)
                 write_mp4(aside.preview_path(record.key), take.frames, self.job.fps, random_weights=random_weights)
+                if take.latents is not None:
+                    write_latents(aside.latents_path(record.key), take.latents)
                 with atomic_path(aside.trace_path(record.key)) as temporary:
                     DataFrame(take.trace.records()).to_parquet(temporary)
         return record
@@ -291,13 +298,24 @@ class Runner:
         old = self.store.finished(key)
         return {} if old is None else {way: timing for way, timing in ways(old).items() if way != self.way}
 
-    def _measure(self, record: Record, frames: ndarray, reference: Record | None, names: tuple[str, ...]) -> None:
+    def _measure(
+        self,
+        record: Record,
+        frames: ndarray,
+        latents: Tensor | None,
+        reference: Record | None,
+        names: tuple[str, ...],
+    ) -> None:
         """Add those metrics of the video, or why there are none, to its record; a baseline has no ``reference``."""
         if self.job.random_weights is not None:
             metrics, notes = measure.refused(names)
         elif reference is not None:
             original = self._lossless(reference)
             metrics, notes = measure.quality(frames, original, names, self.job.device)
+            if LATENT_SNR in names:
+                its = read_latents(self.store, reference)
+                value, reason = latent_snr(latents, its, self.job.baseline_name)
+                metrics, notes = metrics | value, notes | reason
         else:
             metrics, notes = {}, {}
         if "caption" in names and self.job.random_weights is None:
@@ -314,12 +332,13 @@ class Runner:
     def _measure_finished(self, record: Record, names: tuple[str, ...]) -> None:
         """Add metrics to a finished record, from the lossless files; the rest of it stays. Raises VideoLost."""
         reference = None if self.job.is_baseline else self._reference_of(record)
-        if reference is None and set(names) & measure.QUALITY.keys():
+        if reference is None and set(names) & measure.COMPARED:
             raise VideoLost(
                 f"{self.job.baseline_name}'s video of this prompt, which {', '.join(names)} would compare with, is "
                 "gone; force=true makes both again"
             )
-        self._measure(record, self._lossless(record), reference, names)
+        latents = read_latents(self.store, record) if LATENT_SNR in names else None
+        self._measure(record, self._lossless(record), latents, reference, names)
         self.store.amend(record)
 
     def _reference_of(self, record: Record) -> Record | None:
@@ -360,10 +379,10 @@ class Runner:
         return self._take(method, prompt, self.job.num_frames)
 
     def _take(self, method: Method, prompt: str, num_frames: int) -> Take:
-        job = self.job
+        job, kept = self.job, keeps_latents(self.job)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            taken = take(self.model, prompt, num_frames, method, job.seed, job.device, **job.generation_options)
+            taken = take(self.model, prompt, num_frames, method, job.seed, job.device, kept, **job.generation_options)
         texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
         taken.trace.remarks = list(dict.fromkeys([*taken.trace.remarks, *texts]))  # told once, with the figures
         return taken
@@ -378,11 +397,3 @@ class Runner:
 def _without_decisions(method: Method) -> Method:
     """For a video of another length: a recording is of one length, and nothing else of it is left but its options."""
     return replace(method, reuse=Never()) if isinstance(method.reuse, Replay) else method
-
-
-def _describe_work(record: Record, trace: Trace) -> None:
-    record.flops, record.computed_fraction = trace.flops, trace.computed_fraction
-    record.flops_by_kind, record.flops_by_part = trace.flops_by_kind(), trace.flops_by_part()
-    record.kv_bytes_allocated = trace.kv_bytes_allocated
-    record.kv_bytes_used_peak = trace.kv_bytes_used_peak
-    record.forecast_bytes_peak, record.remarks = trace.forecast_bytes_peak, list(trace.remarks)

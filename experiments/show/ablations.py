@@ -30,6 +30,7 @@ _COLUMNS = (
     Column("n", "n", "{:.0f}"),
     Column("compute left", "flops_share", "{:.3f}", "± {flops_share_ci95:.3f}"),
     Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}"),
+    Column("latents dB", "latent_snr", "{:.2f}", "± {latent_snr_ci95:.2f}"),
     Column("identical", "identical_videos", "{:.0f}"),
     Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
     Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
@@ -82,7 +83,8 @@ def table(
         f"Measured here ({source}). Means over n prompts (a cell over another number says so) ± half-width of the 95 % "
         "interval, captions with their Wilson interval, time compressing as a median with its bootstrap interval. "
         f"{BOOTSTRAP} PSNR, SSIM and LPIPS are against "
-        f"{baseline}'s video of the same prompt and seed, PSNR without the identical ones, which are counted.",
+        f"{baseline}'s video of the same prompt and seed, PSNR without the identical ones, which are counted. "
+        "Latents dB is the signal-to-noise ratio of latents against its.",
         (*(Column(name, name) for name in told_by), *_COLUMNS),
         frame.assign(**options),
         (*notes, *missing_notes(_COLUMNS, frame.set_index(options.agg(" ".join, axis=1)))),
@@ -96,14 +98,14 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     Args:
         frame: of ``settings_frame``.
         shown: ``figure`` of the experiment file: ``x`` and its ``label``, ``lines`` and what the legend calls them, and
-            what an option without a value is called (``none``).
+            what an option without a value (``none``) or with another is called (``names``).
 
     Raises BadInput where no setting is compared with the baseline yet.
     """
     x, lines = shown["x"], shown["lines"]
 
     def shown_value(value: Any) -> str:
-        names = {_option(None): shown.get("none", "none"), "True": "yes", "False": "no"}
+        names = {_option(None): shown.get("none", "none"), "True": "yes", "False": "no", **shown.get("names", {})}
         return names.get(_option(value), _option(value))
 
     options = [name for name in lines if name != "method"]

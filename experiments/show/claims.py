@@ -20,6 +20,7 @@ from experiments.show.reuse_curve import PSNR_CAP_DB
 
 # Unit, form, and whether more (1) or less (-1) of it is nearer to the baseline's video.
 _METRICS = {"psnr": (" dB PSNR", "+.2f", 1), "ssim": (" SSIM", "+.4f", 1), "lpips": (" LPIPS", "+.4f", -1)}
+_METRICS |= {"latent_snr": (" dB of the latents", "+.2f", 1)}
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Claim:
     Attributes:
         text: what is claimed, and by whom.
         of, against: the two settings: ``method`` and as many options, by dotted name, as tell them from the others.
-        metric: psnr, ssim or lpips.
+        metric: psnr, ssim, lpips or latent_snr.
         ahead: by this much at least, in the metric's unit; negative for a small loss.
     """
 

@@ -2,14 +2,14 @@
 
 reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory. One whose records are
 not there is left out, and it is said how to make them; the exit code is 2 if all are. L1_rel has its own
-command, which runs the model. Written to output_dir/figures/ (and output_dir/tables/); ``publish=true`` writes them to
-results/ instead.
+command, which runs the model. ``experiment=placement`` makes the curves of that experiment file alone. Written to
+output_dir/figures/ (and output_dir/tables/); ``publish=true`` writes them to results/ instead.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from eval.video_io import read_lossless
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
-from experiments.job.experiment import jobs_of
+from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, flat, read_trace
@@ -33,6 +33,7 @@ from experiments.show.reuse_curve import (
     NO_VIDEOS,
     Curves,
     at_equal_compute,
+    curves_of,
     draw_reuse_curve,
     draw_warmup_sweep,
     reuse_points,
@@ -105,28 +106,45 @@ class Reuse:
 
 
 def reuse_of(subject: Subject) -> Reuse:
-    """Raises BadInput where there are no videos of it."""
+    """Of the reuse curve. Raises BadInput where there are no videos of it."""
+    return next(reuses_of(subject, CURVE))
+
+
+def reuses_of(subject: Subject, name: str) -> Iterator[Reuse]:
+    """Of an experiment that has curves, one for each quality that its file lists. Raises BadInput where there are no
+    videos of it."""
     own = [a for a in subject.arguments if not a.startswith(("method=", "prompts=", "num_prompts="))]
-    jobs, experiment = jobs_of(CURVE, [*own, f"output_dir={subject.job.output_dir}", "num_prompts=1"])
+    jobs, experiment = jobs_of(name, [*own, f"output_dir={subject.job.output_dir}", "num_prompts=1"])
+    if "curves" not in experiment:
+        raise BadInput(f"experiment {name} has no curves: its file says nothing under curves")
     against_baseline = replace(subject, job=replace(subject.job, baseline=experiment["baseline"]))
-    curves = Curves(**experiment["curves"])
     try:
         found = against_baseline.videos
     except BadInput as error:
-        raise BadInput(f"{NO_VIDEOS} model={subject.job.model_name}") from error
-    return Reuse(against_baseline, *reuse_videos(found, against_baseline.job, jobs, curves), curves)
+        raise BadInput(f"{NO_VIDEOS}{name} model={subject.job.model_name}") from error
+    for curves in curves_of(experiment):
+        videos, notes = reuse_videos(found, against_baseline.job, jobs, curves, name)
+        yield Reuse(against_baseline, videos, notes, curves)
 
 
 def save_reuse_curve(subject: Subject) -> None:
     reuse = reuse_of(subject)
-    points = reuse_points(reuse.videos)
-    source = f"{subject.name}; {provenance(reuse.videos)}"
-    stem = f"{subject.job.model_name}_{subject.job.setting_name}_reuse_curve"
-    compared = at_equal_compute(reuse.videos, reuse.curves)
-    subject.to.save_table(stem, *tables(points, compared, reuse.curves, reuse.baseline, source, reuse.notes))
-    subject.save(draw_reuse_curve(points, reuse.curves, reuse.baseline, subject.name), "reuse_curve")
+    points = save_curve(subject, reuse, CURVE)
     if points["line"].notna().any():
         subject.save(draw_warmup_sweep(points, reuse.curves, reuse.baseline, subject.name), "warmup_sweep")
+
+
+def save_curve(subject: Subject, reuse: Reuse, name: str) -> pd.DataFrame:
+    """The figure and the table of one quality, under the experiment's name; gives the points."""
+    curves = reuse.curves
+    points = reuse_points(reuse.videos, curves.quality)
+    source = f"{subject.name}; {provenance(reuse.videos)}"
+    stem = name if curves.quality == "psnr" else f"{name}_{curves.quality}"
+    compared = at_equal_compute(reuse.videos, curves)
+    whole = f"{subject.job.model_name}_{subject.job.setting_name}_{stem}"
+    subject.to.save_table(whole, *tables(points, compared, curves, reuse.baseline, source, reuse.notes))
+    subject.save(draw_reuse_curve(points, curves, reuse.baseline, subject.name), stem)
+    return points
 
 
 def save_pareto(subject: Subject) -> None:
@@ -176,9 +194,15 @@ FIGURES: dict[str, Callable[[Subject], None]] = {
 @command("figures")
 def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
+    named = any(argument.startswith("experiment=") for argument in arguments)
+    name, arguments = experiment_of(arguments)
     check_overrides(arguments)
     job = make_job(compose_config(arguments))
     subject = Subject(job, tuple(arguments), destination(job.output_dir, publish))
+    if named:
+        for reuse in reuses_of(subject, name):
+            save_curve(subject, reuse, name)
+        return 0
     num_missing = 0
     for name, save in FIGURES.items():
         try:

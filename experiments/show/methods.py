@@ -21,8 +21,9 @@ def known_methods() -> list[str]:
 
 
 def family(method: str) -> str:
-    """'teacache_slow' -> 'teacache': a method's slow and fast settings are two points of one."""
-    return re.sub(r"_(slow|fast)$", "", method)
+    """'teacache_slow' -> 'teacache': a method's slow and fast settings are two points of one; 'teacache_slow + linear',
+    with another part, is no 'teacache'."""
+    return re.sub(r"_(slow|fast)(?=$| \+ )", "", method)
 
 
 def found_methods(frame: pd.DataFrame, job: Job) -> list[str]:

@@ -39,6 +39,7 @@ LINE_STYLES = ("-", "--", ":", "-.")
 FILLS = ("full", "left", "none", "top")
 COMPUTED, REUSED, FORECAST, HELD = BLUE, ORANGE, GREEN, PURPLE
 RANGES = {"psnr": (0.0, math.inf), "ssim": (-1.0, 1.0), "lpips": (0.0, math.inf), "caption_right": (0.0, 1.0)}
+RANGES |= {"latent_snr": (-math.inf, math.inf)}
 
 STYLE = {
     "font.size": 7,
@@ -69,12 +70,13 @@ def styled() -> AbstractContextManager[None]:
 
 
 def colour_and_marker(method: str) -> tuple[str, str]:
-    """Of a method's family: by its place among the baselines, or among all others of conf/method.
+    """Of a method's family, whatever parts of it are others: by its place among the baselines, or among all others of
+    conf/method.
 
     Of the others those of the reuse curve come first, in its order, which keeps theirs as methods are added; then the
     rest, by name.
     """
-    alone = baselines()
+    alone, method = baselines(), method.partition(" + ")[0]
     if method in alone:
         return BASELINE_LOOKS[alone.index(method) % len(BASELINE_LOOKS)]
     known = [*listed_methods(CURVE), *known_methods()]

@@ -100,6 +100,7 @@ _ROWS = (
     ("time spent compressing", "compression_share", "{:.1%}"),
     ("PSNR, dB", "psnr", "{:.2f}"),
     ("videos identical to baseline's", "identical_videos", "{:.0f}"),
+    ("latents' signal to noise, dB", "latent_snr", "{:.2f}"),
     ("SSIM", "ssim", "{:.4f}"),
     ("LPIPS (alex)", "lpips", "{:.4f}"),
     ("LPIPS (vgg)", "lpips_vgg", "{:.4f}"),
@@ -116,7 +117,7 @@ _ROWS = (
 _TIMES = ("latency_s", "speedup", "efficiency", "policy_share", "compression_share")
 
 
-_AGAINST_BASELINE = ("psnr", "ssim", "lpips", "lpips_vgg")
+_AGAINST_BASELINE = ("psnr", "latent_snr", "ssim", "lpips", "lpips_vgg")
 
 
 def print_summary(job: Job, records: Sequence[Record], store: RecordStore, console: Console) -> None:

@@ -38,6 +38,7 @@ def measured_columns(measured: pd.DataFrame) -> tuple[Column, ...]:
         Column("compute left", "compute_left", "{:.3f}", "± {compute_left_ci95:.3f}"),
         Column("speed-up", "speedup", "{:.2f}x", _ends("speedup", ".2f")),
         Column("PSNR dB", "psnr", "{:.2f}", "± {psnr_ci95:.2f}", flag="another_video"),
+        Column("latents dB", "latent_snr", "{:.2f}", "± {latent_snr_ci95:.2f}", flag="another_video"),
         Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}", flag="another_video"),
         Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}", flag="another_video"),
         Column("identical", "identical_videos", "{:.0f}"),
@@ -58,6 +59,7 @@ _DIFFERENCES = (
     ("time left", "time_left", "+.3f"),
     ("VBench points", "vbench", "+.2f"),
     ("PSNR dB", "psnr", "+.2f"),
+    ("latents dB", "latent_snr", "+.2f"),
     ("SSIM", "ssim", "+.4f"),
     ("LPIPS", "lpips", "+.4f"),
     ("caption right", "caption_right", "+.1%"),
@@ -78,8 +80,9 @@ _MEASURED_TEXT = (
     "here ({source}). n videos a method; a cell over another number says so. Means ± half-width of the 95 % interval "
     "over prompts (Student's t), medians with their bootstrap interval, captions with their Wilson interval. "
     f"{BOOTSTRAP} PSNR, SSIM and LPIPS are against {{baseline}}'s video of the same prompt and seed, PSNR without the "
-    "identical ones. Captions are checked by tracking the shape. Seam ratio is the change from frame to frame at chunk "
-    "borders over that inside chunks (1: no seam), jump the worst leap of the shape at one, in pixels (0: none). "
+    "identical ones; latents dB is the signal-to-noise ratio of the latents against its. Captions are checked by "
+    "tracking the shape. Seam ratio is the change from frame to frame at chunk borders over that inside chunks (1: no "
+    "seam), jump the worst leap of the shape at one, in pixels (0: none). "
     "Latency is the median of the timed pairs (vanilla's first by prompt, where several methods were timed beside it), "
     "speed-up the median of their ratios; efficiency is speed-up times compute left: 1 means that every FLOP saved "
     "became time saved."
@@ -87,8 +90,8 @@ _MEASURED_TEXT = (
 _PAIRED_TEXT = (
     "prompt by prompt, the first method's minus the second's: mean difference with its 95 % bootstrap interval and "
     f"the number of prompts. {BOOTSTRAP} Compute and time left are shares of {{baseline}}'s; to {{baseline}} itself "
-    "PSNR, SSIM and LPIPS have no difference, for it is what they compare with. Methods that leave different compute "
-    "are compared at equal compute by experiments.figures (reuse_curve)."
+    "PSNR, latents dB, SSIM and LPIPS have no difference, for it is what they compare with. Methods that leave "
+    "different compute are compared at equal compute by experiments.figures (reuse_curve)."
 )
 
 
@@ -125,7 +128,7 @@ def main_table(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
         if total.percent is not None:
             row["vbench"], row["vbench_n"] = total.percent, total.num_videos
             row["vbench_low"], row["vbench_high"] = total.interval()
-        for metric in [m for m in ("psnr", "ssim", "lpips") if m in mine and name != job.baseline]:
+        for metric in [m for m in ("psnr", "latent_snr", "ssim", "lpips") if m in mine and name != job.baseline]:
             values = pd.to_numeric(mine[metric], errors="coerce")
             if metric == "psnr" and np.isinf(values).any():
                 row["identical_videos"] = int(np.isinf(values).sum())
@@ -201,7 +204,7 @@ def paired_table(frame: pd.DataFrame, job: Job, methods: list[str]) -> pd.DataFr
 def _comparable(videos: pd.DataFrame, is_baseline: bool) -> pd.DataFrame:
     """What is compared, a column each, and what tells videos apart; the baseline takes all of its own time."""
     nothing = pd.Series(np.nan, index=videos.index)
-    columns = {key: videos.get(key, nothing) for key in ("caption_right", "psnr", "ssim", "lpips")}
+    columns = {key: videos.get(key, nothing) for key in ("caption_right", "psnr", "latent_snr", "ssim", "lpips")}
     columns["compute_left"] = videos["flops_share"]
     columns["time_left"] = 1.0 if is_baseline else videos["latency_s"] / videos["baseline_latency_s"]
     numbers = pd.DataFrame(columns).apply(pd.to_numeric, errors="coerce").astype(float).replace(np.inf, np.nan)

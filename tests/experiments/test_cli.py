@@ -8,6 +8,7 @@ import pytest
 
 from experiments.job import cli
 from experiments.job.cli import check_overrides, compose_config
+from experiments.job.compose import named_method
 from experiments.job.errors import BadInput
 from experiments.job.experiment import expand, jobs_of
 from experiments.job.groups import CONF, config_files, groups
@@ -49,12 +50,19 @@ def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model):
     assert jobs[0].method_name == experiment["baseline"]
     assert {job.baseline for job in jobs} == {experiment["baseline"]}
     assert len(jobs) >= 3
-    assert len({repr(job.method) for job in jobs}) == len(jobs)
+    assert len({(repr(job.method), job.seed) for job in jobs}) == len(jobs)
     if "figure" in experiment:
         known = {"method", "flops_share", *_options(jobs)}
         assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
     for claim in experiment.get("claims", []):
         assert the_one(jobs, claim["of"]) != the_one(jobs, claim["against"])
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_ablation_of_forecasts_has_our_method_as_it_is(model):
+    """The slope and the correction that its file names are those of the model's corrected forecast."""
+    jobs, _ = jobs_of("ablation_forecast", [f"model={model}"])
+    assert named_method("flowcast_slow", model, "embedded")[0] in [job.method for job in jobs]
 
 
 def test_what_an_experiment_says_of_a_model_is_for_that_model():

@@ -126,6 +126,19 @@ def test_options_of_nested_parts_are_named_by_their_dots():
     ]
 
 
+def test_a_setting_without_what_another_has_options_of_is_told_apart():
+    plan = {"plan": {"plan": "a_plan", "sha256": "0123"}}
+    settings = [{"method": "mine", **flat({"reuse": reuse})} for reuse in (plan, {"plan": None})]
+    names = told_apart(settings)
+    assert names == ("reuse.plan.plan",)
+    assert [label(setting, names) for setting in settings] == ["mine, reuse.plan.plan a_plan", "mine"]
+
+
+def test_seeds_are_told_apart(tmp_path):
+    labels = [job.label for job in labelled([job_of(tmp_path, "method=vanilla", f"seed={seed}") for seed in (1, 2)])]
+    assert labels == ["vanilla, seed 1", "vanilla, seed 2"]
+
+
 def test_every_video_says_its_setting_as_it_is_made(small_job):
     jobs = labelled([small_job(f"reuse.threshold={t}", "num_prompts=1", "metrics=[]") for t in (0.3, 0.6)])
     told: list[str] = []
