@@ -206,10 +206,11 @@ def test_parts_are_told_apart_by_their_class_at_any_depth(small_job):
     job = small_job()
     forecasts = [Ours(), Theirs(), Ours(order=2), Mixed(layers=(Ours(), Theirs())), Mixed(layers=(Theirs(), Ours()))]
     assert len({new_record(job, "mine", Method(forecast=forecast), "a").key for forecast in forecasts}) == 5
+    shared = {"quantity": None, "limit": None, "correction": 0}  # of every forecast
     assert Method(forecast=Mixed(layers=(Theirs(),))).described()["forecast"] == {
         "part": f"{__name__}.Mixed",
-        "quantity": None,
-        "layers": [{"part": f"{__name__}.Theirs", "quantity": None, "order": 1}],
+        **shared,
+        "layers": [{"part": f"{__name__}.Theirs", **shared, "order": 1}],
     }
     modules = code_modules(job, Method(forecast=Mixed(layers=(Linear(),))))
     expected = {__name__, "flowcache.forecast.linear", "flowcache.reuse.never", "flowcache.models.magi.model"}
