@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for those who read the source and do not run it: editors, t
     from flowcache.method import Method as Method
     from flowcache.reuse.chunkwise import Chunkwise as Chunkwise
     from flowcache.reuse.never import Never as Never
+    from flowcache.reuse.placed import Placed as Placed
     from flowcache.sampler import generate as generate
     from flowcache.sampler import sample as sample
     from flowcache.trace import Trace as Trace
@@ -22,6 +23,7 @@ _HOMES = {
     "Method": "flowcache.method",
     "Never": "flowcache.reuse.never",
     "Chunkwise": "flowcache.reuse.chunkwise",
+    "Placed": "flowcache.reuse.placed",
     "Hold": "flowcache.forecast.hold",
     "Linear": "flowcache.forecast.linear",
     "KvPolicy": "flowcache.kv.policy",

@@ -135,9 +135,9 @@ def make_job(config: DictConfig) -> Job:
         method_name += ", replayed"
     random_weights = random_sizes(config)
     if random_weights is not None:
-        if method.reuse.distance is not None:
+        if method.reuse.looks_at is not None:
             raise BadInput(
-                f"method {config.method.name} decides by {method.reuse.distance} distances, which random weights "
+                f"method {config.method.name} decides by {method.reuse.looks_at}, which random weights "
                 "make meaningless; give the decisions of a real run, replay=<its trace>"
             )
         method_name += RANDOM_MARK

@@ -64,13 +64,13 @@ class DryRun:
 
     Attributes:
         method, vanilla: the method's count, and that of the model as published.
-        distance: which distance the method decides by; None if it decides without.
+        looks_at: what the method decides by beyond the schedule; None if by nothing.
         replayed: the recording whose decisions were followed, if any.
     """
 
     method: Count
     vanilla: Count
-    distance: str | None
+    looks_at: str | None
     replayed: Path | None
 
 
@@ -82,7 +82,7 @@ def dry_run(config: DictConfig, console: Console | None = None) -> DryRun:
     decisions = None if replayed is None else read_decisions(replayed).computed  # repeating costs what a forecast does
     counted = count(config, method, decisions)
     vanilla = counted if method == VANILLA and decisions is None else count(config, VANILLA)
-    outcome = DryRun(counted, vanilla, method.reuse.distance, replayed)
+    outcome = DryRun(counted, vanilla, method.reuse.looks_at, replayed)
     print_dry_run(config, outcome, time.perf_counter() - started, console or Console())
     return outcome
 
@@ -116,7 +116,7 @@ def _count(
     try:
         if decisions is not None:
             method = replace(method, reuse=Replay(computed=decisions))
-        elif method.reuse.distance is not None:
+        elif method.reuse.looks_at is not None:
             method = replace(method, reuse=Never())
         generation = load_model().generation("any prompt", num_frames, method, seed, **options)
         trace = Trace()
@@ -149,7 +149,7 @@ def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: 
     def add(title: str, flops: float, of: float) -> None:
         table.add_row(title, flops_text(flops), f"{flops / of:.3f}")
 
-    at_most = ", at most" if outcome.distance is not None and outcome.replayed is None else ""
+    at_most = ", at most" if outcome.looks_at is not None and outcome.replayed is None else ""
     add(f"executed{at_most}", counted.trace.flops, vanilla.trace.flops)
     for kind, flops in sorted(counted.trace.flops_by_kind().items(), key=lambda item: -item[1]):
         add(f"  {KINDS.get(kind, kind)}", flops, vanilla.trace.flops)
@@ -159,9 +159,9 @@ def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: 
     console.print(table)
     if outcome.replayed is not None:
         console.print(f"Decisions are those recorded in {outcome.replayed}.", markup=False)
-    elif outcome.distance is not None:
+    elif outcome.looks_at is not None:
         console.print(
-            f"{name} decides by {outcome.distance} distances, which need weights: what it would reuse is not known "
+            f"{name} decides by {outcome.looks_at}, which need weights: what it would reuse is not known "
             "here, and every chunk step was counted as computed, the most it can take. With weights, a run records "
             "its decisions; replay=<trace> counts them."
         )

@@ -86,7 +86,7 @@ def count_work(job: Job, config: DictConfig) -> Work:
         len(schedule.rows),
         schedule.num_chunk_steps,
         counted.trace.flops,
-        decisions is None and job.method.reuse.distance is not None,
+        decisions is None and job.method.reuse.looks_at is not None,
         vanilla.trace.flops,
         counted.trace.kv_bytes_allocated,
         activation_bytes(generation, job),

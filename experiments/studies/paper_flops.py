@@ -51,7 +51,7 @@ def rows_of(model: str, *setting: str) -> Iterator[dict[str, object]]:
     for name, overrides in _methods():
         config = compose_config([*common, f"method={name}", *overrides])
         method, decisions = make_method(config), "its own"
-        if method.reuse.distance is None:
+        if method.reuse.looks_at is None:
             counted = _count_all(common, method) if not method.reuse.skips else count(config, method)
         elif name in published:
             decisions = "given schedule"

@@ -71,6 +71,12 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
             f"quantity={_either([each for each in able.quantities if each not in able.guided])}"
         )
     if able.cacheless and method.attention != "cached":
+        if quantity in able.guided and policy.skips:
+            raise ValueError(
+                f"quantity={quantity!r} is of a chunk's own steps, and with attention={method.attention!r} {kind} may "
+                f"skip a chunk's first one; choose attention='cached', or correction=0 and quantity="
+                f"{_either([each for each in able.quantities if each not in able.guided])}"
+            )
         if not policy.whole_rows(schedule):
             raise ValueError(
                 f"attention={method.attention!r} computes a window as a whole on {able.model}, and {kind} computes "

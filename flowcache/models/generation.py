@@ -87,6 +87,7 @@ class CachingGeneration:
     ) -> None:
         check_method(method, schedule, able, attention_backend)
         self.method, self.schedule, self.able = method, schedule, able
+        self.clock = SectionClock("cpu")  # until the sampler gives its own
         self.first_cached = 0
         self._shape, self._count_compression = shape, count_compression
         self._is_cached = method.attention == "cached" or not able.cacheless
@@ -165,6 +166,7 @@ class CachingGeneration:
         return [branch.cache for branch in self.branches if branch.cache is not None]
 
     def _set_clock(self, clock: SectionClock) -> None:
+        self.clock = clock
         for cache in self.caches:
             cache.clock = clock
 

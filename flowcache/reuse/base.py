@@ -82,6 +82,13 @@ class ReusePolicy(Part, ABC):
     def __post_init__(self) -> None:
         self.accumulated: dict[int, float] = {}
 
+    @property
+    def looks_at(self) -> str | None:
+        """What it decides by beyond the schedule, in words; None where it needs no numbers, and so no weights."""
+        if self.distance is not None:
+            return f"{self.distance} distances"
+        return "what computing showed" if self.report else None
+
     @abstractmethod
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
         """``distances`` holds the chunks that were also measured in the row before. A chunk's first step must compute,

@@ -141,7 +141,7 @@ def written(tmp_path_factory):
 
 def test_the_command_writes_a_plan_with_what_it_was_made_of_and_prints_how_it_fits(written):
     path, printed = written
-    data = json.loads(path.read_text())
+    data = json.loads(path.read_text(encoding="utf-8"))
     assert list(data["shares"]) == ["0.5", "0.7"]
     assert len(data["prompts"]) == 2
     assert data["seed"] == calibrate.SEED != 1234
@@ -159,7 +159,7 @@ def test_the_command_writes_a_plan_with_what_it_was_made_of_and_prints_how_it_fi
 def test_calibration_prompts_are_none_that_tables_show():
     for name in ("embedded", "full_size"):
         own, other = (
-            set((ROOT / "experiments" / "prompts" / f"{name}{end}.txt").read_text().splitlines())
+            set((ROOT / "experiments" / "prompts" / f"{name}{end}.txt").read_text(encoding="utf-8").splitlines())
             for end in ("", "_calibration")
         )
         assert other
@@ -170,10 +170,10 @@ def test_a_run_takes_a_plan_of_its_weights_and_refuses_one_of_others(written, tm
     path, _ = written
     overrides = ["method=flowcast_fast", "reuse.share=0.5", *SMALL]
     check_calibrations(job_of(tmp_path, *overrides, f"reuse.plan={path}"))
-    data = json.loads(path.read_text())
+    data = json.loads(path.read_text(encoding="utf-8"))
     data["weights"] = "of another"
     other = tmp_path / "other.json"
-    other.write_text(json.dumps(data))
+    other.write_text(json.dumps(data), encoding="utf-8")
     with pytest.raises(BadInput, match=r"other was calibrated on weights of another, and these are .*reuse\.plan=null"):
         check_calibrations(job_of(tmp_path, *overrides, f"reuse.plan={other}"))
 

@@ -42,7 +42,7 @@ def settings(tmp_path) -> list[tuple[list[str], float, float]]:
     """Overrides, compute left, PSNR in dB; a plan's shares are met nearly."""
     path = tmp_path / "a_plan.json"
     steps = {"first_window": [[0, 3]], "later_windows": []}
-    path.write_text(json.dumps({"times": [0, 1, 2, 3, 4], "shares": {"0.25": steps, "0.5": steps}}))
+    path.write_text(json.dumps({"times": [0, 1, 2, 3, 4], "shares": {"0.25": steps, "0.5": steps}}), encoding="utf-8")
     cast, every = ["method=flowcast_fast", f"reuse.plan={path}"], ["method=every_k", "reuse.warmup_steps=0"]
     return [
         ([*cast, "reuse.share=0.25"], 0.26, 50),

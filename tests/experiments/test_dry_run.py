@@ -148,7 +148,7 @@ def test_a_dry_run_counts_exactly_what_the_run_did(small_job, overrides):
 
 def test_a_method_that_needs_weights_says_so_beside_the_published_share(small_job):
     outcome, text = printed_dry_run(*SMALL, *REUSING)
-    assert outcome.distance == "embedded_latent"
+    assert outcome.looks_at == "embedded_latent distances"
     assert outcome.method.trace.computed_fraction == 1
     assert "flowcache_fast decides by embedded_latent distances, which need weights" in text
     assert "16 of 16 chunk steps computed" in text

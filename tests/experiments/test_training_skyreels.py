@@ -73,7 +73,10 @@ def test_visited_states_are_those_of_the_sampler(given):
         for chunk in schedule.windows[0].chunks:
             assert (times[window.times(row, chunk)] == time[chunk]).all()
             assert denoised[chunk] == (chunk in row.chunks)
-        window.advance(row, torch.zeros(1, 16, 2 * len(row.chunks), 4, 4))
+        window.begin(row)
+        for step in row.steps:
+            window.advance(step, torch.zeros(1, 16, 2, 4, 4))
+        window.end(row)
         for step in row.steps:
             if step.chunk not in row.finished:
                 solver = window._solvers[step.chunk]

@@ -128,7 +128,7 @@ def test_what_is_no_limit_and_no_order_is_refused(option, message):
 
 def every_other(row: Row) -> Decision:
     """Whole rows; each chunk's first two steps, its last, and those at which it jumps are among them."""
-    return Decision(row.chunks if row.oldest.step in (0, 1, 4, 7) else ())
+    return Decision(row.chunks if row.oldest.step in (0, 1, 4, 6, 7) else ())
 
 
 def test_magis_latents_are_vanillas_where_the_clean_estimate_is_a_line_over_time(monkeypatch):
@@ -151,10 +151,10 @@ def test_magis_latents_are_vanillas_where_the_clean_estimate_is_a_line_over_time
     expected = run(by_row(lambda row: Decision(row.chunks)))
     held = run(by_row(every_other, forecast=Hold(quantity="clean")))
     corrected = run(by_row(every_other, forecast=Hold(quantity="clean", correction=1)))
-    for row in (4, 7):
+    for row in (4, 6):  # in the last one every estimate is where it leads
         torch.testing.assert_close(corrected[row], expected[row], atol=1e-5, rtol=0)
-        assert (held[row] - expected[row]).abs().max() > 5e-3
-    assert (corrected[3] - expected[3]).abs().max() > 5e-3  # not known yet
+        assert (held[row] - expected[row]).abs().max() > 1e-3
+    assert (corrected[5] - expected[5]).abs().max() > 1e-3  # not known yet
 
 
 def test_skyreels_solver_goes_on_as_vanillas_where_the_clean_estimate_is_a_line_over_time(monkeypatch):

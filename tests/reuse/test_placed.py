@@ -33,7 +33,7 @@ def write(folder: Path, schedule: Schedule = STAGED, **changes) -> str:
         **changes,
     }
     path = folder / "small.json"
-    path.write_text(json.dumps(data))
+    path.write_text(json.dumps(data), encoding="utf-8")
     return str(path)
 
 

@@ -49,11 +49,10 @@ class Subject:
         """A method by name. One that decides by distances follows the schedule of the published compute."""
         config = self.config(f"method={name}", *overrides)
         method = make_method(config)
-        distance = method.reuse.distance
-        if distance is None:
+        if method.reuse.looks_at is None:
             return method
         computed = published_schedule(config, tuple(self.overrides))
-        return replace(method, reuse=Followed(computed=computed, distance=distance))
+        return replace(method, reuse=Followed(computed=computed, distance=method.reuse.distance))
 
 
 def inputs(job: Job, **options: Any) -> dict[str, Any]:

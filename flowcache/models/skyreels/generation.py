@@ -360,8 +360,9 @@ class SkyReelsGeneration(CachingGeneration):
         """Latents of the last frames, for the window that begins with them."""
         if self.video is None:
             return self.latents[:, :, -following.prefix_chunks * self.sampling.causal_block_size :].clone()
-        self._decode_through(self.window.chunks[-1])
-        return self.video.encode_last_frames()
+        with self.clock("vae"):
+            self._decode_through(self.window.chunks[-1])
+            return self.video.encode_last_frames()
 
     def _decode_through(self, last: int) -> None:
         """Decode the window's chunks up to one, if they are not yet."""
