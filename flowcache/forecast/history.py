@@ -78,6 +78,7 @@ class OutputHistory:
             points.clear()
         points.insert(0, Point(step.t, output, step.step))
         gap = self._gaps.pop(chunk, None)
+        self._corrected.pop(chunk, None)  # of a gap before, that nobody asked for: a held chunk does not move
         if gap is not None and len(points) > 1:
             known = points[: self.forecast.correction + 1]
             self._corrected[chunk] = gap.state, [(each, interpolate(each.t, known)) for each in gap.steps]

@@ -75,6 +75,17 @@ def test_a_gap_is_given_back_once_with_its_state_and_the_outputs_it_should_have_
             torch.testing.assert_close(output, path(each.t, 2), atol=1e-5, rtol=0)
 
 
+def test_a_correction_that_nobody_asked_for_does_not_outlive_the_next_step():
+    kept = history()
+    for n in range(5):
+        if n == 2:
+            kept.open_gap(0, "before", 0)
+            kept.predict(step(n))
+        else:
+            kept.update(step(n), path(n / 8, 2), torch.empty(0))
+    assert kept.take_corrected(0) is None
+
+
 def test_nothing_is_corrected_across_a_jump_and_what_was_before_it_is_forgotten():
     kept = history(jumps=(3,))
     assert run(kept, {0, 1, 4}, 4) == []

@@ -84,9 +84,10 @@ class WindowLatents:
         return self._solvers[chunk].clean(velocity, self.latents[:, :, self.frames(chunk)])
 
     def state(self, chunk: int) -> tuple[tuple[Solver, Tensor], int]:
-        """The chunk's solver and latent before its next step, and what keeping them takes in bytes."""
+        """The chunk's solver and latent before its next step, and what keeping them takes in bytes, but for the newest
+        estimate, which forecasts keep anyway."""
         solver, latent = self._solvers[chunk].copy(), self.latents[:, :, self.frames(chunk)].clone()
-        return (solver, latent), solver.bytes + latent.nbytes
+        return (solver, latent), solver.bytes
 
     def take_again(self, chunk: int, state: tuple[Solver, Tensor], estimates: Sequence[Tensor]) -> None:
         """Go back to a ``state`` and take the steps since with other estimates of the clean latent.
