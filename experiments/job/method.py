@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from experiments.job.errors import BadInput
 from experiments.job.names import nearest
+from experiments.job.paths import inside_root
 from flowcache.forecast.base import Forecast
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.base import KeySelector
@@ -43,7 +44,10 @@ def make_method(config: DictConfig) -> Method:
         policy = KvPolicy(select=Everything() if budget is None else select, store=store, budget=budget)
     except (ValueError, TypeError) as error:
         raise BadInput(f"kv {config.kv.name}: {error}") from error
-    reuse = _part("reuse", OmegaConf.to_container(config.reuse, resolve=True), ReusePolicy)
+    own = OmegaConf.to_container(config.reuse, resolve=True)
+    if isinstance(own.get("plan"), str):
+        own["plan"] = str(inside_root(own["plan"]))
+    reuse = _part("reuse", own, ReusePolicy)
     forecast = _part("forecast", OmegaConf.to_container(config.forecast, resolve=True), Forecast)
     try:
         return Method(reuse=reuse, forecast=forecast, kv=policy, **shared)

@@ -15,6 +15,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from flowcache.schedule import Schedule
 OPTIONS = ("shares", "tried_prompts")
 SHARES = (0.15, 0.2, 0.25, 0.35, 0.5, 0.75)
 SEED = 4321  # not run.py's
+DEFAULTS = {"method": "flowcast_fast", "seed": str(SEED)}
 NUM_PROMPTS = 8
 RULES = tuple(Rule(first_ratio=ratio) for ratio in (4.0, 16.0, 64.0, 256.0))
 LONGEST_GAP = 16  # steps from one computed one to the next
@@ -191,18 +193,53 @@ def _numbers(own: dict[str, str]) -> tuple[tuple[float, ...], int | None]:
     return shares, num_tried
 
 
-def calibration_job(overrides: Sequence[str]) -> Job:
-    """Unless others are given, its prompts are the setting's for calibration, and its seed is not run.py's."""
+def with_defaults(overrides: Sequence[str]) -> list[str]:
+    """Unless others are given, the method is ours and the seed not run.py's."""
     given = {override.partition("=")[0] for override in overrides}
-    defaults = {"method": "flowcast_fast", "seed": str(SEED)}
-    overrides = [*overrides, *(f"{key}={value}" for key, value in defaults.items() if key not in given)]
+    return [*(f"{key}={value}" for key, value in DEFAULTS.items() if key not in given), *overrides]
+
+
+def calibration_job(overrides: Sequence[str]) -> Job:
+    """Its prompts are the setting's for calibration, unless others are given. It follows no plan: one is to be made."""
+    given = {override.partition("=")[0] for override in overrides}
+    overrides = with_defaults(overrides)
+    config = compose_config(overrides)
+    if "plan" in config.reuse:
+        overrides.append("reuse.plan=null")
     if "prompts" in given:
         return make_job(compose_config(overrides))
-    setting = compose_config(overrides).setting
-    if setting.get("calibration_prompts") is None:
-        raise BadInput(f"setting={setting.name} names no calibration_prompts; give prompts=<file>")
-    job = make_job(compose_config([*overrides, f"prompts={setting.calibration_prompts}"]))
+    if config.setting.get("calibration_prompts") is None:
+        raise BadInput(f"setting={config.setting.name} names no calibration_prompts; give prompts=<file>")
+    job = make_job(compose_config([*overrides, f"prompts={config.setting.calibration_prompts}"]))
     return job if "num_prompts" in given else replace(job, prompts=job.prompts[:NUM_PROMPTS])
+
+
+def check_forecast(job: Job) -> None:
+    """Refuse a forecast that paths over steps do not tell from another. Raises BadInput."""
+    forecast = job.method.forecast
+    if forecast.depth > 2 or forecast.correction > 2 or forecast.limit is not None:
+        raise BadInput(
+            "a plan is made of the last two computed steps and the next one; choose a forecast of two outputs (hold, "
+            "linear, damped), forecast.correction of at most 2 and no forecast.limit. A run may then take another"
+        )
+    if job.generation_options["num_steps"] < 2:
+        raise BadInput("a plan needs at least 2 steps to choose from; give setting.num_steps=<more>")
+
+
+def merged(made: dict[str, Any], path: Path) -> dict[str, Any]:
+    """With the shares of a file that is there, where it was made of the same; else this one replaces it."""
+    if not path.is_file():
+        return made
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        same = all(before[key] == made[key] for key in ("weights", "options", "forecast", "times"))
+    except (ValueError, KeyError, TypeError):
+        same = False
+    if not same:
+        print(f"{shown(path)} was made of other weights, options or forecast, and is replaced")
+        return made
+    kept = {key: before[key] | made[key] for key in ("shares", "fit")}
+    return made | {key: dict(sorted(own.items(), key=lambda item: float(item[0]))) for key, own in kept.items()}
 
 
 def text_of(made: dict[str, Any]) -> str:
@@ -223,13 +260,14 @@ def main(arguments: list[str]) -> int:
     own = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in OPTIONS}
     overrides = [argument for argument in arguments if argument.partition("=")[0] not in OPTIONS]
     shares, num_tried = _numbers(own)
-    check_overrides(overrides)
+    check_overrides(with_defaults(overrides))
     job = calibration_job(overrides)
     refuse_random_weights(job, "a calibration means")
     if not isinstance(job.method.reuse, Placed):
         raise BadInput(
             f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, or leave it out"
         )
+    check_forecast(job)
     Runner(job).check(job.prompts[0])
     num_tried = len(job.prompts) if num_tried is None else num_tried
     if num_tried > len(job.prompts):
@@ -238,7 +276,8 @@ def main(arguments: list[str]) -> int:
         made = calibrate(job, map_model, shares, num_tried)
     path = (CONF if publish else job.output_dir) / "plans" / f"{job.model_name}_{job.setting_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = text_of(merged(made, path))
     with atomic_path(path) as temporary:
-        temporary.write_text(text_of(made), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
     print(f"written: {shown(path)}" + ("" if publish else f"; use it with reuse.plan={shown(path)}"))
     return 0

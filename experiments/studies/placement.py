@@ -147,7 +147,8 @@ class Gaps:
     def _coefficients(self, before: int, start: int, end: int) -> tuple[ndarray, ndarray]:
         """Of the outputs [N], in the forecast's error at the gap's end and in what is left of it when corrected."""
         forecast, corrected = np.zeros((2, self.num_steps))
-        known = [step for step in (end, start, before) if step != NO_STEP][: self._forecast.correction + 1]
+        given = [step for step in (end, start, before) if step != NO_STEP][: self._forecast.correction + 1]
+        known = list({self._times[step]: step for step in reversed(given)}.values())[::-1]  # of one time the newer
         corrects = self._forecast.correction > 0 and not self._jumps_in(start, end)
         for step in range(start + 1, end):
             error = self._guesses(before, start, step)

@@ -32,6 +32,7 @@ from experiments.job.names import nearest
 from experiments.job.units import counted
 from experiments.records import weights_hash
 from experiments.run import environment
+from experiments.run.calibrated import check_calibrations
 from experiments.run.model_pool import Map, model_pool
 from experiments.show.results import BOOTSTRAP, Column, Table, destination, publishing
 from experiments.studies.calibrate import calibrate, calibration_job, text_of
@@ -117,10 +118,12 @@ def rows_of(
             if setting.get("calibrate") == 0:
                 job_overrides.append("reuse.plan=null")
             elif "calibrate" in setting:
-                kept = [each for each in own if each.partition("=")[0] not in ("num_prompts", "seed")]
+                kept = [each for each in own if each.partition("=")[0] not in ("num_prompts", "seed", "prompts")]
                 plan = own_plan(kept, setting["calibrate"], share, map_model, Path(folder))
                 job_overrides.append(f"reuse.plan={plan}")
-            frame = pd.DataFrame(compared(make_job(compose_config(job_overrides)), map_model))
+            job = make_job(compose_config(job_overrides))
+            check_calibrations(job)
+            frame = pd.DataFrame(compared(job, map_model))
         rows.append({"setting": name, "share": share, **summary(frame)})
         print(f"{name}, share {share:g}: ours {rows[-1]['ours_db']:.1f} dB at {rows[-1]['ours_share']:.3f}", flush=True)
     return rows
@@ -179,8 +182,8 @@ def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
     chosen = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == "settings"]
     overrides = [argument for argument in arguments if argument.partition("=")[0] != "settings"]
-    check_overrides(overrides)
     study = OmegaConf.to_container(OmegaConf.load(CONF / "studies" / "robustness.yaml"))
+    check_overrides([f"method={study['method']}", *overrides])
     base = make_job(compose_config([f"method={study['method']}", *overrides]))
     refuse_random_weights(base, "quality says")
     if base.model_name not in study["models"]:

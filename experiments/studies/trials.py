@@ -5,7 +5,7 @@ Each is a function of a job, its model and a task, for experiments.run.model_poo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from experiments.job.job import Job
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
 from flowcache.reuse.base import Decision
+from flowcache.reuse.never import Never
 from flowcache.sampler import sample
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace
@@ -56,7 +57,8 @@ def vanilla(job: Job, model: Any, prompt: str) -> Vanilla:
     """A run that computes everything, through the cache, and the outputs that the job's forecast is of."""
     forecast = job.method.forecast
     probed = Hold(quantity=forecast.quantity, correction=forecast.correction)
-    generation = _generation(job, model, prompt, Method(forecast=probed))
+    whole = replace(job.method, reuse=Never(), forecast=probed)
+    generation = _generation(job, model, prompt, whole)
     recorder, trace = Recorder(generation), Trace()
     latents = torch.stack([latent for _, latent in sample(generation, trace, observe=recorder)])
     return Vanilla(prompt, latents.cpu(), recorder.grams, trace, generation.schedule)

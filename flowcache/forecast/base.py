@@ -33,7 +33,7 @@ class Forecast(Part, ABC):
     Attributes:
         depth: computed outputs that it looks back on, at most; each is kept in memory.
         quantity: what to forecast, of what the model offers ("velocity", "clean", "displacement", "residual"); None
-            takes the model's own.
+            takes the model's own, with a correction its own of those that can be corrected.
         limit: how far a forecast may go from the last computed output, in root mean squares of that output; beyond, it
             goes as far in the same direction. None is no limit.
         correction: order of the polynomial over time by which a chunk's skipped steps are taken once more, as soon as

@@ -15,5 +15,10 @@ from flowcache.forecast.base import Forecast, Point
 class Hold(Forecast):
     depth: ClassVar[int] = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.limit is not None:
+            raise ValueError(f"limit={self.limit:g} limits how far a forecast goes, and hold goes nowhere; choose null")
+
     def predict(self, t: float, points: Sequence[Point], step: int = 0) -> Tensor:
         return points[0].output

@@ -95,7 +95,7 @@ class Generation(FeatureSource, Protocol):
 
     @property
     def forecast_bytes_peak(self) -> int:
-        """Most that the outputs which forecasts look back on took at once."""
+        """Most that outputs which forecasts look back on, and states before steps to be corrected, took at once."""
         ...
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flowcache.forecast.base import Forecast
 from flowcache.kernels import AUTO
@@ -37,7 +37,9 @@ class Capabilities:
 
     def quantity(self, forecast: Forecast) -> str:
         """What is forecast: as asked for, or the model's own first, of those that can be corrected if it corrects."""
-        return forecast.quantity or (self.correctable if forecast.correction else self.quantities)[0]
+        if forecast.quantity is None and forecast.correction and self.correctable:
+            return self.correctable[0]
+        return forecast.quantity or self.quantities[0]
 
 
 def check_method(method: Method, schedule: Schedule, able: Capabilities, attention_backend: str = AUTO) -> None:
@@ -57,12 +59,12 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
     if quantity not in able.quantities:
         raise ValueError(
             f"quantity={quantity!r} does not exist on {able.model}; choose {_either(able.quantities)}, or null for "
-            f"{able.quantities[0]!r}"
+            f"{able.quantity(replace(method.forecast, quantity=None))!r}"
         )
     if method.forecast.correction and quantity not in able.correctable:
         raise ValueError(
             f"correction={method.forecast.correction} takes skipped steps again, which {able.model} cannot do of its "
-            f"{quantity}; choose quantity={_either(able.correctable)}, or correction=0"
+            f"{quantity}; choose {f'quantity={_either(able.correctable)}, or ' if able.correctable else ''}correction=0"
         )
     if quantity in able.guided and (policy.needs_window or "branches" in policy.uses):
         raise ValueError(
@@ -71,16 +73,16 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
             f"quantity={_either([each for each in able.quantities if each not in able.guided])}"
         )
     if able.cacheless and method.attention != "cached":
+        if not policy.whole_rows(schedule):
+            raise ValueError(
+                f"attention={method.attention!r} computes a window as a whole on {able.model}, and {kind} computes "
+                "only some of a row's chunks; choose attention='cached'"
+            )
         if quantity in able.guided and policy.skips:
             raise ValueError(
                 f"quantity={quantity!r} is of a chunk's own steps, and with attention={method.attention!r} {kind} may "
                 f"skip a chunk's first one; choose attention='cached', or correction=0 and quantity="
                 f"{_either([each for each in able.quantities if each not in able.guided])}"
-            )
-        if not policy.whole_rows(schedule):
-            raise ValueError(
-                f"attention={method.attention!r} computes a window as a whole on {able.model}, and {kind} computes "
-                "only some of a row's chunks; choose attention='cached'"
             )
         if method.kv.budget is not None:
             raise ValueError(

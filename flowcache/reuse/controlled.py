@@ -54,7 +54,8 @@ class Controlled(ReusePolicy):
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:
         for chunk, report in reports.items():
             step = row.step_of(chunk)
-            gap = step.step - self._last.get(chunk, step.step - 1)
+            before = self._last.get(chunk, step.step - 1)
+            gap, jumped = step.step - before, any(before < j <= step.step for j in self._schedule.jumps(chunk))
             self._last[chunk] = step.step
             self._budgets[chunk] -= 1
             last = self._schedule.num_steps - 1
@@ -63,6 +64,7 @@ class Controlled(ReusePolicy):
             even = (last - step.step) / max(1.0, self._budgets[chunk] - forced / 2)
             length = abs(step.t_next - step.t)
             error = report.forecast_error / max(report.output, 1e-12) * math.sqrt(length) / gap**ORDER
+            error = math.nan if jumped else error  # of what came before, which is looked back on no longer
             longest = LONGEST_GAP * self._schedule.num_steps  # also where the budget is used up
             self._next[chunk] = step.step + max(1, round(min(longest, even * self._change(chunk, error))))
 
@@ -87,5 +89,9 @@ class Controlled(ReusePolicy):
             for place, chunk in enumerate(window.generated):
                 weight = 1.0 if index else max(1.0, self.first_ratio ** (1 - place / 2))
                 weights[chunk] = weight ** (1 / (2 * ORDER + 1))
-        mean = sum(weights.values()) / len(weights)
-        return {chunk: self.share * schedule.num_steps * weight / mean for chunk, weight in weights.items()}
+        left, allowances = self.share * schedule.num_steps * len(weights), {}
+        for chunk in sorted(weights, key=weights.get, reverse=True):  # what a chunk has no steps for goes to the others
+            part = left * weights[chunk] / sum(w for other, w in weights.items() if other not in allowances)
+            allowances[chunk] = min(schedule.num_steps, part)
+            left -= allowances[chunk]
+        return allowances

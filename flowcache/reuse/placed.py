@@ -14,11 +14,12 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 
 from flowcache.options import check_share
 from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
-from flowcache.reuse.plan import Plan, chunk_times
+from flowcache.reuse.plan import Plan
 from flowcache.schedule import Row, Schedule
 
 
@@ -32,30 +33,32 @@ class Placed(ReusePolicy):
     """
 
     share: float
-    plan: Plan | str | None = None
+    plan: Plan | str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(share=self.share)
-        if isinstance(self.plan, str):
+        if isinstance(self.plan, str | Path):
             self.plan = Plan.read(self.plan)
+        if not isinstance(self.plan, Plan | None):
+            raise ValueError(f"plan={self.plan!r} must be the file of a plan, or null for none")
         self._steps: dict[int, frozenset[int]] | None = None
 
     def check_schedule(self, schedule: Schedule) -> None:
         if self.plan is None:
             warnings.warn(
-                "reuse=placed has no plan for this model and setting and places steps by a plain rule, which keeps "
-                "less of the video; make one with python -m experiments.calibrate reuse=placed model=... setting=...",
+                "reuse=placed has no plan and places steps by a plain rule, which keeps less of the video; make one "
+                "for this model and setting with python -m experiments.calibrate reuse=placed model=... setting=...",
                 stacklevel=2,
             )
             return
-        self.plan.steps(self.share, schedule)
-        times = chunk_times(schedule, schedule.windows[0].generated[0])
-        if not self.plan.fits(times):
+        steps = self.plan.steps(self.share, schedule)
+        if not self.plan.is_of(schedule, self.share):
+            part = sum(map(len, steps.values())) / (len(steps) * schedule.num_steps)
             warnings.warn(
-                f"the plan {self.plan.name} was made for another grid of {len(self.plan.times) - 1} steps and is "
-                f"carried over to these {len(times) - 1} by their times; one made for them keeps more: "
-                "python -m experiments.calibrate reuse=placed",
+                f"the plan {self.plan.name} was made for another grid of {len(self.plan.times) - 1} steps, or chunks "
+                f"that finish at others, and is carried over to these {schedule.num_steps}, of which {part:.2f} then "
+                "compute; one made for them keeps more: python -m experiments.calibrate reuse=placed",
                 stacklevel=2,
             )
 

@@ -72,7 +72,7 @@ class Plan:
             known = ", ".join(f"{each:g}" for each in sorted(self.shares))
             raise ValueError(
                 f"share={share:g} is not in the plan {self.name}; choose one of {known}, or calibrate it: "
-                f"python -m experiments.calibrate reuse=placed shares={share:g}"
+                f"python -m experiments.calibrate reuse=placed shares={share:g} model=... setting=..."
             )
         kinds, found = self.shares[share], {}
         for index, window in enumerate(schedule.windows):
@@ -82,11 +82,18 @@ class Plan:
                 positions, first = kinds["later_windows"], window.generated[0]
             for chunk in window.generated:
                 steps = positions[min(chunk - first, len(positions) - 1)]
-                times = chunk_times(schedule, chunk)
-                found[chunk] = frozenset(
-                    steps if self.fits(times) else carried_over(steps, self.times, times, schedule.jumps(chunk))
-                )
+                times, jumps = chunk_times(schedule, chunk), schedule.jumps(chunk)
+                own = steps if self.fits(times) else carried_over(steps, self.times, times, jumps)
+                found[chunk] = frozenset(own) | frozenset(jumps)
         return found
+
+    def is_of(self, schedule: Schedule, share: float) -> bool:
+        """Whether it was made for a schedule's time grid and jumps, and is taken as it is."""
+        made = {steps for positions in self.shares[share].values() for steps in positions}
+        first = schedule.windows[0].generated[0]
+        return self.fits(chunk_times(schedule, first)) and all(
+            tuple(sorted(steps)) in made for steps in self.steps(share, schedule).values()
+        )
 
     def fits(self, times: Sequence[float]) -> bool:
         """Whether a chunk's times are those that it was made on."""
@@ -144,5 +151,5 @@ def _check(times: Sequence[float], shares: Mapping[float, Mapping[str, tuple[Ste
         if not 0 < share <= 1 or not kinds["first_window"]:
             raise ValueError(f"share {share:g} is not one of 0 to 1, or says nothing of the first window")
         for steps in (*kinds["first_window"], *kinds["later_windows"]):
-            if list(steps) != sorted(set(steps)) or steps[0] != 0 or steps[-1] != last:
+            if not steps or list(steps) != sorted(set(steps)) or steps[0] != 0 or steps[-1] != last:
                 raise ValueError(f"share {share:g}: steps must rise from 0 to {last}, and are {list(steps)}")

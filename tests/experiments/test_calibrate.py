@@ -156,6 +156,25 @@ def test_the_command_writes_a_plan_with_what_it_was_made_of_and_prints_how_it_fi
         assert set(plan.steps(share, staged_schedule(2, timesteps(8)))) == {0, 1}
 
 
+def test_shares_join_those_of_a_plan_that_was_made_of_the_same_and_replace_one_of_other_weights(
+    written, tmp_path, capsys
+):
+    path, _ = written
+    made = json.loads(path.read_text(encoding="utf-8"))
+    one = made | {key: {"0.6": made[key]["0.5"]} for key in ("shares", "fit")}
+    assert list(calibrate.merged(one, path)["shares"]) == ["0.5", "0.6", "0.7"]
+    assert list(calibrate.merged(one | {"weights": "others"}, path)["shares"]) == ["0.6"]
+    assert "was made of other weights, options or forecast, and is replaced" in capsys.readouterr().out
+    assert calibrate.merged(one, tmp_path / "none.json") is one
+
+
+def test_a_model_is_calibrated_again_whatever_the_plan_that_it_has(tmp_path):
+    """Of other weights, of other shares, or damaged: that is what calibrating is for."""
+    job = calibrate.calibration_job(["model=magi", "reuse.share=0.123", *SMALL, f"output_dir={tmp_path}"])
+    assert job.method.reuse.plan is None
+    assert job.method.forecast.correction == 2
+
+
 def test_calibration_prompts_are_none_that_tables_show():
     for name in ("embedded", "full_size"):
         own, other = (
@@ -186,6 +205,8 @@ def test_a_run_takes_a_plan_of_its_weights_and_refuses_one_of_others(written, tm
         (["tried_prompts=-1"], "tried_prompts a whole number"),
         (["tried_prompts=9"], "tried_prompts=9 but there are 8 prompts"),
         (["reuse=every_k"], "reuse=EveryK takes no calibration; give reuse=placed"),
+        (["forecast=taylor"], "choose a forecast of two outputs"),
+        (["forecast.limit=0.1"], "no forecast.limit"),
         (["weights=random"], "a calibration means nothing of random weights"),
     ],
 )

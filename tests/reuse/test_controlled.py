@@ -78,6 +78,21 @@ def test_the_first_chunk_computes_most_and_all_alike_with_a_ratio_of_one():
     assert max(counts) - min(counts) <= 2
 
 
+@pytest.mark.parametrize("share", [0.75, 1.0])
+def test_what_the_first_chunk_has_no_steps_for_goes_to_the_others(share):
+    allowances = Controlled(share=share)._allowances(STAGED)
+    assert sum(allowances.values()) == pytest.approx(share * STAGED.num_chunk_steps)
+    assert max(allowances.values()) <= 64
+
+
+def test_an_error_across_a_jump_steers_nothing():
+    def jumping(step, gap: int) -> float:
+        return even(step, gap) * (1e6 if step.step in STAGED.jumps(step.chunk) else 1.0)
+
+    policy = Controlled(share=0.25, first_ratio=1.0)
+    assert computed(policy, STAGED, jumping) == computed(policy, STAGED, even)
+
+
 def test_first_last_and_jump_steps_always_compute():
     for chunk, steps in computed(Controlled(share=0.1), STAGED, even).items():
         assert {0, 63, *STAGED.jumps(chunk)} <= set(steps)

@@ -21,7 +21,7 @@ from tests.models import magi_goldens, skyreels_goldens
 STAGED = staged_schedule(6, timesteps(8))
 WINDOWS = diffusion_forcing_schedule(9, range(900, 100, -100), ar_step=2, window_chunks=5, overlap_chunks=2)
 FIRST = [[0, 2, 4, 7], [0, 1, 6, 7], [0, 6, 7]]
-LATER = [[0, 3, 7], [0, 7]]
+LATER = [[0, 3, 7], [0, 6, 7]]
 
 
 def write(folder: Path, schedule: Schedule = STAGED, **changes) -> str:
@@ -146,7 +146,7 @@ def test_a_plan_of_its_own_grid_is_taken_as_it_is_and_of_another_with_a_warning(
     policy = Placed(share=0.5, plan=write(tmp_path))
     policy.check_schedule(STAGED)
     assert not recwarn
-    with pytest.warns(UserWarning, match="another grid of 8 steps and is carried over to these 16 by their times"):
+    with pytest.warns(UserWarning, match="another grid of 8 steps, .* carried over to these 16"):
         policy.check_schedule(staged_schedule(6, timesteps(16)))
     with pytest.warns(UserWarning, match="carried over"):
         policy.check_schedule(staged_schedule(6, timesteps(8, shift=1.0)))
@@ -179,3 +179,29 @@ def test_a_model_without_a_plan_is_told_how_to_make_one(goldens):
         generation = goldens.small_generation(method(Placed(share=0.5)))
     list(sample(generation, trace := Trace()))
     assert 0.45 < trace.computed_fraction < 0.7
+
+
+def test_jumps_compute_also_where_chunks_finish_at_other_steps_than_the_plans(tmp_path):
+    """Another ar_step keeps the times and moves the jumps."""
+    times = range(900, 100, -100)
+    made, other = (
+        diffusion_forcing_schedule(5, times, ar_step=ar_step, window_chunks=5, overlap_chunks=2) for ar_step in (2, 3)
+    )
+    assert (made.jumps(1), other.jumps(1)) == ((6,), (5,))
+    policy = Placed(share=0.5, plan=write(tmp_path, made))
+    with pytest.warns(UserWarning, match="or chunks that finish at others"):
+        policy.check_schedule(other)
+    for chunk, steps in computed(policy, other).items():
+        assert set(other.jumps(chunk)) <= set(steps)
+
+
+def test_a_plan_is_a_file_of_either_type_and_nothing_else(tmp_path):
+    path = write(tmp_path)
+    assert Placed(share=0.5, plan=Path(path)) == Placed(share=0.5, plan=path)
+    with pytest.raises(ValueError, match=r"plan=3 must be the file of a plan"):
+        Placed(share=0.5, plan=3)
+
+
+def test_a_plan_with_a_position_of_no_steps_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="must rise from 0 to 7"):
+        Plan.read(write(tmp_path, shares={"0.5": {"first_window": [[]], "later_windows": []}}))
