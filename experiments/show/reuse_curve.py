@@ -330,7 +330,7 @@ def draw_reuse_curve(points: pd.DataFrame, curves: Curves, baseline: str, subjec
     axes.set_ylabel(f"{curves.shown.title} to {baseline}, dB (mean, 95 %, n = {points['n'].max()})")
     figure.set_figheight(2.5 + 0.1 * len(groups))
     ncols = 3 if max(len(name) for name, _ in groups) <= 12 else 2
-    figure.legend(loc="outside lower center", ncols=ncols)  # inside it would cover points
+    figure.legend(loc="outside lower center", ncols=ncols, handlelength=3)  # inside it would cover points; dashes show
     return figure
 
 

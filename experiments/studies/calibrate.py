@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from eval.atomic import atomic_path
 from experiments.job.cli import check_overrides, compose_config
@@ -45,6 +45,7 @@ SEED = 4321  # not run.py's
 DEFAULTS = {"method": "flowcast_fast", "seed": str(SEED)}
 NUM_PROMPTS = 8
 RULES = tuple(Rule(first_ratio=ratio) for ratio in (4.0, 16.0, 64.0, 256.0))
+SKIPPED = ("denoise", "near_clean")  # kinds of work that a skipped step is spared
 LONGEST_GAP = 16  # steps from one computed one to the next
 
 
@@ -64,17 +65,17 @@ class Found:
     latent_snr_db: tuple[float, float] | None
 
 
-def compute_of(run: Vanilla, skipped_kinds: Sequence[str] = ("denoise", "near_clean")) -> Compute:
+def compute_of(run: Vanilla) -> Compute:
     """FLOPs by chunk and step of a run that computed everything."""
     own_step = {(entry.row, entry.chunk): entry.step for entry in run.trace.entries}
     steps = {chunk: [0.0] * run.schedule.num_steps for chunk in run.grams}
     fixed = 0.0
     for row, work in run.trace.work:
-        if work.kind in skipped_kinds:
+        if work.kind in SKIPPED:
             steps[work.chunk][own_step[row, work.chunk]] += work.flops
         else:
             fixed += work.flops
-    return Compute({chunk: torch.tensor(own, dtype=torch.float64).numpy() for chunk, own in steps.items()}, fixed)
+    return Compute({chunk: np.array(own) for chunk, own in steps.items()}, fixed)
 
 
 def plans(job: Job, runs: Sequence[Vanilla], shares: Sequence[float], rules: Sequence[Rule]) -> list[list[Found]]:
