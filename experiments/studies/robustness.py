@@ -61,34 +61,46 @@ def evenly(job: Job, computed_fraction: float) -> EveryK:
     return EveryK(every=(num_steps - 1) / (count - 1), warmup_steps=0)
 
 
-def compared(job: Job, map_model: Map) -> list[dict[str, Any]]:
+class Videos:
+    """Latents of a job's prompts by a method, made once: settings that differ in the plan alone share the others."""
+
+    def __init__(self, map_model: Map) -> None:
+        self._map = map_model
+        self._made: dict[str, list[tuple[Tensor, int, float]]] = {}
+
+    def of(self, job: Job, method: Method) -> list[tuple[Tensor, int, float]]:
+        """What ``latents`` returns, of every prompt."""
+        # All that a generation gets; the pool's model is the same for every job.
+        key = repr((job.num_frames, job.generation_options, job.seed, job.prompts, method.described()))
+        if key not in self._made:
+            self._made[key] = list(self._map(latents, [(job, prompt, method) for prompt in job.prompts]))
+        return self._made[key]
+
+
+def compared(job: Job, videos: Videos) -> list[dict[str, Any]]:
     """A row a prompt: shares of FLOPs and dB of the latents, of ours and the others."""
-
-    def run(method: Method) -> list[tuple[Tensor, int, float]]:
-        return list(map_model(latents, [(job, prompt, method) for prompt in job.prompts]))
-
-    whole = run(replace(job.method, reuse=Never(), forecast=Hold()))
-    ours = run(job.method)
+    whole = videos.of(job, replace(job.method, reuse=Never(), forecast=Hold()))
+    ours = videos.of(job, job.method)
     even = evenly(job, statistics.mean(fraction for *_, fraction in ours))
     made = {
         "ours": ours,
-        "even_corrected": run(replace(job.method, reuse=even)),
-        "even_held": run(replace(job.method, reuse=even, forecast=Hold())),
+        "even_corrected": videos.of(job, replace(job.method, reuse=even)),
+        "even_held": videos.of(job, replace(job.method, reuse=even, forecast=Hold())),
     }
     rows = []
     for i, (reference, flops, _) in enumerate(whole):
         row: dict[str, Any] = {"prompt": job.prompts[i]}
-        for name, videos in made.items():
-            row[f"{name}_share"] = videos[i][1] / flops
-            row[f"{name}_db"] = latent_snr_db(videos[i][0], reference)
+        for name, own in made.items():
+            row[f"{name}_share"] = own[i][1] / flops
+            row[f"{name}_db"] = latent_snr_db(own[i][0], reference)
         rows.append(row)
     return rows
 
 
-def own_plan(overrides: Sequence[str], num_prompts: int, share: float, map_model: Map, folder: Path) -> str:
-    """The file of a plan that was calibrated for a setting on so many prompts, by the default rule."""
+def own_plan(overrides: Sequence[str], num_prompts: int, shares: Sequence[float], map_model: Map, folder: Path) -> str:
+    """The file of plans that were calibrated for a setting on so many prompts, by the default rule."""
     job = calibration_job([*overrides, f"num_prompts={num_prompts}"])
-    made = calibrate(job, _with(job, map_model), [share], num_tried=0)
+    made = calibrate(job, _with(job, map_model), shares, num_tried=0)
     path = folder / f"{num_prompts}_prompts.json"
     path.write_text(text_of(made), encoding="utf-8")
     return str(path)
@@ -105,27 +117,27 @@ def _of_job(_: Job, model: Any, task: tuple[Any, Job, Any]) -> Any:
 
 
 def rows_of(
-    name: str, setting: dict[str, Any], study: dict[str, Any], overrides: Sequence[str], map_model: Map
+    name: str, setting: dict[str, Any], study: dict[str, Any], overrides: Sequence[str], map_model: Map, videos: Videos
 ) -> list[dict[str, Any]]:
     """A table row a share. Prints each as it is found."""
     rows, given = [], {override.partition("=")[0] for override in overrides}
-    num_prompts = setting.get("num_prompts", study["num_prompts"])
-    more = [] if "num_prompts" in given else [f"num_prompts={num_prompts}"]
     own = [f"method={study['method']}", *setting["overrides"], *overrides]
-    for share in study["shares"]:
-        job_overrides = [*own, f"reuse.share={share}", *more]
-        with tempfile.TemporaryDirectory() as folder:
-            if setting.get("calibrate") == 0:
-                job_overrides.append("reuse.plan=null")
-            elif "calibrate" in setting:
-                kept = [each for each in own if each.partition("=")[0] not in ("num_prompts", "seed", "prompts")]
-                plan = own_plan(kept, setting["calibrate"], share, map_model, Path(folder))
-                job_overrides.append(f"reuse.plan={plan}")
-            job = make_job(compose_config(job_overrides))
+    job_overrides = list(own)
+    if "num_prompts" not in given:
+        job_overrides.append(f"num_prompts={setting.get('num_prompts', study['num_prompts'])}")
+    with tempfile.TemporaryDirectory() as folder:
+        if setting.get("calibrate") == 0:
+            job_overrides.append("reuse.plan=null")
+        elif "calibrate" in setting:
+            kept = [each for each in own if each.partition("=")[0] not in ("num_prompts", "seed", "prompts")]
+            plan = own_plan(kept, setting["calibrate"], study["shares"], map_model, Path(folder))
+            job_overrides.append(f"reuse.plan={plan}")
+        for share in study["shares"]:
+            job = make_job(compose_config([*job_overrides, f"reuse.share={share}"]))
             check_calibrations(job)
-            frame = pd.DataFrame(compared(job, map_model))
-        rows.append({"setting": name, "share": share, **summary(frame)})
-        print(f"{name}, share {share:g}: ours {rows[-1]['ours_db']:.1f} dB at {rows[-1]['ours_share']:.3f}", flush=True)
+            row = {"setting": name, "share": share, **summary(pd.DataFrame(compared(job, videos)))}
+            print(f"{name}, share {share:g}: ours {row['ours_db']:.1f} dB at {row['ours_share']:.3f}", flush=True)
+            rows.append(row)
     return rows
 
 
@@ -195,8 +207,9 @@ def main(arguments: list[str]) -> int:
             raise BadInput(f"settings={name!r} is none of {base.model_name}'s; {nearest(name, list(settings))}")
     rows: list[dict[str, Any]] = []
     with model_pool(base) as map_model:
+        videos = Videos(map_model)
         for name in names:
-            rows += rows_of(name, settings[name], study, overrides, map_model)
+            rows += rows_of(name, settings[name], study, overrides, map_model, videos)
     machine = environment.describe(base.device)
     source = (
         f"{base.model_name}, {base.setting_name}; {machine.get('gpu', machine['cpu'])}; seed {base.seed}; weights "

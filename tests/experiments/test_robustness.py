@@ -10,6 +10,7 @@ from experiments.job.cli import compose_config
 from experiments.job.groups import CONF
 from experiments.job.job import make_job
 from experiments.studies import robustness
+from flowcache.reuse.never import Never
 from tests.experiments.made_records import job_of
 
 STUDY = OmegaConf.to_container(OmegaConf.load(CONF / "studies" / "robustness.yaml"))
@@ -61,7 +62,10 @@ def test_the_command_makes_its_table_of_a_small_setting(tmp_path, monkeypatch, c
     monkeypatch.setattr(robustness.OmegaConf, "to_container", lambda loaded, _all=OmegaConf.to_container, **k: (
         study if "models" in loaded else _all(loaded, **k)
     ))  # fmt: skip
+    made, latents = [], robustness.latents
+    monkeypatch.setattr(robustness, "latents", lambda *given: made.append(given[-1][-1]) or latents(*given))
     assert robustness.main(["model=magi", "workers=1", "threads=1", f"output_dir={tmp_path}"]) == 0
+    assert sum(isinstance(method.reuse, Never) for method in made) == 2, "whole runs are made once, for both settings"
     data = pd.read_csv(tmp_path / "tables" / "magi_embedded_robustness.csv")
     assert list(data["setting"]) == ["own", "none"]
     assert (data["n"] == 2).all()
