@@ -22,7 +22,7 @@ USABLE_VENV := import sys, pip; sys.exit(sys.version_info < (3, 11))
 .DEFAULT_GOAL := run
 
 run: $(STAMP)
-	$(VENV_PYTHON) run.py model=magi method=flowcache_fast $(ARGS)
+	$(VENV_PYTHON) run.py -m model=magi method=flowcache_fast,flowcast_fast $(ARGS)
 
 # The models in the tests are tiny: more than one thread each only slows them down, more tests at once do not.
 PYTEST := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=PASSIVE $(VENV_PYTHON) -m pytest -n auto \

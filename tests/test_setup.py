@@ -90,7 +90,7 @@ def test_first_make_sets_up_and_the_second_only_runs(checkout: Checkout) -> None
     assert checkout.stamp.read_text(encoding="utf-8") == checkout.requirements.read_text(encoding="utf-8")
 
     assert [call.split(" -n ")[0] for call in checkout.make("test")[1]] == ["-m pytest"]
-    assert checkout.make("run")[1] == ["run.py model=magi method=flowcache_fast"]
+    assert checkout.make("run")[1] == ["run.py -m model=magi method=flowcache_fast,flowcast_fast"]
 
 
 def test_failed_install_leaves_no_stamp_and_is_finished_next_time(checkout: Checkout) -> None:
