@@ -35,6 +35,7 @@ from experiments.show.style import COLUMN_WIDTH_IN, CURVE, LINE_STYLES, colour_a
 COMPARED_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9)  # of the baseline's FLOPs, at which methods are compared
 NEAR = 0.02  # of a share that lies this little beyond the compared method's settings the nearest of them counts
 SETTING = ["family", "options"]
+BESIDE_PSNR = {"psnr_uncapped": ("uncapped_", "_db"), "lpips": ("lpips_", ""), "caption_right": ("caption_", "")}
 NO_VIDEOS = "no finished videos of any method that reuses; make them with python -m experiments.sweep experiment="
 PSNR_CAP_DB = 60.0  # videos closer to the baseline than this count as this: identical ones would be infinite
 
@@ -207,9 +208,11 @@ def at_equal_compute(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:
     """One method against each other, by prompt and seed: the mean difference in quality at equal compute.
 
     Between the two nearest settings of a prompt and seed quality is interpolated; where a method has none on both sides
-    it is left out. Of PSNR the uncapped difference comes too, over pairs of which none is identical.
+    it is left out. Beside PSNR come the uncapped difference, over pairs of which none is identical, and those in LPIPS
+    and in captions shown (0 or 1 a video), where they were measured.
     """
-    prefixes = {curves.quality: ""} | ({"psnr_uncapped": "uncapped_"} if curves.quality == "psnr" else {})
+    names = {curves.quality: ("", "_db")} | (BESIDE_PSNR if curves.quality == "psnr" else {})
+    names = {key: name for key, name in names.items() if key in videos and videos[key].notna().all()}
     grouped = on_line(videos, curves).sort_values("flops_share").groupby(["family", "prompt", "seed"])
     by_method: dict[str, dict[tuple[str, int], pd.DataFrame]] = {}
     for (name, *pair), group in grouped:
@@ -220,11 +223,11 @@ def at_equal_compute(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:
     for other, theirs in sorted(by_method.items()):
         if theirs.keys() != ours.keys():
             continue
-        found = {prefix: _interpolated(key, shares, ours, theirs) for key, prefix in prefixes.items()}
+        found = {name: _interpolated(key, shares, ours, theirs) for key, name in names.items()}
         for place, share in enumerate(curves.shares):
             row = {"against": other, "compute_left": share}
-            for prefix, pairs in found.items():
-                row |= _difference(prefix, pairs[np.isfinite(pairs[:, :, place]).all(axis=1), :, place])
+            for name, pairs in found.items():
+                row |= _difference(*name, pairs[np.isfinite(pairs[:, :, place]).all(axis=1), :, place])
             if row["difference_db_n"]:
                 rows.append(row)
     return pd.DataFrame(rows)
@@ -249,12 +252,12 @@ def _interpolated(key: str, shares: Mapping[Any, np.ndarray], *methods: Mapping[
     )
 
 
-def _difference(prefix: str, pairs: np.ndarray) -> dict[str, Any]:
+def _difference(prefix: str, unit: str, pairs: np.ndarray) -> dict[str, Any]:
     """The mean difference between the columns of [pairs, 2], its interval's ends, how many are above 0, and of how
     many."""
-    found: dict[str, Any] = {"difference_db_n": len(pairs)}
+    found: dict[str, Any] = {f"difference{unit}_n": len(pairs)}
     if len(pairs):
-        found |= dict(zip(("difference_db", "low", "high"), paired_difference(*pairs.T), strict=True))
+        found |= dict(zip((f"difference{unit}", "low", "high"), paired_difference(*pairs.T), strict=True))
         found["won"] = int((pairs[:, 0] > pairs[:, 1]).sum())
     return {f"{prefix}{key}": value for key, value in found.items()}
 
@@ -289,6 +292,8 @@ def tables(
             Column(f"{shown.title} difference dB", "difference_db", "{:+.2f}", "{low:+.2f} to {high:+.2f}"),
             Column("uncapped", "uncapped_difference_db", "{:+.2f}", "{uncapped_low:+.2f} to {uncapped_high:+.2f}"),
             Column("videos won", "won"),
+            Column("LPIPS", "lpips_difference", "{:+.4f}", "{lpips_low:+.4f} to {lpips_high:+.4f}"),
+            Column("captions shown", "caption_difference", "{:+.1%}", "{caption_low:+.1%} to {caption_high:+.1%}"),
         ),
         compared,
         suffix="_paired",

@@ -161,3 +161,16 @@ def test_what_a_file_says_of_its_curves():
 def test_a_method_keeps_its_colour_whatever_its_forecast():
     assert colour_and_marker("every_k + corrected") == colour_and_marker("every_k") != UNKNOWN_LOOK
     assert (family("flowcache_fast + corrected"), family("flowcache_slow")) == ("flowcache + corrected", "flowcache")
+
+
+def test_lpips_and_captions_are_compared_beside_psnr(jobs):
+    videos = videos_of(jobs, CURVES)
+    ours = videos["family"] == "flowcast"
+    videos = videos.assign(lpips=(~ours) * 0.02 + 0.01, caption_right=ours | (videos["prompt"] == "a"))
+    compared = at_equal_compute(videos, CURVES)
+    row = compared.set_index(["against", "compute_left"]).loc[("every_k", 0.5)]
+    assert row["lpips_difference"] == pytest.approx(-0.02)
+    assert row["caption_difference"] == pytest.approx(1 - 1 / len(PROMPTS))
+    text = markdown(tables(reuse_points(videos), compared, CURVES, "vanilla", "here")[0])
+    assert "| videos won | LPIPS | captions shown |" in text
+    assert "-0.0200 (-0.0200 to -0.0200; n 6)" in text
