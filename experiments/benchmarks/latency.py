@@ -1,9 +1,10 @@
-"""Latency of a method against vanilla, timed in turn in one process: where the time goes, memory, speed-up.
+"""Latency of a method against its baseline, timed in turn in one process: where the time goes, memory, speed-up.
 
 ``python -m experiments.bench latency [latency_repeats=6] [model=magi] [method=flowcache_fast] [key=value ...]``
 
-On the job's first prompt. Every method first makes a short video that is not timed; then vanilla and the method take
-turns. On a CPU, memory is what tensors take at once, counted in a further run of each that is not timed.
+On the job's first prompt. Every method first makes a short video that is not timed; then the baseline (vanilla, or
+``baseline=vanilla_kv``) and the method take turns. The speed-up is also told without text and decoding, which no method
+shortens. On a CPU, memory is what tensors take at once, counted in a further run of each that is not timed.
 """
 
 from __future__ import annotations
@@ -20,17 +21,18 @@ from experiments.job.job import Job
 from experiments.job.units import counted, flops_text
 from experiments.run import environment
 from experiments.run.runner import Runner
-from flowcache.method import VANILLA, Method
+from flowcache.method import Method
 
 OPTIONS = ("latency_repeats",)
+NEVER_SHORTER = ("text", "vae")  # sections
 _MIB = 2**20
 
 
 def run(job: Job, latency_repeats: str = "6") -> None:
-    """Print a column for vanilla and one for the method, and the ratio of both."""
+    """Print a column for the baseline and one for the method, and the ratio of both."""
     repeats, runner, prompt = whole_number("latency_repeats", latency_repeats), Runner(job), job.prompts[0]
     runner.check(prompt)
-    methods = {"vanilla": VANILLA, job.method_name: job.method}
+    methods = {job.baseline: job.baseline_method, job.method_name: job.method}
     takes: dict[str, list[Take]] = {name: [] for name in methods}
     for _ in range(repeats):
         for name, method in methods.items():
@@ -46,7 +48,9 @@ def run(job: Job, latency_repeats: str = "6") -> None:
     for title in dict.fromkeys(title for column in columns for title in column):
         print(f"{title:22}" + "".join(f"{column.get(title, '-'):>34}" for column in columns))
     if len(methods) == 2:
-        print(_against(takes["vanilla"], takes[job.method_name]))
+        timed, base = takes[job.method_name], takes[job.baseline]
+        print(_against(timed, base, [take.latency_s for take in timed], [take.latency_s for take in base]))
+        print("without text and decoding: " + _against(timed, base, _rest_s(timed), _rest_s(base)))
 
 
 def _column(job: Job, runner: Runner, method: Method, takes: Sequence[Take]) -> dict[str, str]:
@@ -72,9 +76,14 @@ def _cell(spread: Spread, whole: Spread) -> str:
     return f"{spread.median:.3f} {ends} {spread.median / whole.median:6.1%}"
 
 
-def _against(vanilla: Sequence[Take], takes: Sequence[Take]) -> str:
-    left = [take.trace.flops / base.trace.flops for take, base in zip(takes, vanilla, strict=True)]
-    gain = speedup([take.latency_s for take in takes], [base.latency_s for base in vanilla], left)
+def _rest_s(takes: Sequence[Take]) -> list[float]:
+    """Seconds of each but those that every method has alike."""
+    return [take.latency_s - sum(take.sections_s.get(name, 0.0) for name in NEVER_SHORTER) for take in takes]
+
+
+def _against(takes: Sequence[Take], base: Sequence[Take], seconds: list[float], base_seconds: list[float]) -> str:
+    left = [take.trace.flops / other.trace.flops for take, other in zip(takes, base, strict=True)]
+    gain = speedup(seconds, base_seconds, left)
     interval = "" if math.isnan(gain.low) else f"95 % {gain.low:.3f}-{gain.high:.3f}, "
     return (
         f"speed-up {gain.median:.3f}x ({interval}{counted(gain.pairs, 'pair')}), FLOP ratio {1 / left[0]:.3f}x, "

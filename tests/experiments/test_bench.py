@@ -106,6 +106,14 @@ def test_latency_compares_with_vanilla_in_turn(capsys, monkeypatch):
     gain, flop_ratio, efficiency = map(float, ratio.groups())
     assert flop_ratio == pytest.approx(flops[0] / flops[1], rel=2e-3)
     assert efficiency == pytest.approx(gain / flop_ratio, rel=2e-3)
+    rest = re.search(r"without text and decoding: speed-up ([\d.]+)x \(2 pairs\), FLOP ratio ([\d.]+)x", printed)
+    assert float(rest.group(2)) == flop_ratio
+    assert float(rest.group(1)) != gain
+
+
+def test_latency_compares_with_the_baseline_that_is_named(capsys):
+    assert bench.main(["latency", "latency_repeats=1", "baseline=vanilla_kv", *REUSING]) == 0
+    assert re.search(r"vanilla_kv and flowcache_fast in turn", capsys.readouterr().out)
 
 
 def test_latency_of_vanilla_alone_claims_no_speedup(capsys):
