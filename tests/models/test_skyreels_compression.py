@@ -16,8 +16,8 @@ from flowcache.kv.cache import KvCache
 from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.attention import Block, Pack
 from flowcache.models.skyreels.generation import SkyReelsGeneration
+from flowcache.models.wan.attention import Block, Pack
 from flowcache.reuse.base import Decision
 from flowcache.reuse.never import Never
 from flowcache.sampler import sample

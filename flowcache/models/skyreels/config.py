@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowcache.models.checkpoint import CheckpointError, read_json
+from flowcache.models.wan.config import TEMPORAL_FACTOR
 from flowcache.schedule import Schedule, diffusion_forcing_schedule
 
-TEMPORAL_FACTOR = 4  # pixel frames a latent frame, but for a window's first, which is one
 CLEAN, WAITING = 0, 999  # timesteps of finished chunks and of chunks that have not started
 
 _SHARED = {

@@ -27,12 +27,13 @@ from flowcache.models.skyreels.checkpoint import (
     read_sampling,
     set_dtypes,
 )
-from flowcache.models.skyreels.config import NETWORKS, TEMPORAL_FACTOR, Sampling
+from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.scheduler import noise_levels
-from flowcache.models.skyreels.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
-from flowcache.models.skyreels.vae import FrameStream, SkyReelsVae
+from flowcache.models.wan.config import TEMPORAL_FACTOR
+from flowcache.models.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
+from flowcache.models.wan.vae import FrameStream, WanVae
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
@@ -49,7 +50,7 @@ class SkyReels:
     def __init__(
         self,
         network: SkyReelsNetwork,
-        vae: SkyReelsVae | None,
+        vae: WanVae | None,
         text_encoder: TextEncoder | None,
         sampling: Sampling | None = None,
         device: torch.device | str = "cpu",
@@ -97,7 +98,7 @@ class SkyReels:
         network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
         loaded = load_vae(directory / "vae", "cpu" if offload else device)
         try:
-            vae = SkyReelsVae(loaded, Visits(loaded, device) if offload else None)
+            vae = WanVae(loaded, Visits(loaded, device) if offload else None)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{directory / 'vae'} is not SkyReels-V2's VAE ({error}); download it again"
@@ -142,7 +143,7 @@ class SkyReels:
             fill_random(module, device, seed)
         fill_rope(transformer)
         transformer.rope.to(device)
-        return cls(SkyReelsNetwork(transformer), SkyReelsVae(vae), None, sampling, device)
+        return cls(SkyReelsNetwork(transformer), WanVae(vae), None, sampling, device)
 
     @classmethod
     def on_meta(cls, size: str = "1.3B", checkpoint: str | Path | None = None) -> SkyReels:
@@ -155,7 +156,7 @@ class SkyReels:
         transformer, vae, sampling = _on_meta(size, checkpoint)
         set_dtypes(transformer, torch.bfloat16)
         network = SkyReelsNetwork(transformer.eval().requires_grad_(False))
-        return cls(network, None if vae is None else SkyReelsVae(vae), None, sampling, "meta")
+        return cls(network, None if vae is None else WanVae(vae), None, sampling, "meta")
 
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
         """See flowcache.kernels.set_kernels."""

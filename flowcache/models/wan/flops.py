@@ -1,4 +1,4 @@
-"""Floating-point operations of SkyReels-V2's transformer, from shapes: matrix products only, multiply-add = 2."""
+"""Floating-point operations of Wan's transformer, from shapes: matrix products only, multiply-add = 2."""
 
 from __future__ import annotations
 

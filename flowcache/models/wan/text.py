@@ -1,4 +1,4 @@
-"""From a prompt to the features that SkyReels-V2 attends to: UMT5 through transformers.
+"""From a prompt to the features that Wan attends to: UMT5 through transformers.
 
 Shape letters: L caption length, K caption channels.
 Source: SkyworkAI/SkyReels-V2 skyreels_v2_infer/modules/t5.py, tokenizers.py.
