@@ -47,7 +47,9 @@ class TextAndWan(nn.Module):
 
 @dataclass
 class TeacherForcing:
-    """A cache for one pass, through which gradients flow: blocks 0 .. B-1 are clean, and block B+b is b with noise.
+    """A cache through which gradients flow: blocks 0 .. B-1 are clean, and block B+b is b with noise.
+
+    Clean ones may run in a pass before, which then serves all that follow.
 
     A clean block attends to the clean ones up to itself, one with noise to those before it and to itself; of those
     that a window leaves, the first ``sink`` and the last ``window``, itself counted.
@@ -60,17 +62,18 @@ class TeacherForcing:
     num_blocks: int
     window: int | None = None
     sink: int = 0
-    _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _kept: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def members(self, num_tokens: int) -> tuple[Member, ...]:
-        """Of a pack of all blocks, each of so many tokens."""
-        return tuple(Member(position, num_tokens, 0, position) for position in range(2 * self.num_blocks))
+    def members(self, num_tokens: int, clean: bool = True, noisy: bool = True) -> tuple[Member, ...]:
+        """Of a pack of all blocks of either or both kinds, each of so many tokens."""
+        first, end = 0 if clean else self.num_blocks, 2 * self.num_blocks if noisy else self.num_blocks
+        return tuple(Member(position, num_tokens, 0, position) for position in range(first, end))
 
     def write(self, layer: int, position: int, key: Tensor, value: Tensor) -> None:
-        self._kept[position] = key, value
+        self._kept[layer, position] = key, value
 
     def read(self, layer: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-        keys, values = zip(*(self._kept[position] for position in self._seen(last)), strict=True)
+        keys, values = zip(*(self._kept[layer, each] for each in self._seen(last)), strict=True)
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
     def mask(self, layer: int, first: int, last: int) -> None:

@@ -12,6 +12,7 @@ from eval.scenes import held_out_scenes
 from experiments.training.initial import start_from_skyreels_for_wan
 from experiments.training.skyreels_vae import WanAutoencoder
 from experiments.training.wan_dit import Clips, TeacherForcing, TextAndWan
+from experiments.training.wan_student import Student, Teacher, path_levels
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.wan.attention import Member, Pack
 
@@ -69,24 +70,10 @@ def test_a_noisy_block_sees_the_clean_ones_before_it_and_itself(model, window, s
         own = slice(2 * position, 2 * position + 2)
         latent, place = (clean[:, :, own], position) if position < 2 else (noisy[:, :, own], 4 + position)
         time = network.time_table(torch.tensor([0.0 if position < 2 else 700.0] * 2))
-        pack = Pack((Member(place, 8, 0, place),), tuple(each[own].flatten(0, 1) for each in rope), by_layer(kept))
+        pack = Pack((Member(place, 8, 0, place),), tuple(each[own].flatten(0, 1) for each in rope), kept)
         x = network.blocks(network.embed(latent), time.modulation, caption, pack)
     assert kept._seen(4 + 2) == [*seen, 6]
     torch.testing.assert_close(x, found, atol=1e-5, rtol=0)
-
-
-def by_layer(kept: TeacherForcing) -> SimpleNamespace:
-    """The same rules, each layer's keys kept for the passes to come."""
-    layers = kept.__dict__.setdefault("layers", {})
-
-    def of(layer: int) -> TeacherForcing:
-        return layers.setdefault(layer, TeacherForcing(kept.num_blocks, kept.window, kept.sink))
-
-    return SimpleNamespace(
-        write=lambda layer, *written: of(layer).write(layer, *written),
-        read=lambda layer, *span: of(layer).read(layer, *span),
-        mask=lambda *_: None,
-    )
 
 
 def test_the_loss_trains_every_part_through_window_and_sink(model):
@@ -113,3 +100,34 @@ def test_the_teacher_starts_as_skyreels_at_its_usual_frame_rate(tmp_path):
     times = torch.tensor([0.0, 500.0])
     theirs, ours = SkyReelsNetwork(source).time_table(times, fps=24), model.network.time_table(times)
     torch.testing.assert_close(ours.modulation, theirs.modulation, atol=1e-6, rtol=0)
+
+
+STUDENT = RECIPE | {"steps": [1000, 750, 500, 250], "path_steps": 16, "guidance": 2.0, "num_paths": 3, "seed": 0}
+
+
+def test_a_path_passes_the_few_steps_and_ends_where_the_teacher_does(model):
+    teacher = Teacher(model, STUDENT)
+    clean, noise = draw(1, 16, 6, 4, 4), draw(1, 16, 6, 4, 4, seed=1)
+    path = teacher.path(clean, "a red circle", noise)
+    assert path.shape == (5, 16, 6, 4, 4)
+    assert torch.equal(path[0], noise[0])
+    assert torch.equal(teacher.levels[teacher.kept], torch.tensor([1.0, 0.9375, 0.8333333, 0.625]))
+    # A network of constant velocity goes straight: from each state the end is as far as the level says.
+    torch.nn.init.zeros_(model.transformer.proj_out.weight)
+    torch.nn.init.constant_(model.transformer.proj_out.bias, 0.5)
+    path = teacher.path(clean, "a red circle", noise)
+    for state, level in zip(path[:-1], teacher.levels[teacher.kept], strict=True):
+        torch.testing.assert_close(state - 0.5 * level, path[-1], atol=1e-5, rtol=0)
+
+
+def test_the_student_learns_the_velocity_to_a_path_s_end(model):
+    session = SimpleNamespace(generator=torch.Generator().manual_seed(1), choice=random.Random(1))
+    latents, scenes = draw(2, 16, 6, 4, 4).half(), held_out_scenes()[:2]
+    levels = path_levels(16, 5.0)[[0, 4, 8, 12]]
+    end = draw(2, 16, 6, 4, 4, seed=2)
+    paths = torch.stack([*(end + 0.5 * level for level in levels), end], dim=1)
+    student = Student(model, paths, latents, scenes, STUDENT, session)
+    torch.nn.init.zeros_(model.transformer.proj_out.weight)
+    torch.nn.init.constant_(model.transformer.proj_out.bias, 0.5)
+    for loss in student.losses():
+        assert loss.item() == pytest.approx(0, abs=1e-9)
