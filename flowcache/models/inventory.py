@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from flowcache.models.checkpoint import (
     mismatch,
     read_headers,
 )
+from flowcache.models.pickled import pickled_headers
 
 _IGNORED = ("decoder.", "lm_head.")  # of a text encoder published with its decoder
 
@@ -100,9 +101,25 @@ def check_part(
         rename: the file's names into the network's.
         optional, ignored: keys that may be missing, and beginnings of keys that nobody needs.
     """
-    part = Part(name, directory)
+    return check_stored(name, directory, expected, lambda: read_headers(directory, rename), problem, optional, ignored)
+
+
+def check_stored(
+    name: str,
+    place: Path,
+    expected: Mapping[str, Tensor],
+    read: Callable[[], Mapping[str, Stored]],
+    problem: str | None = None,
+    optional: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
+) -> Part:
+    """As ``check_part`` of what lies in a folder or file, with the headers that ``read`` gives, or its CheckpointError.
+
+    They are by the network's names.
+    """
+    part = Part(name, place)
     try:
-        stored = read_headers(directory, rename)
+        stored = read()
     except CheckpointError as error:
         part.problems.append(problem or str(error))
         return part
@@ -110,7 +127,7 @@ def check_part(
     shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
     wrong = problem or mismatch(shapes, part.tensors, optional)
     if wrong:
-        part.problems.append(problem or f"the {name} in {directory} does not fit its configuration: {wrong}")
+        part.problems.append(problem or f"the {name} in {place} does not fit its configuration: {wrong}")
     return part
 
 
@@ -132,7 +149,11 @@ def check_text_encoder(name: str, directory: Path, tokenizer: Path, architecture
     expected = encoder.state_dict()
     pickled = _pickles(directory)
     if pickled:
-        part = _pickled_part(name, directory, pickled, expected, tied)
+
+        def read() -> dict[str, Stored]:
+            return {key: tensor for path in pickled for key, tensor in pickled_headers(path).items()}
+
+        part = check_stored(name, directory, expected, read, optional=tied, ignored=_IGNORED)
     else:
         part = check_part(name, directory, expected, optional=tied, ignored=_IGNORED)
     if not part.problems and not any(key in part.tensors for key in tied):
@@ -155,24 +176,3 @@ def _pickles(directory: Path) -> list[Path]:
         found = sorted(path for path in directory.glob("pytorch_model*") if path.suffix in PICKLE_SUFFIXES)
         return [] if list(directory.glob("*.safetensors*")) else found
     return []
-
-
-def _pickled_part(
-    name: str, directory: Path, files: list[Path], expected: Mapping[str, Tensor], tied: tuple[str, ...]
-) -> Part:
-    """As ``check_part``; torch's restricted unpickler builds tensors and nothing else, here without their content."""
-    part = Part(name, directory)
-    for path in files:
-        try:
-            content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-            for key, tensor in content.items():
-                if not key.startswith(_IGNORED):
-                    part.tensors[key] = Stored(path, key, tuple(tensor.shape), tensor.dtype)
-        except Exception as error:  # of zipfile, pickle and torch
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            part.problems.append(f"{path} is damaged or cut short ({reason}); download it again")
-            return part
-    wrong = mismatch({key: tuple(tensor.shape) for key, tensor in expected.items()}, part.tensors, tied)
-    if wrong:
-        part.problems.append(f"the {name} in {directory} does not fit its configuration: {wrong}")
-    return part
