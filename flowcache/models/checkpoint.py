@@ -78,7 +78,7 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
             if missing:
                 packed = all((directory / f"{shard}.zst").is_file() for shard in missing)
                 raise CheckpointError(
-                    f"{directory} lacks {len(missing)} of {len(shards)} shards ({_shortened(missing)}); "
+                    f"{directory} lacks {len(missing)} of {len(shards)} shards ({shortened(missing)}); "
                     + ("unpack them with `zstd -d *.zst`" if packed else "finish the download")
                 )
             return dict(shards)
@@ -95,7 +95,7 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
     pickled = sorted(path.name for path in directory.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickled:
         raise CheckpointError(
-            f"{directory} holds pickled weights ({_shortened(pickled)}), which can run code when they are opened and "
+            f"{directory} holds pickled weights ({shortened(pickled)}), which can run code when they are opened and "
             "are refused; download the checkpoint's safetensors files, or convert these where you trust them"
         )
     raise CheckpointError(
@@ -182,7 +182,7 @@ def file_headers(path: Path, names: Collection[str] | None = None) -> dict[str, 
             absent = sorted(set(names or ()) - set(held))
             if absent:
                 raise CheckpointError(
-                    f"{path} lacks {len(absent)} tensors that its index names ({_shortened(absent)}); "
+                    f"{path} lacks {len(absent)} tensors that its index names ({shortened(absent)}); "
                     "index and shards are of different checkpoints: download both again"
                 )
             for name in held if names is None else names:
@@ -269,18 +269,18 @@ def fill(
     """Load tensors that were found to fit (``mismatch``) into ``module``; otherwise as ``load_weights``.
 
     Args:
-        stored: by the module's names.
+        stored: by the module's names, of which several may be of one tensor.
         read: of a file's tensors.
     """
     own = module.state_dict()
-    files: dict[Path, dict[str, str]] = {}
+    files: dict[Path, dict[str, list[str]]] = {}
     for key, tensor in stored.items():
-        files.setdefault(tensor.path, {})[tensor.name] = key
+        files.setdefault(tensor.path, {}).setdefault(tensor.name, []).append(key)
     found: dict[str, Tensor] = {}
     for path, keys in files.items():
         for name, tensor in read(path, keys, device):
-            key = keys[name]
-            found[key] = tensor.to(own[key].dtype if keep_dtype else stored[key].dtype)
+            for key in keys[name]:
+                found[key] = tensor.to(own[key].dtype if keep_dtype else stored[key].dtype)
             del tensor  # it would keep the file's pages
     module.load_state_dict(found, strict=True, assign=True)
     module.to(device).eval().requires_grad_(False)
@@ -306,7 +306,7 @@ def mismatch(
     missing = expected.keys() - stored.keys() - set(optional)
     for title, keys in (("missing", missing), ("unexpected", stored.keys() - expected.keys())):
         if keys:
-            problems.append(f"{len(keys)} {title} keys ({_shortened(sorted(keys))})")
+            problems.append(f"{len(keys)} {title} keys ({shortened(sorted(keys))})")
     wrong = [key for key in sorted(expected.keys() & stored.keys()) if expected[key] != stored[key].shape]
     if wrong:
         first = wrong[0]
@@ -317,7 +317,8 @@ def mismatch(
     return "; ".join(problems) or None
 
 
-def _shortened(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
+    """The first of some names, in one line."""
     return ", ".join(names[:_SHOWN_KEYS]) + (", ..." if len(names) > _SHOWN_KEYS else "")
 
 
@@ -368,7 +369,7 @@ def load_text_encoder(
         ) from error
     wrong = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if wrong:
-        shown = _shortened(sorted(wrong))
+        shown = shortened(sorted(wrong))
         raise CheckpointError(
             f"the weights in {encoder} do not fit {name}: {len(wrong)} are missing or of another shape ({shown}); "
             "download them again, with the config.json that belongs to them"

@@ -23,6 +23,7 @@ from flowcache.models.checkpoint import (
 )
 from flowcache.models.pickled import pickled_headers
 
+TIED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names, of which files hold either
 _IGNORED = ("decoder.", "lm_head.")  # of a text encoder published with its decoder
 
 
@@ -145,7 +146,6 @@ def check_text_encoder(name: str, directory: Path, tokenizer: Path, architecture
         if not (directory / "config.json").is_file():
             reason = "config.json is missing"
         return Part(name, directory, problems=[f"no {name} in {directory} ({reason}); download it there"])
-    tied = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names, of which files hold either
     expected = encoder.state_dict()
     pickled = _pickles(directory)
     if pickled:
@@ -153,14 +153,21 @@ def check_text_encoder(name: str, directory: Path, tokenizer: Path, architecture
         def read() -> dict[str, Stored]:
             return {key: tensor for path in pickled for key, tensor in pickled_headers(path).items()}
 
-        part = check_stored(name, directory, expected, read, optional=tied, ignored=_IGNORED)
+        part = check_stored(name, directory, expected, read, optional=TIED, ignored=_IGNORED)
     else:
-        part = check_part(name, directory, expected, optional=tied, ignored=_IGNORED)
-    if not part.problems and not any(key in part.tensors for key in tied):
-        part.problems.append(f"the {name} in {directory} has no token embeddings ({tied[0]}); download it again")
-    if not part.problems and config.d_model != channels:
+        part = check_part(name, directory, expected, optional=TIED, ignored=_IGNORED)
+    return check_captions(part, tokenizer, config.d_model, channels)
+
+
+def check_captions(part: Part, tokenizer: Path, width: int, channels: int) -> Part:
+    """A text encoder's part with what else may be wrong: token embeddings, channels (``width``), the tokenizer."""
+    if not part.problems and not any(key in part.tensors for key in TIED):
         part.problems.append(
-            f"the {name} in {directory} gives features of {config.d_model} channels, and the transformer takes "
+            f"the {part.name} in {part.directory} has no token embeddings ({TIED[0]}); download it again"
+        )
+    if not part.problems and width != channels:
+        part.problems.append(
+            f"the {part.name} in {part.directory} gives features of {width} channels, and the transformer takes "
             f"{channels}; use the one that belongs to these weights"
         )
     if not any((tokenizer / file).is_file() for file in TOKENIZER_FILES):

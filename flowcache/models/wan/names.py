@@ -66,6 +66,11 @@ _UMT5 = {
 }
 
 
+def unwrapped(published: str) -> str:
+    """A published checkpoint's name without what training wrapped its modules in."""
+    return published.replace("_fsdp_wrapped_module.", "").removeprefix("model.")
+
+
 def transformer_name(original: str) -> str:
     """A parameter's name in diffusers' transformer; names that are the same in both stay."""
     block = re.fullmatch(r"(blocks\.\d+)\.(.+)", original)
