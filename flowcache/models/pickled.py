@@ -31,7 +31,9 @@ def load_pickle(path: Path, device: str = "cpu") -> Mapping[str, Any]:
                 f"{path} holds more than tensors ({code[1]}), which could run code and is not opened; use the published"
                 " file, or save its tensors alone where you trust it"
             ) from error
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # Torch's first line may advise to read the file without the restriction: not here.
+        found = re.search(r"WeightsUnpickler error: (.+)", str(error)) or re.match(r"(?!Weights only)(.+)", str(error))
+        reason = found[1].strip() if found else type(error).__name__
         raise damaged(path, OSError(reason)) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__} and no named tensors; give a file of weights")
