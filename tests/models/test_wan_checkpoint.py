@@ -23,6 +23,7 @@ from flowcache.models.wan.modules import load_vae
 from flowcache.models.wan.names import transformer_name, umt5_name, vae_name
 from flowcache.models.wan.text import TextEncoder
 from flowcache.models.wan.vae import WanVae
+from tests.models.headers import write_shards
 from tests.models.skyreels_pipeline import write_tokenizer
 from tests.models.wan_files import (
     UMT5_FILE,
@@ -174,6 +175,23 @@ def test_a_folder_of_diffusers_loads_whole_and_by_another_class_name(tmp_path):
         load_transformer(locate(directory))
     with pytest.raises(CheckpointError, match="holds one set of weights"):
         load_transformer(locate(directory), weights="generator")
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_an_original_folder_of_wan_loads_and_verifies(tmp_path, num_shards):
+    """config.json and safetensors beside VAE and text encoder, as Wan 2.1 itself is published."""
+    directory = write_base(tmp_path / "Wan2.1-T2V-1.3B")
+    bare = {name.removeprefix("model."): tensor for name, tensor in tensors("weights").items()}
+    write_shards(directory, "diffusion_pytorch_model", bare, num_shards)
+    (directory / "config.json").write_text(json.dumps(original_config()), encoding="utf-8")
+    assert_loaded(load_transformer(locate(directory)))
+    inventory = verify(directory)
+    assert inventory.all_problems() == []
+    assert inventory.name == "Wan of its own size"
+    assert "transformer/config.json" in loaded_files(directory)
+    if num_shards > 1:
+        next(directory.glob("*-00002-of-00003.safetensors")).unlink()
+        assert "lacks 1 of 3 shards" in verify(directory).all_problems()[0]
 
 
 # The parts of Wan 2.1.

@@ -47,7 +47,6 @@ from flowcache.models.wan.umt5 import check_original
 __all__ = ["is_wan", "load_transformer", "loaded_files", "locate", "verify"]
 
 _EXAMPLE = "patch_embedding.weight"
-_ORIGINAL = ("num_heads", "dim")  # of a config.json that is not diffusers'
 
 
 def load_transformer(
@@ -128,7 +127,7 @@ def empty_transformer(place: Path, stored: Mapping[str, Stored] | None = None) -
     else:
         config = _released(place, transformer_headers(place) if stored is None else stored)
     try:
-        if all(name in config for name in _ORIGINAL):
+        if "num_heads" in config:  # in the original's words
             config = diffusers_config(config)
         elif config.get("_class_name", TRANSFORMERS[0]) not in TRANSFORMERS:
             raise ValueError(f"it is of {config['_class_name']}")

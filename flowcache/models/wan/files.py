@@ -134,8 +134,9 @@ def is_wan(path: Path) -> bool:
         return folder == path and bool(_published(path))
     except (OSError, CheckpointError):
         return False
-    is_original = {"num_heads", "dim"} <= config.keys() and "inject_sample_info" not in config  # which SkyReels-V2 has
-    return is_original or config.get("_class_name") in TRANSFORMERS
+    if "inject_sample_info" in config:  # which only SkyReels-V2's has
+        return False
+    return {"num_heads", "dim"} <= config.keys() or config.get("_class_name") in TRANSFORMERS
 
 
 def _published(directory: Path) -> list[Path]:
