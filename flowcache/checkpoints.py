@@ -52,8 +52,8 @@ def _family(directory: Path) -> ModuleType:
     inside = [path.name for path in sorted(directory.iterdir()) if path.is_dir() and any(test(path) for test in tests)]
     hint = f"; {', '.join(inside)} in it look like some" if inside else ""
     raise CheckpointError(
-        f"{directory} is no checkpoint of MAGI-1 (inference_weight.distill or inference_weight, config.json), of "
-        "SkyReels-V2 (transformer, or config.json beside safetensors) or of Wan (transformer, or a published file)"
+        f"{directory} is no checkpoint of MAGI-1 (inference_weight.distill or inference_weight, config.json), of Wan "
+        "(transformer, or a published file) or of SkyReels-V2 (transformer, or config.json beside safetensors)"
         f"{hint}"
     )
 

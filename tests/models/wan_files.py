@@ -123,6 +123,12 @@ def write_base(directory: Path) -> Path:
     return directory
 
 
+def write_original(directory: Path) -> Path:
+    """As Self-Forcing's README tells to download: checkpoints beside wan_models; returns the published file."""
+    write_base(directory / "wan_models" / "Wan2.1-T2V-1.3B")
+    return write_published(directory / "checkpoints" / "self_forcing_dmd.pt", generator_ema=averaged())
+
+
 def write_diffusers(directory: Path) -> Path:
     """The whole as diffusers lays it out."""
     transformer().save_pretrained(directory / "transformer")
