@@ -15,9 +15,10 @@ from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi
 from flowcache.models.magi.checkpoint import RELEASES
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.checkpoint import convert, set_dtypes
+from flowcache.models.skyreels.checkpoint import convert
 from flowcache.models.skyreels.config import Sampling
 from flowcache.models.skyreels.network import SkyReelsNetwork
+from flowcache.models.wan.modules import set_dtypes
 from flowcache.models.wan.vae import WanVae
 from flowcache.sampler import sample
 from tests.methods import vanilla

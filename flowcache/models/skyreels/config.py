@@ -10,26 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowcache.models.checkpoint import CheckpointError, read_json
+from flowcache.models.wan import config as wan
 from flowcache.models.wan.config import TEMPORAL_FACTOR
 from flowcache.schedule import Schedule, diffusion_forcing_schedule
 
 CLEAN, WAITING = 0, 999  # timesteps of finished chunks and of chunks that have not started
 
-_SHARED = {
-    "attention_head_dim": 128,
-    "cross_attn_norm": True,
-    "eps": 1e-6,
-    "freq_dim": 256,
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": (1, 2, 2),
-    "qk_norm": "rms_norm_across_heads",
-    "text_dim": 4096,
-}
 # Configurations of SkyReelsV2Transformer3DModel: DF-1.3B-540P, and DF-14B-540P and -720P, which are alike.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "1.3B": _SHARED | {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "inject_sample_info": True},
-    "14B": _SHARED | {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40, "inject_sample_info": False},
+    size: network | {"inject_sample_info": size == "1.3B"} for size, network in wan.NETWORKS.items()
 }
 
 

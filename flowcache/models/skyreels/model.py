@@ -18,20 +18,13 @@ from flowcache.models.frames import as_floats
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
-from flowcache.models.skyreels.checkpoint import (
-    empty_transformer,
-    empty_vae,
-    fill_rope,
-    load_transformer,
-    load_vae,
-    read_sampling,
-    set_dtypes,
-)
+from flowcache.models.skyreels.checkpoint import empty_transformer, load_transformer, read_sampling
 from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.scheduler import noise_levels
 from flowcache.models.wan.config import TEMPORAL_FACTOR
+from flowcache.models.wan.modules import empty_vae, fill_rope, load_vae, set_dtypes
 from flowcache.models.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
 from flowcache.models.wan.vae import FrameStream, WanVae
 
