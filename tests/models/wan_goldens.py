@@ -7,11 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowcache.method import Method
+from flowcache.models.wan.config import Sampling
+from flowcache.models.wan.generation import WanGeneration
 from flowcache.models.wan.network import WanNetwork
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "wan"
@@ -70,3 +72,44 @@ def golden_network(adapter: bool = False) -> WanNetwork:
     model = WanTransformer3DModel(**config())
     model.load_state_dict(weights(adapter), strict=True)
     return WanNetwork(model.eval().requires_grad_(False))
+
+
+def golden_sampling(variant: str) -> Sampling:
+    """The settings of a recorded run."""
+    run = manifest("sampling")["variants"][variant]
+    rolling = variant.startswith("rf_")
+    return Sampling(
+        steps=run["steps"],
+        first_steps=run.get("first_block_steps"),
+        warp_steps=run.get("warp", True),
+        shift=run.get("shift", 5.0),
+        height=8 * ROWS,
+        width=8 * COLUMNS,
+        block_frames=run["block"],
+        first_frame_alone=run.get("independent_first_frame", False),
+        window_frames=21 if rolling else None if run["window"] < 0 else run["window"],
+        sink_frames=3 if rolling else run["sink"],
+        relative_rope=run.get("relative_rope", False),
+        renew_sink=not run.get("global_sink", True),
+        rolling=rolling,
+        context_noise=run.get("context_noise", 0),
+    )
+
+
+def golden_generation(
+    variant: str, method: Method, prompts: tuple[str, ...] | None = None, **changes: Any
+) -> WanGeneration:
+    """A generation with the inputs and settings of a recorded run."""
+    run, given = manifest("sampling")["variants"][variant], tensors("sampling")
+    sampling = golden_sampling(variant).replaced(changes)
+    frames, prefix = run["frames"], run["prefix_frames"]
+    return WanGeneration(
+        golden_network(),
+        sampling,
+        method,
+        [given[f"in.{prompt}"] for prompt in prompts or run["prompts"]],
+        latents(given["in.noise"][:, :frames]),
+        given["in.renoise"][:, :, :frames].transpose(2, 3),
+        latents(given["in.clean"][:, :prefix]) if prefix else None,
+        prompt_starts=run.get("switch_frames", ()),
+    )

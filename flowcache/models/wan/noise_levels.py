@@ -30,6 +30,7 @@ def step_times(steps: Sequence[float], shift: float, warped: bool = True) -> tup
     return tuple(times[GRID_STEPS - int(step)].item() for step in steps)
 
 
+@cache
 def level_of(time: float, shift: float) -> float:
     """The noise level of the grid's time that is nearest: of time 0 the grid's smallest, never 0."""
     levels = grid(shift)
