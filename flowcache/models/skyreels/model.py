@@ -30,9 +30,9 @@ from flowcache.models.skyreels.checkpoint import (
 from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.wan.unipc import noise_levels
 from flowcache.models.wan.config import TEMPORAL_FACTOR
 from flowcache.models.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.models.wan.vae import FrameStream, WanVae
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from flowcache.models.settings import replaced
@@ -131,7 +132,7 @@ class Sampling:
         numbers = isinstance(steps, (list, tuple)) and len(steps) > 0 and all(map(is_number, steps))
         if not numbers or not all(0 <= step <= 1000 for step in steps):
             raise ValueError(f"{name}={steps!r} must be a list of numbers from 1000 (noise) to 0, such as [1000, 500]")
-        if any(later >= earlier for earlier, later in zip(steps, steps[1:], strict=False)):
+        if any(later >= earlier for earlier, later in pairwise(steps)):
             raise ValueError(f"{name}={list(steps)} must fall from step to step, from 1000 (noise) towards 0")
         if steps[0] != 1000:
             raise ValueError(f"{name}={list(steps)} must begin with 1000: a chunk begins as pure noise")

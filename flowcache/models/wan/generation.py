@@ -48,7 +48,7 @@ ABLE_UNIPC = replace(ABLE, model="causal Wan with solver='unipc'", correctable=(
 
 @dataclass(frozen=True)
 class _Pass:
-    """Neighbouring latent frames of a forward, first..end - 1, at one time; ``chunk`` is the newest that they are of."""
+    """Neighbouring latent frames of a forward, first..end - 1, at one time; ``chunk`` is the newest of theirs."""
 
     kind: str
     chunk: int
@@ -361,11 +361,11 @@ def check_settings(sampling: Sampling, method: Method, num_prompts: int = 1) -> 
         )
     if sampling.sink_frames and not method.refresh_clean_kv:
         raise ValueError(
-            f"refresh_clean_kv=false leaves the keys of a chunk's last noisy step, and a sink of {sampling.sink_frames} "
-            "frames would keep them for the whole video; choose refresh_clean_kv=true, or sink_frames=0"
+            f"refresh_clean_kv=false leaves the keys of a chunk's last noisy step, and a sink of "
+            f"{sampling.sink_frames} frames would keep them for the whole video; choose refresh_clean_kv=true, or sink_frames=0"
         )
     if method.forecast.correction and sampling.solver == "fresh_noise":
         raise ValueError(
-            f"correction={method.forecast.correction} takes skipped steps again, and steps with fresh noise forget what "
-            "they came from; choose correction=0, or solver='unipc'"
+            f"correction={method.forecast.correction} takes skipped steps again, and steps with fresh noise forget "
+            "what they came from; choose correction=0, or solver='unipc'"
         )

@@ -1,6 +1,7 @@
 """A chunk's step from one noise level to the next, by an estimate of its clean latent: with fresh noise, or an ODE's.
 
-Shape letters: C latent channels, b x h x w a chunk's latent frames, rows and columns, f latent frames generated, K steps.
+Shape letters: C latent channels, b x h x w a chunk's latent frames, rows and columns, f latent frames generated, K
+steps.
 """
 
 from __future__ import annotations
