@@ -361,8 +361,9 @@ def check_settings(sampling: Sampling, method: Method, num_prompts: int = 1) -> 
         )
     if sampling.sink_frames and not method.refresh_clean_kv:
         raise ValueError(
-            f"refresh_clean_kv=false leaves the keys of a chunk's last noisy step, and a sink of "
-            f"{sampling.sink_frames} frames would keep them for the whole video; choose refresh_clean_kv=true, or sink_frames=0"
+            "refresh_clean_kv=false leaves the keys of a chunk's last noisy step, and a sink of "
+            f"{sampling.sink_frames} frames would keep them for the whole video; choose refresh_clean_kv=true, or "
+            "sink_frames=0"
         )
     if method.forecast.correction and sampling.solver == "fresh_noise":
         raise ValueError(
