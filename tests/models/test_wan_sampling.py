@@ -1,9 +1,9 @@
 """Whole causal Wan runs against the official code's (goldens/wan: sampling): latents, forwards, key frames, caches.
 
 The official code encodes every finished chunk in a forward of its own, the last one's too, and where chunks roll, the
-first chunk of every row, finished or not. Here a finished chunk is encoded in the forward of the next row that computes,
-the first of its members, and nothing is encoded that no later chunk reads. So, in order, our members are the official
-forwards without those; all others must be there, each seeing as many key frames.
+first chunk of every row, finished or not. Here a finished chunk is encoded in the forward of the next row that
+computes, the first of its members, and nothing is encoded that no later chunk reads. So, in order, our members are the
+official forwards without those; all others must be there, each seeing as many key frames.
 """
 
 from __future__ import annotations
