@@ -26,6 +26,7 @@ from flowcache.models.checkpoint import (
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.network import unusable
+from flowcache.models.wan.modules import fill_rope, set_dtypes
 
 _SCHEDULER = "scheduler/scheduler_config.json"
 # Original names and diffusers', part by part (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py). The
@@ -148,12 +149,6 @@ def empty_vae(directory: Path) -> AutoencoderKLWan:
         ) from error
 
 
-def fill_rope(transformer: SkyReelsV2Transformer3DModel) -> None:
-    """Work out the rotary tables of a transformer made on device "meta": they are no part of the weights."""
-    rope = transformer.rope
-    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-
-
 def is_skyreels(directory: Path) -> bool:
     """Whether a directory looks like a SkyReels-V2 checkpoint, of diffusers or original, whole or not."""
     if (directory / "transformer").is_dir():
@@ -255,13 +250,6 @@ def _read_config(directory: Path) -> dict[str, Any]:
             f"no configuration at {path}; give the directory of a downloaded checkpoint in diffusers' layout, such as "
             "SkyReels-V2-DF-1.3B-540P-Diffusers"
         ) from None
-
-
-def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) -> None:
-    """Put the matrices in ``dtype`` and leave norms, time embeddings and modulation tables in float32."""
-    kept = set(SkyReelsV2Transformer3DModel._keep_in_fp32_modules)
-    for name, parameter in transformer.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
 
 
 def main(arguments: list[str]) -> int:
