@@ -86,7 +86,7 @@ def test_rolling_chunks_are_the_hand_count(model, latents, frames):
 
 def test_a_row_of_rolling_chunks_is_the_hand_count(model):
     _, trace = counted(model, 501, **ROLLING)
-    row, hand = [work for row, work in trace.work if row == 10], HAND["rolling_forcing_steady_window_TFLOP"]
+    row, hand = [work for row, work in trace.work if row == 20], HAND["rolling_forcing_steady_window_TFLOP"]
     for kind, expected in (("denoise", hand["denoise"]), ("refresh", hand["clean"])):
         assert sum(work.flops for work in row if work.kind == kind) / TFLOP == pytest.approx(expected, rel=2e-4)
 
@@ -122,7 +122,7 @@ def test_keys_and_values_take_what_the_window_takes_however_long_the_video(model
 
 
 def test_rolling_chunks_hold_those_that_run_together_beside_the_window(model):
-    """36 frames, where the published cache has 24 and makes room for the others in every layer; and a layer's buffer."""
+    """36 frames, where the published cache has 24 and makes room for the others in every layer; and one buffer."""
     generation = model.generation("a cat", 501, vanilla(), 0, **ROLLING)
     a_frame = HAND["kv_bytes"]["per_latent_frame"]
     assert generation.kv_bytes_allocated == 36 * a_frame + 21 * a_frame // LAYERS
