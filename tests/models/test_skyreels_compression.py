@@ -328,7 +328,7 @@ def scorers(monkeypatch: pytest.MonkeyPatch, method: Method, **settings: Any) ->
     rows, found = [], []
 
     def attended(block: Block, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
-        parts = query.split(pack.tokens_per_chunk, dim=2)
+        parts = query.split([member.num_tokens for member in pack.members], dim=2)
         projected[:] = [(member.position, part) for member, part in zip(pack.members, parts, strict=True)]
         return attend(block, query, key, value, pack)
 

@@ -10,8 +10,8 @@ from flowcache.method import Method
 from flowcache.models.skyreels import Sampling, SkyReels
 from flowcache.models.skyreels.config import NETWORKS
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.scheduler import noise_levels
 from flowcache.models.wan.flops import FlopCounter
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.sampler import sample
 from flowcache.trace import Trace
 from tests.methods import chunkwise, every_k, uniform, uniform_calls, vanilla

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowcache.clock import SectionClock
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
-from flowcache.models.skyreels.scheduler import noise_levels
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.reuse.base import Decision
 from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample

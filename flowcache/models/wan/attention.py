@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flowcache.kv.cache import KvCache
+from flowcache.kv.window import Sink
 
 Attention: TypeAlias = WanAttention | SkyReelsV2Attention  # the same modules, under two names
 TransformerBlock: TypeAlias = WanTransformerBlock | SkyReelsV2TransformerBlock
@@ -38,7 +39,8 @@ class CaptionKv:
 class Member:
     """One chunk of a pack: its position in the window, its tokens, and the first and last position that it attends to.
 
-    The queries of one that ``scores`` choose what a full cache keeps.
+    Positions are chunks', or latent frames' where the cache counts those (WindowCache), which may have a ``sink`` that
+    is attended to beside. The queries of one that ``scores`` choose what a full cache keeps.
     """
 
     position: int
@@ -46,6 +48,13 @@ class Member:
     first_key: int
     last_key: int
     scores: bool = False
+    sink: Sink | None = None
+
+    @property
+    def keys(self) -> tuple[int, int] | tuple[int, int, Sink]:
+        """What it attends to, in the words of its cache."""
+        span = self.first_key, self.last_key
+        return span if self.sink is None else (*span, self.sink)
 
 
 @dataclass(frozen=True)
@@ -126,16 +135,16 @@ class Block:
                     cache.score(self.layer, query[:, :, starts[i] : starts[i + 1]])
         # Neighbours in the pack that see the same keys share one call. Each group reads before the next one writes,
         # which may take the place of what has left its own window.
-        for (first, last), group in groupby(range(len(members)), lambda i: (members[i].first_key, members[i].last_key)):
+        for seen, group in groupby(range(len(members)), lambda i: members[i].keys):
             own = list(group)
             if cache is not None:
                 for i in own:
                     span = slice(starts[i], starts[i + 1])
                     cache.write(self.layer, members[i].position, key[:, :, span], value[:, :, span])
-                keys, values = cache.read(self.layer, first, last)
-                mask = cache.mask(self.layer, first, last)
+                keys, values = cache.read(self.layer, *seen)
+                mask = cache.mask(self.layer, *seen)
             else:
-                origin = members[0].position
+                (first, last), origin = seen, members[0].position
                 span = slice(starts[first - origin], starts[last + 1 - origin])
                 keys, values, mask = key[:, :, span], value[:, :, span], None
             queries = query[:, :, starts[own[0]] : starts[own[-1] + 1]]

@@ -54,7 +54,7 @@ class FlopCounter:
         """Embeddings and modulations of so many timesteps, and the frame rate's."""
         width = self._width
         per_time = self.config["freq_dim"] * width + 7 * width**2
-        rate = 7 * width**2 if self.config["inject_sample_info"] else 0
+        rate = 7 * width**2 if self.config.get("inject_sample_info") else 0
         return Work("time", -1, 2 * (num_times * per_time + rate), 0, 0)
 
     def paper(self, trace: Trace, schedule: Schedule) -> int:
