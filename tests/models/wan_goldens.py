@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import WanTransformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor
@@ -15,6 +16,8 @@ from flowcache.method import Method
 from flowcache.models.wan.config import Sampling
 from flowcache.models.wan.generation import WanGeneration
 from flowcache.models.wan.network import WanNetwork
+from flowcache.sampler import sample
+from flowcache.trace import Trace
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "wan"
 CHANNELS, ROWS, COLUMNS = 16, 8, 6  # latent
@@ -113,3 +116,39 @@ def golden_generation(
         latents(given["in.clean"][:, :prefix]) if prefix else None,
         prompt_starts=run.get("switch_frames", ()),
     )
+
+
+def small_generation(
+    method: Method,
+    num_frames: int = 12,
+    prefix_frames: int = 0,
+    prompt_starts: tuple[int, ...] = (),
+    seed: int = 0,
+    **settings: Any,
+) -> WanGeneration:
+    """A generation of 4 x 4 latents on the golden network, four tokens a latent frame; ``num_frames`` are latent ones,
+    prefix included."""
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    sampling = Sampling(**{"height": 32, "width": 32} | settings)
+    shape = (1, CHANNELS, num_frames - prefix_frames, 4, 4)
+    fresh = sampling.most_steps - 1
+    return WanGeneration(
+        golden_network(),
+        sampling,
+        method,
+        [draw(1, 10, 24) for _ in range(1 + len(prompt_starts))],
+        draw(*shape),
+        draw(fresh, *shape) if fresh else None,
+        draw(1, CHANNELS, prefix_frames, 4, 4) if prefix_frames else None,
+        prompt_starts,
+        draw(1, 10, 24) if sampling.guidance_scale > 1 else None,
+    )
+
+
+def latents_of(generation: WanGeneration, trace: Trace | None = None) -> Tensor:
+    """Run a generation to its end: the generated latents, [C, f, h, w]."""
+    return torch.cat([latent for _, latent in sample(generation, trace)], dim=1)

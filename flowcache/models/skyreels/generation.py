@@ -17,6 +17,7 @@ from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, unknown_distance
 from flowcache.models.generation import Branch, CacheShape, CachingGeneration
 from flowcache.models.skyreels.config import WAITING, Sampling
+from flowcache.models.skyreels.flops import paper_flops
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.window import WindowLatents, all_times
 from flowcache.models.wan.attention import CaptionKv, Member, Pack
@@ -202,8 +203,8 @@ class SkyReelsGeneration(CachingGeneration):
         return self.state.window
 
     def paper_flops(self, trace: Trace) -> int:
-        """A run's operations in the paper's accounting, see FlopCounter.paper."""
-        return self._flops.paper(trace, self.schedule)
+        """A run's operations in the paper's accounting, see flowcache.models.skyreels.flops."""
+        return paper_flops(self._flops, trace, self.schedule)
 
     # Forwards.
 

@@ -27,7 +27,7 @@ _SHARED = {
     "qk_norm": "rms_norm_across_heads",
     "text_dim": 4096,
 }
-# Configurations of WanTransformer3DModel: Wan 2.1's networks for text alone, from which all causal ones are trained.
+# Configurations of diffusers' WanTransformer3DModel: Wan 2.1 T2V, from which all causal ones are made.
 NETWORKS: dict[str, dict[str, Any]] = {
     "1.3B": _SHARED | {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "14B": _SHARED | {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flowcache.schedule import Schedule
-from flowcache.trace import Trace, Work
+from flowcache.trace import Work
 
 
 @dataclass(frozen=True)
@@ -56,20 +55,6 @@ class FlopCounter:
         per_time = self.config["freq_dim"] * width + 7 * width**2
         rate = 7 * width**2 if self.config.get("inject_sample_info") else 0
         return Work("time", -1, 2 * (num_times * per_time + rate), 0, 0)
-
-    def paper(self, trace: Trace, schedule: Schedule) -> int:
-        """The run in the paper's accounting: block-causal attention, whatever ran.
-
-        A forward that computes a whole window is charged all of the window's chunks, waiting and finished ones too,
-        each attending to itself and those before; a forward through the cache, the chunks it denoises. Encoding given
-        and finished chunks, captions and times are not charged.
-        """
-        total = 0
-        for row, work in trace.work:
-            if work.kind in ("denoise", "context"):
-                position = work.chunk - schedule.windows[schedule.rows[row].window].first_chunk
-                total += self.chunk("denoise", work.chunk, (position + 1) * self.tokens_per_chunk).flops
-        return total
 
     @property
     def _width(self) -> int:

@@ -26,7 +26,7 @@ from flowcache.models.wan.config import CLEAN, Sampling
 from flowcache.models.wan.flops import FlopCounter
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.rotary import Rotary
-from flowcache.models.wan.steppers import FreshNoise, Stepper, UniPc
+from flowcache.models.wan.steppers import FreshNoise, UniPc
 from flowcache.models.wan.unipc import noise_levels
 from flowcache.models.wan.vae import WanVae
 from flowcache.models.wan.window import FrameWindow, Seen
@@ -127,7 +127,7 @@ class WanGeneration(CachingGeneration):
         backend, branches = network.attention_backend, 1 if negative is None else 2
         super().__init__(method, schedule, able, shape, branches, self._flops.compression, backend)
         self._history = self.branches[0].history  # of all branches together
-        self._steps: Stepper = (
+        self._steps = (
             UniPc(noise_levels(sampling.num_steps, sampling.shift)[0])
             if sampling.solver == "unipc"
             else FreshNoise(sampling.shift, schedule, self.blocks, fresh_noise)

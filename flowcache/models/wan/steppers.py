@@ -1,5 +1,7 @@
 """A chunk's step from one noise level to the next, by an estimate of its clean latent: with fresh noise, or an ODE's.
 
+Latents and estimates are float32 [1, C, b, h, w], one chunk's.
+
 Shape letters: C latent channels, b x h x w a chunk's latent frames, rows and columns, f latent frames generated, K
 steps.
 """
@@ -7,7 +9,6 @@ steps.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import Tensor
 
@@ -15,22 +16,6 @@ from flowcache.models.wan.blocks import Blocks
 from flowcache.models.wan.noise_levels import clean_of, level_of, noised
 from flowcache.models.wan.unipc import Solver
 from flowcache.schedule import ChunkStep, Row, Schedule
-
-
-class Stepper(Protocol):
-    """Latents and estimates are float32 [1, C, b, h, w], one chunk's, and are kept or given back as they are."""
-
-    def begin(self, row: Row) -> None:
-        """Before a row."""
-        ...
-
-    def clean(self, step: ChunkStep, velocity: Tensor, latent: Tensor) -> Tensor:
-        """The estimate of the clean latent that a velocity makes."""
-        ...
-
-    def advance(self, step: ChunkStep, clean: Tensor, latent: Tensor) -> Tensor:
-        """The latent after the step."""
-        ...
 
 
 class FreshNoise:
@@ -50,9 +35,11 @@ class FreshNoise:
         """Nothing is remembered from step to step."""
 
     def clean(self, step: ChunkStep, velocity: Tensor, latent: Tensor) -> Tensor:
+        """The estimate of the clean latent that a velocity makes."""
         return clean_of(velocity, latent, level_of(step.t, self._shift))
 
     def advance(self, step: ChunkStep, clean: Tensor, latent: Tensor) -> Tensor:
+        """The latent after the step."""
         if step.step == self._schedule.steps_of(step.chunk) - 1:
             return clean
         frames = self._blocks.frames(step.chunk)
@@ -72,14 +59,17 @@ class UniPc:
         self._solvers: dict[int, Solver] = {}
 
     def begin(self, row: Row) -> None:
+        """A chunk that takes its first step begins with a solver of its own."""
         for step in row.steps:
             if step.step == 0:
                 self._solvers = {step.chunk: Solver(self._levels)}
 
     def clean(self, step: ChunkStep, velocity: Tensor, latent: Tensor) -> Tensor:
+        """As of FreshNoise."""
         return self._solvers[step.chunk].clean(velocity, latent)
 
     def advance(self, step: ChunkStep, clean: Tensor, latent: Tensor) -> Tensor:
+        """As of FreshNoise; the estimate is kept."""
         if clean.is_meta:  # shapes alone, which a solver keeps
             return clean
         return self._solvers[step.chunk].step(clean, latent.clone())  # which it keeps, and latents move on in place
