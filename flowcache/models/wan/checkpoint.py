@@ -15,10 +15,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from flowcache.models.checkpoint import CheckpointError, Stored, fill, mismatch, read_headers, shortened
+from flowcache.models.checkpoint import CheckpointError, Stored, fill, mismatch, read_headers, read_json, shortened
 from flowcache.models.device import usable_device
 from flowcache.models.inventory import Inventory, Part, check_stored, check_text_encoder
-from flowcache.models.wan.config import NETWORKS
+from flowcache.models.wan.config import NETWORKS, Sampling
 from flowcache.models.wan.files import (
     TRANSFORMERS,
     WanFiles,
@@ -46,6 +46,7 @@ from flowcache.models.wan.umt5 import check_original
 
 __all__ = ["is_wan", "load_transformer", "loaded_files", "locate", "verify"]
 
+SHOWN = ("steps", "shift", "block_frames", "window_frames", "sink_frames")  # of the settings, in an inventory
 _EXAMPLE = "patch_embedding.weight"
 
 
@@ -141,6 +142,20 @@ def empty_transformer(place: Path, stored: Mapping[str, Stored] | None = None) -
     return transformer
 
 
+def sampling_of(transformer: Path) -> Sampling:
+    """The settings that a transformer's folder or file is made for: of ``sampling.json`` beside it, else its release's.
+
+    Raises CheckpointError for a file that holds none.
+    """
+    own, release = transformer.parent / "sampling.json", release_of(transformer)
+    if not own.is_file():
+        return Sampling().replaced({} if release is None else release.settings)
+    try:
+        return Sampling().replaced(read_json(own, "a list of sampling settings"))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{own} does not hold sampling settings ({error})") from error
+
+
 def verify(path: Path) -> Inventory:
     """What a checkpoint holds and what is wrong with it, from headers and small files alone."""
     inventory = Inventory("causal Wan", path)
@@ -173,6 +188,11 @@ def verify(path: Path) -> Inventory:
         inventory.parts.append(check_original(*text, config.text_dim))
     else:
         inventory.parts.append(check_text_encoder(*text, "UMT5EncoderModel", config.text_dim))
+    try:
+        sampling = sampling_of(files.transformer)
+        inventory.settings = {name: getattr(sampling, name) for name in SHOWN}
+    except CheckpointError as error:
+        inventory.problems.append(str(error))
     return inventory
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,24 @@ _SETTINGS = ("model_index.json", "sampling.json")
 
 @dataclass(frozen=True)
 class Release:
-    """A published family of files, and which weights its own command uses."""
+    """Published files of one kind: which weights their own command uses, and which settings are not the defaults."""
 
     name: str
     weights: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 # By folder and file, the first that fits (the commands of their READMEs: guandeh17/Self-Forcing, NVlabs/LongLive v1.0,
 # TencentARC/RollingForcing, thu-ml/Causal-Forcing).
 _RELEASES = {
     r"/self_forcing": Release("Self-Forcing", AVERAGED),
-    r"/longlive": Release("LongLive", PLAIN),
-    r"/rolling_forcing": Release("Rolling Forcing", AVERAGED),
-    r"framewise": Release("Causal-Forcing, frame by frame", AVERAGED),
+    r"/longlive": Release("LongLive", PLAIN, {"window_frames": 12, "sink_frames": 3}),
+    r"/rolling_forcing": Release(
+        "Rolling Forcing",
+        AVERAGED,
+        {"rolling": True, "steps": (1000, 800, 600, 400, 200), "window_frames": 21, "sink_frames": 3},
+    ),
+    r"framewise": Release("Causal-Forcing, frame by frame", AVERAGED, {"block_frames": 1}),
     r"chunkwise/": Release("Causal-Forcing, chunk by chunk", PLAIN),
 }
 

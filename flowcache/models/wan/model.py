@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +11,18 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
 from flowcache.method import Method
+from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
 from flowcache.models.inputs import Frames, given_frames, plain
+from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
 from flowcache.models.wan.blocks import Blocks, pixel_frames
+from flowcache.models.wan.checkpoint import empty_transformer, load_transformer, sampling_of
 from flowcache.models.wan.config import NETWORKS, TEMPORAL_FACTOR, Sampling
+from flowcache.models.wan.files import locate
 from flowcache.models.wan.generation import WanGeneration, check_settings
-from flowcache.models.wan.modules import fill_rope, set_dtypes
+from flowcache.models.wan.modules import empty_vae, fill_rope, load_vae, set_dtypes
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.pipeline import WanPipeline, type_on
 from flowcache.models.wan.prompts import check_prompts, latent_starts
@@ -40,6 +45,65 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(network, vae, text_encoder, Sampling() if sampling is None else sampling, device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        checkpoint: str | Path,
+        device: torch.device | str = "cpu",
+        text_device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        offload: bool | None = None,
+        base: str | Path | None = None,
+        lora: str | Path | None = None,
+        lora_alpha: float | None = None,
+        weights: str | None = None,
+    ) -> Wan:
+        """Load a published file (Self-Forcing, Causal-Forcing, LongLive, Rolling Forcing), or a folder of diffusers.
+
+        Args:
+            checkpoint, base, lora: where the parts lie, see flowcache.models.wan.files.locate. Beside the transformer
+                ``sampling.json`` may hold settings (see Sampling); without, they are those of the release that the
+                file's name tells, or Self-Forcing's.
+            text_device: where the text encoder runs; by default ``device``.
+            dtype: of the transformer; by default bfloat16 on CUDA and float32 elsewhere.
+            offload: keep text encoder and VAE in host memory while they are not used. By default on CUDA.
+            lora_alpha: an adapter counts by this over its rank; by default by the alpha it holds, else by 1.
+            weights: "generator_ema" or "generator"; by default those that the release's own command uses.
+
+        Everything is checked before anything is loaded. Raises CheckpointError saying what is missing or wrong.
+        """
+        files = locate(checkpoint, base, lora)
+        device, text_device = usable_device(device), usable_device(text_device or device)
+        network = WanNetwork(
+            empty_transformer(files.transformer)
+        )  # everything is there before minutes of loading begin
+        if empty_vae(files.vae).config.z_dim != network.config.in_channels:
+            raise CheckpointError(
+                f"the transformer {files.transformer} makes latents of {network.config.in_channels} channels, and the "
+                f"VAE in {files.vae} decodes others: they belong to different checkpoints; give base=<their Wan 2.1>"
+            )
+        if not files.text_encoder.exists():
+            raise CheckpointError(
+                f"no text encoder at {files.text_encoder}; give base=<folder of a downloaded Wan 2.1>, which holds it"
+            )
+        sampling = sampling_of(files.transformer)
+        offload = device.type == "cuda" if offload is None else offload
+        transformer = load_transformer(files, device, dtype or type_on(device), weights=weights, lora_alpha=lora_alpha)
+        loaded = load_vae(files.vae, "cpu" if offload else device)
+        try:
+            vae = WanVae(loaded, Visits(loaded, device) if offload else None)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{files.vae} is not Wan 2.1's VAE ({error}); download it again") from error
+        text = TextEncoder.from_pretrained(
+            files.text_encoder,
+            files.tokenizer,
+            device=text_device,
+            dtype=type_on(text_device),
+            channels=network.config.text_dim,
+            offload=offload,
+        )
+        return cls(WanNetwork(transformer), vae, text, sampling, device)
 
     @classmethod
     def from_random(cls, size: str = "1.3B", device: torch.device | str = "cpu", seed: int = 0) -> Wan:
