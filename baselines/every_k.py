@@ -34,7 +34,7 @@ class EveryK(ReusePolicy):
         check_warmup_fits(self.warmup_steps, schedule.num_steps, "steps of a chunk")
 
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
-        return Decision(tuple(s.chunk for s in row.steps if self._computes(s.step, schedule.num_steps)))
+        return Decision(tuple(s.chunk for s in row.steps if self._computes(s.step, schedule.steps_of(s.chunk))))
 
     def _computes(self, step: int, num_steps: int) -> bool:
         # The steps before `warmup_steps`, then every k-th counted from the last of them, and the last step. A multiple

@@ -69,7 +69,7 @@ class Scope(ReusePolicy):
 
     def _action(self, step: ChunkStep, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> str:
         chunk = step.chunk
-        if chunk in distances and max(1, self.warmup_steps) <= step.step < schedule.num_steps - 1:
+        if chunk in distances and max(1, self.warmup_steps) <= step.step < schedule.steps_of(chunk) - 1:
             total = self.accumulated[chunk] + self._rescaled(distances[chunk].relative)
             action = "compute"  # of NaN, too; and at a threshold of 0, though a rescaled distance can be negative
             if self.repeat_threshold > 0 and total < self.repeat_threshold:

@@ -15,6 +15,7 @@ from flowcache.models.inventory import Inventory
 from flowcache.models.magi import checkpoint as magi
 
 GIB = 2**30
+_FILE_SUFFIXES = (".pt", ".safetensors")  # of causal Wan, which is published as single files
 
 
 def verify(directory: Path) -> Inventory:
@@ -33,29 +34,28 @@ def loaded_files(directory: Path) -> dict[str, Path]:
 
 def _family(directory: Path) -> ModuleType:
     """The checkpoint module of the family that a directory is of. Raises CheckpointError where it is of none."""
-    if not directory.is_dir():
+    if not directory.is_dir() and not (directory.is_file() and directory.suffix in _FILE_SUFFIXES):
         raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
     if magi.is_magi(directory):
         return magi
     try:
-        from flowcache.models.skyreels import checkpoint as skyreels  # diffusers is needed for this family alone
+        from flowcache.models.skyreels import checkpoint as skyreels  # diffusers is needed for these families alone
+        from flowcache.models.wan import checkpoint as wan
     except ImportError as error:
         raise CheckpointError(f"{directory} is no checkpoint of MAGI-1, and {error}") from error
 
-    if skyreels.is_skyreels(directory):
-        return skyreels
-    inside = [
-        path.name for path in sorted(directory.iterdir()) if path.is_dir() and _is_any(path, skyreels.is_skyreels)
-    ]
+    looks = {wan: wan.is_wan, skyreels: skyreels.is_skyreels}
+    for family, looks_like in looks.items():
+        if looks_like(directory):
+            return family
+    tests = (magi.is_magi, *looks.values())
+    inside = [path.name for path in sorted(directory.iterdir()) if path.is_dir() and any(test(path) for test in tests)]
     hint = f"; {', '.join(inside)} in it look like some" if inside else ""
     raise CheckpointError(
-        f"{directory} is no checkpoint of MAGI-1 (inference_weight.distill or inference_weight, config.json) or of "
-        f"SkyReels-V2 (transformer, or config.json beside safetensors){hint}"
+        f"{directory} is no checkpoint of MAGI-1 (inference_weight.distill or inference_weight, config.json), of Wan "
+        "(transformer, or a published file) or of SkyReels-V2 (transformer, or config.json beside safetensors)"
+        f"{hint}"
     )
-
-
-def _is_any(directory: Path, is_skyreels: object) -> bool:
-    return magi.is_magi(directory) or is_skyreels(directory)
 
 
 def describe(inventory: Inventory) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 def check_threshold(threshold: float, name: str = "threshold", zero: str = "never reuses") -> None:
     """Refuse a threshold that is not a finite number of at least 0; ``zero`` says what 0 does."""
-    if not (is_number(threshold) and math.isfinite(threshold) and threshold >= 0):
+    if not (is_finite(threshold) and threshold >= 0):
         raise ValueError(f"{name}={threshold!r} must be a finite number of at least 0 (0 {zero})")
 
 
@@ -52,6 +52,10 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
 
 def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> bool:
+    return is_number(value) and math.isfinite(value)
 
 
 def is_count(value: object, least: int = 1) -> bool:

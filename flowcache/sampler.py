@@ -92,27 +92,39 @@ def sample(
 
 def generate(
     model: VideoModel,
-    prompt: str,
+    prompt: str | None,
     num_frames: int,
     method: Method,
     seed: int = 1234,
     trace: Trace | None = None,
     clock: SectionClock | None = None,
     latents: list[Tensor] | None = None,
+    prompts: Sequence[tuple[int, str]] | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """Generate a video and yield each finished chunk's frames, uint8 [F, H, W, 3], as soon as they are decoded.
 
     Args:
         model: such as ``flowcache.models.magi.Magi.from_pretrained(path)``.
-        prompt: the caption.
+        prompt: the caption; None where ``prompts`` are given.
         num_frames: frames to generate; the model says which counts it can make.
         method: the caching method, e.g. ``Method(reuse=Chunkwise(threshold=0.015, warmup_steps=5))``.
         seed: of the noise. Equal seeds give equal noise on every device.
         trace, clock: filled while running; the clock also gets "text" and "vae".
         latents: if given, filled while running with each finished chunk's, [C, f, h, w], on the model's device.
+        prompts: captions that change on the way, such as [(0, "a cat sleeps"), (40, "the cat wakes up")]: each with the
+            frame, of those to generate, from which on it counts. A chunk has one: that of its first frame.
         options: the model's own, e.g. ``num_steps``, ``image``, ``prefix_video``.
+
+    Raises ValueError, before any work, for what cannot be made, and for ``prompts`` on a model that takes one.
     """
+    if prompts is not None:
+        if not model.switches_prompts:
+            raise ValueError(
+                f"{type(model).__name__} makes a video of one prompt, and prompts=... changes it on the way, which "
+                "causal Wan can; give prompt alone"
+            )
+        options["prompts"] = prompts
     clock = SectionClock("cpu") if clock is None else clock
     with clock("text"):
         generation = model.generation(prompt, num_frames, method, seed, **options)

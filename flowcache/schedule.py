@@ -3,7 +3,8 @@
 A *row* is one pass of the sampler: every active chunk takes one of its own steps. MAGI-1 staggers its chunks by a
 quarter of the steps and slides a window of four (SandAI-org/MAGI-1: inference/pipeline/video_generate.py). SkyReels-V2
 starts each chunk ``ar_step`` rows after the one before, and makes a long video window by window, each beginning with
-the end of the one before (SkyworkAI/SkyReels-V2: skyreels_v2_infer/pipelines/diffusion_forcing_pipeline.py).
+the end of the one before (SkyworkAI/SkyReels-V2: skyreels_v2_infer/pipelines/diffusion_forcing_pipeline.py). Causal Wan
+makes one chunk after another, or starts one in every row (guandeh17/Self-Forcing, TencentARC/RollingForcing).
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ def step_intervals(num_steps: int, shortcut: str = "8,16,16") -> Tensor:
 class ChunkStep:
     """One chunk's step in a row: its own step index, and the times before and after it.
 
-    Times are the network's own: 0 (noise) to 1 (clean) on MAGI-1, timesteps 999 (noise) to 0 (clean) on SkyReels-V2.
+    Times are the network's own: 0 (noise) to 1 (clean) on MAGI-1, timesteps 999 (noise) to 0 (clean) on SkyReels-V2,
+    1000 to 0 and no whole numbers on causal Wan.
     """
 
     chunk: int
@@ -119,7 +121,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All rows of a generation. Chunks below ``prefix_chunks`` are given, never denoised."""
+    """All rows of a generation. Chunks below ``prefix_chunks`` are given, never denoised.
+
+    ``num_steps`` are a chunk's; a schedule may give single chunks others, see ``steps_of``.
+    """
 
     num_chunks: int
     prefix_chunks: int
@@ -133,6 +138,15 @@ class Schedule:
         if chunk < row.chunks[0]:
             return self.num_steps
         return row.step_of(chunk).step if chunk <= row.chunks[-1] else -1
+
+    def steps_of(self, chunk: int) -> int:
+        """How many steps a chunk of it takes, ``num_steps`` but for single ones."""
+        return self._own_steps.get(chunk, self.num_steps)
+
+    @cached_property
+    def _own_steps(self) -> dict[int, int]:
+        # A chunk that two windows share is denoised in the first.
+        return {step.chunk: step.step + 1 for row in self.rows for step in row.steps if step.chunk in row.finished}
 
     def events(self, chunk: int) -> dict[int, int]:
         """The chunk's own steps right before which an older chunk finished, whose keys are clean from then on, and how
@@ -211,7 +225,7 @@ def staged_schedule(
 
 def diffusion_forcing_schedule(
     num_chunks: int,
-    times: Sequence[int],
+    times: Sequence[float],
     ar_step: int,
     window_chunks: int,
     overlap_chunks: int = 0,
@@ -245,9 +259,41 @@ def diffusion_forcing_schedule(
         first, given = first + length - overlap_chunks, overlap_chunks
 
 
+def sequential_schedule(
+    num_chunks: int, times: Sequence[float], prefix_chunks: int = 0, first_times: Sequence[float] | None = None
+) -> Schedule:
+    """Self-Forcing's schedule: one chunk after another, each taking all of its steps before the next one starts.
+
+    Args:
+        num_chunks: chunks of the video, the prefix included.
+        times: timesteps of a chunk's steps, falling; after the last one it is clean (0).
+        prefix_chunks: chunks that are given.
+        first_times: those of the first chunk that is not given, where it has its own (thu-ml/Causal-Forcing).
+    """
+    if not 0 <= prefix_chunks < num_chunks:
+        raise ValueError(
+            f"a prefix of {prefix_chunks} chunks leaves nothing to generate in a video of {num_chunks}; "
+            "ask for more frames"
+        )
+    rows: list[Row] = []
+    for chunk in range(prefix_chunks, num_chunks):
+        own = first_times if first_times and chunk == prefix_chunks else times
+        for step, (t, t_next) in enumerate(zip(own, [*own[1:], 0.0], strict=True)):
+            finished = (chunk,) if step == len(own) - 1 else ()
+            rows.append(Row(len(rows), (ChunkStep(chunk, step, t, t_next),), finished))
+    window = Window(0, num_chunks, prefix_chunks, range(len(rows)))
+    return Schedule(num_chunks, prefix_chunks, len(times), 1, tuple(rows), (window,))
+
+
+def rolling_schedule(num_chunks: int, times: Sequence[float], prefix_chunks: int = 0) -> Schedule:
+    """Rolling Forcing's schedule: a chunk starts in every row, so that as many as there are steps run together, each at
+    its own. Arguments as of ``sequential_schedule``."""
+    return diffusion_forcing_schedule(num_chunks, times, 1, num_chunks, prefix_chunks=prefix_chunks)
+
+
 def staggered_rows(
     num_chunks: int,
-    times: Sequence[int],
+    times: Sequence[float],
     ar_step: int,
     prefix_chunks: int = 0,
     visible_chunks: int | None = None,

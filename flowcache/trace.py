@@ -15,10 +15,10 @@ class Work:
     """One chunk's pass through the network.
 
     kind: "denoise", "near_clean" (extra copy of the oldest chunk), "context" (waiting, finished and given chunks that a
-        forward without cache computes beside the active ones), "refresh" (a finished chunk's keys and values), "prefix"
-        (given chunks' keys and values), "reuse" (what a reusing chunk still computes), "compression" (scoring finished
-        chunks' keys, by the queries of ``chunk``), and once a generation "caption" (cross-attention keys and values)
-        and "time" (time embeddings).
+        forward without cache computes beside the active ones), "refresh" (a finished chunk's keys and values),
+        "recache" (those of all finished chunks in reach, for a new prompt), "prefix" (given chunks' keys and values),
+        "reuse" (what a reusing chunk still computes), "compression" (scoring finished chunks' keys, by the queries of
+        ``chunk``), and once a generation "caption" (cross-attention keys and values) and "time" (time embeddings).
     gemm_flops, self_attention_flops, cross_attention_flops: multiply-adds count 2.
     """
 

@@ -41,7 +41,7 @@ from flowcache.forecast.correction import interpolate, interpolation_weights
 from flowcache.forecast.history import OutputHistory
 from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
-from flowcache.models.skyreels.scheduler import Solver, noise_levels
+from flowcache.models.wan.unipc import Solver, noise_levels
 from flowcache.schedule import ChunkStep, timesteps
 
 # %matplotlib inline

@@ -23,8 +23,8 @@ from flowcache.models.magi.config import NETWORKS as MAGI_NETWORKS
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.checkpoint import set_dtypes
 from flowcache.models.skyreels.config import NETWORKS as SKYREELS_NETWORKS
+from flowcache.models.wan.modules import set_dtypes
 from tests.models.magi_goldens import GOLDENS as MAGI_GOLDENS
 from tests.models.releases import in_layers, write_magi, write_original_skyreels, write_skyreels
 from tests.models.skyreels_pipeline import write_checkpoint

@@ -15,10 +15,11 @@ from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.magi import Magi
 from flowcache.models.magi.checkpoint import RELEASES
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.checkpoint import convert, set_dtypes
+from flowcache.models.skyreels.checkpoint import convert
 from flowcache.models.skyreels.config import Sampling
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.vae import SkyReelsVae
+from flowcache.models.wan.modules import set_dtypes
+from flowcache.models.wan.vae import WanVae
 from flowcache.sampler import sample
 from tests.methods import vanilla
 from tests.models.releases import (
@@ -144,7 +145,7 @@ def direct_skyreels(size: str, loaded: SkyReels) -> SkyReels:
     """The network as it was before it was written to bfloat16 files, and read into float32, with the loaded encoder."""
     transformer, vae, _ = small_skyreels(size)
     set_dtypes(transformer, torch.bfloat16)
-    return SkyReels(SkyReelsNetwork(transformer.float()), SkyReelsVae(vae), loaded.text_encoder)
+    return SkyReels(SkyReelsNetwork(transformer.float()), WanVae(vae), loaded.text_encoder)
 
 
 def assert_makes_what_was_written(model: SkyReels, size: str) -> None:

@@ -9,7 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flowcache.schedule import SCHEDULES, Schedule, staged_schedule, step_intervals, timesteps
+from flowcache.schedule import (
+    SCHEDULES,
+    Schedule,
+    rolling_schedule,
+    sequential_schedule,
+    staged_schedule,
+    step_intervals,
+    timesteps,
+)
 from tests.models.magi_goldens import manifest, tensors
 
 TABLES = tensors("h_schedules")
@@ -136,3 +144,33 @@ def test_bad_schedules_are_refused():
     for prefix in (-1, 3, 4):
         with pytest.raises(ValueError, match=f"a prefix of {prefix} chunks leaves nothing to generate in a video of 3"):
             staged_schedule(3, timesteps(8), 4, prefix)
+
+
+# Causal Wan's.
+
+
+def test_one_chunk_after_another_takes_all_of_its_steps():
+    schedule = sequential_schedule(4, [1000.0, 500.0], prefix_chunks=1, first_times=[1000.0, 750.0, 500.0, 250.0])
+    assert [row.chunks for row in schedule.rows] == [(1,)] * 4 + [(2,)] * 2 + [(3,)] * 2
+    assert [(row.steps[0].t, row.steps[0].t_next) for row in schedule.rows[2:6]] == [
+        (500.0, 250.0),
+        (250.0, 0.0),
+        (1000.0, 500.0),
+        (500.0, 0.0),
+    ]
+    assert [row.finished for row in schedule.rows if row.finished] == [(1,), (2,), (3,)]
+    assert [schedule.steps_of(chunk) for chunk in (1, 2, 3)] == [4, 2, 2]
+    assert (schedule.num_steps, schedule.num_chunk_steps) == (2, 8)
+    assert all(schedule.events(chunk) == {} for chunk in range(4))  # nothing finishes while another runs
+    with pytest.raises(ValueError, match="a prefix of 4 chunks leaves nothing to generate in a video of 4"):
+        sequential_schedule(4, [1000.0], prefix_chunks=4)
+
+
+def test_rolling_chunks_start_in_every_row_and_run_together():
+    schedule = rolling_schedule(4, [1000.0, 800.0, 600.0])
+    assert [row.chunks for row in schedule.rows] == [(0,), (0, 1), (0, 1, 2), (1, 2, 3), (2, 3), (3,)]
+    for row in schedule.rows:
+        assert [step.step for step in row.steps] == [row.index - chunk for chunk in row.chunks]
+    assert [row.finished for row in schedule.rows] == [(), (), (0,), (1,), (2,), (3,)]
+    # A video of fewer chunks than there are steps takes all of its steps too.
+    assert [row.chunks for row in rolling_schedule(1, [1000.0, 800.0, 600.0]).rows] == [(0,)] * 3

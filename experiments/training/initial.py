@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import torch
+from diffusers import SkyReelsV2Transformer3DModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import T5Config
@@ -15,6 +16,7 @@ from experiments.training.captions import build_tokenizer
 from experiments.training.magi_dit import TextAndDit
 from experiments.training.skyreels_dit import TextAndTransformer
 from experiments.training.skyreels_vae import WanAutoencoder
+from experiments.training.wan_dit import TextAndWan
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 
@@ -54,6 +56,24 @@ def start_from_skyreels(checkpoint: Path, recipe: dict, directory: Path) -> None
     vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
     model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
     model.transformer.load_state_dict(_floats(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"))
+    text = checkpoint / "text_encoder"
+    _load_text_encoder(model.text_encoder, _floats(text / "model.safetensors"), text)
+    _put(directory, vae=vae, decoder=vae, dit=model)
+
+
+def start_from_skyreels_for_wan(checkpoint: Path, recipe: dict, directory: Path) -> None:
+    """The same, as causal Wan's: what SkyReels-V2 adds for one frame rate becomes part of a bias."""
+    if (directory / "dit.pt").exists():
+        return
+    vae = WanAutoencoder(**recipe["vae"]["config"])
+    vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
+    source = SkyReelsV2Transformer3DModel.from_pretrained(checkpoint / "transformer").float()
+    weights = source.state_dict()
+    with torch.no_grad():
+        rate = source.fps_projection(source.fps_embedding.weight[1])
+    weights["condition_embedder.time_proj.bias"] += rate
+    model = TextAndWan(recipe["dit"]["transformer"], recipe["dit"]["text"])
+    model.transformer.load_state_dict({name: each for name, each in weights.items() if not name.startswith("fps_")})
     text = checkpoint / "text_encoder"
     _load_text_encoder(model.text_encoder, _floats(text / "model.safetensors"), text)
     _put(directory, vae=vae, decoder=vae, dit=model)

@@ -28,8 +28,8 @@ from experiments.training.session import TrainingSession, is_main
 from experiments.training.skyreels_vae import WanAutoencoder
 from flowcache.models.skyreels.config import CLEAN, WAITING, Sampling
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.scheduler import noise_levels
-from flowcache.models.skyreels.text import NEGATIVE_PROMPT
+from flowcache.models.wan.text import NEGATIVE_PROMPT
+from flowcache.models.wan.unipc import noise_levels
 
 NO_CAPTION = ("", NEGATIVE_PROMPT)  # what a dropped caption is replaced by; guidance leads away from the second
 FRAME_RATES = (16, 24)  # one of each embedding; the clips look the same at both

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
 
-from flowcache.models.skyreels.vae_cpu import quicken
+from flowcache.models.wan.vae_cpu import quicken
 
 
 class WanAutoencoder(nn.Module):

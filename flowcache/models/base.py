@@ -110,9 +110,15 @@ class Generation(FeatureSource, Protocol):
 
 
 class VideoModel(Protocol):
-    """A model that ``flowcache.generate`` can drive."""
+    """A model that ``flowcache.generate`` can drive.
 
-    def generation(self, prompt: str, num_frames: int, method: Method, seed: int, **options: Any) -> Generation:
+    Attributes:
+        switches_prompts: its ``generation`` takes ``prompts``, pairs of a first frame and a prompt.
+    """
+
+    switches_prompts: bool
+
+    def generation(self, prompt: str | None, num_frames: int, method: Method, seed: int, **options: Any) -> Generation:
         """A fresh generation; ``options`` are the model's own (steps, size, prefix ...)."""
         ...
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ PICKLE_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 _SHOWN_KEYS = 5
 # Names of types in headers; what is not here (such as the official fp8) this library does not run.
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -78,7 +78,7 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
             if missing:
                 packed = all((directory / f"{shard}.zst").is_file() for shard in missing)
                 raise CheckpointError(
-                    f"{directory} lacks {len(missing)} of {len(shards)} shards ({_shortened(missing)}); "
+                    f"{directory} lacks {len(missing)} of {len(shards)} shards ({shortened(missing)}); "
                     + ("unpack them with `zstd -d *.zst`" if packed else "finish the download")
                 )
             return dict(shards)
@@ -95,13 +95,23 @@ def find_weights(directory: Path) -> dict[Path, list[str] | None]:
     pickled = sorted(path.name for path in directory.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickled:
         raise CheckpointError(
-            f"{directory} holds pickled weights ({_shortened(pickled)}), which can run code when they are opened and "
+            f"{directory} holds pickled weights ({shortened(pickled)}), which can run code when they are opened and "
             "are refused; download the checkpoint's safetensors files, or convert these where you trust them"
         )
     raise CheckpointError(
         f"no weights in {directory}: expected {FILE_NAMES[0]}, {FILE_NAMES[1]} or a sharded index beside them; "
         "check the path, or download the checkpoint there"
     )
+
+
+def around(directory: Path) -> list[Path]:
+    """Where parts of a checkpoint may lie: the directory and two above it, then the same of what links lead to.
+
+    Links to files lead to no checkpoint: in the Hugging Face cache all lie side by side, under no name of their own.
+    """
+    targets = [path.resolve().parent for path in sorted(directory.iterdir()) if path.is_symlink() and path.is_dir()]
+    homes = [directory.absolute(), directory.resolve(), *targets]
+    return [directory, *dict.fromkeys(folder for home in homes for folder in (home, *home.parents[:2]))]
 
 
 def part_files(directory: Path) -> list[Path]:
@@ -151,35 +161,49 @@ def read_headers(directory: Path, rename: Callable[[str], str] | None = None) ->
     Raises CheckpointError for files that are missing, damaged or cut short, and for tensors that an index names and
     its shards lack.
     """
+    return {
+        name if rename is None else rename(name): tensor
+        for path, names in find_weights(directory).items()
+        for name, tensor in file_headers(path, names).items()
+    }
+
+
+def file_headers(path: Path, names: Collection[str] | None = None) -> dict[str, Stored]:
+    """The tensors of a safetensors file by its own names, or those ``names`` that its index has for it.
+
+    Raises CheckpointError.
+    """
     stored: dict[str, Stored] = {}
-    for path, keys in find_weights(directory).items():
-        try:
-            # It compares the header with the file's length. Unlike torch, numpy has no part in it before a tensor is
-            # read: torch maps the file as if to write, which the kernel refuses for more than there is memory.
-            with safe_open(path, framework="numpy") as file:
-                held = file.keys()
-                absent = sorted(set(keys or ()) - set(held))
-                if absent:
-                    raise CheckpointError(
-                        f"{path} lacks {len(absent)} tensors that its index names ({_shortened(absent)}); "
-                        "index and shards are of different checkpoints: download both again"
-                    )
-                for name in held if keys is None else keys:
-                    header = file.get_slice(name)
-                    if header.get_dtype() not in _DTYPES:
-                        raise CheckpointError(
-                            f"{path} holds {name} as {header.get_dtype()}, which this library does not run; use the "
-                            "release in bfloat16"
-                        )
-                    tensor = Stored(path, name, tuple(header.get_shape()), _DTYPES[header.get_dtype()])
-                    stored[name if rename is None else rename(name)] = tensor
-        except (SafetensorError, OSError) as error:
-            raise damaged(path, error) from error
+    try:
+        # It compares the header with the file's length. Unlike torch, numpy has no part in it before a tensor is
+        # read: torch maps the file as if to write, which the kernel refuses for more than there is memory.
+        with safe_open(path, framework="numpy") as file:
+            held = file.keys()
+            absent = sorted(set(names or ()) - set(held))
+            if absent:
+                raise CheckpointError(
+                    f"{path} lacks {len(absent)} tensors that its index names ({shortened(absent)}); "
+                    "index and shards are of different checkpoints: download both again"
+                )
+            for name in held if names is None else names:
+                header = file.get_slice(name)
+                if header.get_dtype() not in DTYPES:
+                    raise unknown_type(path, name, header.get_dtype())
+                stored[name] = Stored(path, name, tuple(header.get_shape()), DTYPES[header.get_dtype()])
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from error
     return stored
 
 
+def unknown_type(path: Path, name: str, dtype: str) -> CheckpointError:
+    """A tensor is of a type that is not run, such as the official fp8."""
+    return CheckpointError(
+        f"{path} holds {name} as {dtype}, which this library does not run; use the release in bfloat16"
+    )
+
+
 def damaged(path: Path, error: Exception) -> CheckpointError:
-    """What is wrong with a file that is no safetensors file."""
+    """What is wrong with a file of weights that cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -187,7 +211,7 @@ def damaged(path: Path, error: Exception) -> CheckpointError:
         return CheckpointError(f"{path} cannot be read ({error}); change its permissions, or download it again")
     if start.startswith(b"version https://git-lfs"):
         return CheckpointError(f"{path} is a Git LFS pointer and not the weights; fetch them with `git lfs pull`")
-    if start.startswith((b"PK", b"\x80")):
+    if start.startswith((b"PK", b"\x80")) and path.suffix not in PICKLE_SUFFIXES:
         return CheckpointError(
             f"{path} is a pickle by the name of safetensors, which is not opened; download the real file again"
         )
@@ -222,19 +246,42 @@ def load_weights(
     CheckpointError, and ValueError for a device that is not there.
     """
     device = usable_device(device)
-    own, stored = module.state_dict(), check_weights(module, directory, rename)
-    files: dict[Path, dict[str, str]] = {}
+    fill(module, check_weights(module, directory, rename), device, keep_dtype)
+
+
+def read_safetensors(path: Path, names: Collection[str], device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    """Some tensors of a file, one at a time, on ``device``. Raises CheckpointError."""
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            for name in names:
+                yield name, file.get_tensor(name)
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, error) from error
+
+
+def fill(
+    module: nn.Module,
+    stored: Mapping[str, Stored],
+    device: torch.device,
+    keep_dtype: bool = True,
+    read: Callable[[Path, Collection[str], torch.device], Iterable[tuple[str, Tensor]]] = read_safetensors,
+) -> None:
+    """Load tensors that were found to fit (``mismatch``) into ``module``; otherwise as ``load_weights``.
+
+    Args:
+        stored: by the module's names, of which several may be of one tensor.
+        read: of a file's tensors.
+    """
+    own = module.state_dict()
+    files: dict[Path, dict[str, list[str]]] = {}
     for key, tensor in stored.items():
-        files.setdefault(tensor.path, {})[key] = tensor.name
+        files.setdefault(tensor.path, {}).setdefault(tensor.name, []).append(key)
     found: dict[str, Tensor] = {}
-    for path, names in files.items():
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                for key, name in names.items():  # no name for the file's tensor: it would keep its pages
-                    dtype = own[key].dtype if keep_dtype else stored[key].dtype
-                    found[key] = file.get_tensor(name).to(dtype)
-        except (SafetensorError, OSError) as error:
-            raise damaged(path, error) from error
+    for path, keys in files.items():
+        for name, tensor in read(path, keys, device):
+            for key in keys[name]:
+                found[key] = tensor.to(own[key].dtype if keep_dtype else stored[key].dtype)
+            del tensor  # it would keep the file's pages
     module.load_state_dict(found, strict=True, assign=True)
     module.to(device).eval().requires_grad_(False)
 
@@ -259,7 +306,7 @@ def mismatch(
     missing = expected.keys() - stored.keys() - set(optional)
     for title, keys in (("missing", missing), ("unexpected", stored.keys() - expected.keys())):
         if keys:
-            problems.append(f"{len(keys)} {title} keys ({_shortened(sorted(keys))})")
+            problems.append(f"{len(keys)} {title} keys ({shortened(sorted(keys))})")
     wrong = [key for key in sorted(expected.keys() & stored.keys()) if expected[key] != stored[key].shape]
     if wrong:
         first = wrong[0]
@@ -270,7 +317,8 @@ def mismatch(
     return "; ".join(problems) or None
 
 
-def _shortened(names: list[str]) -> str:
+def shortened(names: list[str]) -> str:
+    """The first of some names, in one line."""
     return ", ".join(names[:_SHOWN_KEYS]) + (", ..." if len(names) > _SHOWN_KEYS else "")
 
 
@@ -321,7 +369,7 @@ def load_text_encoder(
         ) from error
     wrong = [*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])]
     if wrong:
-        shown = _shortened(sorted(wrong))
+        shown = shortened(sorted(wrong))
         raise CheckpointError(
             f"the weights in {encoder} do not fit {name}: {len(wrong)} are missing or of another shape ({shown}); "
             "download them again, with the config.json that belongs to them"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from flowcache.models.checkpoint import (
     mismatch,
     read_headers,
 )
+from flowcache.models.pickled import pickled_headers
 
+TIED = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names, of which files hold either
 _IGNORED = ("decoder.", "lm_head.")  # of a text encoder published with its decoder
 
 
@@ -100,9 +102,25 @@ def check_part(
         rename: the file's names into the network's.
         optional, ignored: keys that may be missing, and beginnings of keys that nobody needs.
     """
-    part = Part(name, directory)
+    return check_stored(name, directory, expected, lambda: read_headers(directory, rename), problem, optional, ignored)
+
+
+def check_stored(
+    name: str,
+    place: Path,
+    expected: Mapping[str, Tensor],
+    read: Callable[[], Mapping[str, Stored]],
+    problem: str | None = None,
+    optional: tuple[str, ...] = (),
+    ignored: tuple[str, ...] = (),
+) -> Part:
+    """As ``check_part`` of what lies in a folder or file, with the headers that ``read`` gives, or its CheckpointError.
+
+    They are by the network's names.
+    """
+    part = Part(name, place)
     try:
-        stored = read_headers(directory, rename)
+        stored = read()
     except CheckpointError as error:
         part.problems.append(problem or str(error))
         return part
@@ -110,7 +128,7 @@ def check_part(
     shapes = {key: tuple(tensor.shape) for key, tensor in expected.items()}
     wrong = problem or mismatch(shapes, part.tensors, optional)
     if wrong:
-        part.problems.append(problem or f"the {name} in {directory} does not fit its configuration: {wrong}")
+        part.problems.append(problem or f"the {name} in {place} does not fit its configuration: {wrong}")
     return part
 
 
@@ -128,18 +146,28 @@ def check_text_encoder(name: str, directory: Path, tokenizer: Path, architecture
         if not (directory / "config.json").is_file():
             reason = "config.json is missing"
         return Part(name, directory, problems=[f"no {name} in {directory} ({reason}); download it there"])
-    tied = ("shared.weight", "encoder.embed_tokens.weight")  # one tensor under two names, of which files hold either
     expected = encoder.state_dict()
     pickled = _pickles(directory)
     if pickled:
-        part = _pickled_part(name, directory, pickled, expected, tied)
+
+        def read() -> dict[str, Stored]:
+            return {key: tensor for path in pickled for key, tensor in pickled_headers(path).items()}
+
+        part = check_stored(name, directory, expected, read, optional=TIED, ignored=_IGNORED)
     else:
-        part = check_part(name, directory, expected, optional=tied, ignored=_IGNORED)
-    if not part.problems and not any(key in part.tensors for key in tied):
-        part.problems.append(f"the {name} in {directory} has no token embeddings ({tied[0]}); download it again")
-    if not part.problems and config.d_model != channels:
+        part = check_part(name, directory, expected, optional=TIED, ignored=_IGNORED)
+    return check_captions(part, tokenizer, config.d_model, channels)
+
+
+def check_captions(part: Part, tokenizer: Path, width: int, channels: int) -> Part:
+    """A text encoder's part with what else may be wrong: token embeddings, channels (``width``), the tokenizer."""
+    if not part.problems and not any(key in part.tensors for key in TIED):
         part.problems.append(
-            f"the {name} in {directory} gives features of {config.d_model} channels, and the transformer takes "
+            f"the {part.name} in {part.directory} has no token embeddings ({TIED[0]}); download it again"
+        )
+    if not part.problems and width != channels:
+        part.problems.append(
+            f"the {part.name} in {part.directory} gives features of {width} channels, and the transformer takes "
             f"{channels}; use the one that belongs to these weights"
         )
     if not any((tokenizer / file).is_file() for file in TOKENIZER_FILES):
@@ -155,24 +183,3 @@ def _pickles(directory: Path) -> list[Path]:
         found = sorted(path for path in directory.glob("pytorch_model*") if path.suffix in PICKLE_SUFFIXES)
         return [] if list(directory.glob("*.safetensors*")) else found
     return []
-
-
-def _pickled_part(
-    name: str, directory: Path, files: list[Path], expected: Mapping[str, Tensor], tied: tuple[str, ...]
-) -> Part:
-    """As ``check_part``; torch's restricted unpickler builds tensors and nothing else, here without their content."""
-    part = Part(name, directory)
-    for path in files:
-        try:
-            content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-            for key, tensor in content.items():
-                if not key.startswith(_IGNORED):
-                    part.tensors[key] = Stored(path, key, tuple(tensor.shape), tensor.dtype)
-        except Exception as error:  # of zipfile, pickle and torch
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            part.problems.append(f"{path} is damaged or cut short ({reason}); download it again")
-            return part
-    wrong = mismatch({key: tuple(tensor.shape) for key, tensor in expected.items()}, part.tensors, tied)
-    if wrong:
-        part.problems.append(f"the {name} in {directory} does not fit its configuration: {wrong}")
-    return part

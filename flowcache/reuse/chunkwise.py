@@ -56,7 +56,7 @@ class Chunkwise(ReusePolicy):
     def _computes(
         self, step: ChunkStep, distances: Mapping[int, ChunkDistance], schedule: Schedule, edge_row: bool
     ) -> bool:
-        last = edge_row if self.last_step == "global" else step.step == schedule.num_steps - 1
+        last = edge_row if self.last_step == "global" else step.step == schedule.steps_of(step.chunk) - 1
         if step.step < self.warmup_steps or step.chunk not in distances or last:
             self.accumulated[step.chunk] = 0.0
             return True

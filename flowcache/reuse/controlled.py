@@ -69,7 +69,7 @@ class Controlled(ReusePolicy):
             self._next[chunk] = step.step + max(1, round(min(longest, even * self._change(chunk, error))))
 
     def _computes(self, step: ChunkStep, schedule: Schedule) -> bool:
-        always = step.step in (0, schedule.num_steps - 1) or step.step in schedule.jumps(step.chunk)
+        always = step.step in (0, schedule.steps_of(step.chunk) - 1) or step.step in schedule.jumps(step.chunk)
         return always or step.step >= self._next.get(step.chunk, 0)
 
     def _change(self, chunk: int, error: float) -> float:

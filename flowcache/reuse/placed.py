@@ -72,7 +72,7 @@ class Placed(ReusePolicy):
         if self.plan is not None:
             return self.plan.steps(self.share, schedule)
         chunks = (chunk for window in schedule.windows for chunk in window.generated)
-        return {chunk: _plain_steps(self.share, schedule.num_steps, schedule.jumps(chunk)) for chunk in chunks}
+        return {chunk: _plain_steps(self.share, schedule.steps_of(chunk), schedule.jumps(chunk)) for chunk in chunks}
 
 
 def _plain_steps(share: float, num_steps: int, jumps: tuple[int, ...]) -> frozenset[int]:

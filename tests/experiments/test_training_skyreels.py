@@ -16,8 +16,8 @@ from experiments.training.train_embedded import main
 from flowcache import generate
 from flowcache.method import VANILLA
 from flowcache.models.skyreels import Sampling, SkyReels
-from flowcache.models.skyreels.text import TextEncoder
 from flowcache.models.skyreels.window import WindowLatents, all_times
+from flowcache.models.wan.text import TextEncoder
 
 SAMPLING = Sampling(num_steps=6, ar_step=2, causal_block_size=2, base_num_frames=21, overlap_history=5)  # 3 chunks
 TRANSFORMER = {"num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "ffn_dim": 32, "text_dim": 16}

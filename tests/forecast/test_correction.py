@@ -12,7 +12,7 @@ from flowcache.forecast.correction import interpolate, interpolation_weights
 from flowcache.forecast.history import OutputHistory
 from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
-from flowcache.models.skyreels.scheduler import noise_levels
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.reuse.base import Decision
 from flowcache.sampler import sample
 from flowcache.schedule import ChunkStep, Row, staged_schedule, timesteps

@@ -15,7 +15,7 @@ from flowcache.forecast.correction import interpolate
 from flowcache.forecast.history import OutputHistory
 from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
-from flowcache.models.skyreels.scheduler import Solver, noise_levels
+from flowcache.models.wan.unipc import Solver, noise_levels
 from flowcache.reuse.base import Decision
 from flowcache.schedule import ChunkStep, Row, timesteps
 from tests.methods import by_row

@@ -20,8 +20,8 @@ from transformers import T5Config, T5EncoderModel, UMT5EncoderModel
 from flowcache.models.magi.config import NETWORKS as MAGI_NETWORKS
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.magi.vae import MagiVae, VaeConfig
-from flowcache.models.skyreels.checkpoint import set_dtypes
 from flowcache.models.skyreels.config import NETWORKS as SKYREELS_NETWORKS
+from flowcache.models.wan.modules import set_dtypes
 from tests.models.headers import write_shards, write_tensors
 from tests.models.skyreels_goldens import manifest as skyreels_manifest
 from tests.models.skyreels_pipeline import tiny_text_encoder, tiny_vae, write_tokenizer

@@ -17,7 +17,7 @@ from flowcache.models.skyreels.checkpoint import diffusers_config, diffusers_nam
 from flowcache.models.skyreels.config import Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.scheduler import noise_levels
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.sampler import sample
 from flowcache.trace import Trace
 

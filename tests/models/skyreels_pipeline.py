@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from flowcache.models.skyreels.vae import SkyReelsVae
+from flowcache.models.wan.vae import WanVae
 from tests.models.skyreels_goldens import transformer
 
 WORDS = ("<pad>", "</s>", "<unk>", "a", "red", "blue", "circle", "square", "moves", "left", "right", "caf\u00e9", "&")
@@ -28,7 +28,7 @@ SETTINGS = {
 }
 
 
-def tiny_vae() -> SkyReelsVae:
+def tiny_vae() -> WanVae:
     torch.manual_seed(1)
     vae = AutoencoderKLWan(
         base_dim=3,
@@ -37,7 +37,7 @@ def tiny_vae() -> SkyReelsVae:
         num_res_blocks=1,
         temperal_downsample=[False, True, True],
     )
-    return SkyReelsVae(vae.eval().requires_grad_(False))
+    return WanVae(vae.eval().requires_grad_(False))
 
 
 def write_checkpoint(directory: Path) -> Path:

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.checkpoint import convert, load_transformer, load_vae, main
+from flowcache.models.skyreels.checkpoint import convert, load_transformer, main
+from flowcache.models.wan.modules import load_vae
 from tests.models.skyreels_goldens import manifest, tensors, transformer
 from tests.models.skyreels_pipeline import write_checkpoint
 

@@ -16,8 +16,8 @@ from flowcache.kv.cache import KvCache
 from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
 from flowcache.models.skyreels import SkyReels
-from flowcache.models.skyreels.attention import Block, Pack
 from flowcache.models.skyreels.generation import SkyReelsGeneration
+from flowcache.models.wan.attention import Block, Pack
 from flowcache.reuse.base import Decision
 from flowcache.reuse.never import Never
 from flowcache.sampler import sample
@@ -328,7 +328,7 @@ def scorers(monkeypatch: pytest.MonkeyPatch, method: Method, **settings: Any) ->
     rows, found = [], []
 
     def attended(block: Block, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
-        parts = query.split(pack.tokens_per_chunk, dim=2)
+        parts = query.split([member.num_tokens for member in pack.members], dim=2)
         projected[:] = [(member.position, part) for member, part in zip(pack.members, parts, strict=True)]
         return attend(block, query, key, value, pack)
 

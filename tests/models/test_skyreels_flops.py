@@ -9,9 +9,10 @@ from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
 from flowcache.models.skyreels import Sampling, SkyReels
 from flowcache.models.skyreels.config import NETWORKS
-from flowcache.models.skyreels.flops import FlopCounter
+from flowcache.models.skyreels.flops import paper_flops
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.scheduler import noise_levels
+from flowcache.models.wan.flops import FlopCounter
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.sampler import sample
 from flowcache.trace import Trace
 from tests.methods import chunkwise, every_k, uniform, uniform_calls, vanilla
@@ -117,7 +118,7 @@ def test_vanilla_in_the_papers_setting_is_the_hand_count(attention, executed):
 def test_the_papers_accounting_charges_block_causal_attention(attention, charged):
     counter, trace = counted(attention)
     schedule = Sampling().schedule(177, noise_levels(50, 8.0)[1], 0, False)
-    assert counter.paper(trace, schedule) == pytest.approx(charged * PFLOP, rel=5e-3)
+    assert paper_flops(counter, trace, schedule) == pytest.approx(charged * PFLOP, rel=5e-3)
 
 
 def test_a_forward_of_the_papers_setting_takes_421_tflops_block_causal_and_612_bidirectional():

@@ -13,7 +13,7 @@ from torch import Tensor
 from flowcache.clock import SectionClock
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
-from flowcache.models.skyreels.scheduler import noise_levels
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.reuse.base import Decision
 from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
@@ -138,16 +138,16 @@ def test_residuals_are_added_to_the_current_embedding_and_go_through_the_current
             tokens = network.embed(latent)
             embedding = table.embedding[[step, step]]
             if residual is None:
-                rope = tuple(part[0] for part in network.rope_table(1, 2, 4, 4))
+                rope = tuple(part.flatten(0, 1) for part in network.rope_table(2, 4, 4))
                 residual = generation_residual(network, generation, tokens, table.modulation[[0, 0]], rope)
             expected = network.head(tokens + residual, embedding, 4, 4)
             torch.testing.assert_close(velocity, expected, atol=1e-5, rtol=0)
 
 
 def generation_residual(network, generation, tokens, modulation, rope) -> Tensor:
-    from flowcache.models.skyreels.attention import Member, Pack
+    from flowcache.models.wan.attention import Member, Pack
 
-    pack = Pack((Member(0, 0, 0),), A_CHUNK, rope)
+    pack = Pack((Member(0, A_CHUNK, 0, 0),), rope)
     return network.blocks(tokens, modulation, generation._captions[0], pack) - tokens
 
 

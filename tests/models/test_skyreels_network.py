@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from flowcache.kv.cache import KvCache
-from flowcache.models.skyreels.attention import Member, Pack, rotate
 from flowcache.models.skyreels.network import SkyReelsNetwork
+from flowcache.models.wan.attention import Member, Pack, rotate
 from tests.models.skyreels_goldens import golden_network, manifest, tensors, transformer
 
 FORWARD = tensors("forward")
@@ -57,15 +57,15 @@ def test_other_networks_of_the_family_are_those_of_diffusers(changes):
 
 def in_chunks(network: SkyReelsNetwork, block: int, order: list[list[int]], cache: KvCache) -> Tensor:
     """The block-causal forward in several packs against a cache, one after another."""
-    table, rope = network.time_table(TIMES, 24), network.rope_table(FRAMES // block, block, 8, 8)
+    table, rope = network.time_table(TIMES, 24), network.rope_table(FRAMES, 8, 8)
+    tokens = TOKENS_PER_FRAME * block
     out = torch.empty_like(LATENT)
     for pack in order:
         frames = torch.cat([torch.arange(c * block, (c + 1) * block) for c in pack])
-        members = tuple(Member(c, 0, c) for c in pack)
-        members_rope = tuple(torch.cat([part[c] for c in pack]) for part in rope)
+        members = tuple(Member(c, tokens, 0, c) for c in pack)
+        members_rope = tuple(part[frames].flatten(0, 1) for part in rope)
         x = network.embed(LATENT[:, :, frames])
-        tokens = TOKENS_PER_FRAME * block
-        x = network.blocks(x, table.modulation[frames], caption(), Pack(members, tokens, members_rope, cache))
+        x = network.blocks(x, table.modulation[frames], caption(), Pack(members, members_rope, cache))
         out[:, :, frames] = network.head(x, table.embedding[frames], 8, 8)
     return out
 
@@ -76,7 +76,7 @@ def in_chunks(network: SkyReelsNetwork, block: int, order: list[list[int]], cach
         (5, [[0, 1]]),
         (5, [[0], [1]]),
         (2, [[0, 1], [2], [3, 4]]),
-        (2, [[1, 0], [4, 2, 3]]),
+        (2, [[0, 1, 2, 3], [4]]),
         (1, [[i] for i in range(10)]),
         (1, [[0, 1, 2], [3], [4, 5, 6, 7, 8, 9]]),
     ],
@@ -113,11 +113,11 @@ def test_captions_frame_rates_and_times_reach_the_output():
 
 
 def test_positions_turn_keys_by_their_place_in_the_window():
-    cosine, sine = golden_network().rope_table(3, 2, 8, 8)
-    assert cosine.shape == sine.shape == (3, 2 * 16, 1, 8)
+    cosine, sine = golden_network().rope_table(3, 8, 8)
+    assert cosine.shape == sine.shape == (3, 16, 1, 8)
     torch.testing.assert_close(cosine**2 + sine**2, torch.ones_like(cosine))
     assert not torch.allclose(cosine[0], cosine[1])
-    x = torch.randn(1, 32, 3, 16, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, 16, 3, 16, generator=torch.Generator().manual_seed(0))
     turned = rotate(x, (cosine[2], sine[2]))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     torch.testing.assert_close(rotate(turned, (cosine[2], -sine[2])), x, atol=1e-5, rtol=0)
@@ -137,8 +137,8 @@ def test_networks_and_windows_that_do_not_fit_are_refused():
         ValueError, match="takes image embeddings or patches of several frames; use a diffusion-forcing"
     ):
         SkyReelsNetwork(transformer(image_dim=8, added_kv_proj_dim=48))
-    with pytest.raises(ValueError, match="a window of 1030 latent frames is longer than the network's 1024 positions"):
-        golden_network().rope_table(206, 5, 8, 8)
+    with pytest.raises(ValueError, match="1030 latent frames are more than the network's 1024 positions"):
+        golden_network().rope_table(1030, 8, 8)
     with pytest.raises(ValueError, match="10 latent frames are not whole chunks of 3"):
         golden_network().joint(LATENT, TIMES, caption(), 24, 3)
 

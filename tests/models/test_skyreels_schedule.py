@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcache.models.skyreels.config import Sampling
-from flowcache.models.skyreels.scheduler import noise_levels
+from flowcache.models.wan.unipc import noise_levels
 from flowcache.schedule import Schedule, Window, diffusion_forcing_schedule, staggered_rows
 from tests.models.skyreels_goldens import manifest, tensors
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
 
-from flowcache.models.skyreels.scheduler import Solver, noise_levels
+from flowcache.models.wan.unipc import Solver, noise_levels
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 10])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flowcache.models.checkpoint import CheckpointError
-from flowcache.models.skyreels.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
+from flowcache.models.wan.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
 from tests.models.skyreels_pipeline import WORDS, write_text_encoder
 
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowcache.models.skyreels.vae import FrameStream, SkyReelsVae
+from flowcache.models.wan.vae import FrameStream, WanVae
 from tests.models.skyreels_pipeline import tiny_vae
 
 
 @pytest.fixture(scope="module")
-def vae() -> SkyReelsVae:
+def vae() -> WanVae:
     return tiny_vae()
 
 
@@ -19,7 +19,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def whole(vae: SkyReelsVae, latent: Tensor) -> Tensor:
+def whole(vae: WanVae, latent: Tensor) -> Tensor:
     """diffusers' decoding of a window at once, with its statistics undone by hand."""
     mean, deviation = (
         torch.tensor(values).view(1, 16, 1, 1, 1)
@@ -129,4 +129,4 @@ def test_a_vae_of_patches_is_refused():
     with torch.device("meta"):
         vae = AutoencoderKLWan(base_dim=3, in_channels=12, out_channels=12, patch_size=2)
     with pytest.raises(ValueError, match=r"takes patches of pixels \(Wan 2.2\)"):
-        SkyReelsVae(vae)
+        WanVae(vae)

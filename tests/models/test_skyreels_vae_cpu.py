@@ -9,8 +9,8 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
 
-from flowcache.models.skyreels.vae import SkyReelsVae
-from flowcache.models.skyreels.vae_cpu import FusedNorm, PlaneConv, quicken
+from flowcache.models.wan.vae import WanVae
+from flowcache.models.wan.vae_cpu import FusedNorm, PlaneConv, quicken
 
 KINDS = {
     "3x3x3": {"kernel_size": 3, "padding": 1},
@@ -82,5 +82,5 @@ def test_only_vaes_on_a_cpu_are_taken_over():
     with torch.device("meta"):
         elsewhere = AutoencoderKLWan(base_dim=4)
     for vae, taken in ((AutoencoderKLWan(base_dim=4), True), (elsewhere, False)):
-        SkyReelsVae(vae)
+        WanVae(vae)
         assert any(isinstance(module, PlaneConv) for module in vae.modules()) == taken

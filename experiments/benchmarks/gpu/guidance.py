@@ -17,7 +17,7 @@ from experiments.benchmarks.gpu.subject import RUNS, Subject, inputs, timed
 from flowcache.kernels import attention_kernel
 from flowcache.method import VANILLA
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.text import MAX_TOKENS
+from flowcache.models.wan.text import MAX_TOKENS
 
 GIB = 2**30
 TIME = 500  # of all frames; it changes no cost

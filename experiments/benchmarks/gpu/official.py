@@ -25,8 +25,8 @@ from experiments.job.job import Job
 from flowcache.kernels import attention_kernel
 from flowcache.models.magi.text import chunk_captions
 from flowcache.models.skyreels.checkpoint import diffusers_name
-from flowcache.models.skyreels.text import NEGATIVE_PROMPT
 from flowcache.models.skyreels.window import all_times
+from flowcache.models.wan.text import NEGATIVE_PROMPT
 from flowcache.sampler import sample
 
 # What our side does as the official code does it.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from flowcache.models.checkpoint import CheckpointError, Stored, part_files, read_headers, read_json
+from flowcache.models.checkpoint import CheckpointError, Stored, around, part_files, read_headers, read_json
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.magi.config import NETWORKS, TEMPORAL_FACTOR, MagiConfig, Runtime
 from flowcache.models.magi.network import MagiDit
@@ -85,27 +85,17 @@ def locate(directory: Path) -> MagiFiles:
     config = _config(directory)
     names = WEIGHTS_FOLDERS[config.dit.distill]
     weights = next((directory / name for name in names if (directory / name).is_dir()), directory / names[0])
-    around = _around(directory)
-    text = [folder / name for folder in around for name in ("t5", "t5_pretrained")]
+    homes = around(directory)
+    text = [folder / name for folder in homes for name in ("t5", "t5_pretrained")]
     text = [candidate for outer in text for candidate in (outer / "t5-v1_1-xxl", outer)]
-    tokens = [folder / name for folder in around for name in SPECIAL_TOKENS]
+    tokens = [folder / name for folder in homes for name in SPECIAL_TOKENS]
     return MagiFiles(
         config,
         weights,
-        next((f / "vae" for f in around if (f / "vae" / "config.json").is_file()), directory / "vae"),
+        next((f / "vae" for f in homes if (f / "vae" / "config.json").is_file()), directory / "vae"),
         next((folder for folder in text if (folder / "config.json").is_file()), directory / "t5"),
         next((path for path in tokens if path.is_file()), directory / "special_tokens.npz"),
     )
-
-
-def _around(directory: Path) -> list[Path]:
-    """Where parts of a checkpoint may lie: the directory and two above it, then the same of what links lead to.
-
-    Links to files lead to no checkpoint: in the Hugging Face cache all lie side by side, under no name of their own.
-    """
-    targets = [path.resolve().parent for path in sorted(directory.iterdir()) if path.is_symlink() and path.is_dir()]
-    homes = [directory.absolute(), directory.resolve(), *targets]
-    return [directory, *dict.fromkeys(folder for home in homes for folder in (home, *home.parents[:2]))]
 
 
 def loaded_files(directory: Path) -> dict[str, Path]:

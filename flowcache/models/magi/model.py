@@ -47,6 +47,8 @@ class Magi:
         special_token_names: which of them go in front of captions, in order of application.
     """
 
+    switches_prompts = False
+
     def __init__(
         self,
         config: MagiConfig,

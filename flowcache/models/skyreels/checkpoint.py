@@ -6,14 +6,13 @@ checkpoint (config.json and safetensors side by side) as diffusers lays it out.
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
+from diffusers import SkyReelsV2Transformer3DModel
 
 from flowcache.models.checkpoint import (
     PICKLE_SUFFIXES,
@@ -26,65 +25,26 @@ from flowcache.models.checkpoint import (
 from flowcache.models.inventory import Inventory, check_part, check_text_encoder
 from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.network import unusable
+from flowcache.models.wan.modules import diffusers_config as wan_config
+from flowcache.models.wan.modules import empty_vae, fill_rope, read_config, set_dtypes
+from flowcache.models.wan.names import transformer_name
 
 _SCHEDULER = "scheduler/scheduler_config.json"
-# Original names and diffusers', part by part (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py). The
-# norms before the cross-attention and before the feed-forward exchange their numbers.
-_PARTS = {
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "fps_projection.0": "fps_projection.net.0.proj",
-    "fps_projection.2": "fps_projection.net.2",
-    "head.head": "proj_out",
-    "head.modulation": "scale_shift_table",
-}
-_BLOCK_PARTS = {
-    "modulation": "scale_shift_table",
-    "norm3": "norm2",
-    "norm2": "norm3",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    **{
-        f"{kind}_attn.{ours}": f"attn{number}.{theirs}"
-        for kind, number in (("self", 1), ("cross", 2))
-        for ours, theirs in {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}.items()
-    },
-    **{
-        f"{kind}_attn.norm_{name}": f"attn{number}.norm_{name}"
-        for kind, number in (("self", 1), ("cross", 2))
-        for name in "qk"
-    },
-}
+# What Wan has not (SkyworkAI/SkyReels-V2: skyreels_v2_infer/modules/transformer.py).
+_FRAME_RATE = {"fps_projection.0.": "fps_projection.net.0.proj.", "fps_projection.2.": "fps_projection.net.2."}
 
 
 def diffusers_name(original: str) -> str:
     """A parameter's name in diffusers' transformer; names that are the same in both stay."""
-    block = re.fullmatch(r"(blocks\.\d+)\.(.+)", original)
-    prefix, rest, parts = ("", original, _PARTS) if block is None else (block[1] + ".", block[2], _BLOCK_PARTS)
-    for own, theirs in parts.items():
-        if rest == own or rest.startswith(own + "."):
-            return prefix + theirs + rest[len(own) :]
-    return original
+    for own, theirs in _FRAME_RATE.items():
+        if original.startswith(own):
+            return theirs + original[len(own) :]
+    return transformer_name(original)
 
 
 def diffusers_config(original: dict[str, Any]) -> dict[str, Any]:
     """An original ``config.json`` as arguments of SkyReelsV2Transformer3DModel."""
-    return {
-        "patch_size": (1, 2, 2),
-        "num_attention_heads": original["num_heads"],
-        "attention_head_dim": original["dim"] // original["num_heads"],
-        "in_channels": original["in_dim"],
-        "out_channels": original["out_dim"],
-        "text_dim": original.get("text_dim", 4096),
-        "freq_dim": original["freq_dim"],
-        "ffn_dim": original["ffn_dim"],
-        "num_layers": original["num_layers"],
-        "eps": original.get("eps", 1e-6),
-        "inject_sample_info": original.get("inject_sample_info", False),
-    }
+    return wan_config(original) | {"inject_sample_info": original.get("inject_sample_info", False)}
 
 
 def load_transformer(
@@ -112,7 +72,7 @@ def empty_transformer(directory: Path) -> tuple[SkyReelsV2Transformer3DModel, bo
 
     Raises CheckpointError for a configuration that is missing or wrong.
     """
-    config = _read_config(directory)
+    config = read_config(directory)
     is_original = "num_heads" in config
     made_for = config.get("_class_name", "SkyReelsV2Transformer3DModel")
     if not is_original and made_for != "SkyReelsV2Transformer3DModel":
@@ -127,31 +87,6 @@ def empty_transformer(directory: Path) -> tuple[SkyReelsV2Transformer3DModel, bo
             return SkyReelsV2Transformer3DModel.from_config(config), is_original
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"{directory / 'config.json'} is not of a SkyReels-V2 transformer ({error})") from error
-
-
-def load_vae(directory: Path, device: torch.device | str = "cpu") -> AutoencoderKLWan:
-    """The VAE in a directory, in float32, as upstream runs it. Raises CheckpointError saying what is wrong."""
-    vae = empty_vae(directory)
-    load_weights(vae, directory, device)
-    return vae
-
-
-def empty_vae(directory: Path) -> AutoencoderKLWan:
-    """The VAE that a directory's config.json describes, on device "meta", float32. Raises CheckpointError."""
-    config = _read_config(directory)
-    try:
-        with torch.device("meta"):
-            return AutoencoderKLWan.from_config(config).float()
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{directory / 'config.json'} is not of a Wan 2.1 VAE ({error}); download it again"
-        ) from error
-
-
-def fill_rope(transformer: SkyReelsV2Transformer3DModel) -> None:
-    """Work out the rotary tables of a transformer made on device "meta": they are no part of the weights."""
-    rope = transformer.rope
-    transformer.rope = type(rope)(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
 
 
 def is_skyreels(directory: Path) -> bool:
@@ -244,24 +179,6 @@ def convert(original: Path, destination: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     transformer.save_pretrained(part)
     part.rename(final)
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
-    try:
-        return read_json(path, "JSON of a configuration")
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"no configuration at {path}; give the directory of a downloaded checkpoint in diffusers' layout, such as "
-            "SkyReels-V2-DF-1.3B-540P-Diffusers"
-        ) from None
-
-
-def set_dtypes(transformer: SkyReelsV2Transformer3DModel, dtype: torch.dtype) -> None:
-    """Put the matrices in ``dtype`` and leave norms, time embeddings and modulation tables in float32."""
-    kept = set(SkyReelsV2Transformer3DModel._keep_in_fp32_modules)
-    for name, parameter in transformer.named_parameters():
-        parameter.data = parameter.data.to(torch.float32 if kept & set(name.split(".")) else dtype)
 
 
 def main(arguments: list[str]) -> int:

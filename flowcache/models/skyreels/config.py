@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flowcache.models.checkpoint import CheckpointError, read_json
+from flowcache.models.settings import replaced
+from flowcache.models.wan import config as wan
+from flowcache.models.wan.config import TEMPORAL_FACTOR
+from flowcache.options import is_count, is_finite
 from flowcache.schedule import Schedule, diffusion_forcing_schedule
 
-TEMPORAL_FACTOR = 4  # pixel frames a latent frame, but for a window's first, which is one
 CLEAN, WAITING = 0, 999  # timesteps of finished chunks and of chunks that have not started
 
-_SHARED = {
-    "attention_head_dim": 128,
-    "cross_attn_norm": True,
-    "eps": 1e-6,
-    "freq_dim": 256,
-    "in_channels": 16,
-    "out_channels": 16,
-    "patch_size": (1, 2, 2),
-    "qk_norm": "rms_norm_across_heads",
-    "text_dim": 4096,
-}
 # Configurations of SkyReelsV2Transformer3DModel: DF-1.3B-540P, and DF-14B-540P and -720P, which are alike.
 NETWORKS: dict[str, dict[str, Any]] = {
-    "1.3B": _SHARED | {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30, "inject_sample_info": True},
-    "14B": _SHARED | {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40, "inject_sample_info": False},
+    size: network | {"inject_sample_info": size == "1.3B"} for size, network in wan.NETWORKS.items()
 }
 
 
@@ -77,15 +65,15 @@ class Sampling:
             value = getattr(self, name)
             if name == "clean_blocks_seen" and value is None:
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            if not is_count(value, least):
                 raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
         if self.addnoise_condition >= 1000:
             raise ValueError(f"addnoise_condition={self.addnoise_condition} must lie below 1000, which is pure noise")
         if self.corrector not in ("sound", "published"):
             raise ValueError(f"corrector={self.corrector!r} is unknown; choose 'sound' or 'published'")
-        if not (_is_finite(self.shift) and self.shift > 0):
+        if not (is_finite(self.shift) and self.shift > 0):
             raise ValueError(f"shift={self.shift!r} must be positive and finite (1 leaves the noise levels even)")
-        if not _is_finite(self.guidance_scale):
+        if not is_finite(self.guidance_scale):
             raise ValueError(f"guidance_scale={self.guidance_scale!r} must be a finite number (up to 1 is no guidance)")
         for name in ("base_num_frames", "overlap_history"):
             frames = getattr(self, name)
@@ -105,13 +93,7 @@ class Sampling:
 
     def replaced(self, settings: dict[str, Any]) -> Sampling:
         """With some settings exchanged, those that are None left alone. Raises ValueError for an unknown name."""
-        known = [field.name for field in dataclasses.fields(self)]
-        for name in settings:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                guess = f"did you mean {close[0]}? " if close else ""
-                raise ValueError(f"SkyReels-V2 has no setting {name!r}; {guess}there are {', '.join(known)}")
-        return dataclasses.replace(self, **{name: value for name, value in settings.items() if value is not None})
+        return replaced(self, settings, "SkyReels-V2")
 
     def frames_of(self, num_chunks: int) -> int:
         """Pixel frames of a window of so many chunks."""
@@ -154,7 +136,3 @@ class Sampling:
     def _nearest(self, num_frames: int, least: int = 1) -> int:
         """The nearest number of frames that fills whole chunks."""
         return self.frames_of(max(least, round(self._chunks(num_frames))))
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

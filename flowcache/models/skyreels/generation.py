@@ -16,12 +16,13 @@ from flowcache.kv.cache import KvCache
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, unknown_distance
 from flowcache.models.generation import Branch, CacheShape, CachingGeneration
-from flowcache.models.skyreels.attention import CaptionKv, Member, Pack
 from flowcache.models.skyreels.config import WAITING, Sampling
-from flowcache.models.skyreels.flops import FlopCounter
+from flowcache.models.skyreels.flops import paper_flops
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.vae import FrameStream
 from flowcache.models.skyreels.window import WindowLatents, all_times
+from flowcache.models.wan.attention import CaptionKv, Member, Pack
+from flowcache.models.wan.flops import FlopCounter
+from flowcache.models.wan.vae import FrameStream
 from flowcache.reuse.base import Decision
 from flowcache.schedule import ChunkStep, Row, Schedule, Window
 from flowcache.trace import Trace, Work
@@ -92,7 +93,8 @@ class SkyReelsGeneration(CachingGeneration):
         self._tokens = block * tokens_per_frame
         self._flops = FlopCounter(network.config, self._tokens, captions[0].shape[1])
         longest = max(window.num_chunks for window in schedule.windows)
-        self._rope = network.rope_table(longest, block, self._rows, self._columns)
+        tables = network.rope_table(longest * block, self._rows, self._columns)
+        self._rope = tuple(table.unflatten(0, (longest, block)).flatten(1, 2) for table in tables)
         config, heads = network.config, network.config.num_attention_heads
         shape = CacheShape(
             config.num_layers,
@@ -201,8 +203,8 @@ class SkyReelsGeneration(CachingGeneration):
         return self.state.window
 
     def paper_flops(self, trace: Trace) -> int:
-        """A run's operations in the paper's accounting, see FlopCounter.paper."""
-        return self._flops.paper(trace, self.schedule)
+        """A run's operations in the paper's accounting, see flowcache.models.skyreels.flops."""
+        return paper_flops(self._flops, trace, self.schedule)
 
     # Forwards.
 
@@ -313,7 +315,8 @@ class SkyReelsGeneration(CachingGeneration):
         last = chunk
         if self.method.attention == "native":
             last = row.visible[-1]
-        return Member(*(c - self.window.first_chunk for c in (chunk, self._first_seen(row, chunk), last)))
+        origin = self.window.first_chunk
+        return Member(chunk - origin, self._tokens, self._first_seen(row, chunk) - origin, last - origin)
 
     def _first_seen(self, row: Row, chunk: int) -> int:
         """The oldest chunk in reach: of the clean ones, with those finishing in this row, the newest few may count."""
@@ -329,7 +332,7 @@ class SkyReelsGeneration(CachingGeneration):
 
     def _pack(self, members: Sequence[Member], cache: KvCache | None) -> Pack:
         rope = tuple(torch.cat([table[member.position] for member in members]) for table in self._rope)
-        return Pack(tuple(members), self._tokens, rope, cache)
+        return Pack(tuple(members), rope, cache)
 
     def _embed(self, chunks: Sequence[int]) -> Tensor:
         return self.network.embed(torch.cat([self.state.shown(chunk) for chunk in chunks], dim=2))

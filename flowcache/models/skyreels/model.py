@@ -9,55 +9,40 @@ import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
-from flowcache.kernels import AUTO, set_kernels
 from flowcache.method import Method
 from flowcache.models.base import check_request
-from flowcache.models.checkpoint import CheckpointError, read_headers, weights_bytes
+from flowcache.models.checkpoint import CheckpointError, read_headers
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
-from flowcache.models.skyreels.checkpoint import (
-    empty_transformer,
-    empty_vae,
-    fill_rope,
-    load_transformer,
-    load_vae,
-    read_sampling,
-    set_dtypes,
-)
-from flowcache.models.skyreels.config import NETWORKS, TEMPORAL_FACTOR, Sampling
+from flowcache.models.skyreels.checkpoint import empty_transformer, load_transformer, read_sampling
+from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
-from flowcache.models.skyreels.scheduler import noise_levels
-from flowcache.models.skyreels.text import MAX_TOKENS, NEGATIVE_PROMPT, TextEncoder
-from flowcache.models.skyreels.vae import FrameStream, SkyReelsVae
+from flowcache.models.wan.config import TEMPORAL_FACTOR
+from flowcache.models.wan.modules import empty_vae, fill_rope, load_vae, set_dtypes
+from flowcache.models.wan.pipeline import WanPipeline, type_on
+from flowcache.models.wan.text import NEGATIVE_PROMPT, TextEncoder
+from flowcache.models.wan.unipc import noise_levels
+from flowcache.models.wan.vae import FrameStream, WanVae
 
-SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
+class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
+    """The model; a generation of it holds all state of one video. ``sampling`` is the paper's where none is given."""
 
-class SkyReels:
-    """The model; a generation of it holds all state of one video.
-
-    Args:
-        network, vae, text_encoder: on ``device``. Without a VAE a generation makes latents only; without a text encoder
-            captions are noise, and nothing but a shape on device "meta".
-        sampling: settings that ``generation`` starts from.
-    """
+    switches_prompts = False
 
     def __init__(
         self,
         network: SkyReelsNetwork,
-        vae: SkyReelsVae | None,
+        vae: WanVae | None,
         text_encoder: TextEncoder | None,
         sampling: Sampling | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.network, self.vae, self.text_encoder = network, vae, text_encoder
-        self.sampling = Sampling() if sampling is None else sampling
-        self.device = torch.device(device)
-        self._features: dict[str, Tensor] = {}  # of negative prompts, which hardly ever change
+        super().__init__(network, vae, text_encoder, Sampling() if sampling is None else sampling, device)
 
     @classmethod
     def from_pretrained(
@@ -94,10 +79,10 @@ class SkyReels:
             read_headers(directory / part)
         sampling = read_sampling(directory)
         offload = device.type == "cuda" if offload is None else offload
-        network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or _type_on(device)))
+        network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or type_on(device)))
         loaded = load_vae(directory / "vae", "cpu" if offload else device)
         try:
-            vae = SkyReelsVae(loaded, Visits(loaded, device) if offload else None)
+            vae = WanVae(loaded, Visits(loaded, device) if offload else None)
         except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{directory / 'vae'} is not SkyReels-V2's VAE ({error}); download it again"
@@ -111,7 +96,7 @@ class SkyReels:
             directory / "text_encoder",
             directory / "tokenizer",
             device=text_device,
-            dtype=_type_on(text_device),
+            dtype=type_on(text_device),
             channels=network.config.text_dim,
             offload=offload,
         )
@@ -137,12 +122,12 @@ class SkyReels:
         if vae is None:
             with torch.device("meta"):
                 vae = AutoencoderKLWan().float()  # its defaults are the released one's
-        set_dtypes(transformer, _type_on(device))
+        set_dtypes(transformer, type_on(device))
         for module in (transformer, vae):
             fill_random(module, device, seed)
         fill_rope(transformer)
         transformer.rope.to(device)
-        return cls(SkyReelsNetwork(transformer), SkyReelsVae(vae), None, sampling, device)
+        return cls(SkyReelsNetwork(transformer), WanVae(vae), None, sampling, device)
 
     @classmethod
     def on_meta(cls, size: str = "1.3B", checkpoint: str | Path | None = None) -> SkyReels:
@@ -155,18 +140,7 @@ class SkyReels:
         transformer, vae, sampling = _on_meta(size, checkpoint)
         set_dtypes(transformer, torch.bfloat16)
         network = SkyReelsNetwork(transformer.eval().requires_grad_(False))
-        return cls(network, None if vae is None else SkyReelsVae(vae), None, sampling, "meta")
-
-    def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
-        """See flowcache.kernels.set_kernels."""
-        set_kernels(self.network, attention_backend, compiled)
-
-    @property
-    def weights_bytes(self) -> dict[str, int]:
-        """Of every network, by its name."""
-        vae = None if self.vae is None else self.vae.vae
-        text = None if self.text_encoder is None else self.text_encoder.encoder
-        return weights_bytes({"transformer": self.network.transformer, "VAE": vae, "text encoder": text})
+        return cls(network, None if vae is None else WanVae(vae), None, sampling, "meta")
 
     @property
     def chunk_frames(self) -> int:
@@ -227,11 +201,7 @@ class SkyReels:
         condition_noise = [draw(given_latents), *(draw(w.prefix_chunks * block) for w in schedule.windows[1:])]
         captions = [self._encode(prompt)]
         if sampling.guidance_scale > 1:
-            features = self._features.get(negative_prompt)  # one look: another thread may exchange it
-            if features is None:
-                features = self._encode(negative_prompt, "negative_prompt")
-                self._features = {negative_prompt: features}
-            captions.append(features)
+            captions.append(self._encode_negative(negative_prompt))
         given = None if frames is None else self.vae.encode(frames)
         video = None
         if self.vae is not None and self.device.type != "meta":  # where there is nothing to decode
@@ -249,15 +219,6 @@ class SkyReels:
             emit_given_frames=image is not None,
         )
 
-    def _encode(self, prompt: str, name: str = "prompt") -> Tensor:
-        if self.text_encoder is None:
-            shape = (1, MAX_TOKENS, self.network.config.text_dim)
-            if self.device.type == "meta":
-                return torch.empty(shape, device="meta", dtype=torch.float32)
-            random = torch.Generator().manual_seed(0)
-            return torch.randn(shape, generator=random, dtype=torch.float32).to(self.device)
-        return self.text_encoder(prompt, name).to(self.device)
-
     def _given_frames(self, image: Frames | None, prefix_video: Frames | None, sampling: Sampling) -> Tensor | None:
         """What the first window begins with: float32 [1, 3, F, H, W] in [-1, 1]."""
         frames = given_frames(image, prefix_video, sampling.height, sampling.width)
@@ -274,16 +235,6 @@ class SkyReels:
             frames = frames[-sampling.overlap_history :]
         return as_floats(frames.to(self.device))
 
-    def _latent_size(self, sampling: Sampling) -> tuple[int, int]:
-        factor = SPATIAL_FACTOR if self.vae is None else self.vae.spatial_factor
-        _, patch_rows, patch_columns = self.network.config.patch_size
-        if sampling.height % (factor * patch_rows) or sampling.width % (factor * patch_columns):
-            raise ValueError(
-                f"{sampling.height} x {sampling.width} pixels cannot be split into patches; use multiples of "
-                f"{factor * patch_rows} and {factor * patch_columns}"
-            )
-        return sampling.height // factor, sampling.width // factor
-
 
 def _on_meta(
     size: str, checkpoint: str | Path | None
@@ -296,8 +247,3 @@ def _on_meta(
         raise ValueError(f"size={size!r} is no released SkyReels-V2; there are {', '.join(NETWORKS)}")
     with torch.device("meta"):
         return SkyReelsV2Transformer3DModel(**NETWORKS[size]), None, None
-
-
-def _type_on(device: torch.device | str) -> torch.dtype:
-    """What upstream runs transformer and text encoder in, where the device is made for it."""
-    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowcache.models.skyreels.config import CLEAN, WAITING, Sampling
-from flowcache.models.skyreels.scheduler import Solver, noise_levels
+from flowcache.models.wan.unipc import Solver, noise_levels
 from flowcache.schedule import ChunkStep, Row, Schedule, Window
 
 

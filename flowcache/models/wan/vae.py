@@ -1,4 +1,4 @@
-"""SkyReels-V2's VAE (Wan 2.1's, through diffusers), and the frames of a video as its chunks are finished.
+"""Wan 2.1's VAE, through diffusers, and the frames of a video as its chunks are finished.
 
 A window's first latent frame is one pixel frame and every other four, and each depends on those before it in its window
 only; so chunks decode as they come, with the convolutions' memory kept between them.
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from flowcache.models.frames import as_uint8
 from flowcache.models.offload import Visits
-from flowcache.models.skyreels.config import TEMPORAL_FACTOR
-from flowcache.models.skyreels.vae_cpu import quicken
+from flowcache.models.wan.config import TEMPORAL_FACTOR
+from flowcache.models.wan.vae_cpu import quicken
 
 
-class SkyReelsVae:
+class WanVae:
     """Latents are normalised by the VAE's own mean and deviation of each channel.
 
     On a CPU it takes the VAE over and exchanges slow layers (see ``vae_cpu``).
@@ -33,7 +33,7 @@ class SkyReelsVae:
 
     def __init__(self, vae: AutoencoderKLWan, presence: Visits | None = None) -> None:
         if vae.config.patch_size is not None:
-            raise ValueError("this VAE takes patches of pixels (Wan 2.2); SkyReels-V2 uses Wan 2.1's, without")
+            raise ValueError("this VAE takes patches of pixels (Wan 2.2); these models use Wan 2.1's, without")
         self.vae = vae
         self.spatial_factor: int = vae.config.scale_factor_spatial
         shape = (1, vae.config.z_dim, 1, 1, 1)
@@ -106,7 +106,7 @@ class FrameStream:
         history: float32 [1, 3, F, H, W] in [-1, 1], frames before the first window (a video to continue), or None.
     """
 
-    def __init__(self, vae: SkyReelsVae, overlap_frames: int, history: Tensor | None = None) -> None:
+    def __init__(self, vae: WanVae, overlap_frames: int, history: Tensor | None = None) -> None:
         self._vae, self._overlap_frames = vae, overlap_frames
         self._last = history
         self._held: Tensor | None = None

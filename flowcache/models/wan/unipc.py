@@ -1,6 +1,6 @@
-"""SkyReels-V2's noise levels and solver: one UniPC a chunk, since chunks are at different steps.
+"""Wan's noise levels and solver for models that follow the flow: one UniPC a chunk, as chunks are at different steps.
 
-Upstream keeps one a latent frame; the solver works element by element, so that frames at one step can share it.
+SkyReels-V2 keeps one a latent frame; the solver works element by element, so that frames at one step can share it.
 Source: SkyworkAI/SkyReels-V2: skyreels_v2_infer/scheduler/fm_solvers_unipc.py.
 """
 

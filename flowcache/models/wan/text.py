@@ -1,4 +1,4 @@
-"""From a prompt to the features that SkyReels-V2 attends to: UMT5 through transformers.
+"""From a prompt to the features that Wan attends to: UMT5 through transformers.
 
 Shape letters: L caption length, K caption channels.
 Source: SkyworkAI/SkyReels-V2 skyreels_v2_infer/modules/t5.py, tokenizers.py.
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from flowcache.models.checkpoint import find_weights, load_text_encoder
 from flowcache.models.offload import Visits
 from flowcache.models.tokens import tokenize
+from flowcache.models.wan.umt5 import OriginalUmt5
 
 MAX_TOKENS = 512
 # What upstream's command line guides away from (SkyworkAI/SkyReels-V2: generate_video_df.py).
@@ -62,12 +63,14 @@ class TextEncoder:
     ) -> TextEncoder:
         """Read ``text_encoder`` and ``tokenizer`` of a diffusers checkpoint; ``channels`` is the K that it must have.
 
-        Raises CheckpointError.
+        ``encoder`` may be the original Wan 2.1's file as well. Raises CheckpointError.
         """
         from transformers import UMT5EncoderModel
 
-        find_weights(encoder)
-        loaded = load_text_encoder(UMT5EncoderModel, "a UMT5 encoder", encoder, tokenizer, dtype, channels)
+        kind = OriginalUmt5 if encoder.is_file() else UMT5EncoderModel
+        if not encoder.is_file():
+            find_weights(encoder)
+        loaded = load_text_encoder(kind, "a UMT5 encoder", encoder, tokenizer, dtype, channels)
         return cls(*loaded, max_length, device, offload)
 
     @torch.inference_mode()

@@ -1,20 +1,26 @@
-"""SkyReels-V2's transformer block: chunks attend to a span of chunks, through the shared cache or within the pack.
+"""Wan's transformer block: chunks attend to a span of chunks, through the shared cache or within the pack.
 
-Shape letters: F frames in the pack, P tokens a frame, T tokens a chunk, S = F*P, D hidden, H heads, E channels a head,
-L caption tokens.
+Shape letters: F frames in the pack, P tokens a frame, S = F*P, D hidden, H heads, E channels a head, L caption tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import groupby
+from functools import cached_property
+from itertools import accumulate, groupby
+from typing import TypeAlias
 
 import torch
 from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2Attention, SkyReelsV2TransformerBlock
+from diffusers.models.transformers.transformer_wan import WanAttention, WanTransformerBlock
 from torch import Tensor
 from torch.nn import functional as F
 
 from flowcache.kv.cache import KvCache
+from flowcache.kv.window import Sink
+
+Attention: TypeAlias = WanAttention | SkyReelsV2Attention  # the same modules, under two names
+TransformerBlock: TypeAlias = WanTransformerBlock | SkyReelsV2TransformerBlock
 
 
 @dataclass(frozen=True)
@@ -31,29 +37,42 @@ class CaptionKv:
 
 @dataclass(frozen=True)
 class Member:
-    """One chunk of a pack: its position in the window, and the first and last position that it attends to.
+    """One chunk of a pack: its position in the window, its tokens, and the first and last position that it attends to.
 
-    The queries of one that ``scores`` choose what a full cache keeps.
+    Positions are chunks', or latent frames' where the cache counts those (WindowCache), which may have a ``sink`` that
+    is attended to beside. The queries of one that ``scores`` choose what a full cache keeps.
     """
 
     position: int
+    num_tokens: int
     first_key: int
     last_key: int
     scores: bool = False
+    sink: Sink | None = None
+
+    @property
+    def keys(self) -> tuple[int, int] | tuple[int, int, Sink]:
+        """What it attends to, in the words of its cache."""
+        span = self.first_key, self.last_key
+        return span if self.sink is None else (*span, self.sink)
 
 
 @dataclass(frozen=True)
 class Pack:
-    """What every layer needs to know about the chunks that run together.
+    """What every layer needs to know about the chunks that run together, oldest first.
 
     With a cache, every member's keys and values are written to it, and what it attends to is read from it; without,
     the pack is all there is, and members must be neighbours in order.
     """
 
     members: tuple[Member, ...]
-    tokens_per_chunk: int
     rope: tuple[Tensor, Tensor]  # cosine and sine, each [S, 1, E/2]
     cache: KvCache | None = None
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Where each member's tokens begin, and where the last one's end."""
+        return tuple(accumulate((member.num_tokens for member in self.members), initial=0))
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
@@ -71,7 +90,7 @@ class Block:
         layer: its index.
     """
 
-    def __init__(self, block: SkyReelsV2TransformerBlock, layer: int) -> None:
+    def __init__(self, block: TransformerBlock, layer: int) -> None:
         self.block, self.layer = block, layer
 
     def __call__(self, x: Tensor, modulation: Tensor, caption: CaptionKv, pack: Pack) -> Tensor:
@@ -109,31 +128,31 @@ class Block:
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
         """query, key, value [1, H, S, E] -> [1, H, S, E]."""
-        tokens = pack.tokens_per_chunk
-        if pack.cache is not None:
-            slices = [slice(i * tokens, (i + 1) * tokens) for i in range(len(pack.members))]
-            for member, own in zip(pack.members, slices, strict=True):
+        outputs, members, starts, cache = [], pack.members, pack.starts, pack.cache
+        if cache is not None:
+            for i, member in enumerate(members):
                 if member.scores:
-                    pack.cache.score(self.layer, query[:, :, own])
-            for member, own in zip(pack.members, slices, strict=True):
-                pack.cache.write(self.layer, member.position, key[:, :, own], value[:, :, own])
-        outputs, start = [], 0
-        # Neighbours in the pack that see the same keys share one call.
-        for (first, last), members in groupby(pack.members, lambda member: (member.first_key, member.last_key)):
-            end, mask = start + len(list(members)) * tokens, None
-            if pack.cache is not None:
-                keys, values = pack.cache.read(self.layer, first, last)
-                mask = pack.cache.mask(self.layer, first, last)
+                    cache.score(self.layer, query[:, :, starts[i] : starts[i + 1]])
+        # Neighbours in the pack that see the same keys share one call. Each group reads before the next one writes,
+        # which may take the place of what has left its own window.
+        for seen, group in groupby(range(len(members)), lambda i: members[i].keys):
+            own = list(group)
+            if cache is not None:
+                for i in own:
+                    span = slice(starts[i], starts[i + 1])
+                    cache.write(self.layer, members[i].position, key[:, :, span], value[:, :, span])
+                keys, values = cache.read(self.layer, *seen)
+                mask = cache.mask(self.layer, *seen)
             else:
-                origin = pack.members[0].position
-                span = slice((first - origin) * tokens, (last + 1 - origin) * tokens)
-                keys, values = key[:, :, span], value[:, :, span]
-            outputs.append(F.scaled_dot_product_attention(query[:, :, start:end], keys, values, attn_mask=mask))
-            start = end
+                (first, last), origin = seen, members[0].position
+                span = slice(starts[first - origin], starts[last + 1 - origin])
+                keys, values, mask = key[:, :, span], value[:, :, span], None
+            queries = query[:, :, starts[own[0]] : starts[own[-1] + 1]]
+            outputs.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 
-def caption_kv(attn: SkyReelsV2Attention, text: Tensor) -> tuple[Tensor, Tensor]:
+def caption_kv(attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:
     """Embedded text [1, L, D] -> one layer's key and value, each [1, H, L, E]."""
     key, value = attn.norm_k(attn.to_k(text)), attn.to_v(text)
     return _heads(key, attn.heads).transpose(1, 2), _heads(value, attn.heads).transpose(1, 2)

@@ -1,0 +1,97 @@
+"""What every model of Wan's family is made of: text encoder, transformer and VAE, and what asks nothing else of it.
+
+Shape letters: L caption tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from flowcache.kernels import AUTO, set_kernels
+from flowcache.models.checkpoint import weights_bytes
+from flowcache.models.wan.network import WanNetwork
+from flowcache.models.wan.text import MAX_TOKENS, TextEncoder
+from flowcache.models.wan.vae import WanVae
+
+SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
+
+
+class PixelSize(Protocol):
+    @property
+    def height(self) -> int: ...
+    @property
+    def width(self) -> int: ...
+
+
+Network = TypeVar("Network", bound=WanNetwork)
+Sampling = TypeVar("Sampling", bound=PixelSize)
+
+
+class WanPipeline(Generic[Network, Sampling]):
+    """Of which a generation holds all state of one video.
+
+    Args:
+        network, vae, text_encoder: on ``device``. Without a VAE a generation makes latents only; without a text encoder
+            captions are noise, and nothing but a shape on device "meta".
+        sampling: settings that ``generation`` starts from.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        vae: WanVae | None,
+        text_encoder: TextEncoder | None,
+        sampling: Sampling,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.network, self.vae, self.text_encoder, self.sampling = network, vae, text_encoder, sampling
+        self.device = torch.device(device)
+        self._features: dict[str, Tensor] = {}  # of negative prompts, which hardly ever change
+
+    def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
+        """See flowcache.kernels.set_kernels."""
+        set_kernels(self.network, attention_backend, compiled)
+
+    @property
+    def weights_bytes(self) -> dict[str, int]:
+        """Of every network, by its name."""
+        vae = None if self.vae is None else self.vae.vae
+        text = None if self.text_encoder is None else self.text_encoder.encoder
+        return weights_bytes({"transformer": self.network.transformer, "VAE": vae, "text encoder": text})
+
+    def _encode(self, prompt: str, name: str = "prompt") -> Tensor:
+        """Prompt -> features float32 [1, L, text channels]; ``name`` is what it was given as."""
+        if self.text_encoder is None:
+            shape = (1, MAX_TOKENS, self.network.config.text_dim)
+            if self.device.type == "meta":
+                return torch.empty(shape, device="meta", dtype=torch.float32)
+            random = torch.Generator().manual_seed(0)
+            return torch.randn(shape, generator=random, dtype=torch.float32).to(self.device)
+        return self.text_encoder(prompt, name).to(self.device)
+
+    def _encode_negative(self, prompt: str) -> Tensor:
+        """The same of a negative prompt, which is remembered."""
+        features = self._features.get(prompt)  # one look: another thread may exchange it
+        if features is None:
+            features = self._encode(prompt, "negative_prompt")
+            self._features = {prompt: features}
+        return features
+
+    def _latent_size(self, sampling: PixelSize) -> tuple[int, int]:
+        """Latent rows and columns. Raises ValueError where they cannot be split into patches."""
+        factor = SPATIAL_FACTOR if self.vae is None else self.vae.spatial_factor
+        _, patch_rows, patch_columns = self.network.config.patch_size
+        if sampling.height % (factor * patch_rows) or sampling.width % (factor * patch_columns):
+            raise ValueError(
+                f"{sampling.height} x {sampling.width} pixels cannot be split into patches; use multiples of "
+                f"{factor * patch_rows} and {factor * patch_columns}"
+            )
+        return sampling.height // factor, sampling.width // factor
+
+
+def type_on(device: torch.device | str) -> torch.dtype:
+    """What upstream runs transformer and text encoder in, where the device is made for it."""
+    return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
