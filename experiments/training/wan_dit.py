@@ -25,8 +25,6 @@ from experiments.training.skyreels_vae import WanAutoencoder
 from flowcache.models.wan.attention import Member, Pack
 from flowcache.models.wan.network import WanNetwork
 
-TEMPORAL_FACTOR = 4
-
 
 class TextAndWan(nn.Module):
     """What is trained."""

@@ -24,10 +24,8 @@ from tests.models.headers import write_shards
 from tests.models.wan_files import (
     UMT5_FILE,
     averaged,
-    manifest,
     original_config,
     original_umt5,
-    tensors,
     text_encoder,
     transformer,
     vae,
@@ -36,6 +34,7 @@ from tests.models.wan_files import (
     write_original,
     write_published,
 )
+from tests.models.wan_goldens import manifest, tensors
 
 PROMPT = "a red circle moves left"
 NAMES = {"transformer": transformer_name, "vae": vae_name}

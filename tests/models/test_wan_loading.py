@@ -72,3 +72,11 @@ def test_without_a_base_it_says_where_one_is_looked_for(tmp_path):
     path = write_published(tmp_path / "self_forcing_dmd.pt", generator_ema=averaged())
     with pytest.raises(CheckpointError, match="VAE"):
         Wan.from_pretrained(path)
+
+
+def test_a_vae_of_other_latents_is_refused_before_anything_is_loaded(tmp_path):
+    directory = write_diffusers(tmp_path / "folder")
+    config = json.loads((directory / "vae" / "config.json").read_text(encoding="utf-8"))
+    (directory / "vae" / "config.json").write_text(json.dumps(config | {"z_dim": 8}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"makes latents of 16 channels and the VAE .* decodes 8"):
+        Wan.from_pretrained(directory)

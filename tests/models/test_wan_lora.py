@@ -17,7 +17,8 @@ from flowcache.models.wan.checkpoint import load_transformer, locate
 from flowcache.models.wan.lora import read_adapter
 from flowcache.models.wan.names import transformer_name
 from flowcache.models.wan.network import Transformer, WanNetwork
-from tests.models.wan_files import averaged, manifest, tensors, transformer, write_base, write_published
+from tests.models.wan_files import averaged, transformer, write_base, write_published
+from tests.models.wan_goldens import manifest, tensors
 
 ALPHA = 8.0
 A, B = (f"base_model.model.blocks.0.self_attn.q.lora_{half}.weight" for half in "AB")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 
 from flowcache.models.wan.vae import WanVae
-from tests.models.wan_goldens import latents, manifest, tensors
+from tests.models import wan_files
+from tests.models.wan_goldens import latents, tensors
 
 VAE = tensors("vae")
 TOLERANCE = 2e-5
@@ -15,22 +15,7 @@ TOLERANCE = 2e-5
 
 @pytest.fixture(scope="module")
 def vae() -> WanVae:
-    facts = manifest("vae")["config"]
-    model = AutoencoderKLWan(
-        base_dim=facts["dim"],
-        z_dim=facts["z_dim"],
-        dim_mult=facts["dim_mult"],
-        num_res_blocks=facts["num_res_blocks"],
-        attn_scales=facts["attn_scales"],
-        temperal_downsample=facts["temperal_downsample"],
-        latents_mean=VAE["mean"].tolist(),
-        latents_std=VAE["std"].tolist(),
-    )
-    names = manifest("mapping")["vae"]
-    weights = {names[name]: value for name, value in tensors("vae_weights").items()}
-    shapes = {name: value.shape for name, value in model.state_dict().items()}
-    model.load_state_dict({name: value.reshape(shapes[name]) for name, value in weights.items()}, strict=True)
-    return WanVae(model.eval().requires_grad_(False))
+    return WanVae(wan_files.vae())
 
 
 @pytest.mark.parametrize("pieces", [[6], [3, 1, 2], [1] * 6])

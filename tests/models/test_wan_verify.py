@@ -24,15 +24,14 @@ from tests.models.skyreels_pipeline import write_tokenizer
 from tests.models.wan_files import (
     UMT5_FILE,
     averaged,
-    manifest,
     original_config,
     original_umt5,
-    tensors,
     transformer,
     write_diffusers,
     write_original,
     write_sparse_pickle,
 )
+from tests.models.wan_goldens import manifest, tensors
 
 
 @pytest.fixture

@@ -10,25 +10,13 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import UMT5Config, UMT5EncoderModel
 
 from tests.models.skyreels_pipeline import WORDS, write_tokenizer
+from tests.models.wan_goldens import manifest, tensors
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "wan"
 UMT5_FILE = "models_t5_umt5-xxl-enc-bf16.pth"
-
-
-@cache
-def manifest(name: str) -> dict[str, Any]:
-    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@cache
-def tensors(name: str) -> dict[str, Tensor]:
-    """The tensors of a golden file in float32, which every recorded run took them to; not to be written to."""
-    return {key: tensor.float() for key, tensor in load_file(GOLDENS / f"{name}.safetensors").items()}
 
 
 def original_config() -> dict[str, Any]:

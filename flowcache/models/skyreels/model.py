@@ -32,17 +32,8 @@ from flowcache.models.wan.vae import FrameStream, WanVae
 class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
     """The model; a generation of it holds all state of one video. ``sampling`` is the paper's where none is given."""
 
+    settings = Sampling
     switches_prompts = False
-
-    def __init__(
-        self,
-        network: SkyReelsNetwork,
-        vae: WanVae | None,
-        text_encoder: TextEncoder | None,
-        sampling: Sampling | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(network, vae, text_encoder, Sampling() if sampling is None else sampling, device)
 
     @classmethod
     def from_pretrained(

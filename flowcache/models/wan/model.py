@@ -34,17 +34,8 @@ from flowcache.models.wan.window import FrameWindow
 class Wan(WanPipeline[WanNetwork, Sampling]):
     """The model; a generation of it holds all state of one video. ``sampling`` is Self-Forcing's by default."""
 
+    settings = Sampling
     switches_prompts = True
-
-    def __init__(
-        self,
-        network: WanNetwork,
-        vae: WanVae | None,
-        text_encoder: TextEncoder | None,
-        sampling: Sampling | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(network, vae, text_encoder, Sampling() if sampling is None else sampling, device)
 
     @classmethod
     def from_pretrained(
@@ -75,13 +66,12 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         """
         files = locate(checkpoint, base, lora)
         device, text_device = usable_device(device), usable_device(text_device or device)
-        network = WanNetwork(
-            empty_transformer(files.transformer)
-        )  # everything is there before minutes of loading begin
-        if empty_vae(files.vae).config.z_dim != network.config.in_channels:
+        # Everything is there before minutes of loading begin.
+        channels, decoded = empty_transformer(files.transformer).config.in_channels, empty_vae(files.vae).config.z_dim
+        if decoded != channels:
             raise CheckpointError(
-                f"the transformer {files.transformer} makes latents of {network.config.in_channels} channels, and the "
-                f"VAE in {files.vae} decodes others: they belong to different checkpoints; give base=<their Wan 2.1>"
+                f"the transformer {files.transformer} makes latents of {channels} channels and the VAE {files.vae} "
+                f"decodes {decoded}: they belong to different checkpoints; give base=<folder of the right Wan 2.1>"
             )
         if not files.text_encoder.exists():
             raise CheckpointError(
@@ -89,7 +79,9 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
             )
         sampling = sampling_of(files.transformer)
         offload = device.type == "cuda" if offload is None else offload
-        transformer = load_transformer(files, device, dtype or type_on(device), weights=weights, lora_alpha=lora_alpha)
+        network = WanNetwork(
+            load_transformer(files, device, dtype or type_on(device), weights=weights, lora_alpha=lora_alpha)
+        )
         loaded = load_vae(files.vae, "cpu" if offload else device)
         try:
             vae = WanVae(loaded, Visits(loaded, device) if offload else None)
@@ -103,7 +95,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
             channels=network.config.text_dim,
             offload=offload,
         )
-        return cls(WanNetwork(transformer), vae, text, sampling, device)
+        return cls(network, vae, text, sampling, device)
 
     @classmethod
     def from_random(cls, size: str = "1.3B", device: torch.device | str = "cpu", seed: int = 0) -> Wan:

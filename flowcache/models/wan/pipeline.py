@@ -5,7 +5,7 @@ Shape letters: L caption tokens.
 
 from __future__ import annotations
 
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,18 +36,21 @@ class WanPipeline(Generic[Network, Sampling]):
     Args:
         network, vae, text_encoder: on ``device``. Without a VAE a generation makes latents only; without a text encoder
             captions are noise, and nothing but a shape on device "meta".
-        sampling: settings that ``generation`` starts from.
+        sampling: settings that ``generation`` starts from; by default those of ``settings``.
     """
+
+    settings: ClassVar[type]  # of which ``sampling`` is one
 
     def __init__(
         self,
         network: Network,
         vae: WanVae | None,
         text_encoder: TextEncoder | None,
-        sampling: Sampling,
+        sampling: Sampling | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.network, self.vae, self.text_encoder, self.sampling = network, vae, text_encoder, sampling
+        self.network, self.vae, self.text_encoder = network, vae, text_encoder
+        self.sampling = self.settings() if sampling is None else sampling
         self.device = torch.device(device)
         self._features: dict[str, Tensor] = {}  # of negative prompts, which hardly ever change
 
