@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from diffusers import SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler
+from diffusers import DiffusionPipeline, SkyReelsV2DiffusionForcingPipeline, UniPCMultistepScheduler, WanPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import T5Config
@@ -23,9 +23,11 @@ from experiments.training.magi_dit import TextAndDit
 from experiments.training.magi_vae import MagiAutoencoder
 from experiments.training.skyreels_dit import TextAndTransformer
 from experiments.training.skyreels_vae import WanAutoencoder
+from experiments.training.wan_dit import TextAndWan
 from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.vae import VaeConfig
 from flowcache.models.skyreels.config import Sampling
+from flowcache.models.wan.config import Sampling as Settings
 
 
 def export_magi(recipe: dict, directory: Path, destination: Path) -> None:
@@ -74,13 +76,45 @@ def export_skyreels(recipe: dict, directory: Path, destination: Path) -> None:
     model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
     model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
     shift = Sampling(**recipe["sampling"]).shift
-    pipeline = SkyReelsV2DiffusionForcingPipeline(
-        tokenizer=build_tokenizer(recipe["dit"]["recipe"]["caption_length"]),
-        text_encoder=model.text_encoder.half(),
-        transformer=model.transformer.half(),
-        vae=load_autoencoder(make, directory / "decoder.pt").vae.half(),
-        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift),
+    _save_pipeline(
+        SkyReelsV2DiffusionForcingPipeline(
+            tokenizer=build_tokenizer(recipe["dit"]["recipe"]["caption_length"]),
+            text_encoder=model.text_encoder.half(),
+            transformer=model.transformer.half(),
+            vae=load_autoencoder(make, directory / "decoder.pt").vae.half(),
+            scheduler=UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+            ),
+        ),
+        recipe["sampling"],
+        destination,
     )
+
+
+def export_wan(recipe: dict, directory: Path, weights: str, sampling: dict, destination: Path) -> None:
+    """The same for ``Wan.from_pretrained``, of the stage ``weights``, in the folders of diffusers' Wan."""
+    statistics = json.loads((directory / "latent_statistics.json").read_text(encoding="utf-8"))
+    make = partial(WanAutoencoder, **recipe["vae"]["config"], **statistics)
+    model = TextAndWan(recipe["dit"]["transformer"], recipe["dit"]["text"])
+    model.load_state_dict(torch.load(directory / f"{weights}.pt", weights_only=True)["model"])
+    shift = Settings().replaced(sampling).shift
+    _save_pipeline(
+        WanPipeline(
+            tokenizer=build_tokenizer(recipe["dit"]["recipe"]["caption_length"]),
+            text_encoder=model.text_encoder.half(),
+            transformer=model.transformer.half(),
+            vae=load_autoencoder(make, directory / "decoder.pt").vae.half(),
+            scheduler=UniPCMultistepScheduler(
+                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+            ),
+        ),
+        sampling,
+        destination,
+    )
+
+
+def _save_pipeline(pipeline: DiffusionPipeline, sampling: dict, destination: Path) -> None:
+    """Its folders, each file whole or not at all, and ``sampling.json``."""
     destination.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=destination, prefix=".partial-") as partial_directory:
         pipeline.save_pretrained(partial_directory)
@@ -90,7 +124,7 @@ def export_skyreels(recipe: dict, directory: Path, destination: Path) -> None:
                 final.mkdir(exist_ok=True)
             else:
                 path.replace(final)
-    _write_json(destination / "sampling.json", recipe["sampling"])
+    _write_json(destination / "sampling.json", sampling)
 
 
 def _write_json(path: Path, document: dict) -> None:

@@ -1,4 +1,4 @@
-"""Train an embedded model: ``python -m experiments.train_embedded model=magi|skyreels [option=value ...]``.
+"""Train an embedded model: ``python -m experiments.train_embedded model=magi|skyreels|wan [option=value ...]``.
 
 Stages: autoencoder, transformer with its text encoder, decoder polish, export, and a check of the autoencoder. Each
 saves as it goes; the same command after a kill continues where it stopped. Options override the recipe in
@@ -71,6 +71,31 @@ def train_skyreels(recipe: dict) -> None:
     train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels, recipe["initial"] is None)
 
 
+def train_wan(recipe: dict) -> None:
+    """The embedded causal Wan: a teacher, which starts as the embedded SkyReels-V2, and its student of a few steps."""
+    from experiments.training.export import export_wan
+    from experiments.training.initial import start_from_skyreels_for_wan
+    from experiments.training.session import run_workers
+    from experiments.training.wan_dit import train_teacher
+    from experiments.training.wan_student import train_student
+
+    if recipe["initial"] is None:
+        raise BadInput(
+            "the embedded causal Wan has no autoencoder of its own; give initial=experiments/embedded/skyreels"
+        )
+    directory, dit, teacher = ROOT / recipe["directory"], recipe["dit"], recipe["dit"]["recipe"]
+    networks = recipe["vae"]["config"], dit["transformer"], dit["text"]
+    start_from_skyreels_for_wan(ROOT / recipe["initial"], recipe, directory)
+    run_workers(train_teacher, recipe["num_processes"], *networks, teacher, directory)
+    run_workers(train_student, recipe["num_processes"], *networks, teacher | recipe["student"]["recipe"], directory)
+    for weights, sampling, destination in (
+        ("student", recipe["sampling"], recipe["destination"]),
+        ("dit", recipe["teacher_sampling"], recipe["teacher_destination"]),
+    ):
+        export_wan(recipe, directory, weights, sampling, ROOT / destination)
+        print(f"the checkpoint is in {destination}")
+
+
 def train(
     recipe: dict,
     autoencoder: Callable[[], Any],
@@ -99,4 +124,4 @@ def train(
     print(f"the checkpoint is in {recipe['destination']}")
 
 
-FAMILIES = {"magi": train_magi, "skyreels": train_skyreels}
+FAMILIES = {"magi": train_magi, "skyreels": train_skyreels, "wan": train_wan}

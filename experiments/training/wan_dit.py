@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -144,18 +145,25 @@ class Clips:
         return errors[0], errors[1:].mean()
 
 
-def train_teacher(vae: dict, transformer: dict, text: dict, num_frames: int, recipe: dict, directory: Path) -> None:
+def train_teacher(vae: dict, transformer: dict, text: dict, recipe: dict, directory: Path) -> None:
     """Train and leave ``dit.pt`` in ``directory``. Runs in every worker."""
-    latents, scenes = encoded_clips(partial(WanAutoencoder, **vae), num_frames, recipe, directory)
+    latents, scenes = encoded_clips(partial(WanAutoencoder, **vae), recipe["num_frames"], recipe, directory)
     latents = standardised(latents, directory)
     torch.manual_seed(recipe["seed"])
     model = TextAndWan(transformer, text)
     session = TrainingSession(directory, "dit", model, ("transformer.blocks",), recipe)
-    clips = Clips(latents, scenes, model, recipe, session)
+    minimise(Clips(latents, scenes, model, recipe, session), session, recipe["first_block_weight"])
+
+
+class Losses(Protocol):
+    def losses(self) -> tuple[Tensor, Tensor]: ...
+
+
+def minimise(data: Losses, session: TrainingSession, weight: float) -> None:
+    """Until the session is finished; the first blocks' loss has ``weight``, and the others' 1."""
     average = [1.0, 1.0]
     while not session.finished:
-        losses = clips.losses()
-        weight = recipe["first_block_weight"]
+        losses = data.losses()
         session.optimiser.step((weight * losses[0] + losses[1]) / (weight + 1))
         average = [mean + 0.04 * (loss.item() - mean) for mean, loss in zip(average, losses, strict=True)]
         session.after_step(50, loss_first_block=average[0], loss_others=average[1])

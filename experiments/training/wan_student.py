@@ -7,6 +7,7 @@ guidance.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,8 +17,11 @@ from torch import Tensor
 from eval.atomic import atomic_path
 from eval.scenes import Scene
 from experiments.training.captions import build_tokenizer
+from experiments.training.latents import encoded_clips
 from experiments.training.session import TrainingSession, is_main
-from experiments.training.wan_dit import TeacherForcing, TextAndWan
+from experiments.training.skyreels_dit import standardised
+from experiments.training.skyreels_vae import WanAutoencoder
+from experiments.training.wan_dit import TeacherForcing, TextAndWan, minimise
 from flowcache.models.wan.attention import Pack
 from flowcache.models.wan.text import NEGATIVE_PROMPT
 
@@ -156,3 +160,14 @@ class Student:
         errors = (rollout.velocity(state, level) - target).square().mean(dim=(0, 1, 3, 4))
         errors = errors.unflatten(0, (num_blocks, -1)).mean(dim=1)
         return errors[0], errors[1:].mean()
+
+
+def train_student(vae: dict, transformer: dict, text: dict, recipe: dict, directory: Path) -> None:
+    """From the teacher in ``dit.pt`` to ``student.pt``, both in ``directory``. Runs in every worker."""
+    latents, scenes = encoded_clips(partial(WanAutoencoder, **vae), recipe["num_frames"], recipe, directory)
+    latents = standardised(latents, directory)
+    model = TextAndWan(transformer, text)
+    model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
+    paths = followed_paths(Teacher(model, recipe), latents, scenes, directory)
+    session = TrainingSession(directory, "student", model, ("transformer.blocks",), recipe)
+    minimise(Student(model, paths, latents, scenes, recipe, session), session, recipe["first_block_weight"])

@@ -11,9 +11,13 @@ from transformers import UMT5Config, UMT5EncoderModel
 from eval.scenes import held_out_scenes
 from experiments.training.initial import start_from_skyreels_for_wan
 from experiments.training.skyreels_vae import WanAutoencoder
+from experiments.training.train_embedded import main
 from experiments.training.wan_dit import Clips, TeacherForcing, TextAndWan
 from experiments.training.wan_student import Student, Teacher, path_levels
+from flowcache import generate
+from flowcache.method import VANILLA
 from flowcache.models.skyreels.network import SkyReelsNetwork
+from flowcache.models.wan import Wan
 from flowcache.models.wan.attention import Member, Pack
 
 TRANSFORMER = {
@@ -131,3 +135,25 @@ def test_the_student_learns_the_velocity_to_a_path_s_end(model):
     torch.nn.init.constant_(model.transformer.proj_out.bias, 0.5)
     for loss in student.losses():
         assert loss.item() == pytest.approx(0, abs=1e-9)
+
+
+def test_every_stage_runs_and_both_exports_load_and_generate(tmp_path):
+    run, student, teacher = tmp_path / "run", tmp_path / "student", tmp_path / "teacher"
+    small = "num_processes=1 dit.recipe.num_clips=2 dit.recipe.num_frames=21 dit.recipe.num_steps=1 "
+    small += "dit.recipe.furthest_sink=4 student.recipe.num_steps=1 student.recipe.num_paths=2 "
+    small += "student.recipe.path_steps=8 student.recipe.paths_per_file=1 teacher_sampling.num_steps=2"
+    places = [f"directory={run}", f"destination={student}", f"teacher_destination={teacher}"]
+    assert main(["model=wan", *places, *small.split()]) == 0
+    assert len(list(run.glob("paths_*.pt"))) == 2
+    for weights, stage in ((student, "student"), (teacher, "dit")):
+        model = Wan.from_pretrained(weights)
+        trained = torch.load(run / f"{stage}.pt", weights_only=True)["model"]["transformer.proj_out.weight"]
+        assert torch.equal(model.network.transformer.proj_out.weight, trained.half().float())
+        frames = list(generate(model, held_out_scenes()[0].caption, 21, VANILLA, seed=0))
+        assert [len(piece) for piece in frames] == [9, 12]
+    assert (model.sampling.solver, model.sampling.num_steps, model.sampling.window_frames) == ("unipc", 2, 12)
+
+
+def test_without_the_autoencoder_of_another_it_says_what_to_give(capsys):
+    assert main(["model=wan", "initial=null"]) == 2
+    assert "give initial=experiments/embedded/skyreels" in capsys.readouterr().err
