@@ -45,8 +45,3 @@ def noised(clean: Tensor, noise: Tensor, level: float) -> Tensor:
 def clean_of(velocity: Tensor, latent: Tensor, level: float) -> Tensor:
     """The clean latent that a velocity (noise - clean) makes of a latent; worked out in float64, in its type."""
     return (latent.double() - level * velocity.double()).to(latent.dtype)
-
-
-def velocity_of(clean: Tensor, latent: Tensor, level: float) -> Tensor:
-    """The velocity that makes this clean latent of a latent; the other way round of ``clean_of``."""
-    return ((latent.double() - clean.double()) / level).to(latent.dtype)
