@@ -143,7 +143,8 @@ def test_a_reused_clean_latent_is_a_step_left_out(skipped):
     fewer.latents.copy_(generation.latents)
     fewer._features = generation._features
     fewer._steps._noise = generation._steps._noise[kept]
-    assert torch.equal(latents_of(generation), latents_of(fewer))
+    # close, not equal: one list's time embeddings are a matrix of other rows, which may round otherwise
+    torch.testing.assert_close(latents_of(generation), latents_of(fewer), atol=1e-5, rtol=0)
 
 
 # Rolling chunks.
