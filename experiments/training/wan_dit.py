@@ -20,6 +20,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from eval.scenes import Scene
 from experiments.training.captions import build_tokenizer
 from experiments.training.latents import encoded_clips
+from experiments.training.precision import mixed_precision
 from experiments.training.session import TrainingSession
 from experiments.training.skyreels_dit import NO_CAPTION, initialise, standardised
 from experiments.training.skyreels_vae import WanAutoencoder
@@ -163,7 +164,8 @@ def minimise(data: Losses, session: TrainingSession, weight: float) -> None:
     """Until the session is finished; the first blocks' loss has ``weight``, and the others' 1."""
     average = [1.0, 1.0]
     while not session.finished:
-        losses = data.losses()
+        with mixed_precision():
+            losses = data.losses()
         session.optimiser.step((weight * losses[0] + losses[1]) / (weight + 1))
         average = [mean + 0.04 * (loss.item() - mean) for mean, loss in zip(average, losses, strict=True)]
         session.after_step(50, loss_first_block=average[0], loss_others=average[1])

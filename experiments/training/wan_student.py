@@ -18,6 +18,7 @@ from eval.atomic import atomic_path
 from eval.scenes import Scene
 from experiments.training.captions import build_tokenizer
 from experiments.training.latents import encoded_clips
+from experiments.training.precision import mixed_precision
 from experiments.training.session import TrainingSession, is_main
 from experiments.training.skyreels_dit import standardised
 from experiments.training.skyreels_vae import WanAutoencoder
@@ -109,7 +110,8 @@ def followed_paths(teacher: Teacher, latents: Tensor, scenes: list[Scene], direc
             for pick in range(len(found), min(len(found) + recipe["paths_per_file"], number)):
                 noise, errors = torch.randn((2, 1, *latents[pick].shape), generator=generator)
                 shown = latents[pick].float()[None] + recipe["history_noise"] * errors
-                made.append(teacher.path(shown, scenes[pick].caption, noise).half())
+                with mixed_precision():
+                    made.append(teacher.path(shown, scenes[pick].caption, noise).half())
             with atomic_path(path) as temporary:
                 torch.save(torch.stack(made), temporary)
             if is_main():

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import SkyReelsV2Transformer3DModel
 from transformers import UMT5Config, UMT5EncoderModel
 
 from eval.scenes import held_out_scenes
+from experiments.training import precision
 from experiments.training.initial import start_from_skyreels_for_wan
 from experiments.training.skyreels_vae import WanAutoencoder
 from experiments.training.train_embedded import main
@@ -87,6 +89,18 @@ def test_the_loss_trains_every_part_through_window_and_sink(model):
     (first + others).backward()
     without = {name for name, each in model.named_parameters() if each.grad is None}
     assert without == set()
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_mixed_precision_takes_bfloat16_for_products_alone(monkeypatch, faster):
+    monkeypatch.setattr(precision, "bfloat16_is_faster", lambda: faster)
+    query, key, value = draw(3, 1, 2, 5, 4).bfloat16()
+    expected = F.scaled_dot_product_attention(query.float(), key.float(), value.float())
+    with precision.mixed_precision():
+        assert F.linear(draw(2, 3), draw(4, 3)).dtype == (torch.bfloat16 if faster else torch.float32)
+        if faster:
+            assert torch.equal(F.scaled_dot_product_attention(query, key, value), expected)
+    assert F.linear(draw(2, 3), draw(4, 3)).dtype == torch.float32
 
 
 def test_the_teacher_starts_as_skyreels_at_its_usual_frame_rate(tmp_path):
