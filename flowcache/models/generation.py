@@ -107,7 +107,12 @@ class CachingGeneration:
         self.branches = [
             Branch(
                 self._new_cache(self._budget, shape.device) if self._is_cached else None,
-                OutputHistory(method.forecast.fresh(), method.reuse.report if index == 0 else (), schedule.jumps),
+                OutputHistory(
+                    method.forecast.fresh(),
+                    method.reuse.report if index == 0 else (),
+                    schedule.jumps,
+                    self.follows,
+                ),
             )
             for index in range(num_branches)
         ]
@@ -118,6 +123,9 @@ class CachingGeneration:
         return KvCache(*sizes, dtype=shape.dtype, device=device, policy=self.method.kv, budget=budget)
 
     # What the sampler asks of every model alike.
+
+    def follows(self, chunk: int) -> bool:
+        return True
 
     def report(self) -> tuple[tuple[int, ...], Tensor] | None:
         return self.branches[0].history.take_report()
@@ -158,6 +166,18 @@ class CachingGeneration:
     @property
     def forecast_from(self) -> int:
         return max(branch.history.forecast_from for branch in self.branches)
+
+    def _keep_estimate(self, chunk: int, clean: Tensor) -> None:
+        """What a chunk's step made of its clean latent: for a policy that measures it."""
+        if self.method.reuse.distance == "clean":
+            self.branches[0].history.estimates[chunk] = clean
+
+    def _estimates(self, chunks: Sequence[int]) -> Tensor:
+        """The "clean" features of chunks, [N, f, h, w, C]: NaN before their first step."""
+        kept = self.branches[0].history.estimates
+        return torch.cat(
+            [kept.get(chunk, torch.full_like(self._latent(chunk), torch.nan)) for chunk in chunks]
+        ).movedim(1, -1)
 
     # Caches.
 
