@@ -1,8 +1,8 @@
 """What the chunk before made of the same step: X-Cache's residual (arXiv 2604.20289), of the whole network's output.
 
-No code is published; this is our reading. The paper adds to a block's input what the block added one chunk earlier. Here
-the input is what the chunk's last output knows and the block is the network with all the steps between: the chunk
-before went from the one output to the other, and this chunk goes as far.
+No code is published; this is our reading. The paper adds to a block's input what the block added one chunk earlier.
+Here the input is the chunk's last output and the block is the whole network with the steps in between: as the chunk
+before went on from that step's output to this one's, so does this chunk.
 """
 
 from __future__ import annotations

@@ -32,9 +32,9 @@ class Forecast(Part, ABC):
 
     Attributes:
         depth: computed outputs that it looks back on, at most; each is kept in memory.
-        borrows: it is given, as ``borrowed``, by how much the output of the chunk before changed from the newest point's
-            step to the one to forecast; None where that is not known, or where the chunk does not follow it (see
-            flowcache.models.base.Generation). The outputs that this may be asked of are kept too.
+        borrows: it is given, as ``borrowed``, by how much the output of the chunk before changed from the newest
+            point's step to the one to forecast, but where that is not known, or the chunk does not follow that one (see
+            flowcache.models.base.Generation). What the chunk before took is kept for it, too.
         quantity: what to forecast, of what the model offers ("velocity", "clean", "displacement", "residual"); None
             takes the model's own, with a correction its own of those that can be corrected.
         limit: how far a forecast may go from the last computed output, in root mean squares of that output; beyond, it

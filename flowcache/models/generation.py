@@ -167,17 +167,22 @@ class CachingGeneration:
     def forecast_from(self) -> int:
         return max(branch.history.forecast_from for branch in self.branches)
 
+    # Estimates of clean latents, for a policy that measures them.
+
+    @property
+    def _measures_estimates(self) -> bool:
+        return self.method.reuse.distance == "clean"
+
     def _keep_estimate(self, chunk: int, clean: Tensor) -> None:
-        """What a chunk's step made of its clean latent: for a policy that measures it."""
-        if self.method.reuse.distance == "clean":
+        """Of a chunk whose step is being taken, [1, C, b, h, w]; it must never change."""
+        if self._measures_estimates:
             self.branches[0].history.estimates[chunk] = clean
 
-    def _estimates(self, chunks: Sequence[int]) -> Tensor:
-        """The "clean" features of chunks, [N, f, h, w, C]: NaN before their first step."""
-        kept = self.branches[0].history.estimates
-        return torch.cat(
-            [kept.get(chunk, torch.full_like(self._latent(chunk), torch.nan)) for chunk in chunks]
-        ).movedim(1, -1)
+    def _estimates(self, chunks: Sequence[int], latents: Sequence[Tensor]) -> Tensor:
+        """As features [N, b, h, w, C] of chunks, whose latents are [1, C, b, h, w]: NaN before a first step."""
+        kept, pairs = self.branches[0].history.estimates, zip(chunks, latents, strict=True)
+        each = [kept[chunk] if chunk in kept else torch.full_like(latent, torch.nan) for chunk, latent in pairs]
+        return torch.cat(each).movedim(1, -1)
 
     # Caches.
 

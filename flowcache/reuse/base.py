@@ -94,7 +94,7 @@ class ReusePolicy(Part, ABC):
 
     @abstractmethod
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
-        """``distances`` holds the chunks that there was something to measure against. A chunk's first step must compute,
+        """``distances`` holds the chunks that there is something to measure against. A chunk's first step must compute,
         for there is nothing to forecast from (but see ``needs_window``)."""
 
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:

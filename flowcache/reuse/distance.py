@@ -30,12 +30,12 @@ class ChunkDistance:
     """Mean absolute change of a chunk's features since the row before, and their mean magnitude there.
 
     Against the chunk before (flowcache.reuse.fingerprint) the change is the greatest of any number, and ``cosine`` the
-    least of any token; NaN elsewhere.
+    least of any token; there is none otherwise.
     """
 
     change: float
     magnitude: float
-    cosine: float = float("nan")
+    cosine: float | None = None
 
     @property
     def relative(self) -> float:

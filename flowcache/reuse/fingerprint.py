@@ -41,7 +41,7 @@ class FingerprintMeter:
         self._window = 0
 
     def measure(self, row: Row) -> tuple[list[int], Tensor | None]:
-        """Chunks that can be compared, and float32 [chunks, 3]: the greatest change of any of the fingerprint's numbers,
+        """Chunks that can be compared, and float32 [chunks, 3]: the greatest change of any number of the fingerprint,
         their mean magnitude before, and the least cosine of a token (see ChunkDistance).
 
         Raises ValueError on device "meta", where there are no numbers.

@@ -185,7 +185,7 @@ class WanGeneration(CachingGeneration):
         if kind == "embedded_latent":
             return self.network.embed(frames).unflatten(0, (len(chunks), -1))
         if kind == "clean":
-            return self._estimates(chunks)
+            return self._estimates(chunks, frames.chunk(len(chunks), dim=2))
         if kind not in ABLE.distances:
             raise unknown_distance(kind, ABLE)
         table = self._table.modulation if kind == "rescaled_modulation" else self._table.embedding
