@@ -152,7 +152,7 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
     if skipped and repeated == skipped and not isinstance(method.forecast, Hold):
         remarks.append(f"{forecast} forecast nothing: every chunk that was skipped took its last output once more")
     elif skipped and method.forecast.borrows and generation.forecast_from < 2:
-        remarks.append(f"{forecast} only held: no chunk that was skipped had one before it to take anything from")
+        remarks.append(f"{forecast} only held: no chunk that was skipped had one before it that changed")
     elif skipped and method.forecast.depth > 1 and generation.forecast_from < 2:
         remarks.append(f"{forecast} only held: no chunk that was skipped had computed twice before")
     if skipped and method.forecast.correction and not generation.forecast_corrections:

@@ -90,12 +90,15 @@ class OutputHistory:
         self._corrected.pop(chunk, None)  # of a gap before, that nobody asked for: a held chunk does not move
         if gap is not None and len(points) > 1:
             known = points[: self.forecast.correction + 1]
-            self._corrected[chunk] = gap.state, [(each, interpolate(each.t, known)) for each in gap.steps]
+            corrected = [(each, interpolate(each.t, known)) for each in gap.steps]
+            self._corrected[chunk] = gap.state, corrected
+            for each, corrected_output in corrected:
+                self._take(each, corrected_output)
             self.corrections += 1
         del points[self._kept :]
-        self._take(step, output)
         for key in [key for key in self._taken.get(chunk - 1, ()) if key[0] < step.step]:
             del self._taken[chunk - 1][key]  # nobody looks back beyond the newest output
+        self._take(step, output)
         self.bytes_peak = max(self.bytes_peak, self.bytes)
 
     def newest(self, chunk: int) -> Tensor:
@@ -184,12 +187,12 @@ class OutputHistory:
         return self.forecast.predict(step.t, known, step.step, borrowed=borrowed), len(known) + 1
 
     def _borrowed(self, step: ChunkStep, newest: Point) -> Tensor | None:
-        """The change of the output of the chunk before, between the same steps."""
+        """The change of the output of the chunk before, between the same steps; None where it held one there."""
         if not self.forecast.borrows or not self._follows(step.chunk):
             return None
         before = self._taken.get(step.chunk - 1, {})
         start, end = before.get((newest.step, newest.t)), before.get((step.step, step.t))
-        return None if start is None or end is None else end - start
+        return None if start is None or end is None or start is end else end - start
 
     def _limited(self, forecast: Tensor, newest: Tensor) -> Tensor:
         limit = self.forecast.limit

@@ -79,16 +79,23 @@ class FingerprintMeter:
 
 
 def spread(shape: Sequence[int], count: int) -> Tensor:
-    """So many places of a grid, int64 [count] into it flattened, even along each axis and together.
+    """So many places of a grid of one to three axes, int64 [count] into it flattened: even along each, and together.
 
-    An additive sequence whose steps are powers of the root of x^(d + 1) = x + 1, d the number of axes: no two axes ever
-    go in step, as they do in every n-th place of a flattened grid.
+    Hammersley's points, for every n-th place of a flattened grid may lie in one row or column of it.
     """
-    root = 2.0
-    for _ in range(64):
-        root = (1 + root) ** (1 / (len(shape) + 1))
+    index = torch.arange(count)
     places = torch.zeros(count, dtype=torch.int64)
-    for axis, size in enumerate(shape, start=1):
-        along = (0.5 + torch.arange(count, dtype=torch.float64) * root**-axis) % 1
-        places = places * size + (along * size).long()
+    for size, base in zip(shape, (None, 2, 3), strict=False):
+        along = index / count if base is None else _radical_inverse(index, base)
+        places = places * size + ((along + 0.5 / count) % 1 * size).long()
     return places
+
+
+def _radical_inverse(index: Tensor, base: int) -> Tensor:
+    """The digits of whole numbers behind the point, in reverse: float32 from 0 to below 1."""
+    inverse, weight = torch.zeros(len(index)), 1.0
+    while index.any():
+        weight /= base
+        inverse += index % base * weight
+        index = index // base
+    return inverse
