@@ -83,19 +83,21 @@ def spread(shape: Sequence[int], count: int) -> Tensor:
 
     Hammersley's points, for every n-th place of a flattened grid may lie in one row or column of it.
     """
-    index = torch.arange(count)
-    places = torch.zeros(count, dtype=torch.int64)
-    for size, base in zip(shape, (None, 2, 3), strict=False):
-        along = index / count if base is None else _radical_inverse(index, base)
-        places = places * size + ((along + 0.5 / count) % 1 * size).long()
-    return places
+    places = []
+    for index in range(count):
+        place = 0
+        for size, base in zip(shape, (None, 2, 3), strict=False):
+            along = index / count if base is None else _radical_inverse(index, base)
+            place = place * size + int((along + 0.5 / count) % 1 * size)
+        places.append(place)
+    return torch.tensor(places)
 
 
-def _radical_inverse(index: Tensor, base: int) -> Tensor:
-    """The digits of whole numbers behind the point, in reverse: float32 from 0 to below 1."""
-    inverse, weight = torch.zeros(len(index)), 1.0
-    while index.any():
+def _radical_inverse(index: int, base: int) -> float:
+    """Its digits behind the point, in reverse: from 0 to below 1."""
+    inverse, weight = 0.0, 1.0
+    while index:
         weight /= base
-        inverse += index % base * weight
-        index = index // base
+        index, digit = divmod(index, base)
+        inverse += digit * weight
     return inverse

@@ -19,6 +19,7 @@ from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
 from flowcache.schedule import Schedule, rolling_schedule, sequential_schedule
 from flowcache.trace import Trace
+from tests.forecast.test_history import DeviceReads, HostReads
 from tests.methods import vanilla
 from tests.models import magi_goldens, skyreels_goldens
 from tests.models.wan_goldens import latents_of, small_generation
@@ -207,6 +208,21 @@ def test_counts_are_what_executes_and_a_replay_gives_the_same(setting):
     replayed, again = replace(method, reuse=Replay(computed=trace.computed_rows())), Trace()
     assert torch.equal(latents_of(small_generation(replayed, **SETTINGS[setting]), again), latents)
     assert again.work == trace.work
+
+
+@pytest.mark.parametrize("setting", ["self forcing", "rolling", "unipc with guidance"])
+def test_the_host_reads_once_a_row_where_there_is_something_to_compare(setting):
+    trace = Trace()
+    generation, counts = small_generation(x_cache(**OPEN), **SETTINGS[setting]), []
+    with HostReads() as reads, DeviceReads() as below:
+
+        def observe(row, decision) -> None:
+            counts.append((reads.count, below.count))
+            reads.count = below.count = 0
+
+        list(sample(generation, trace, observe=observe))
+    measured = {entry.row for entry in trace.entries if entry.distance is not None}
+    assert counts == [(int(row.index in measured), 0) for row in generation.schedule.rows]
 
 
 def test_generations_in_turns_are_equal_to_each_alone():
