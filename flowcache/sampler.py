@@ -14,9 +14,10 @@ from flowcache.clock import SectionClock
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
 from flowcache.models.base import Generation, VideoModel
-from flowcache.reuse.base import Decision
+from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.evidence import EvidenceReader
+from flowcache.reuse.fingerprint import FingerprintMeter
 from flowcache.schedule import Row
 from flowcache.trace import Action, Trace, TraceEntry, Work
 
@@ -48,8 +49,7 @@ def sample(
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
     policy = generation.method.reuse.fresh()
-    meter = None if policy.distance is None else DistanceMeter(generation, policy.distance, generation.measured_chunks)
-    evidence = EvidenceReader(meter, policy.report)
+    evidence = EvidenceReader(_meter(policy, generation), policy.report)
     trace.kv_bytes_allocated = generation.kv_bytes_allocated
     finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
     with clock("transformer"):
@@ -63,6 +63,7 @@ def sample(
                 policy.observe(*reported)
             decision = policy.decide(row, distances, generation.schedule)
             _check_decision(decision, row, type(policy).__name__)
+            evidence.decided(row, decision.compute)
         with clock("transformer"):
             work = generation.compute(row, decision)
             if (report := generation.report()) is not None:
@@ -150,6 +151,8 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
         remarks.append(f"{reuse} skipped all it could: chunks computed in their first steps alone")
     if skipped and repeated == skipped and not isinstance(method.forecast, Hold):
         remarks.append(f"{forecast} forecast nothing: every chunk that was skipped took its last output once more")
+    elif skipped and method.forecast.borrows and generation.forecast_from < 2:
+        remarks.append(f"{forecast} only held: no chunk that was skipped had one before it that changed")
     elif skipped and method.forecast.depth > 1 and generation.forecast_from < 2:
         remarks.append(f"{forecast} only held: no chunk that was skipped had computed twice before")
     if skipped and method.forecast.correction and not generation.forecast_corrections:
@@ -157,6 +160,14 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
     if method.kv.budget is not None and not generation.kv_compressions:
         remarks.append(f"the KV budget of {method.kv.budget} dropped nothing: finished chunks never held more")
     return remarks
+
+
+def _meter(policy: ReusePolicy, generation: Generation) -> DistanceMeter | FingerprintMeter | None:
+    if policy.distance is None:
+        return None
+    if policy.fingerprint_tokens is not None:
+        return FingerprintMeter(generation, policy.distance, policy.fingerprint_tokens)
+    return DistanceMeter(generation, policy.distance, generation.measured_chunks)
 
 
 def _check_decision(decision: Decision, row: Row, policy: str) -> None:
@@ -203,6 +214,7 @@ def _record(
                 t=step.t,
                 action=action,
                 distance=None if measured is None else measured.relative,
+                cosine=None if measured is None else measured.cosine,
                 accumulated=accumulated.get(step.chunk),
                 flops=denoise_flops[step.chunk],
                 kv_tokens=generation.kv_tokens,

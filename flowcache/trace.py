@@ -40,9 +40,10 @@ class TraceEntry:
     action: of what does not compute, "reuse" takes the last computed output as it is, by the policy's decision
     (``repeated``) or because the forecast holds it, and "forecast" what any other forecast gives. Traces from before
     there was "forecast" say "reuse" for it, and know no ``repeated``.
-    distance is None where it was not measured; accumulated is the policy's after its decision; flops are those of
-    the chunk's denoising forward (0 if it reused); kv_tokens are the tokens the cache holds after the row, per layer
-    and head; token_mask tells that only some of the chunk's tokens computed.
+    distance is None where it was not measured, and cosine where that was not against the chunk before; accumulated is
+    the policy's after its decision; flops are those of the chunk's denoising forward (0 if it reused); kv_tokens are
+    the tokens the cache holds after the row, per layer and head; token_mask tells that only some of the chunk's tokens
+    computed.
     """
 
     row: int
@@ -56,6 +57,7 @@ class TraceEntry:
     kv_tokens: int
     token_mask: bool = False
     repeated: bool = False
+    cosine: float | None = None
 
 
 @dataclass

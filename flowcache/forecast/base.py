@@ -32,6 +32,9 @@ class Forecast(Part, ABC):
 
     Attributes:
         depth: computed outputs that it looks back on, at most; each is kept in memory.
+        borrows: it is given, as ``borrowed``, by how much the output of the chunk before changed from the newest
+            point's step to the one to forecast, but where that is not known, or the chunk does not follow that one (see
+            flowcache.models.base.Generation). What the chunk before took is kept for it, too.
         quantity: what to forecast, of what the model offers ("velocity", "clean", "displacement", "residual"); None
             takes the model's own, with a correction its own of those that can be corrected.
         limit: how far a forecast may go from the last computed output, in root mean squares of that output; beyond, it
@@ -42,6 +45,7 @@ class Forecast(Part, ABC):
     """
 
     depth: ClassVar[int]
+    borrows: ClassVar[bool] = False
     quantity: str | None = None
     limit: float | None = None
     correction: int = 0
@@ -64,5 +68,6 @@ class Forecast(Part, ABC):
         """The output at a time, in the shape and type of the computed ones.
 
         ``points`` are the chunk's last computed outputs, newest first: at least one, at most ``depth``. They must not
-        be changed. ``step`` is the chunk's own step then, as in ``Point``: for published rules that count steps.
+        be changed. ``step`` is the chunk's own step then, as in ``Point``: for published rules that count steps. A
+        forecast that borrows takes one more argument, ``borrowed: Tensor | None = None``.
         """

@@ -42,24 +42,33 @@ class OutputHistory:
         figures: of ``flowcache.reuse.base.Report`` that a policy asked for; none costs nothing.
         jumps: of a chunk, the own steps at which its outputs jump: what was computed before them is forgotten once
             something was computed after (see flowcache.schedule.Schedule.jumps).
+        follows: whether a chunk goes on with the one before it, for a forecast that borrows from there.
 
     Attributes:
-        bytes_peak: most that outputs, states before gaps, and, for "input_change", latents took at once.
+        estimates: of chunks' clean latents, as their last steps left them, where the model keeps them here.
+        bytes_peak: most that outputs, states before gaps, estimates and, for "input_change", latents took at once.
         forecast_from: most computed outputs that a forecast has looked back on; 0 before the first.
         corrections: gaps that were corrected.
     """
 
     def __init__(
-        self, forecast: Forecast, figures: Sequence[Figure] = (), jumps: Callable[[int], Sequence[int]] = lambda _: ()
+        self,
+        forecast: Forecast,
+        figures: Sequence[Figure] = (),
+        jumps: Callable[[int], Sequence[int]] = lambda _: (),
+        follows: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self.forecast, self.figures = forecast, tuple(figures)
         self.bytes_peak = self.forecast_from = self.corrections = 0
-        self._kept, self._jumps = max(forecast.depth, forecast.correction), jumps
+        self._kept, self._jumps, self._follows = max(forecast.depth, forecast.correction), jumps, follows
+        self.estimates: dict[int, Tensor] = {}
         self._points: dict[int, list[Point]] = {}
         self._gaps: dict[int, Gap] = {}
         self._corrected: dict[int, Corrected] = {}
         self._inputs: dict[int, Tensor] = {}
         self._reported: dict[int, Tensor] = {}
+        # What a chunk's steps took, computed or not, by their index and time; for the chunk after it.
+        self._taken: dict[int, dict[tuple[int, float], Tensor]] = {}
 
     def update(self, step: ChunkStep, output: Tensor, latent: Tensor) -> None:
         """A chunk has computed: its output in its own step, of the latent that the network was given.
@@ -81,9 +90,15 @@ class OutputHistory:
         self._corrected.pop(chunk, None)  # of a gap before, that nobody asked for: a held chunk does not move
         if gap is not None and len(points) > 1:
             known = points[: self.forecast.correction + 1]
-            self._corrected[chunk] = gap.state, [(each, interpolate(each.t, known)) for each in gap.steps]
+            corrected = [(each, interpolate(each.t, known)) for each in gap.steps]
+            self._corrected[chunk] = gap.state, corrected
+            for each, corrected_output in corrected:
+                self._take(each, corrected_output)
             self.corrections += 1
         del points[self._kept :]
+        for key in [key for key in self._taken.get(chunk - 1, ()) if key[0] < step.step]:
+            del self._taken[chunk - 1][key]  # nobody looks back beyond the newest output
+        self._take(step, output)
         self.bytes_peak = max(self.bytes_peak, self.bytes)
 
     def newest(self, chunk: int) -> Tensor:
@@ -105,16 +120,18 @@ class OutputHistory:
             self._gaps[chunk].steps.append(step)
         newest = points[0].output
         if repeat:
+            self._take(step, newest)
             return newest
-        known = points[: self.forecast.depth]
-        self.forecast_from = max(self.forecast_from, len(known))
-        forecast = self.forecast.predict(step.t, known, step.step)
+        forecast, known = self._forecast(step, points)
+        self.forecast_from = max(self.forecast_from, known)
         if (forecast.shape, forecast.dtype) != (newest.shape, newest.dtype):
             raise ValueError(
                 f"{type(self.forecast).__name__} gives {list(forecast.shape)} in {forecast.dtype}; a forecast is of "
                 f"the computed outputs' shape and type, {list(newest.shape)} in {newest.dtype}"
             )
-        return self._limited(forecast, newest)
+        limited = self._limited(forecast, newest)
+        self._take(step, limited)
+        return limited
 
     def opens_gap(self, chunk: int) -> bool:
         """Whether a chunk that skips a step now skips the first one, and its steps will be corrected."""
@@ -138,20 +155,44 @@ class OutputHistory:
         return tuple(reported), torch.stack(list(reported.values()))
 
     def drop(self, chunk: int) -> None:
-        """Forget a chunk, which is finished."""
-        for kept in (self._points, self._gaps, self._corrected, self._inputs):
+        """Forget a chunk, which is finished; what its steps took goes with the chunk after it."""
+        for kept in (self._points, self._gaps, self._corrected, self._inputs, self.estimates):
             kept.pop(chunk, None)
+        self._taken.pop(chunk - 1, None)
 
     def clear(self) -> None:
         """Forget every chunk, for a new window."""
-        for kept in (self._points, self._gaps, self._corrected, self._inputs):
+        for kept in (self._points, self._gaps, self._corrected, self._inputs, self.estimates, self._taken):
             kept.clear()
 
     @property
     def bytes(self) -> int:
-        outputs = sum(point.output.nbytes for points in self._points.values() for point in points)
-        states = sum(gap.nbytes for gap in self._gaps.values())
-        return outputs + states + sum(latent.nbytes for latent in self._inputs.values())
+        tensors = [point.output for points in self._points.values() for point in points]
+        tensors += [*self._inputs.values(), *self.estimates.values()]
+        tensors += [output for taken in self._taken.values() for output in taken.values()]
+        each_once = {id(tensor): tensor.nbytes for tensor in tensors}
+        return sum(each_once.values()) + sum(gap.nbytes for gap in self._gaps.values())
+
+    def _take(self, step: ChunkStep, output: Tensor) -> None:
+        if self.forecast.borrows:
+            self._taken.setdefault(step.chunk, {})[step.step, step.t] = output
+            self.bytes_peak = max(self.bytes_peak, self.bytes)
+
+    def _forecast(self, step: ChunkStep, points: Sequence[Point]) -> tuple[Tensor, int]:
+        """As the forecast gives it, and how many outputs it looked back on."""
+        known = points[: self.forecast.depth]
+        borrowed = self._borrowed(step, known[0])
+        if borrowed is None:
+            return self.forecast.predict(step.t, known, step.step), len(known)
+        return self.forecast.predict(step.t, known, step.step, borrowed=borrowed), len(known) + 1
+
+    def _borrowed(self, step: ChunkStep, newest: Point) -> Tensor | None:
+        """The change of the output of the chunk before, between the same steps; None where it held one there."""
+        if not self.forecast.borrows or not self._follows(step.chunk):
+            return None
+        before = self._taken.get(step.chunk - 1, {})
+        start, end = before.get((newest.step, newest.t)), before.get((step.step, step.t))
+        return None if start is None or end is None or start is end else end - start
 
     def _limited(self, forecast: Tensor, newest: Tensor) -> Tensor:
         limit = self.forecast.limit
@@ -173,6 +214,6 @@ class OutputHistory:
         if name == "output_change" and points:
             return (output.float() - points[0].output.float()).abs().mean()
         if name == "forecast_error" and points:
-            forecast = self._limited(self.forecast.predict(step.t, points, step.step), points[0].output)
+            forecast = self._limited(self._forecast(step, points)[0], points[0].output)
             return (output.float() - forecast.float()).abs().mean()
         return torch.full((), float("nan"), dtype=torch.float32, device=output.device)

@@ -36,6 +36,11 @@ class Generation(FeatureSource, Protocol):
     schedule: Schedule
     method: Method
 
+    def follows(self, chunk: int) -> bool:
+        """Whether a chunk goes on with what the chunk before it was, by prompt and number of frames, so that it can be
+        compared with that one and take over something of it."""
+        ...
+
     def measured_chunks(self, row: Row) -> tuple[int, ...]:
         """The chunks whose distances a policy gets: neighbours, the active ones among them."""
         ...

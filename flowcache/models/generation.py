@@ -107,7 +107,12 @@ class CachingGeneration:
         self.branches = [
             Branch(
                 self._new_cache(self._budget, shape.device) if self._is_cached else None,
-                OutputHistory(method.forecast.fresh(), method.reuse.report if index == 0 else (), schedule.jumps),
+                OutputHistory(
+                    method.forecast.fresh(),
+                    method.reuse.report if index == 0 else (),
+                    schedule.jumps,
+                    self.follows,
+                ),
             )
             for index in range(num_branches)
         ]
@@ -118,6 +123,9 @@ class CachingGeneration:
         return KvCache(*sizes, dtype=shape.dtype, device=device, policy=self.method.kv, budget=budget)
 
     # What the sampler asks of every model alike.
+
+    def follows(self, chunk: int) -> bool:
+        return True
 
     def report(self) -> tuple[tuple[int, ...], Tensor] | None:
         return self.branches[0].history.take_report()
@@ -158,6 +166,23 @@ class CachingGeneration:
     @property
     def forecast_from(self) -> int:
         return max(branch.history.forecast_from for branch in self.branches)
+
+    # Estimates of clean latents, for a policy that measures them.
+
+    @property
+    def _measures_estimates(self) -> bool:
+        return self.method.reuse.distance == "clean"
+
+    def _keep_estimate(self, chunk: int, clean: Tensor) -> None:
+        """Of a chunk whose step is being taken, [1, C, b, h, w]; it must never change."""
+        if self._measures_estimates:
+            self.branches[0].history.estimates[chunk] = clean
+
+    def _estimates(self, chunks: Sequence[int], latents: Sequence[Tensor]) -> Tensor:
+        """As features [N, b, h, w, C] of chunks, whose latents are [1, C, b, h, w]: NaN before a first step."""
+        kept, pairs = self.branches[0].history.estimates, zip(chunks, latents, strict=True)
+        each = [kept[chunk] if chunk in kept else torch.full_like(latent, torch.nan) for chunk, latent in pairs]
+        return torch.cat(each).movedim(1, -1)
 
     # Caches.
 

@@ -65,6 +65,8 @@ class ReusePolicy(Part, ABC):
 
     Attributes:
         distance: the distance that it needs ("embedded_latent", "latent", ...); None if it decides without one.
+        fingerprint_tokens: its distances are against the chunk before at the same own step, by so many tokens
+            (flowcache.reuse.fingerprint); None for those against the chunk's own row before.
         report: the figures of ``Report`` that it needs; none costs nothing.
         uses: the fields of Decision, beyond ``compute``, that it may fill; a model that cannot follow refuses it.
         needs_window: it may skip a chunk's first step, with what was computed of it while it waited; only attention
@@ -74,6 +76,7 @@ class ReusePolicy(Part, ABC):
     """
 
     distance: ClassVar[str | None] = None
+    fingerprint_tokens: ClassVar[int | None] = None
     report: ClassVar[tuple[Figure, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
     needs_window: ClassVar[bool] = False
@@ -91,7 +94,7 @@ class ReusePolicy(Part, ABC):
 
     @abstractmethod
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
-        """``distances`` holds the chunks that were also measured in the row before. A chunk's first step must compute,
+        """``distances`` holds the chunks that there is something to measure against. A chunk's first step must compute,
         for there is nothing to forecast from (but see ``needs_window``)."""
 
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:

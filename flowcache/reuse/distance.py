@@ -27,10 +27,15 @@ Polynomial = str | Sequence[float]
 
 @dataclass(frozen=True)
 class ChunkDistance:
-    """Mean absolute change of a chunk's features since the row before, and their mean magnitude there."""
+    """Mean absolute change of a chunk's features since the row before, and their mean magnitude there.
+
+    Against the chunk before (flowcache.reuse.fingerprint) the change is the greatest of any number, and ``cosine`` the
+    least of any token; there is none otherwise.
+    """
 
     change: float
     magnitude: float
+    cosine: float | None = None
 
     @property
     def relative(self) -> float:
@@ -122,11 +127,7 @@ class DistanceMeter:
         """
         chunks = self.measured(row)
         features = self.source.features(self.kind, chunks)
-        if features.device.type == "meta":
-            raise ValueError(
-                f"a dry run on device meta has no {self.kind!r} distances to decide by; take a method that decides "
-                "without (vanilla, vanilla_kv, every_k), or load weights"
-            )
+        check_numbers(features, self.kind)
         common = [chunk for chunk in chunks if chunk in self._chunks and row.window == self._window]
         numbers = None
         if common:
@@ -135,3 +136,15 @@ class DistanceMeter:
             numbers = torch.stack([(now - before).abs().mean(1), before.abs().mean(1)], dim=1)
         self._chunks, self._features, self._window = chunks, features, row.window
         return common, numbers
+
+    def decided(self, row: Row, computed: Sequence[int]) -> None:
+        """Which chunks compute makes no difference to what the next row is measured against."""
+
+
+def check_numbers(features: Tensor, kind: str) -> None:
+    """Refuse features of a dry run. Raises ValueError."""
+    if features.device.type == "meta":
+        raise ValueError(
+            f"a dry run on device meta has no {kind!r} distances to decide by; take a method that decides without "
+            "(vanilla, vanilla_kv, every_k), or load weights"
+        )

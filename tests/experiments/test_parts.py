@@ -36,7 +36,7 @@ def decisions(policy: ReusePolicy, schedule: Schedule, waiting_measured: bool = 
     for row in schedule.rows:
         known = () if before is None or before.window != row.window else before.chunks
         distances: Mapping[int, ChunkDistance] = {
-            chunk: ChunkDistance(numbers.uniform(0, 0.2), 1.0)
+            chunk: ChunkDistance(numbers.uniform(0, 0.2), 1.0, numbers.uniform(0.9, 1.0))
             for chunk in row.chunks
             if chunk in known or (known and waiting_measured)
         }

@@ -30,7 +30,7 @@ from flowcache.trace import Trace, Work
 # displacement unscaled, as published (fidelity row 5).
 ABLE = Capabilities(
     model="MAGI-1",
-    distances=("embedded_latent", "latent"),
+    distances=("embedded_latent", "latent", "clean"),
     quantities=("velocity", "clean", "displacement"),
     correctable=("velocity", "clean"),
     decisions=("repeat", "held", "isolated"),
@@ -149,6 +149,8 @@ class MagiGeneration(CachingGeneration):
             return latents.unflatten(2, (len(chunks), -1)).transpose(0, 2).flatten(1).clone()
         if kind == "embedded_latent":
             return self.dit.embed(latents)[0].unflatten(0, (len(chunks), -1))
+        if kind == "clean":
+            return self._estimates(chunks, latents.chunk(len(chunks), dim=2))
         raise unknown_distance(kind, ABLE)
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:
@@ -209,6 +211,9 @@ class MagiGeneration(CachingGeneration):
                 output = self._history.predict(step, repeat=step.chunk in decision.repeat)
             if self.quantity != "displacement":
                 output = self._velocity(output, latents, step) * self._length(row, step.chunk)
+            if self._measures_estimates:
+                whole_way = (1 - step.t) / (step.t_next - step.t)  # to the clean latent, in the step's lengths
+                self._keep_estimate(step.chunk, torch.add(latents, output, alpha=whole_way))
             latents += output
 
     def _correct(self, step: ChunkStep, latents: Tensor) -> Tensor:

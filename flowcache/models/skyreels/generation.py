@@ -31,7 +31,7 @@ from flowcache.trace import Trace, Work
 # of both branches together, the estimate of the clean latent, or the velocity.
 ABLE = Capabilities(
     model="SkyReels-V2",
-    distances=("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent"),
+    distances=("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent", "clean"),
     quantities=("residual", "clean", "velocity"),
     correctable=("clean",),
     guided=("clean", "velocity"),
@@ -137,6 +137,8 @@ class SkyReelsGeneration(CachingGeneration):
             return torch.stack([self.state.shown(chunk).flatten() for chunk in chunks])
         if kind == "embedded_latent":
             return self._embed(chunks).unflatten(0, (len(chunks), -1))
+        if kind == "clean":
+            return self._estimates(chunks, [self.state.shown(chunk) for chunk in chunks])
         if kind not in ABLE.distances:
             raise unknown_distance(kind, ABLE)
         times = torch.stack([self.state.times(self._row, chunk) for chunk in chunks])
@@ -163,7 +165,9 @@ class SkyReelsGeneration(CachingGeneration):
 
     def advance(self, row: Row, decision: Decision) -> None:
         for step in row.steps:
-            self.state.advance(step, self._clean(step, decision))
+            clean = self._clean(step, decision)
+            self._keep_estimate(step.chunk, clean)
+            self.state.advance(step, clean)
         self.state.end(row)
 
     def _clean(self, step: ChunkStep, decision: Decision) -> Tensor:

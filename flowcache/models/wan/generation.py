@@ -38,7 +38,7 @@ from flowcache.trace import Trace, Work
 # again; those of a solver can.
 ABLE = Capabilities(
     model="causal Wan with fresh noise in every step",
-    distances=("latent", "embedded_latent", "rescaled_modulation", "rescaled_time_embedding"),
+    distances=("latent", "embedded_latent", "clean", "rescaled_modulation", "rescaled_time_embedding"),
     quantities=("clean", "velocity"),
     guided=("clean", "velocity"),
     decisions=("repeat",),
@@ -156,6 +156,10 @@ class WanGeneration(CachingGeneration):
 
     # What the sampler calls, in its order.
 
+    def follows(self, chunk: int) -> bool:
+        same_prompt = self._prompts[chunk] == self._prompts[chunk - 1]
+        return same_prompt and self.blocks.length(chunk) == self.blocks.length(chunk - 1)
+
     def measured_chunks(self, row: Row) -> tuple[int, ...]:
         return row.chunks
 
@@ -180,6 +184,8 @@ class WanGeneration(CachingGeneration):
             return frames.unflatten(2, (len(chunks), -1)).transpose(0, 2).flatten(1).clone()
         if kind == "embedded_latent":
             return self.network.embed(frames).unflatten(0, (len(chunks), -1))
+        if kind == "clean":
+            return self._estimates(chunks, frames.chunk(len(chunks), dim=2))
         if kind not in ABLE.distances:
             raise unknown_distance(kind, ABLE)
         table = self._table.modulation if kind == "rescaled_modulation" else self._table.embedding
@@ -208,6 +214,7 @@ class WanGeneration(CachingGeneration):
         for step in row.steps:
             output, latent = self._output(step, decision), self._latent(step.chunk)
             clean = output if self.quantity == "clean" else self._steps.clean(step, output, latent)
+            self._keep_estimate(step.chunk, clean)
             latent.copy_(self._steps.advance(step, clean, latent))
 
     def _output(self, step: ChunkStep, decision: Decision) -> Tensor:
