@@ -1,6 +1,7 @@
 """An experiment file of conf/experiment as jobs.
 
-An experiment lists override sets of run.py; commas in a value, outside its brackets, multiply it out. Every set runs on every prompt.
+An experiment lists override sets of run.py; commas in a value, but for those of a list, multiply it out. Every set runs
+on every prompt.
 ``method=*`` is every method of conf/method but those under ``leave_out``, or those that an argument ``method=`` names.
 What an experiment says under ``models`` takes the place of the rest for one model.
 """

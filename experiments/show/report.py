@@ -122,7 +122,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         flagged=[note for note in ours.notes if note.startswith(FLAG)],
         actions={"computed": COMPUTED, "reused": REUSED, "forecast": FORECAST, "held": HELD},
         reported_source=reported_source,
-        tables={"measured": table_cells(ours)} | {"reported": table_cells(each) for each in papers},
+        tables={"measured": table_cells(ours), **({"reported": table_cells(*papers)} if papers else {})},
         data=data,
     )
     with _atomic_folder(destination) as folder:

@@ -222,8 +222,8 @@ def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
 def describe(
     measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str, notes: Iterable[str] = ()
 ) -> list[Table]:
-    """The tables of a model and setting: measured (with ``notes`` below it), paired differences, and what is reported of
-    the model, if anything is."""
+    """The tables of a model and setting: measured (with ``notes`` below it), paired differences, reported if anything
+    is."""
     reported, reported_source = read_reported(job.model_name)
     letters, deviations = marks(measured["deviations"])
     setting = setting_deviation(job.model_name, job.settings)
