@@ -6,6 +6,7 @@ Exit codes: 0 nothing is wrong, 1 something is (one line for each), 2 bad input,
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -23,13 +24,19 @@ def verify(directory: Path) -> Inventory:
     return _family(directory).verify(directory)
 
 
-def loaded_files(directory: Path) -> dict[str, Path]:
+def loaded_files(directory: Path, **beside: Path) -> dict[str, Path]:
     """The files that a checkpoint is loaded from, by names that do not tell where they lie; no other counts as its own.
 
-    Raises CheckpointError where it is of no family, and CheckpointError, OSError or ValueError where its configuration
-    is wrong.
+    Args:
+        beside: what the family's loader takes beside it, such as an adapter, under its names.
+
+    Raises CheckpointError where it is of no family, or of one that takes nothing of that name, and CheckpointError,
+    OSError or ValueError where its configuration is wrong.
     """
-    return _family(directory).loaded_files(directory)
+    found = _family(directory).loaded_files
+    if unknown := sorted(beside.keys() - inspect.signature(found).parameters.keys()):
+        raise CheckpointError(f"{directory} is of a family whose checkpoints take no {unknown[0]}; leave it out")
+    return found(directory, **beside)
 
 
 def _family(directory: Path) -> ModuleType:

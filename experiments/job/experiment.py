@@ -1,6 +1,7 @@
 """An experiment file of conf/experiment as jobs.
 
-An experiment lists override sets of run.py; commas in a value multiply it out. Every set runs on every prompt.
+An experiment lists override sets of run.py; commas in a value, but for those of a list, multiply it out. Every set runs
+on every prompt.
 ``method=*`` is every method of conf/method but those under ``leave_out``, or those that an argument ``method=`` names.
 What an experiment says under ``models`` takes the place of the rest for one model.
 """
@@ -8,6 +9,7 @@ What an experiment says under ``models`` takes the place of the rest for one mod
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -19,6 +21,7 @@ from experiments.job.job import Job, make_job
 from experiments.job.names import nearest
 
 EVERY_METHOD = "method=*"
+_BETWEEN_VALUES = re.compile(r",(?![^\[]*\])")  # not those of a list
 
 
 def expand(overrides: list[str]) -> list[list[str]]:
@@ -26,7 +29,7 @@ def expand(overrides: list[str]) -> list[list[str]]:
     choices = []
     for override in overrides:
         key, _, values = override.partition("=")
-        choices.append([f"{key}={value}" for value in values.split(",")])
+        choices.append([f"{key}={value}" for value in _BETWEEN_VALUES.split(values)])
     return [list(combination) for combination in itertools.product(*choices)]
 
 

@@ -23,7 +23,7 @@ from experiments.job.device import (
 from experiments.job.errors import BadInput
 from experiments.job.method import make_method, name_of
 from experiments.job.metrics import check_frame_size, read_metrics
-from experiments.job.model import checkpoint_of, find_checkpoint, load_model, random_sizes
+from experiments.job.model import beside_checkpoint, checkpoint_of, find_checkpoint, load_model, random_sizes
 from experiments.job.paths import check_writable, inside_root, results_folder
 from experiments.job.prompts import read_prompts, refuse_unreadable
 from flowcache.kernels import AUTO
@@ -39,6 +39,7 @@ class Job:
     """One model, one setting, one method, some prompts.
 
     ``generation_options`` are what the model's ``generation`` takes beyond prompt, frames, method and seed.
+    ``files`` and ``loading`` are what the loader takes beside the checkpoint: other files, and options.
     ``label`` is what it is called: its method, and in a sweep the options that tell it from others of that method.
     ``random_weights`` is None where the weights are the checkpoint's; otherwise what the loader of random ones takes
     beside a checkpoint, whose configuration then counts, if there is one. ``plan`` is whether only the plan is told;
@@ -55,6 +56,8 @@ class Job:
     fps: int
     generation_options: dict[str, Any]
     checkpoint: Path | None
+    files: dict[str, Path]
+    loading: dict[str, Any]
     loader: str
     random_weights: dict[str, Any] | None
     device: str
@@ -82,7 +85,7 @@ class Job:
             "device": torch.device(self.device).type,
             **self.generation_options,
             **({} if self.baseline == "vanilla" else {"baseline": self.baseline}),
-            **({} if self.random_weights is None else {"weights": "random", **self.random_weights}),
+            **(self.loading if self.random_weights is None else {"weights": "random", **self.random_weights}),
             **({} if self.attention_backend == AUTO else {"attention_backend": self.attention_backend}),
             **({"compile": True} if self.compile else {}),
         }
@@ -106,9 +109,10 @@ class Job:
         Raises BadInput for weights that are missing or wrong, and for a device that is not there.
         """
         check_device(self.device)
-        options = None if self.random_weights is None else tuple(self.random_weights.items())
+        random = None if self.random_weights is None else tuple(self.random_weights.items())
+        beside, kernels = (*self.files.items(), *self.loading.items()), (self.attention_backend, self.compile)
         try:
-            return load_model(self.loader, self.checkpoint, self.device, options, self.attention_backend, self.compile)
+            return load_model(self.loader, self.checkpoint, self.device, beside, random, *kernels)
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             raise BadInput(str(error)) from error
 
@@ -142,6 +146,7 @@ def make_job(config: DictConfig) -> Job:
             )
         method_name += RANDOM_MARK
     baseline_method(str(config.baseline), model.name, setting.name)
+    files, loading = beside_checkpoint(config)
     job = Job(
         model_name=model.name,
         setting_name=setting.name,
@@ -153,6 +158,8 @@ def make_job(config: DictConfig) -> Job:
         fps=setting.fps,
         generation_options=options,
         checkpoint=checkpoint_of(config) if random_weights is None else find_checkpoint(config),
+        files=files,
+        loading=loading,
         loader=model.loader if random_weights is None else model.random_loader,
         random_weights=random_weights,
         device=device,
@@ -198,9 +205,11 @@ def generation_options(config: DictConfig) -> dict[str, Any]:
     """What the model's ``generation`` takes beyond prompt, frames, method and seed.
 
     Raises BadInput if the setting's numbers or the seed are no whole ones; the model's own options the model checks.
+    Without a number of steps they are the checkpoint's.
     """
     setting = config.setting
-    options = {"num_steps": setting.num_steps, "height": setting.height, "width": setting.width}
+    options = {} if setting.num_steps is None else {"num_steps": setting.num_steps}
+    options |= {"height": setting.height, "width": setting.width}
     check_whole_numbers({"setting.num_frames": setting.num_frames, "seed": config.seed, **options})
     if config.seed > MOST_SEED:
         raise BadInput(f"seed={config.seed} is too large; choose 0 to {MOST_SEED}")

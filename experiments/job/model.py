@@ -17,10 +17,30 @@ from experiments.job.paths import ROOT, inside_root
 
 
 def find_checkpoint(config: DictConfig) -> Path | None:
-    """The directory of the weights, given or the setting's own; None where it has none."""
+    """The directory or file of the weights, given or the setting's own; None where it has none.
+
+    Raises BadInput where the setting's own is not there.
+    """
     if config.checkpoint is not None:
         return inside_root(config.checkpoint)
-    return ROOT / config.model.embedded_checkpoint if config.setting.embedded else None
+    if not config.setting.embedded:
+        return None
+    own = ROOT / config.model.embedded_checkpoint
+    if not own.is_dir():
+        raise BadInput(
+            f"model={config.model.name} has no embedded checkpoint here ({config.model.embedded_checkpoint}); train it "
+            f"(python -m experiments.train_embedded model={config.model.name}), or give checkpoint=<directory>"
+        )
+    return own
+
+
+def beside_checkpoint(config: DictConfig) -> tuple[dict[str, Path], dict[str, Any]]:
+    """What the loader takes beside a checkpoint: files by name, and options; what is null is left out."""
+    files, options = (dict(config.model.get(key) or {}) for key in ("files", "loading"))
+    return (
+        {name: inside_root(path) for name, path in files.items() if path is not None},
+        {name: value for name, value in options.items() if value is not None},
+    )
 
 
 def random_sizes(config: DictConfig) -> dict[str, Any] | None:
@@ -50,6 +70,7 @@ def load_model(
     loader: str,
     checkpoint: Path | None,
     device: str,
+    beside: tuple[tuple[str, Any], ...],
     random: tuple[tuple[str, Any], ...] | None,
     attention_backend: str,
     compiled: bool,
@@ -58,23 +79,28 @@ def load_model(
     FileNotFoundError or ValueError.
 
     Args:
+        beside: what the loader takes beside a checkpoint.
         random: what the loader of random weights takes beside a checkpoint; None loads the checkpoint's.
     """
     from transformers.utils.logging import disable_progress_bar  # imported late: the dry run does without
 
     disable_progress_bar()  # it would draw into ours
-    model = _loader(loader, checkpoint, device, random)()
+    model = _loader(loader, checkpoint, device, beside, random)()
     model.set_kernels(attention_backend, compiled)
     return model
 
 
 def _loader(
-    name: str, checkpoint: Path | None, device: str, random: tuple[tuple[str, Any], ...] | None
+    name: str,
+    checkpoint: Path | None,
+    device: str,
+    beside: tuple[tuple[str, Any], ...],
+    random: tuple[tuple[str, Any], ...] | None,
 ) -> Callable[[], Any]:
     """The function that a configuration names, with its arguments, if it takes such. Raises BadInput."""
-    positional, named = (checkpoint,), {"device": device}
+    positional, named = (checkpoint,), {**dict(beside), "device": device}
     if random is not None:
-        positional, named = (), {**dict(random), "checkpoint": checkpoint, **named}
+        positional, named = (), {**dict(random), "checkpoint": checkpoint, "device": device}
     try:
         loader = get_object(name)
         inspect.signature(loader).bind(*positional, **named)

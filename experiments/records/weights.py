@@ -6,7 +6,7 @@ import hashlib
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval.atomic import atomic_path
 from eval.cache import cache_folder
@@ -22,15 +22,20 @@ LARGE_BYTES = 64 * 2**20  # files of weights from which on a hash is worth remem
 def weights_id(job: Job) -> str:
     """Which weights a job's videos are of: a hash, or that they are random and of which network."""
     if job.random_weights is None:
-        return weights_hash(job.checkpoint)
+        return weights_hash(job.checkpoint, tuple(job.files.items()), tuple(job.loading.items()))
     if job.checkpoint is not None:
         return f"random, sizes as {weights_hash(job.checkpoint)}"
     return "random, " + ", ".join(f"{name} {value}" for name, value in job.random_weights.items())
 
 
 @cache
-def weights_hash(checkpoint: Path) -> str:
-    """Of the files that a checkpoint is loaded from, names and contents, wherever they lie.
+def weights_hash(
+    checkpoint: Path, files: tuple[tuple[str, Path], ...] = (), loading: tuple[tuple[str, Any], ...] = ()
+) -> str:
+    """Of the files that a checkpoint is loaded from, names and contents, wherever they lie, and of how.
+
+    Args:
+        files, loading: see Job, of which they are items.
 
     Raises BadInput for a directory that is no checkpoint, before anything large is read.
     """
@@ -39,10 +44,12 @@ def weights_hash(checkpoint: Path) -> str:
 
     digest = hashlib.sha256()
     try:
-        for name, path in sorted(loaded_files(checkpoint).items()):
+        for name, path in sorted(loaded_files(checkpoint, **dict(files)).items()):
             size = path.stat().st_size
             digest.update(f"{name} {size}\0".encode())
             digest.update(path.read_bytes() if size < LARGE_BYTES else _kept_sha256(path).encode())
+        for option in loading:
+            digest.update(repr(option).encode())
     except (CheckpointError, OSError, ValueError) as error:
         raise BadInput(str(error)) from error
     return digest.hexdigest()[:16]

@@ -231,14 +231,14 @@ class Runner:
     def _environment(self) -> dict[str, Any]:
         return {**environment.describe(self.job.device), "workers": self.job.workers}
 
-    def check(self, prompt: str) -> None:
-        """Raise BadInput for weights missing or wrong, also of a calibration, and for what the model refuses: sizes,
-        frames, steps."""
+    def check(self, prompt: str) -> Any:
+        """The generation of a prompt, begun. Raises BadInput for weights missing or wrong, also of a calibration, and
+        for what the model refuses: sizes, frames, steps."""
         model, job = self.model, self.job
         check_calibrations(job)
         try:
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # they come again, and are kept then
-                model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
+                return model.generation(prompt, job.num_frames, job.method, job.seed, **job.generation_options)
         except ValueError as error:
             raise BadInput(str(error)) from error
 

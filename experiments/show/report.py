@@ -65,7 +65,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     measured = main_table(frame, job)
     source = provenance(frame)
     notes = left_out(frame, measured.index)
-    ours, _, papers = describe(measured, pd.DataFrame(), job, source, notes)  # nothing paired is shown
+    ours, _, *papers = describe(measured, pd.DataFrame(), job, source, notes)  # nothing paired is shown
     _, reported_source = read_reported(job.model_name)
     store = store_of(job)
     takes = find_takes(job, frame, list(measured.index))
@@ -78,7 +78,10 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         "frames": job.num_frames,
         "baseline": job.baseline,
         "methods": list(measured.index),
-        "looks": {name: look_of(name) for name in dict.fromkeys([*measured.index, *papers.data["method"]])},
+        "looks": {
+            name: look_of(name)
+            for name in dict.fromkeys([*measured.index, *(name for each in papers for name in each.data["method"])])
+        },
         "plot": quality_points(measured, job.baseline),
         "first": dict(zip(("clip", "frame"), first_shown(store, baselines), strict=True)),
         "clips": [
@@ -119,7 +122,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         flagged=[note for note in ours.notes if note.startswith(FLAG)],
         actions={"computed": COMPUTED, "reused": REUSED, "forecast": FORECAST, "held": HELD},
         reported_source=reported_source,
-        tables={"measured": table_cells(ours), "reported": table_cells(papers)},
+        tables={"measured": table_cells(ours), **({"reported": table_cells(*papers)} if papers else {})},
         data=data,
     )
     with _atomic_folder(destination) as folder:

@@ -16,14 +16,22 @@ REPORTED = ROOT / "results" / "reported"
 
 
 def read_reported(model: str) -> tuple[pd.DataFrame, str]:
-    """The paper's main rows of a model, by method, and what they were measured on (the file's first line)."""
+    """The paper's main rows of a model, by method, and what they were measured on (the file's first line).
+
+    Of a model that no paper ran these methods on there is no file, and no row.
+    """
     path = REPORTED / f"{model}_main.csv"
+    if not path.is_file():
+        return pd.DataFrame(columns=["pflops", "speedup"], index=pd.Index([], name="method")), ""
     first_line = path.read_text(encoding="utf-8").partition("\n")[0]
     return pd.read_csv(path, index_col="method", comment="#"), first_line.removeprefix("# ")
 
 
 def setting_deviation(model: str, settings: dict[str, Any]) -> str | None:
-    """How a job's settings differ from those of the reported rows (conf/setting/paper.yaml); None if they do not."""
+    """How a job's settings differ from those of the reported rows (conf/setting/paper.yaml); None if they do not, or
+    there are none."""
+    if read_reported(model)[0].empty:
+        return None
     config = compose_config([f"model={model}", "setting=paper"])
     reported = {"num_frames": config.setting.num_frames, **generation_options(config), "device": "cuda"}
     ours = {key: value for key, value in settings.items() if key not in ("model", "setting")}
@@ -42,7 +50,9 @@ def setting_deviation(model: str, settings: dict[str, Any]) -> str | None:
 
 def method_deviation(model: str, method: str, options: Mapping[str, Any]) -> str | None:
     """How a method's options, by dotted name, differ from the published code's, or that the paper has no row of it;
-    None if they do not."""
+    None if they do not, or it has no row of this model at all."""
+    if read_reported(model)[0].empty:
+        return None
     rows = OmegaConf.to_container(OmegaConf.load(REPORTED / f"{model}_options.yaml"))
     if method not in rows:
         return "no row of the paper's"

@@ -222,7 +222,8 @@ def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
 def describe(
     measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str, notes: Iterable[str] = ()
 ) -> list[Table]:
-    """The three tables of a model and setting: measured (with ``notes`` below it), paired differences, reported."""
+    """The tables of a model and setting: measured (with ``notes`` below it), paired differences, reported if anything
+    is."""
     reported, reported_source = read_reported(job.model_name)
     letters, deviations = marks(measured["deviations"])
     setting = setting_deviation(job.model_name, job.settings)
@@ -231,7 +232,7 @@ def describe(
     attention = [f"{FLAG} of {', '.join(others)}: {told_another_video(job)}"] if others else []
     codes = measured.get("codes", pd.Series(dtype=object))
     by_code = ["Videos by code: " + "; ".join(f"{name} {told}" for name, told in codes.items())] if len(codes) else []
-    return [
+    tables = [
         Table(
             "Measured",
             _MEASURED_TEXT.format(source=source, baseline=job.baseline),
@@ -254,14 +255,12 @@ def describe(
             tuple(attention),
             suffix="_paired",
         ),
-        Table(
-            "Reported:",
-            f"{reported_source}. Another model and setting: the columns do not compare by value.",
-            (Column("method", "method"), *REPORTED),
-            with_shares(reported).reset_index(),
-            suffix=None,
-        ),
     ]
+    if not reported.empty:
+        text = f"{reported_source}. Another model and setting: the columns do not compare by value."
+        shown = (Column("method", "method"), *REPORTED)
+        tables.append(Table("Reported:", text, shown, with_shares(reported).reset_index(), suffix=None))
+    return tables
 
 
 def with_shares(reported: pd.DataFrame) -> pd.DataFrame:

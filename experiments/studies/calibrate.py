@@ -223,8 +223,6 @@ def check_forecast(job: Job) -> None:
             "a plan is made of the last two computed steps and the next one; choose a forecast of two outputs (hold, "
             "linear, damped), forecast.correction of at most 2 and no forecast.limit. A run may then take another"
         )
-    if job.generation_options["num_steps"] < 2:
-        raise BadInput("a plan needs at least 2 steps to choose from; give setting.num_steps=<more>")
 
 
 def merged(made: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -269,7 +267,8 @@ def main(arguments: list[str]) -> int:
             f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, or leave it out"
         )
     check_forecast(job)
-    Runner(job).check(job.prompts[0])
+    if Runner(job).check(job.prompts[0]).schedule.num_steps < 2:
+        raise BadInput("a plan needs at least 2 steps to choose from; give setting.num_steps=<more>")
     num_tried = len(job.prompts) if num_tried is None else num_tried
     if num_tried > len(job.prompts):
         raise BadInput(f"tried_prompts={num_tried} but there are {counted(len(job.prompts), 'prompt')}")

@@ -26,7 +26,7 @@ from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job, refuse_random_weights
 from experiments.job.units import counted
-from experiments.records import new_record, weights_hash
+from experiments.records import new_record, weights_id
 from experiments.run import environment
 from experiments.run.runner import Runner
 from experiments.show.results import Column, Table, destination, publishing
@@ -232,7 +232,7 @@ def main(arguments: list[str]) -> int:
     stem, subject = f"{job.model_name}_{job.setting_name}_l1_rel", f"{job.model_name}, {job.setting_name}"
     machine = environment.describe(job.device)
     code = new_record(job, job.method_name, job.method, job.prompts[0]).code
-    source = f"{subject}; {machine.get('gpu', machine['cpu'])}; weights {weights_hash(job.checkpoint)}, code {code}"
+    source = f"{subject}; {machine.get('gpu', machine['cpu'])}; weights {weights_id(job)}, code {code}"
     to = destination(job.output_dir, publish)
     to.save_table(stem, table(data, source))
     to.save_figure(draw_process(data, subject), stem)

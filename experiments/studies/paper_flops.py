@@ -1,7 +1,7 @@
-"""Every method's compute at the paper's setting: ``python -m experiments.paper_flops [model=magi|skyreels]``.
+"""Every method's compute at the paper's setting: ``python -m experiments.paper_flops [model=magi|skyreels|wan]``.
 
 Written to output_dir/tables/ (outputs/tables/ if not given); ``publish=true`` writes to results/tables/ instead.
-Counted from shapes: no weights, a few minutes on one core for both models. A method that decides by distances cannot
+Counted from shapes: no weights, a few minutes on one core for all models. A method that decides by distances cannot
 decide without weights: it follows a *given* schedule, one that leaves the compute that the paper reports, and not the
 paper's own decisions.
 """
@@ -29,7 +29,7 @@ from flowcache.method import VANILLA, Method
 from flowcache.reuse.never import Never
 from flowcache.schedule import Row, Schedule
 
-MODELS = ("magi", "skyreels")
+MODELS = tuple(path.stem for path in config_files("model"))
 STEM = "paper_flops"
 KV_BUDGET = "1 chunk"  # FlowCache's compressed rows: B_total of 5 chunks on MAGI-1, a budget of 1 block on SkyReels-V2
 _SHARES = 1000  # shares tried for the given schedule; a chunk has 64 steps
@@ -232,7 +232,8 @@ def _setting(model: str) -> str:
     config = compose_config([f"model={model}", "setting=paper"])
     network = ", ".join(f"{key} {value}" for key, value in config.model.on_meta.items() if key != "_target_")
     size = f"{config.setting.height}x{config.setting.width} pixels, {config.setting.num_frames} frames"
-    return f"Model {model} ({network}), {size}, {config.setting.num_steps} steps"
+    steps = "" if config.setting.num_steps is None else f", {config.setting.num_steps} steps"
+    return f"Model {model} ({network}), {size}{steps}"
 
 
 @command("paper_flops")
@@ -244,7 +245,7 @@ def main(arguments: list[str]) -> int:
     unknown = [argument for argument in arguments if argument.removeprefix("model=") not in MODELS]
     if unknown:
         raise BadInput(
-            f"{unknown[0]!r} is not understood; give model={' or model='.join(MODELS)}, or nothing for both "
+            f"{unknown[0]!r} is not understood; give model={' or model='.join(MODELS)}, or nothing for all "
             "(python run.py setting=paper device=meta counts any other setting)"
         )
     to = destination(inside_root(compose_config(folders).output_dir), publish)

@@ -30,7 +30,7 @@ from experiments.job.groups import CONF
 from experiments.job.job import Job, make_job, refuse_random_weights
 from experiments.job.names import nearest
 from experiments.job.units import counted
-from experiments.records import weights_hash
+from experiments.records import weights_id
 from experiments.run import environment
 from experiments.run.calibrated import check_calibrations
 from experiments.run.model_pool import Map, model_pool
@@ -45,18 +45,18 @@ from flowcache.trace import Trace
 OTHERS = {"even_corrected": "every k-th, our forecast", "even_held": "every k-th, held"}
 
 
-def latents(_: Job, model: Any, task: tuple[Job, str, Method]) -> tuple[Tensor, int, float]:
-    """Of a setting's video, [chunks, C, f, h, w] on the host; FLOPs, and the share of chunk steps that computed."""
+def latents(_: Job, model: Any, task: tuple[Job, str, Method]) -> tuple[Tensor, int, float, int]:
+    """Of a setting's video, [chunks, C, f, h, w] on the host; FLOPs, the share of chunk steps that computed, and the
+    steps of a chunk."""
     job, prompt, method = task
     trace = Trace()
     generation = model.generation(prompt, job.num_frames, method, job.seed, **job.generation_options)
     made = torch.stack([latent for _, latent in sample(generation, trace)])
-    return made.cpu(), trace.flops, trace.computed_fraction
+    return made.cpu(), trace.flops, trace.computed_fraction, generation.schedule.num_steps
 
 
-def evenly(job: Job, computed_fraction: float) -> EveryK:
+def evenly(num_steps: int, computed_fraction: float) -> EveryK:
     """Every k-th step, as many as are that share of a chunk's, the first and the last among them."""
-    num_steps = job.generation_options["num_steps"]
     count = max(2, round(computed_fraction * num_steps))
     return EveryK(every=(num_steps - 1) / (count - 1), warmup_steps=0)
 
@@ -66,9 +66,9 @@ class Videos:
 
     def __init__(self, map_model: Map) -> None:
         self._map = map_model
-        self._made: dict[str, list[tuple[Tensor, int, float]]] = {}
+        self._made: dict[str, list[tuple[Tensor, int, float, int]]] = {}
 
-    def of(self, job: Job, method: Method) -> list[tuple[Tensor, int, float]]:
+    def of(self, job: Job, method: Method) -> list[tuple[Tensor, int, float, int]]:
         """What ``latents`` returns, of every prompt."""
         # All that a generation gets; the pool's model is the same for every job.
         key = repr((job.num_frames, job.generation_options, job.seed, job.prompts, method.described()))
@@ -81,14 +81,14 @@ def compared(job: Job, videos: Videos) -> list[dict[str, Any]]:
     """A row a prompt: shares of FLOPs and dB of the latents, of ours and the others."""
     whole = videos.of(job, replace(job.method, reuse=Never(), forecast=Hold()))
     ours = videos.of(job, job.method)
-    even = evenly(job, statistics.mean(fraction for *_, fraction in ours))
+    even = evenly(ours[0][3], statistics.mean(fraction for _, _, fraction, _ in ours))
     made = {
         "ours": ours,
         "even_corrected": videos.of(job, replace(job.method, reuse=even)),
         "even_held": videos.of(job, replace(job.method, reuse=even, forecast=Hold())),
     }
     rows = []
-    for i, (reference, flops, _) in enumerate(whole):
+    for i, (reference, flops, *_) in enumerate(whole):
         row: dict[str, Any] = {"prompt": job.prompts[i]}
         for name, own in made.items():
             row[f"{name}_share"] = own[i][1] / flops
@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> int:
     machine = environment.describe(base.device)
     source = (
         f"{base.model_name}, {base.setting_name}; {machine.get('gpu', machine['cpu'])}; seed {base.seed}; weights "
-        f"{weights_hash(base.checkpoint)}; {counted(len(rows), 'row')}"
+        f"{weights_id(base)}; {counted(len(rows), 'row')}"
     )
     to = destination(base.output_dir, publish)
     to.save_table(f"{base.model_name}_{base.setting_name}_robustness", table(rows, source))

@@ -21,7 +21,7 @@ from flowcache.kv.select.full import Everything
 from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
 
-MODELS = ("magi", "skyreels")
+MODELS = ("magi", "skyreels", "wan")
 
 
 @pytest.mark.parametrize("path", config_files("method"), ids=lambda p: p.stem)
@@ -43,8 +43,8 @@ def test_a_setting_says_how_many_pairs_are_timed(arguments, pairs):
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("path", config_files("experiment"), ids=lambda p: p.stem)
-def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model):
-    jobs, experiment = jobs_of(path.stem, [f"model={model}"])
+def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model, tmp_path):
+    jobs, experiment = jobs_of(path.stem, [f"model={model}", f"checkpoint={tmp_path}"])
     assert {job.model_name for job in jobs} == {model}
     assert jobs[0].is_baseline
     assert jobs[0].method_name == experiment["baseline"]
@@ -59,21 +59,25 @@ def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_ablation_of_forecasts_has_our_method_as_it_is(model):
+def test_the_ablation_of_forecasts_has_our_method_as_it_is(model, tmp_path):
     """The slope and the correction that its file names are those of the model's corrected forecast."""
-    jobs, _ = jobs_of("ablation_forecast", [f"model={model}"])
+    jobs, _ = jobs_of("ablation_forecast", [f"model={model}", f"checkpoint={tmp_path}"])
     assert named_method("flowcast_slow", model, "embedded")[0] in [job.method for job in jobs]
 
 
-def test_what_an_experiment_says_of_a_model_is_for_that_model():
-    methods = {model: {job.method_name for job in jobs_of("main_table", [f"model={model}"])[0]} for model in MODELS}
+def test_what_an_experiment_says_of_a_model_is_for_that_model(tmp_path):
+    def of(model, name):
+        return jobs_of(name, [f"model={model}", f"checkpoint={tmp_path}"])
+
+    methods = {model: {job.method_name for job in of(model, "main_table")[0]} for model in MODELS}
     of_few_steps = {"fewer_steps", "x_cache"}
     assert methods["skyreels"] == {path.stem for path in config_files("method")} - of_few_steps
     assert methods["skyreels"] - methods["magi"] == {"vanilla_causal", "vanilla_kv"}  # on MAGI-1 the same as vanilla
-    lengths = [{job.num_frames for job in jobs_of("long_video", [f"model={model}"])[0]} for model in MODELS]
-    assert lengths == [{1920}, {1777}]
-    baselines = {model: jobs_of("ablation_kv_budget", [f"model={model}"])[1]["baseline"] for model in MODELS}
-    assert baselines == {"magi": "vanilla", "skyreels": "vanilla_kv"}
+    assert methods["wan"] - methods["magi"] == of_few_steps
+    lengths = [{job.num_frames for job in of(model, "long_video")[0]} for model in MODELS]
+    assert lengths == [{1920}, {1777}, {837}]
+    baselines = {model: of(model, "ablation_kv_budget")[1]["baseline"] for model in MODELS}
+    assert baselines == {"magi": "vanilla", "skyreels": "vanilla_kv", "wan": "vanilla"}
     with pytest.raises(BadInput, match="did you mean skyreels"):
         jobs_of("main_table", ["model=skyreel"])
 
@@ -93,7 +97,7 @@ def _options(jobs):
     return set().union(*map(described, jobs))
 
 
-@pytest.mark.parametrize("model", ["magi", "skyreels"])
+@pytest.mark.parametrize("model", MODELS)
 def test_the_paper_setting_asks_for_weights_and_nothing_else(model, tmp_path):
     overrides = [f"model={model}", "setting=paper", "method=vanilla"]
     with pytest.raises(BadInput, match="checkpoint=<directory>"):
@@ -301,3 +305,4 @@ def test_prompts_from_list_text_and_file(tmp_path):
 
 def test_expand_multiplies_out():
     assert expand(["a=1,2", "b=3"]) == [["a=1", "b=3"], ["a=2", "b=3"]]
+    assert expand(["a=[0,1],[2]", "b=c,[]"]) == [[f"a={a}", f"b={b}"] for a in ("[0,1]", "[2]") for b in ("c", "[]")]

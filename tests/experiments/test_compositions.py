@@ -16,22 +16,24 @@ import pytest
 from hydra.utils import get_object
 
 from experiments.job.compose import composed
-from experiments.job.groups import CONF
 from flowcache.method import Method
 from flowcache.reuse.base import Decision
 from flowcache.sampler import sample
 from flowcache.schedule import Row
 from flowcache.trace import Trace
 from tests.experiments.conf_parts import CHOICES, GROUPS, part
+from tests.experiments.embedded import MODELS, embedded
 
-MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 NUM_STEPS, NUM_ROWS = 8, 6
 
 
 @cache
-def model(name: str) -> tuple[Any, str]:
+def model(name: str) -> tuple[Any, dict[str, int]]:
+    """It, and the settings of a short video; where steps are a list, there are few enough."""
     config = composed([f"model={name}"])
-    return get_object(config.model.loader)(config.model.embedded_checkpoint), config.setting.height
+    short = {"height": config.setting.height, "width": config.setting.width}
+    short |= {} if config.setting.num_steps is None else {"num_steps": NUM_STEPS}
+    return get_object(config.model.loader)(embedded(name)), short
 
 
 def composition(reuse: str, forecast: str, kv: str, store: str) -> Method:
@@ -63,7 +65,7 @@ def _stop(row: Row, decision: Decision) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("reuse", CHOICES["reuse"])
 def test_every_composition_runs_or_is_refused_with_the_reason_before_any_work(name, reuse):
-    loaded, size = model(name)
+    loaded, short = model(name)
     ran, refused = [], {}
     if any(same_policy(reuse, other) for other in CHOICES["reuse"][: CHOICES["reuse"].index(reuse)]):
         combinations = [("cached", "hold", "full", "full_precision")]
@@ -73,7 +75,6 @@ def test_every_composition_runs_or_is_refused_with_the_reason_before_any_work(na
     for attention, *parts in combinations:
         method = replace(composition(reuse, *parts), attention=attention)
         try:
-            short = {"num_steps": NUM_STEPS, "height": size, "width": size}
             generation = loaded.generation("a red circle", loaded.frames_of(3), method, 0, **short)
         except ValueError as error:
             refused[attention, *parts] = str(error)

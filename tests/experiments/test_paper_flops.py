@@ -143,5 +143,5 @@ def test_the_tables_in_results_have_the_papers_vanilla(model, pflops, tolerance)
 
 
 def test_other_arguments_are_refused(capsys):
-    assert main(["model=wan"]) == 2
-    assert "'model=wan' is not understood; give model=magi or model=skyreels" in capsys.readouterr().err
+    assert main(["model=wann"]) == 2
+    assert "'model=wann' is not understood; give model=magi or model=skyreels or model=wan" in capsys.readouterr().err

@@ -18,12 +18,20 @@ from flowcache.kv.select.base import Entries
 from flowcache.kv.store.base import KvStore, StoreShape
 from flowcache.reuse.base import Decision, Report, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
-from flowcache.schedule import Row, Schedule, diffusion_forcing_schedule, staged_schedule, timesteps
+from flowcache.schedule import (
+    Row,
+    Schedule,
+    diffusion_forcing_schedule,
+    sequential_schedule,
+    staged_schedule,
+    timesteps,
+)
 from tests.experiments.conf_parts import CHOICES, part
 
 SCHEDULES = {
     "staged": staged_schedule(6, timesteps(8)),
     "windows": diffusion_forcing_schedule(9, range(900, 0, -100), ar_step=2, window_chunks=5, overlap_chunks=2),
+    "few steps": sequential_schedule(4, (1000.0, 937.5, 833.3, 625.0)),
 }
 HEADS, GROUPS, FRAME, CHUNK, CHUNKS, CHANNELS = 4, 2, 4, 12, 3, 8
 

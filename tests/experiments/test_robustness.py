@@ -11,7 +11,6 @@ from experiments.job.groups import CONF
 from experiments.job.job import make_job
 from experiments.studies import robustness
 from flowcache.reuse.never import Never
-from tests.experiments.made_records import job_of
 
 STUDY = OmegaConf.to_container(OmegaConf.load(CONF / "studies" / "robustness.yaml"))
 
@@ -19,10 +18,8 @@ STUDY = OmegaConf.to_container(OmegaConf.load(CONF / "studies" / "robustness.yam
 @pytest.mark.parametrize(
     ("num_steps", "fraction", "count"), [(64, 0.25, 16), (64, 0.36, 23), (16, 0.4, 6), (30, 0.0, 2)]
 )
-def test_every_kth_step_computes_as_many_as_ours_the_first_and_the_last_among_them(
-    tmp_path, num_steps, fraction, count
-):
-    policy = robustness.evenly(job_of(tmp_path, f"setting.num_steps={num_steps}"), fraction)
+def test_every_kth_step_computes_as_many_as_ours_the_first_and_the_last_among_them(num_steps, fraction, count):
+    policy = robustness.evenly(num_steps, fraction)
     steps = [step for step in range(num_steps) if policy._computes(step, num_steps)]
     assert len(steps) == count
     assert steps[0] == 0
@@ -30,9 +27,9 @@ def test_every_kth_step_computes_as_many_as_ours_the_first_and_the_last_among_th
 
 
 @pytest.mark.parametrize(("model", "name"), [(model, name) for model, own in STUDY["models"].items() for name in own])
-def test_every_setting_composes_and_has_prompts(model, name):
+def test_every_setting_composes_and_has_prompts(model, name, tmp_path):
     setting = STUDY["models"][model][name]
-    overrides = [f"model={model}", f"method={STUDY['method']}", *setting["overrides"]]
+    overrides = [f"model={model}", f"checkpoint={tmp_path}", f"method={STUDY['method']}", *setting["overrides"]]
     job = make_job(compose_config([*overrides, f"num_prompts={setting.get('num_prompts', STUDY['num_prompts'])}"]))
     assert len(job.prompts) >= 6  # that an interval needs
     assert set(setting) <= {"overrides", "calibrate", "num_prompts"}

@@ -11,9 +11,11 @@ from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.network import MagiDit
 from flowcache.models.random_weights import fill_random
 from flowcache.models.skyreels import SkyReels
+from flowcache.models.wan import Wan
 from flowcache.sampler import sample
 from tests.methods import vanilla
 from tests.models.skyreels_pipeline import write_checkpoint
+from tests.models.wan_files import write_diffusers
 
 
 def test_weights_are_repeatable_and_keep_their_types():
@@ -34,13 +36,15 @@ def test_weights_are_repeatable_and_keep_their_types():
     assert not torch.equal(first["x_embedder.weight"], other["x_embedder.weight"])
 
 
-@pytest.mark.parametrize("family", ["magi", "skyreels"])
+@pytest.mark.parametrize("family", ["magi", "skyreels", "wan"])
 def test_generations_of_random_weights_stay_finite(family, tmp_path):
     if family == "magi":
         model = Magi.from_random(checkpoint=ROOT / "experiments" / "embedded" / "magi", caption_tokens=5)
         options = {"num_steps": 4}
-    else:
+    elif family == "skyreels":
         model, options = SkyReels.from_random(checkpoint=write_checkpoint(tmp_path)), {}
+    else:
+        model, options = Wan.from_random(checkpoint=write_diffusers(tmp_path)), {"height": 64, "width": 64}
     generation = model.generation("anything", model.frames_of(2), vanilla(), 0, **options)
     with torch.inference_mode():
         for chunk, latent in sample(generation):
@@ -50,7 +54,7 @@ def test_generations_of_random_weights_stay_finite(family, tmp_path):
     assert all(size > 0 for size in model.weights_bytes.values())
 
 
-@pytest.mark.parametrize("loader", [Magi.from_random, SkyReels.from_random])
+@pytest.mark.parametrize("loader", [Magi.from_random, SkyReels.from_random, Wan.from_random])
 def test_unknown_sizes_are_refused(loader):
     with pytest.raises(ValueError, match=r"size='5B' is no released .*; there are"):
         loader(size="5B")

@@ -14,13 +14,15 @@ from flowcache.method import Method
 from flowcache.models.magi import Magi
 from flowcache.models.skyreels import SkyReels
 from flowcache.models.wan import Sampling, Wan
+from flowcache.models.wan.files import RELEASES
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.text import TextEncoder
 from flowcache.sampler import sample
 from flowcache.trace import Trace
 from tests.methods import chunkwise, every_k, vanilla
 from tests.models.skyreels_pipeline import tiny_text_encoder, tiny_vae, write_tokenizer
-from tests.models.wan_goldens import config
+from tests.models.wan_files import write_original
+from tests.models.wan_goldens import config, manifest
 
 PROMPT, OTHER = "a red circle moves left", "a blue square"
 VANILLA = vanilla()
@@ -207,7 +209,7 @@ def test_models_of_one_prompt_say_so(other):
         ({"steps": 4}, "steps=4 must be a list of numbers"),
         ({"steps": (750, 500)}, "must begin with 1000: a chunk begins as pure noise"),
         ({"steps": (1000, 937.5)}, "holds fractions, and with warp_steps true they are numbers of a grid"),
-        ({"sink_frames": 3}, "sink_frames=3 is of a window that older frames leave, and window_frames=null keeps all"),
+        ({"sink_frames": 3}, "sink_frames=3 is of a window .* give window_frames too, or sink_frames=0"),
         ({"relative_rope": True}, "relative_rope=True is of a window"),
         ({"window_frames": 0}, "window_frames=0 must be a whole number of at least 1"),
         ({"block_frames": True}, "block_frames=True must be a whole number"),
@@ -259,3 +261,46 @@ def test_random_and_unknown_networks():
     assert Wan.on_meta("14B").network.config.num_layers == 40
     with pytest.raises(ValueError, match=r"size='2B' is no released Wan 2\.1; there are 1\.3B, 14B"):
         Wan.on_meta("2B")
+    with pytest.raises(
+        ValueError, match="release='longlive2' is no published causal Wan; there are self_forcing, long"
+    ):
+        Wan.on_meta(release="longlive2")
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_a_release_says_how_it_samples(release):
+    assert Wan.on_meta(release=release).sampling == Sampling().replaced(RELEASES[release].settings)
+    assert Wan.on_meta().sampling == Sampling()
+
+
+def test_a_checkpoint_s_sizes_and_settings_count_instead_whatever_lies_beside_it(tmp_path):
+    published = write_original(tmp_path)
+    whole = Wan.on_meta(checkpoint=published)
+    assert (whole.network.config.num_layers, whole.sampling) == (
+        manifest("forward")["config"]["num_layers"],
+        Sampling(),
+    )
+    assert whole.vae.spatial_factor == 8
+    alone = published.rename(tmp_path / "checkpoints" / "longlive_base.pt")
+    (tmp_path / "wan_models").rename(tmp_path / "elsewhere")
+    assert Wan.on_meta(checkpoint=alone).vae is None
+    (tmp_path / "longlive").mkdir()
+    for name in ("longlive_base.pt", "config.json"):
+        (tmp_path / "checkpoints" / name).rename(tmp_path / "longlive" / name)
+    assert Wan.on_meta(checkpoint=tmp_path / "longlive" / "longlive_base.pt").sampling.window_frames == 12
+
+
+def test_a_window_of_all_is_none_in_place_of_a_checkpoint_s_own():
+    own = Sampling(window_frames=12, sink_frames=3)
+    assert own.replaced({"window_frames": None}) == own
+    assert own.replaced({"window_frames": "all", "sink_frames": 0}) == Sampling()
+    with pytest.raises(ValueError, match="window_frames='most' must be a whole number of at least 1"):
+        own.replaced({"window_frames": "most"})
+
+
+def test_a_number_of_steps_is_the_solver_s_alone():
+    assert Sampling().replaced({"solver": "unipc", "num_steps": 8}).num_steps == 8
+    with pytest.raises(
+        ValueError, match="num_steps=8 is of solver='unipc', and steps with fresh noise are a list; choose"
+    ):
+        Sampling().replaced({"num_steps": 8})

@@ -45,12 +45,13 @@ class Sampling:
         shift: of the noise levels towards noise.
         solver: "fresh_noise" estimates the clean latent in every step and noises it anew; "unipc" follows the flow,
             with ``num_steps`` steps, as checkpoints that are not distilled are made for.
-        num_steps: of solver "unipc".
+        num_steps: of solver "unipc"; fresh noise has a list.
         guidance_scale: of the prompt against the negative prompt; up to 1 there is no second branch.
         height, width: pixels.
         block_frames: latent frames of a chunk.
         first_frame_alone: the first latent frame is a chunk of its own.
-        window_frames: latent frames that a chunk attends to, itself and the sink among them; None is all.
+        window_frames: latent frames that a chunk attends to, itself and the sink among them; None is all, and so is
+            "all", which says so in place of a checkpoint's own.
         sink_frames: the video's first latent frames, that never leave the window.
         relative_rope: the sink stands right before the other frames of the window, however long ago it was
             (NVlabs/LongLive's rotary positions by slot, which come to the same).
@@ -70,7 +71,7 @@ class Sampling:
     width: int = 832
     block_frames: int = 3
     first_frame_alone: bool = False
-    window_frames: int | None = None
+    window_frames: int | Literal["all"] | None = None
     sink_frames: int = 0
     relative_rope: bool = False
     renew_sink: bool = False
@@ -78,6 +79,8 @@ class Sampling:
     context_noise: float = 0.0
 
     def __post_init__(self) -> None:
+        if self.window_frames == "all":
+            object.__setattr__(self, "window_frames", None)
         smallest = {"num_steps": 1, "height": 1, "width": 1, "block_frames": 1, "sink_frames": 0}
         if self.window_frames is not None:
             smallest["window_frames"] = 1
@@ -106,8 +109,15 @@ class Sampling:
             self._check_rolling()
 
     def replaced(self, settings: Mapping[str, Any]) -> Sampling:
-        """With some settings exchanged, those that are None left alone. Raises ValueError for an unknown name."""
-        return replaced(self, settings, "causal Wan")
+        """With some settings exchanged, those that are None left alone. Raises ValueError for an unknown name, and for
+        a number of steps where they are a list."""
+        made, num_steps = replaced(self, settings, "causal Wan"), settings.get("num_steps")
+        if num_steps is not None and made.solver == "fresh_noise":
+            raise ValueError(
+                f"num_steps={num_steps!r} is of solver='unipc', and steps with fresh noise are a list; choose "
+                "steps=[1000, 500], or such, and num_steps null"
+            )
+        return made
 
     def times(self, first: bool = False) -> tuple[float, ...]:
         """Of a chunk's steps with fresh noise; of the first generated chunk's, where it has its own."""
@@ -149,8 +159,8 @@ class Sampling:
             wanted = {"sink_frames": sink, "relative_rope": self.relative_rope, "renew_sink": self.renew_sink}
             if named := [name for name, value in wanted.items() if value]:
                 raise ValueError(
-                    f"{named[0]}={wanted[named[0]]} is of a window that older frames leave, and window_frames=null "
-                    "keeps all; give window_frames too"
+                    f"{named[0]}={wanted[named[0]]} is of a window that older frames leave, and without window_frames "
+                    f"none does; give window_frames too, or {named[0]}={'0' if named[0] == 'sink_frames' else 'false'}"
                 )
         elif window < sink + block:
             raise ValueError(

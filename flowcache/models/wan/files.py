@@ -38,25 +38,28 @@ _SETTINGS = ("model_index.json", "sampling.json")
 
 @dataclass(frozen=True)
 class Release:
-    """Published files of one kind: which weights their own command uses, and which settings are not the defaults."""
+    """Published files of one kind: how their folder and name look, which weights their own command uses, and which
+    settings are not the defaults."""
 
     name: str
+    files: str
     weights: str
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-# By folder and file, the first that fits (the commands of their READMEs: guandeh17/Self-Forcing, NVlabs/LongLive v1.0,
+# The first whose files fit (the commands of their READMEs: guandeh17/Self-Forcing, NVlabs/LongLive v1.0,
 # TencentARC/RollingForcing, thu-ml/Causal-Forcing).
-_RELEASES = {
-    r"/self_forcing": Release("Self-Forcing", AVERAGED),
-    r"/longlive": Release("LongLive", PLAIN, {"window_frames": 12, "sink_frames": 3}),
-    r"/rolling_forcing": Release(
+RELEASES = {
+    "self_forcing": Release("Self-Forcing", r"/self_forcing", AVERAGED),
+    "longlive": Release("LongLive", r"/longlive", PLAIN, {"window_frames": 12, "sink_frames": 3}),
+    "rolling_forcing": Release(
         "Rolling Forcing",
+        r"/rolling_forcing",
         AVERAGED,
         {"rolling": True, "steps": (1000, 800, 600, 400, 200), "window_frames": 21, "sink_frames": 3},
     ),
-    r"framewise": Release("Causal-Forcing, frame by frame", AVERAGED, {"block_frames": 1}),
-    r"chunkwise/": Release("Causal-Forcing, chunk by chunk", PLAIN),
+    "causal_forcing_framewise": Release("Causal-Forcing, frame by frame", r"framewise", AVERAGED, {"block_frames": 1}),
+    "causal_forcing": Release("Causal-Forcing, chunk by chunk", r"chunkwise/", PLAIN),
 }
 
 
@@ -81,7 +84,7 @@ class WanFiles:
 def release_of(transformer: Path) -> Release | None:
     """Which published one a file is, by its name and its folder's; None for any other."""
     name = f"{transformer.parent.name}/{transformer.name}"
-    return next((release for pattern, release in _RELEASES.items() if re.search(pattern, name)), None)
+    return next((release for release in RELEASES.values() if re.search(release.files, name)), None)
 
 
 def locate(path: str | Path, base: str | Path | None = None, lora: str | Path | None = None) -> WanFiles:
@@ -209,12 +212,12 @@ def chooser(weights: str | None) -> Choose:
     return choose
 
 
-def loaded_files(path: Path) -> dict[str, Path]:
+def loaded_files(path: Path, base: Path | None = None, lora: Path | None = None) -> dict[str, Path]:
     """What a checkpoint is loaded from, by its name in diffusers' layout, and what says there how it samples.
 
-    Files that are missing are left out. Raises CheckpointError as ``locate``.
+    Args as of ``locate``. Files that are missing are left out. Raises CheckpointError as ``locate``.
     """
-    files = locate(path)
+    files = locate(path, base, lora)
     directory = path if path.is_dir() else path.parent
     parts = {"transformer": files.transformer, "lora": files.lora, "vae": files.vae}
     parts |= {"text_encoder": files.text_encoder, "tokenizer": files.tokenizer}

@@ -348,13 +348,15 @@ class WanGeneration(CachingGeneration):
 def check_settings(sampling: Sampling, method: Method, num_prompts: int = 1) -> None:
     """Refuse, before any work, a method and numbers of prompts that do not go with settings. Raises ValueError."""
     if method.kv.budget is not None:
-        taken = {"window_frames": sampling.window_frames, "first_frame_alone": sampling.first_frame_alone}
-        for name, value in taken.items():
+        taken = {
+            "window_frames": (sampling.window_frames, "window_frames='all' and sink_frames=0"),
+            "first_frame_alone": (sampling.first_frame_alone, "first_frame_alone=false"),
+        }
+        for name, (value, without) in taken.items():
             if value:
                 raise ValueError(
                     f"budget={method.kv.budget!r} chooses among whole chunks of the whole video, which "
-                    f"{name}={value} does not leave; choose budget null, or {name} "
-                    f"{'null' if name == 'window_frames' else 'false'}"
+                    f"{name}={value} does not leave; choose budget null, or {without}"
                 )
         if num_prompts > 1:
             raise ValueError(

@@ -20,7 +20,7 @@ from flowcache.models.random_weights import fill_random
 from flowcache.models.wan.blocks import Blocks, pixel_frames
 from flowcache.models.wan.checkpoint import empty_transformer, load_transformer, sampling_of
 from flowcache.models.wan.config import NETWORKS, TEMPORAL_FACTOR, Sampling
-from flowcache.models.wan.files import locate
+from flowcache.models.wan.files import RELEASES, locate
 from flowcache.models.wan.generation import WanGeneration, check_settings
 from flowcache.models.wan.modules import empty_vae, fill_rope, load_vae, set_dtypes
 from flowcache.models.wan.network import WanNetwork
@@ -98,34 +98,46 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         return cls(network, vae, text, sampling, device)
 
     @classmethod
-    def from_random(cls, size: str = "1.3B", device: torch.device | str = "cpu", seed: int = 0) -> Wan:
+    def from_random(
+        cls,
+        size: str = "1.3B",
+        release: str = "self_forcing",
+        checkpoint: str | Path | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> Wan:
         """A model of random weights, for measuring speed: what it generates means nothing.
 
         Args:
-            size: as in ``on_meta``.
+            size, release, checkpoint: as in ``on_meta``.
             device: where the weights are made; the text encoder is left out, and captions are random features.
             seed: of the weights.
         """
-        device, seed, transformer = usable_device(device), plain(seed), _empty(size)
-        with torch.device("meta"):
-            vae = AutoencoderKLWan().float()  # its defaults are the released one's
+        device, seed = usable_device(device), plain(seed)
+        transformer, vae, sampling = _on_meta(size, release, checkpoint)
+        if vae is None:
+            with torch.device("meta"):
+                vae = AutoencoderKLWan().float()  # its defaults are the released one's
         set_dtypes(transformer, type_on(device))
         for module in (transformer, vae):
             fill_random(module, device, seed)
         fill_rope(transformer)
         transformer.rope.to(device)
-        return cls(WanNetwork(transformer), WanVae(vae), None, None, device)
+        return cls(WanNetwork(transformer), WanVae(vae), None, sampling, device)
 
     @classmethod
-    def on_meta(cls, size: str = "1.3B") -> Wan:
+    def on_meta(cls, size: str = "1.3B", release: str = "self_forcing", checkpoint: str | Path | None = None) -> Wan:
         """A model without weights or memory, on device "meta", whose generations count what they would do.
 
         Args:
-            size: of ``flowcache.models.wan.config.NETWORKS``; it samples as Self-Forcing does.
+            size: of ``flowcache.models.wan.config.NETWORKS``.
+            release: of ``flowcache.models.wan.files.RELEASES``, as which it samples.
+            checkpoint: whose configuration counts instead of both; no weights are read.
         """
-        transformer = _empty(size)
+        transformer, vae, sampling = _on_meta(size, release, checkpoint)
         set_dtypes(transformer, torch.bfloat16)
-        return cls(WanNetwork(transformer.eval().requires_grad_(False)), None, None, None, "meta")
+        network = WanNetwork(transformer.eval().requires_grad_(False))
+        return cls(network, None if vae is None else WanVae(vae), None, sampling, "meta")
 
     @property
     def chunk_frames(self) -> int:
@@ -202,11 +214,21 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         )
 
 
-def _empty(size: str) -> WanTransformer3DModel:
+def _on_meta(
+    size: str, release: str, checkpoint: str | Path | None
+) -> tuple[WanTransformer3DModel, AutoencoderKLWan | None, Sampling]:
+    """Transformer and VAE without weights, and settings: a checkpoint's (without the VAE where it has none beside it),
+    or those of a released transformer and of a way to sample."""
+    if checkpoint is not None:
+        files = locate(checkpoint)
+        vae = empty_vae(files.vae) if files.vae.exists() else None
+        return empty_transformer(files.transformer), vae, sampling_of(files.transformer)
     if size not in NETWORKS:
         raise ValueError(f"size={size!r} is no released Wan 2.1; there are {', '.join(NETWORKS)}")
+    if release not in RELEASES:
+        raise ValueError(f"release={release!r} is no published causal Wan; there are {', '.join(RELEASES)}")
     with torch.device("meta"):
-        return WanTransformer3DModel(**NETWORKS[size])
+        return WanTransformer3DModel(**NETWORKS[size]), None, Sampling().replaced(RELEASES[release].settings)
 
 
 def _frames_of(sampling: Sampling, num_chunks: int) -> int:
