@@ -4,7 +4,8 @@
 
 On the job's first prompt. Every method first makes a short video that is not timed; then the baseline (vanilla, or
 ``baseline=vanilla_kv``) and the method take turns. The speed-up is also told without text and decoding, which no method
-shortens. On a CPU, memory is what tensors take at once, counted in a further run of each that is not timed.
+shortens. ``latency_first_chunk_s`` is from the prompt to the first chunk's decoded frames, ``fps`` the video's frames
+over the whole. On a CPU, memory is what tensors take at once, counted in a further run of each that is not timed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def _column(job: Job, runner: Runner, method: Method, takes: Sequence[Take]) -> 
     whole, trace = Spread.of([take.latency_s for take in takes]), takes[0].trace
     column = {"whole": _cell(whole, whole)}
     column |= {f"  {name}": _cell(spread, whole) for name, spread in sections(takes).items()}
-    column["to the first chunk"] = _cell(Spread.of([take.chunk_latency_s[0] for take in takes]), whole)
+    column["latency_first_chunk_s"] = _cell(Spread.of([take.chunk_latency_s[0] for take in takes]), whole)
+    fps = Spread.of([job.num_frames / take.latency_s for take in takes])
+    column["fps"] = f"{fps.median:.2f} ({fps.low:.2f}-{fps.high:.2f})"
     if takes[0].peak_memory_gib is None:
         with PeakBytes() as memory:
             runner.take(method, job.prompts[0])

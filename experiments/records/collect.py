@@ -107,6 +107,8 @@ def video_frame(records: Iterable[Record]) -> pd.DataFrame:
                 "flops_share": record.flops / record.baseline_flops if record.baseline_flops else None,
                 "latency_s": record.latency_s,
                 "baseline_latency_s": record.baseline_latency_s,
+                "latency_first_chunk_s": record.latency_first_chunk_s,
+                "fps": record.fps,
                 "timed_otherwise": "; ".join(sorted(ways(full))) or None if record.latency_s is None else None,
                 "policy_s": record.sections_s.get("policy"),
                 "options": canonical(record.method_config),

@@ -106,6 +106,16 @@ class Record:
     environment: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
+    @property
+    def latency_first_chunk_s(self) -> float | None:
+        """From the prompt to the decoded frames of the first chunk; None where it was not timed."""
+        return self.chunk_latency_s[0] if self.chunk_latency_s else None
+
+    @property
+    def fps(self) -> float | None:
+        """Frames generated a second of ``latency_s``; None where it was not timed."""
+        return self.settings["num_frames"] / self.latency_s if self.latency_s else None
+
 
 def untimed(record: Record) -> dict[str, Any]:
     """The part of a record that is the same whenever and beside whatever the video is made."""

@@ -1,7 +1,8 @@
 """Table and figure of a long video, chunk by chunk: ``python -m experiments.long_video [model=magi] [key=value ...]``.
 
 From the finished records, traces and videos of ``python -m experiments.sweep experiment=long_video`` with the same
-arguments: KV cache and seconds a chunk, likeness to the baseline's video, whether each chunk still shows its caption.
+arguments, of any model: KV cache and seconds a chunk, how much of both the last chunks take over the first, likeness to
+the baseline's video, whether each chunk still shows its caption.
 Writes to output_dir/tables/ and output_dir/figures/; ``publish=true`` into results/ instead.
 """
 
@@ -40,6 +41,8 @@ _FIGURES = (
     ("psnr", "PSNR dB", ".1f", "PSNR to {}, dB"),
     ("caption_right", "caption shown", ".0%", "caption shown, share"),
 )
+_FLAT = ("kv_mib", "seconds")  # what a bounded cache keeps the same however long the video is
+_OF_CHUNKS = {"kv_mib": "max", "seconds": "median"}  # the others: mean
 _NO_VIDEOS = "no finished long videos; make them first with python -m experiments.sweep experiment=long_video"
 
 
@@ -114,7 +117,11 @@ def kv_frame(jobs: list[Job]) -> pd.DataFrame:
 
 def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
     """One row a setting: each figure over the first and over the last chunks, its mean over prompts and the half-width
-    of that mean's 95 % interval; of captions the range over prompts, for chunks of one video are not independent."""
+    of that mean's 95 % interval; of captions the range over prompts, for chunks of one video are not independent.
+
+    Of the cache it is the most in those chunks: a window is not full in the first of them. ``_growth`` is the last
+    chunks' figure over the first ones', prompt by prompt.
+    """
     last = chunks["chunk"].max()
     ends = {
         "early": chunks[chunks["chunk"].between(1, NUM_COMPARED)],
@@ -122,20 +129,26 @@ def ends_frame(chunks: pd.DataFrame) -> pd.DataFrame:
     }
     rows = []
     for setting in chunks["setting"].unique():
-        row = {"setting": setting}
+        row, found = {"setting": setting}, {}
         for end, part in ends.items():
             by_prompt = part[part["setting"] == setting].groupby("prompt")
             row["n"] = len(by_prompt)
             for column, *_ in _FIGURES:
-                values = by_prompt[column].median() if column == "seconds" else by_prompt[column].mean()
+                found[column, end] = values = by_prompt[column].agg(_OF_CHUNKS.get(column, "mean"))
                 key = f"{column}_{end}"
-                row[key], row[f"{key}_ci95"] = mean_and_interval(list(values.dropna()))
-                row[f"{key}_n"] = values.notna().sum()
+                _add_mean(row, key, values)
                 if column == "caption_right":  # a share's interval is not symmetric about it
                     del row[f"{key}_ci95"]
                     row[f"{key}_low"], row[f"{key}_high"] = values.min(), values.max()
+        for column in _FLAT:
+            _add_mean(row, f"{column}_growth", found[column, "late"] / found[column, "early"])
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _add_mean(row: dict, key: str, values: pd.Series) -> None:
+    row[key], row[f"{key}_ci95"] = mean_and_interval(list(values.dropna()))
+    row[f"{key}_n"] = values.notna().sum()
 
 
 def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: Sequence[str] = ()) -> Table:
@@ -149,13 +162,18 @@ def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: S
         for key, heading, form, _ in _FIGURES
         for end in ("early", "late")
     ]
+    columns += [
+        Column(f"{heading}, late / early", f"{key}_growth", "{:.2f}", spread(f"{key}_growth", ".2f"))
+        for key, heading, *_ in _FIGURES
+        if key in _FLAT
+    ]
     return Table(
         f"{title}.",
         f"Measured here ({source}): {counted(chunks['chunk'].max() + 1, 'chunk')}, n prompts; early are chunks 1 to "
-        f"{NUM_COMPARED}, late the last {NUM_COMPARED}; seconds are the median of a prompt's chunks, the others their "
-        f"mean, then means over prompts ± half-width of the 95 % interval (Student's t), of captions with the least "
-        f"and the most of a prompt. PSNR is against {baseline}'s long video, a chunk counting at most "
-        f"{PSNR_CAP_DB:.0f} dB.",
+        f"{NUM_COMPARED}, late the last {NUM_COMPARED}. Of a prompt's chunks KV is the most, seconds are the median, "
+        "the others the mean; late / early is 1 where nothing grows. Then means over prompts ± half-width of the 95 % "
+        "interval (Student's t), of captions with the least and the most of a prompt. PSNR is against "
+        f"{baseline}'s long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
         (Column("setting", "setting"), Column("n", "n"), *columns),
         ends_frame(chunks),
         tuple(notes),

@@ -22,6 +22,7 @@ from experiments.show.attention import FLAG, another_video, told_another_video
 
 PFLOP = 1e15
 SEAMS = ("seam_ratio", "position_jump_pixels")  # of eval.caption_score: how smooth chunk borders are
+STREAMING = ("latency_first_chunk_s", "fps")  # of a record: how soon frames come, and how fast
 CAPTION_FLAGS = ("colour_right", "shape_right", "motion_right", "right")
 
 
@@ -46,7 +47,8 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     summary |= _mean("pflops", [r.flops / PFLOP for r in records])
     summary |= _mean("flops_share", [r.flops / r.baseline_flops for r in records if r.baseline_flops])
     summary |= _mean("computed_fraction", [r.computed_fraction for r in records])
-    summary |= _median("latency_s", [r.latency_s for r in records if r.latency_s])
+    for name in ("latency_s", *STREAMING):
+        summary |= _median(name, [value for r in records if (value := getattr(r, name))])
     paired = [r for r in records if r.baseline_latency_s and r.latency_s]
     if paired:
         times = ([r.latency_s for r in paired], [r.baseline_latency_s for r in paired])
@@ -94,6 +96,8 @@ _ROWS = (
     ("compute left, of baseline's FLOPs", "flops_share", "{:.3f}"),
     ("chunk steps computed", "computed_fraction", "{:.3f}"),
     ("latency, s (median)", "latency_s", "{:.2f}"),
+    ("latency of the first chunk, s (median)", "latency_first_chunk_s", "{:.2f}"),
+    ("frames generated a second, fps (median)", "fps", "{:.3g}"),
     ("speed-up (median of pairs)", "speedup", "{:.2f}x"),
     ("efficiency (speed-up x compute left)", "efficiency", "{:.2f}"),
     ("time spent deciding", "policy_share", "{:.1%}"),
@@ -114,7 +118,7 @@ _ROWS = (
     ("outputs kept for forecasts, MiB", "forecast_mib", "{:.2f}"),
 )
 
-_TIMES = ("latency_s", "speedup", "efficiency", "policy_share", "compression_share")
+_TIMES = ("latency_s", *STREAMING, "speedup", "efficiency", "policy_share", "compression_share")
 
 
 _AGAINST_BASELINE = ("psnr", "latent_snr", "ssim", "lpips", "lpips_vgg")

@@ -23,7 +23,7 @@ from experiments.show.attention import FLAG, another_video, told_another_video
 from experiments.show.methods import found_methods, left_out, quantities
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
 from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
-from experiments.show.summary import CAPTION_FLAGS, PFLOP, SEAMS
+from experiments.show.summary import CAPTION_FLAGS, PFLOP, SEAMS, STREAMING
 from experiments.show.vbench_totals import VBenchTotal, read_total
 
 
@@ -44,6 +44,8 @@ def measured_columns(measured: pd.DataFrame) -> tuple[Column, ...]:
         Column("identical", "identical_videos", "{:.0f}"),
         Column("caption right", "caption_right", "{:.0%}", _ends("caption_right", ".0%")),
         Column("latency s", "latency_s", "{:.2f}", _ends("latency_s", ".2f")),
+        Column("first chunk s", "latency_first_chunk_s", "{:.2f}", _ends("latency_first_chunk_s", ".2f")),
+        Column("fps", "fps", "{:.3g}", _ends("fps", ".3g")),
         Column("efficiency", "efficiency", "{:.2f}", _ends("efficiency", ".2f")),
         Column(unit, "pflops", "{:.3g}", "± {pflops_ci95:.2g}", unit=size / PFLOP),
         Column("VBench %", "vbench", "{:.2f}", _ends("vbench", ".2f")),
@@ -85,7 +87,8 @@ _MEASURED_TEXT = (
     "seam), jump the worst leap of the shape at one, in pixels (0: none). "
     "Latency is the median of the timed pairs (vanilla's first by prompt, where several methods were timed beside it), "
     "speed-up the median of their ratios; efficiency is speed-up times compute left: 1 means that every FLOP saved "
-    "became time saved."
+    "became time saved. First chunk is from the prompt to its decoded frames, fps the video's frames over its latency: "
+    "medians of all timed videos, in pairs or not."
 )
 _PAIRED_TEXT = (
     "prompt by prompt, the first method's minus the second's: mean difference with its 95 % bootstrap interval and "
@@ -123,6 +126,8 @@ def main_table(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
             _add_median(row, "latency_s", mine.loc[pairs.index, "latency_s"])
             _add_median(row, "speedup", pairs)
             _add_median(row, "efficiency", pairs * mine.loc[pairs.index, "flops_share"])
+        for key in STREAMING:
+            _add_median(row, key, mine[key].dropna().astype(float))
         total = read_total(job.output_dir, mine["key"])
         row["vbench"], row["vbench_reason"] = np.nan, total.reason or None
         if total.percent is not None:

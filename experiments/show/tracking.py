@@ -18,13 +18,14 @@ from hydra.types import RunMode
 from experiments.job.job import Job
 from experiments.records import Record, RecordStore, new_record, store_of
 from experiments.show import logged
-from experiments.show.summary import summarise
+from experiments.show.summary import STREAMING, summarise
 
 if TYPE_CHECKING:  # what draws and counts is imported late: it takes a second, and a job with nothing new does without
     import pandas as pd
     from matplotlib.figure import Figure
 
-_VIDEO_COLUMNS = ("key", "prompt", "latency_s", "baseline_latency_s", "flops", "baseline_flops", "computed_fraction")
+_TIMES = ("latency_s", "baseline_latency_s", *STREAMING)
+_VIDEO_COLUMNS = ("key", "prompt", *_TIMES, "flops", "baseline_flops", "computed_fraction")
 
 
 def track(

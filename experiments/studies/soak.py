@@ -50,7 +50,16 @@ SMALL = [
 SHORTEST_LIFE_S = 3.0  # of a sweep that will be killed: less than it takes to start
 LATEST_KILL = 0.6  # of an undisturbed sweep's time: later most sweeps that go on would have ended
 FULL_BYTES = 16_384  # less than a video or a trace, more than a record
-_TIMED_COLUMNS = ("latency_s", "speedup", "efficiency", "policy", "compression_share", "peak")
+_TIMED_COLUMNS = (
+    "latency_s",
+    "latency_first_chunk_s",
+    "fps",
+    "speedup",
+    "efficiency",
+    "policy",
+    "compression_share",
+    "peak",
+)
 
 
 def command(directory: Path) -> list[str]:

@@ -96,6 +96,9 @@ def test_latency_compares_with_vanilla_in_turn(capsys, monkeypatch):
         assert re.search(rf"^{title} .*\d \([\d.]+-[\d.]+\) .*%", printed, re.MULTILINE), title
     rows = {line[:22].strip(): line[22:].split() for line in printed.splitlines()}
     assert rows["policy"][-1] != "0.0%"
+    seconds, first = ([float(word) for word in rows[title][::3]] for title in ("whole", "latency_first_chunk_s"))
+    assert all(0 < of_chunk < of_video for of_chunk, of_video in zip(first, seconds, strict=True))
+    assert [float(word) for word in rows["fps"][::2]] == pytest.approx([48 / each for each in seconds], rel=0.05)
     peaks = [float(word) for word in rows["peak of tensors, GiB"] if word != "without" and word != "weights"]
     assert len(peaks) == 2
     assert min(peaks) > 0

@@ -75,7 +75,7 @@ def test_what_an_experiment_says_of_a_model_is_for_that_model(tmp_path):
     assert methods["skyreels"] - methods["magi"] == {"vanilla_causal", "vanilla_kv"}  # on MAGI-1 the same as vanilla
     assert methods["wan"] - methods["magi"] == of_few_steps
     lengths = [{job.num_frames for job in of(model, "long_video")[0]} for model in MODELS]
-    assert lengths == [{1920}, {1777}, {837}]
+    assert lengths == [{1920}, {1777}, {813}]
     baselines = {model: of(model, "ablation_kv_budget")[1]["baseline"] for model in MODELS}
     assert baselines == {"magi": "vanilla", "skyreels": "vanilla_kv", "wan": "vanilla"}
     with pytest.raises(BadInput, match="did you mean skyreels"):

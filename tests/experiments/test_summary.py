@@ -21,6 +21,7 @@ def records(tmp_path, num_timed: int):
             prompt,
             0.5 + place / 100,
             latency_s=10.0 + place,
+            chunk_latency_s=[2.0 + place / 2, 10.0 + place],
             baseline_latency_s=20.0 + 3 * place if place < num_timed else None,
             sections_s={"policy": 0.1 + place / 100, "compression": 0.2},
             metrics={"psnr": 40.0 + place, "ssim": 0.9 + place / 1000, "lpips": None, "lpips_vgg": place / 100},
@@ -46,6 +47,22 @@ def printed(tmp_path, num_timed: int) -> dict[str, tuple[str, str]]:
 def test_every_printed_figure_has_its_interval(tmp_path):
     for figure, (value, spread) in printed(tmp_path, 8).items():
         assert "95 %" in spread, f"{figure}: {value} without an interval"
+
+
+def test_the_first_chunk_and_the_frames_a_second_are_of_timed_videos(tmp_path):
+    job, made_here = records(tmp_path, 8)
+    assert job.num_frames == 192
+    assert [made_here[2].latency_first_chunk_s, made_here[2].fps] == [3.0, 16.0]
+    shown = printed(tmp_path, 8)
+    assert shown["latency of the first chunk, s (median)"][0] == "3.75"
+    assert shown["frames generated a second, fps (median)"][0] == "14.2"  # the mean of 192 / 13 and 192 / 14
+    for record in made_here[3:]:
+        record.latency_s, record.chunk_latency_s = None, []
+    assert [made_here[3].latency_first_chunk_s, made_here[3].fps] == [None, None]
+    summary = summarise(made_here)
+    assert (summary["latency_first_chunk_s"], summary["latency_first_chunk_s_n"]) == (2.5, 3)
+    assert (summary["fps"], summary["fps_n"]) == (192 / 11, 3)
+    assert not {"latency_first_chunk_s", "fps"} & summarise(made_here[3:]).keys()
 
 
 def test_a_metric_beside_the_usual_ones_is_printed(tmp_path):
@@ -137,6 +154,8 @@ def test_times_of_a_busy_machine_are_marked(tmp_path):
     marked = [line.split("*")[0].strip("│ ") for line in lines if "*" in line and line.startswith("│")]
     assert marked == [
         "latency, s (median)",
+        "latency of the first chunk, s (median)",
+        "frames generated a second, fps (median)",
         "speed-up (median of pairs)",
         "efficiency (speed-up x compute left)",
         "time spent deciding",

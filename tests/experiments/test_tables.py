@@ -45,6 +45,7 @@ def job(tmp_path) -> Job:
         metrics = {"psnr": "inf" if place == 7 else FAST[place], "ssim": 0.8 + 0.01 * place, "lpips": None}
         wrong = {**caption, "right": place != 1}
         said = {"notes": {"lpips": NO_WEIGHTS}}
+        timed["chunk_latency_s"] = [1.0 + place, 5.0] if place else []
         made(jobs["flowcache_fast"], prompt, 0.5, latency_s=5.0, metrics=metrics, caption=wrong, **said, **timed)
     other = job_of(tmp_path, "method=flowcache_fast", "reuse.threshold=0.5")
     made(other, "a", 0.1, latency_s=1.0, metrics={"psnr": 1.0, "ssim": 0.1})  # no default: in no table
@@ -69,6 +70,9 @@ def test_every_figure_has_its_interval_and_count(job, measured):
     )
     assert (fast["speedup_n"], fast["latency_s_n"], fast["efficiency_n"]) == (TIMED,) * 3
     assert fast["efficiency"] == pytest.approx(fast["speedup"] * 0.5)
+    assert (fast["latency_first_chunk_s"], fast["latency_first_chunk_s_n"]) == (5.0, 7)  # timed in a pair or not
+    assert (fast["fps"], fast["fps_n"], measured.loc["vanilla", "fps"]) == (192 / 5, 8, 192 / 10)
+    assert np.isnan(measured.loc["vanilla", "latency_first_chunk_s"])  # of records that say nothing of it
     assert (fast["caption_right"], measured.loc["vanilla", "caption_right"]) == (7 / 8, 1)
     assert (fast["seam_ratio"], fast["seam_ratio_n"]) == (pytest.approx(1.35), 8)
     assert (fast["position_jump_pixels"], fast["position_jump_pixels_n"]) == (3, 7)
@@ -80,7 +84,7 @@ def test_every_figure_has_its_interval_and_count(job, measured):
     counts_of = {
         "vanilla": {"latency s": "n 6", "jump px": "n 7"},  # six prompts, timed beside both methods
         "flowcache_slow": {**counts, "LPIPS": "n 6", "jump px": "n 7"},
-        "flowcache_fast": {**counts, "PSNR dB": "n 7", "jump px": "n 7"},
+        "flowcache_fast": {**counts, "PSNR dB": "n 7", "jump px": "n 7", "first chunk s": "n 7"},
     }
     for method, row in cells.items():
         for heading, (value, details) in row.items():

@@ -210,6 +210,7 @@ def test_a_table_shows_one_way_alone_and_says_what_it_leaves_out(mixed):
     frame = collect(job)
     fast = main_table(frame, job).loc["flowcache_fast"]
     assert (fast["latency_s"], fast["latency_s_n"], fast["n"]) == (6.5, 4, 6)
+    assert (fast["latency_first_chunk_s"], fast["fps_n"]) == (6.5, 4)
     assert fast["speedup"] == median([10 / 5, 11 / 6, 12 / 7, 13 / 8])
     assert main_table(frame, job).loc["vanilla", "latency_s"] == 11.5
     told = provenance(frame)
@@ -237,6 +238,7 @@ def test_a_record_without_times_has_no_way(mixed):
     assert ways(bare) == {}
     assert timed(bare, None).latency_s is None
     shown_none = timed(record, "another way")
+    assert (shown_none.latency_first_chunk_s, shown_none.fps) == (None, None)
     assert (shown_none.latency_s, shown_none.baseline_latency_s, shown_none.sections_s) == (None, None, {})
     assert shown_none.environment == record.environment
 

@@ -80,7 +80,12 @@ def test_an_offline_run_holds_everything(small_job, tmp_path):
     assert table["key"].tolist() == [record.key for record in records]
     assert table["ssim"].tolist() == pytest.approx([record.metrics["ssim"] for record in records])
 
+    assert table["latency_first_chunk_s"].tolist() == pytest.approx([r.chunk_latency_s[0] for r in records])
+    assert table["fps"].tolist() == pytest.approx([48 / record.latency_s for record in records])
+
     summary = summarise(records)
+    assert logged.summary["fps"] == pytest.approx(summary["fps"])
+    assert logged.summary["latency_first_chunk_s"] < logged.summary["latency_s"]
     assert logged.summary["flops_share"] == pytest.approx(summary["flops_share"])
     assert logged.summary["speedup_n"] == summary["speedup_n"]
     (artifact,) = [each for each in logged.artifacts if each.type == "records"]  # beside W&B's own of the tables

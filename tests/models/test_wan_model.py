@@ -5,9 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from flowcache import generate
 from flowcache.method import Method
@@ -15,14 +13,12 @@ from flowcache.models.magi import Magi
 from flowcache.models.skyreels import SkyReels
 from flowcache.models.wan import Sampling, Wan
 from flowcache.models.wan.files import RELEASES
-from flowcache.models.wan.network import WanNetwork
-from flowcache.models.wan.text import TextEncoder
 from flowcache.sampler import sample
 from flowcache.trace import Trace
 from tests.methods import chunkwise, every_k, vanilla
-from tests.models.skyreels_pipeline import tiny_text_encoder, tiny_vae, write_tokenizer
 from tests.models.wan_files import write_original
-from tests.models.wan_goldens import config, manifest
+from tests.models.wan_goldens import manifest
+from tests.models.wan_tiny import tiny_wan
 
 PROMPT, OTHER = "a red circle moves left", "a blue square"
 VANILLA = vanilla()
@@ -33,13 +29,8 @@ WINDOW = {"window_frames": 9, "sink_frames": 3}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Wan:
-    directory = tmp_path_factory.mktemp("wan")
-    write_tokenizer(directory)
-    text = TextEncoder(tiny_text_encoder(), AutoTokenizer.from_pretrained(directory / "tokenizer"), max_length=12)
-    torch.manual_seed(0)
-    transformer = WanTransformer3DModel(**config() | {"text_dim": 32}).eval().requires_grad_(False)
-    return Wan(WanNetwork(transformer), tiny_vae(), text, Sampling(**SETTINGS))
+def model() -> Wan:
+    return tiny_wan(**SETTINGS)
 
 
 def pieces(
