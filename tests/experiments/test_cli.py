@@ -50,7 +50,7 @@ def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model, t
     assert jobs[0].method_name == experiment["baseline"]
     assert {job.baseline for job in jobs} == {experiment["baseline"]}
     assert len(jobs) >= 3
-    assert len({(repr(job.method), job.seed) for job in jobs}) == len(jobs)
+    assert len({(repr(job.method), repr(job.generation_options), job.seed) for job in jobs}) == len(jobs)
     if "figure" in experiment:
         known = {"method", "flops_share", *_options(jobs)}
         assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
