@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 
 _SHARED_IMPORTS = (
     "experiments.run.runner",
@@ -25,6 +25,7 @@ def start_server(loader: str) -> None:
     """
     package = loader.rsplit(".", 2)[0]
     forkserver.set_forkserver_preload([*_SHARED_IMPORTS, package])
+    resource_tracker.ensure_running()  # which unblocks Ctrl-C as it starts
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they inherit it; here it comes a moment later
     try:
         forkserver.ensure_running()

@@ -1,5 +1,7 @@
 """Prompts shared out over worker processes: the same records as in one process, and a failure that is seen."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -8,6 +10,7 @@ import pytest
 from experiments.job.cli import compose_config
 from experiments.job.device import default_threads
 from experiments.job.job import make_job
+from experiments.job.paths import ROOT
 from experiments.records import RecordStore
 from experiments.run.fork_server import _SHARED_IMPORTS
 from experiments.run.workers import run_jobs
@@ -62,3 +65,21 @@ def test_an_embedded_model_on_the_cpu_takes_one_thread_however_few_its_prompts(m
 def test_what_the_server_imports_is_there(name):
     """It would say nothing of what is not, and every worker then imports for itself."""
     assert find_spec(name) is not None
+
+
+# As the first in a process that uses workers: what else starts then unblocks signals.
+ASKED = """
+from multiprocessing import get_context
+from signal import SIG_BLOCK, pthread_sigmask
+from experiments.run import fork_server
+fork_server._SHARED_IMPORTS = ()
+fork_server.start_server("json.decoder.JSONDecoder.decode")
+with get_context("forkserver").Pool(1) as pool:
+    print(pool.apply(pthread_sigmask, (SIG_BLOCK, ())), pthread_sigmask(SIG_BLOCK, ()))
+"""
+
+
+def test_workers_leave_a_terminals_ctrl_c_to_who_started_them():
+    """Else one that takes it begins the next video."""
+    asked = subprocess.run([sys.executable, "-c", ASKED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert asked.stdout == "{<Signals.SIGINT: 2>} set()\n"
