@@ -18,6 +18,7 @@ from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.evidence import EvidenceReader
 from flowcache.reuse.fingerprint import FingerprintMeter
+from flowcache.reuse.motion import MotionMeter
 from flowcache.schedule import Row
 from flowcache.trace import Action, Trace, TraceEntry, Work
 
@@ -49,7 +50,7 @@ def sample(
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
     policy = generation.method.reuse.fresh()
-    evidence = EvidenceReader(_meter(policy, generation), policy.report)
+    evidence = EvidenceReader(_meter(policy, generation), policy.report, _motion(policy, generation))
     trace.kv_bytes_allocated = generation.kv_bytes_allocated
     finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
     with clock("transformer"):
@@ -70,6 +71,8 @@ def sample(
                 evidence.keep(row, *report)
         with clock("scheduler"):
             generation.advance(row, decision)
+        with clock("policy"):
+            evidence.done(row)
         _record(trace, row, decision, distances, policy.accumulated, work, generation)
         if observe is not None:
             observe(row, decision)
@@ -144,11 +147,14 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
     reuse, forecast = type(method.reuse).__name__, type(method.forecast).__name__
     first_steps = sum(entry.step == 0 for entry in trace.entries)
     skipped = sum(entry.action != "compute" for entry in trace.entries)
+    in_part = sum(entry.token_mask for entry in trace.entries)
     repeated = sum(entry.repeated for entry in trace.entries)
-    if method.reuse.skips and not skipped:
+    if method.reuse.skips and not skipped and not in_part:
         remarks.append(f"{reuse} skipped nothing: every chunk computed in every step, as vanilla does")
     elif method.reuse.skips and len(trace.entries) - skipped <= first_steps < len(trace.entries):
         remarks.append(f"{reuse} skipped all it could: chunks computed in their first steps alone")
+    elif "tokens" in method.reuse.uses and not in_part:
+        remarks.append(f"{reuse} never computed a chunk in part: every one as a whole, or not at all")
     if skipped and repeated == skipped and not isinstance(method.forecast, Hold):
         remarks.append(f"{forecast} forecast nothing: every chunk that was skipped took its last output once more")
     elif skipped and method.forecast.borrows and generation.forecast_from < 2:
@@ -167,7 +173,13 @@ def _meter(policy: ReusePolicy, generation: Generation) -> DistanceMeter | Finge
         return None
     if policy.fingerprint_tokens is not None:
         return FingerprintMeter(generation, policy.distance, policy.fingerprint_tokens)
-    return DistanceMeter(generation, policy.distance, generation.measured_chunks)
+    return DistanceMeter(generation, policy.distance, generation.measured_chunks, policy.token_distances)
+
+
+def _motion(policy: ReusePolicy, generation: Generation) -> MotionMeter | None:
+    if policy.motion is None:
+        return None
+    return MotionMeter(generation, policy.motion, policy.motion_across_windows)
 
 
 def _check_decision(decision: Decision, row: Row, policy: str) -> None:
@@ -176,6 +188,13 @@ def _check_decision(decision: Decision, row: Row, policy: str) -> None:
             raise ValueError(
                 f"{policy} wants chunks {tuple(compute)} computed in row {row.index}; choose from its active ones, "
                 f"oldest first and each once: {row.chunks}"
+            )
+    for chunk, masks in decision.tokens.items():
+        computed = [chunk in decision.of_branch(branch) for branch in range(len(masks))]
+        if masks.dtype != torch.bool or masks.device.type != "cpu" or masks.any(1).tolist() != computed:
+            raise ValueError(
+                f"{policy} wants a part of chunk {chunk} computed in row {row.index}; give bool [branches, tokens] on "
+                "the host, with a token in each branch that computes the chunk and none in any other"
             )
 
 
@@ -219,6 +238,7 @@ def _record(
                 flops=denoise_flops[step.chunk],
                 kv_tokens=generation.kv_tokens,
                 token_mask=step.chunk in decision.tokens,
+                token_share=decision.share(step.chunk),
                 repeated=action == "reuse" and step.chunk in decision.repeat,
             )
         )

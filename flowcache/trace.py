@@ -20,6 +20,7 @@ class Work:
         "reuse" (what a reusing chunk still computes), "compression" (scoring finished chunks' keys, by the queries of
         ``chunk``), and once a generation "caption" (cross-attention keys and values) and "time" (time embeddings).
     gemm_flops, self_attention_flops, cross_attention_flops: multiply-adds count 2.
+    tokens: of the chunk, that ran, where a model's accounting asks for it; None is all.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Work:
     gemm_flops: int
     self_attention_flops: int
     cross_attention_flops: int
+    tokens: int | None = None
 
     @property
     def flops(self) -> int:
@@ -43,7 +45,7 @@ class TraceEntry:
     distance is None where it was not measured, and cosine where that was not against the chunk before; accumulated is
     the policy's after its decision; flops are those of the chunk's denoising forward (0 if it reused); kv_tokens are
     the tokens the cache holds after the row, per layer and head; token_mask tells that only some of the chunk's tokens
-    computed.
+    computed, and token_share how many of those of a chunk that computes (in the mean of guidance branches).
     """
 
     row: int
@@ -58,6 +60,7 @@ class TraceEntry:
     token_mask: bool = False
     repeated: bool = False
     cosine: float | None = None
+    token_share: float = 1.0
 
 
 @dataclass
@@ -91,8 +94,9 @@ class Trace:
 
     @property
     def computed_fraction(self) -> float:
-        """Chunk steps that were computed, over all chunk steps."""
-        return sum(entry.action == "compute" for entry in self.entries) / max(1, len(self.entries))
+        """Chunk steps that were computed, over all chunk steps; one computed in part counts by its tokens."""
+        computed = (entry.token_share for entry in self.entries if entry.action == "compute")
+        return sum(computed) / max(1, len(self.entries))
 
     def computed_rows(self) -> list[list[int]]:
         """The chunks computed in each row: what ``Replay`` takes."""

@@ -26,6 +26,8 @@ def read_decisions(path: Path) -> Replay:
         ) from error
     if any(entry.action == "held" for entry in entries):
         raise BadInput(f"replay={path} holds chunks back (published TeaCache), which cannot be replayed")
+    if any(entry.token_mask for entry in entries):
+        raise BadInput(f"replay={path} computes chunks in part (MotionCache), which cannot be replayed")
     if any(entry.action != "compute" and entry.flops for entry in entries):
         raise BadInput(f"replay={path} has guidance branches that decide apart, which cannot be replayed")
     trace = Trace(entries)

@@ -111,11 +111,7 @@ class OutputHistory:
         Raises ValueError for a chunk that has computed nothing, and for a forecast of another shape or type.
         """
         chunk = step.chunk
-        points = self._points.get(chunk)
-        if not points:
-            raise ValueError(
-                f"chunk {chunk} is to reuse and has computed nothing yet; a policy must compute a chunk's first step"
-            )
+        points = self._points_of(chunk)
         if chunk in self._gaps:
             self._gaps[chunk].steps.append(step)
         newest = points[0].output
@@ -132,6 +128,17 @@ class OutputHistory:
         limited = self._limited(forecast, newest)
         self._take(step, limited)
         return limited
+
+    def completed(self, step: ChunkStep, output: Tensor, computed: Tensor) -> Tensor:
+        """An output of which only some was computed, before ``update`` gets it: the rest is the forecast.
+
+        A polynomial goes on as it was through what it forecast itself. ``computed`` is a mask that goes with the
+        output. Raises ValueError as ``predict`` does.
+        """
+        points = self._points_of(step.chunk)
+        forecast, known = self._forecast(step, points)
+        self.forecast_from = max(self.forecast_from, known)
+        return torch.where(computed, output, self._limited(forecast, points[0].output))
 
     def opens_gap(self, chunk: int) -> bool:
         """Whether a chunk that skips a step now skips the first one, and its steps will be corrected."""
@@ -177,6 +184,14 @@ class OutputHistory:
         if self.forecast.borrows:
             self._taken.setdefault(step.chunk, {})[step.step, step.t] = output
             self.bytes_peak = max(self.bytes_peak, self.bytes)
+
+    def _points_of(self, chunk: int) -> list[Point]:
+        points = self._points.get(chunk)
+        if not points:
+            raise ValueError(
+                f"chunk {chunk} is to reuse and has computed nothing yet; a policy must compute a chunk's first step"
+            )
+        return points
 
     def _forecast(self, step: ChunkStep, points: Sequence[Point]) -> tuple[Tensor, int]:
         """As the forecast gives it, and how many outputs it looked back on."""

@@ -90,10 +90,19 @@ class KvCache:
         self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
         self.num_compressions = 0
 
-    def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
-        """Overwrite a chunk's slots with key and value, each [B, G, T, E]."""
+    def write(self, layer: int, chunk: int, key: Tensor, value: Tensor, places: Tensor | None = None) -> None:
+        """Overwrite a chunk's slots with key and value, each [B, G, T, E]; or of them those that ``places`` says, int64
+        [n], with n of each. The others stay as they are.
+
+        Raises RuntimeError for a part of a chunk of which nothing was written yet.
+        """
         slots = self._slots(chunk)
-        self._store.write(layer, slots, key, value)
+        if places is None:
+            self._store.write(layer, slots, key, value)
+        else:
+            if not self._written[chunk]:
+                raise RuntimeError(f"chunk {chunk} computes in part and never did as a whole; its first step must")
+            self._store.write_some(layer, slots, places, key, value)
         self._written[chunk] = True
 
     def read(self, layer: int, first_chunk: int, last_chunk: int) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,8 @@ class Generation(FeatureSource, Protocol):
     """One video in the making. It owns all state, so that two generations of one model never meet.
 
     The sampler calls ``start`` once, then for every row ``begin_row``, ``features`` (if the policy measures),
-    ``compute``, ``report``, ``advance``, and ``finish`` for every chunk the row finished.
+    ``compute``, ``report``, ``advance``, ``frames`` (if the policy asks for motion), and ``finish`` for every chunk the
+    row finished.
     """
 
     schedule: Schedule
@@ -65,6 +66,10 @@ class Generation(FeatureSource, Protocol):
 
     def advance(self, row: Row, decision: Decision) -> None:
         """Let every active chunk take its step, with its new output or the forecast of it."""
+        ...
+
+    def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
+        """See flowcache.reuse.motion.FrameSource."""
         ...
 
     def finish(self, chunk: int) -> Tensor:

@@ -23,6 +23,7 @@ class Capabilities:
     quantities: that can be forecast, the model's own first.
     correctable: those of them of which skipped steps can be corrected.
     guided: those of them that all guidance branches make together, so that no branch can skip by itself.
+    motions: kinds of frame differences that policies may ask for.
     decisions: fields of ``flowcache.reuse.base.Decision`` beyond ``compute`` that it can follow.
     cacheless: its "native" and "causal" attention compute a window as a whole, without a cache.
     """
@@ -32,6 +33,7 @@ class Capabilities:
     quantities: tuple[str, ...]
     correctable: tuple[str, ...] = ()
     guided: tuple[str, ...] = ()
+    motions: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
     cacheless: bool = False
 
@@ -50,6 +52,13 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
         raise unknown_distance(policy.distance, able)
     if unable := [use for use in policy.uses if use not in able.decisions]:
         raise ValueError(f"{able.model} cannot follow {kind} with these options: it decides on {_WORDS[unable[0]]}")
+    if policy.motion is not None and policy.motion not in able.motions:
+        raise ValueError(f"motion={policy.motion!r} is unknown to {able.model}; choose {_either(able.motions)}")
+    if "tokens" in policy.uses and method.kv.budget is not None:
+        raise ValueError(
+            f"{kind} computes chunks in part, and what budget={method.kv.budget!r} keeps is chosen by all queries of one; "
+            "choose budget=null"
+        )
     if policy.needs_window and (method.attention == "cached" or not able.cacheless):
         raise ValueError(
             f"{kind} may skip a chunk's first step, which needs a window that is computed as a whole; choose "
@@ -106,11 +115,12 @@ def unknown_distance(distance: str, able: Capabilities) -> ValueError:
 
 
 _WORDS = {
-    "tokens": "single tokens of a chunk (computing part of a chunk is not built yet)",
+    "tokens": "single tokens of a chunk",
     "repeat": "chunks that take their last output once more",
     "held": "chunks that do not move (MAGI-1's published TeaCache)",
     "isolated": "chunks that attend to themselves alone (MAGI-1's published TeaCache)",
-    "branches": "each guidance branch by itself (SkyReels-V2's published TeaCache)",
+    "oldest_keys": "what chunks computed in part attend to (MAGI-1's published MotionCache)",
+    "branches": "each guidance branch by itself",
 }
 
 

@@ -30,12 +30,14 @@ class ChunkDistance:
     """Mean absolute change of a chunk's features since the row before, and their mean magnitude there.
 
     Against the chunk before (flowcache.reuse.fingerprint) the change is the greatest of any number, and ``cosine`` the
-    least of any token; there is none otherwise.
+    least of any token; there is none otherwise. ``tokens`` is every token's own relative change, float32 [T] on the
+    host, for a policy that asks.
     """
 
     change: float
     magnitude: float
     cosine: float | None = None
+    tokens: Tensor | None = None
 
     @property
     def relative(self) -> float:
@@ -109,19 +111,24 @@ class DistanceMeter:
         kind: "embedded_latent" (patch-embedded latents, the published choice on MAGI-1) or "latent"; models may offer
             more.
         measured: which chunks to measure in a row, neighbours in order; the active ones by default.
+        tokens: tell every token's own relative change, too; of features [N, T, D].
     """
 
     def __init__(
-        self, source: FeatureSource, kind: str, measured: Callable[[Row], tuple[int, ...]] = active_chunks
+        self,
+        source: FeatureSource,
+        kind: str,
+        measured: Callable[[Row], tuple[int, ...]] = active_chunks,
+        tokens: bool = False,
     ) -> None:
-        self.source, self.kind, self.measured = source, kind, measured
+        self.source, self.kind, self.measured, self.tokens = source, kind, measured, tokens
         self._chunks: tuple[int, ...] = ()
         self._features: Tensor | None = None
         self._window = 0
 
     def measure(self, row: Row) -> tuple[list[int], Tensor | None]:
         """Chunks measured both in this row and in the one before, and float32 [chunks, 2], their changes and magnitudes
-        (see ChunkDistance); none where a new window begins.
+        (see ChunkDistance), or [chunks, 2 + T] with every token's relative change; none where a new window begins.
 
         Raises ValueError on device "meta", where there are no numbers.
         """
@@ -131,9 +138,12 @@ class DistanceMeter:
         common = [chunk for chunk in chunks if chunk in self._chunks and row.window == self._window]
         numbers = None
         if common:
-            now = features[chunks.index(common[0]) :][: len(common)].flatten(1).float()
-            before = self._features[self._chunks.index(common[0]) :][: len(common)].flatten(1).float()
-            numbers = torch.stack([(now - before).abs().mean(1), before.abs().mean(1)], dim=1)
+            now = features[chunks.index(common[0]) :][: len(common)].float()
+            before = self._features[self._chunks.index(common[0]) :][: len(common)].float()
+            changes, sizes = (now - before).abs(), before.abs()
+            numbers = torch.stack([changes.flatten(1).mean(1), sizes.flatten(1).mean(1)], dim=1)
+            if self.tokens:
+                numbers = torch.cat([numbers, changes.mean(2) / (sizes.mean(2) + 1e-8)], dim=1)
         self._chunks, self._features, self._window = chunks, features, row.window
         return common, numbers
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from flowcache.reuse.base import Figure, Report
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.fingerprint import FingerprintMeter
+from flowcache.reuse.motion import MotionMeter
 from flowcache.schedule import Row
 
 
@@ -20,15 +21,30 @@ class EvidenceReader:
     Args:
         meter: of the policy's distance; None if it has none.
         figures: the policy's ``report``.
+        motion: meter of the frame differences that the policy asks for; None if it does not.
     """
 
-    def __init__(self, meter: DistanceMeter | FingerprintMeter | None, figures: Sequence[Figure] = ()) -> None:
-        self.meter, self.figures = meter, tuple(figures)
-        self._reported: tuple[Row, Sequence[int], Tensor] | None = None
+    def __init__(
+        self,
+        meter: DistanceMeter | FingerprintMeter | None,
+        figures: Sequence[Figure] = (),
+        motion: MotionMeter | None = None,
+    ) -> None:
+        self.meter, self.figures, self.motion = meter, tuple(figures), motion
+        # Of the last row, on the device: the chunks that computed with their figures, and the motion of all.
+        self._row: Row | None = None
+        self._chunks: Sequence[int] = ()
+        self._figures: Tensor | None = None
+        self._motion: Tensor | None = None
 
     def keep(self, row: Row, chunks: Sequence[int], numbers: Tensor) -> None:
         """The report of a row that has computed: float32 [chunks, figures], on the device until the next ``read``."""
-        self._reported = row, chunks, numbers
+        self._row, self._chunks, self._figures = row, chunks, numbers
+
+    def done(self, row: Row) -> None:
+        """A row's steps have been taken."""
+        if self.motion is not None:
+            self._row, self._motion = row, self.motion.measure(row)
 
     def decided(self, row: Row, computed: Sequence[int]) -> None:
         """Which of a row's chunks compute."""
@@ -38,15 +54,34 @@ class EvidenceReader:
     def read(self, row: Row) -> tuple[Mapping[int, ChunkDistance], tuple[Row, Mapping[int, Report]] | None]:
         """Distances of a row's chunks, and the report kept since the last read with its row, if there is one."""
         measured, distances = ([], None) if self.meter is None else self.meter.measure(row)
-        reported, self._reported = self._reported, None
-        parts = [part.flatten() for part in (distances, reported and reported[2]) if part is not None]
-        if not parts:
-            return {}, None
-        numbers = iter((parts[0] if len(parts) == 1 else torch.cat(parts)).tolist())
-        width = 0 if distances is None else distances.shape[1]
-        found = {chunk: ChunkDistance(*islice(numbers, width)) for chunk in measured}
-        if reported is None:
+        distances, figures, motion = _on_host(distances, self._figures, self._motion)
+        before, computed = self._row, self._chunks
+        self._row = self._figures = self._motion = None
+        found = {} if distances is None else dict(zip(measured, self._distances(distances), strict=True))
+        if before is None:
             return found, None
-        row_before, chunks, _ = reported
-        reports = {chunk: Report(**{name: next(numbers) for name in self.figures}) for chunk in chunks}
-        return found, (row_before, reports)
+        shown: dict[int, dict[str, Any]] = {}
+        if figures is not None:
+            for chunk, numbers in zip(computed, figures.tolist(), strict=True):
+                shown[chunk] = dict(zip(self.figures, numbers, strict=True))
+        if motion is not None:
+            for chunk, own in zip(before.chunks, motion, strict=True):
+                shown.setdefault(chunk, {})["motion"] = own
+        return found, (before, {chunk: Report(**own) for chunk, own in shown.items()})
+
+    def _distances(self, numbers: Tensor) -> Iterator[ChunkDistance]:
+        if not (isinstance(self.meter, DistanceMeter) and self.meter.tokens):
+            yield from (ChunkDistance(*own) for own in numbers.tolist())
+            return
+        for own, tokens in zip(numbers[:, :2].tolist(), numbers[:, 2:], strict=True):
+            yield ChunkDistance(*own, tokens=tokens)
+
+
+def _on_host(*parts: Tensor | None) -> list[Tensor | None]:
+    """The same in one read."""
+    known = [part.flatten() for part in parts if part is not None]
+    if not known:
+        return list(parts)
+    together = (known[0] if len(known) == 1 else torch.cat(known)).cpu()
+    numbers = iter(together.split([len(part) for part in known]))
+    return [None if part is None else next(numbers).view(part.shape) for part in parts]

@@ -51,6 +51,13 @@ class KvStore(Part, ABC):
     def write(self, layer: int, slots: slice, key: Tensor, value: Tensor) -> None:
         """Overwrite slots with key and value, each [B, G, N, E]."""
 
+    def write_some(self, layer: int, slots: slice, places: Tensor, key: Tensor, value: Tensor) -> None:
+        """Overwrite those of the slots that ``places`` (int64 [n]) says, with key and value, each [B, G, n, E]."""
+        whole = (
+            held.index_copy(2, places, new) for held, new in zip(self.read(layer, slots), (key, value), strict=True)
+        )
+        self.write(layer, slots, *whole)
+
     @abstractmethod
     def read(self, layer: int, slots: slice) -> tuple[Tensor, Tensor]:
         """Keys and values, each [B, G, N, E] in the network's type: views where that is what is stored."""

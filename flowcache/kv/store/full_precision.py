@@ -28,6 +28,10 @@ class FullPrecision(KvStore):
         self._keys[layer, :, :, slots] = key
         self._values[layer, :, :, slots] = value
 
+    def write_some(self, layer: int, slots: slice, places: Tensor, key: Tensor, value: Tensor) -> None:
+        for entries, new in ((self._keys, key), (self._values, value)):
+            entries[layer, :, :, slots].index_copy_(2, places, new.to(entries.dtype))
+
     def read(self, layer: int, slots: slice) -> tuple[Tensor, Tensor]:
         return self._keys[layer, :, :, slots], self._values[layer, :, :, slots]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowcache.kv.cache import KvCache
+from flowcache.models.chunk_tokens import Subset
 from flowcache.models.magi.config import PROJECTION_SLICES, DitConfig
 
 
@@ -34,8 +35,9 @@ class Member:
     """One chunk of a pack.
 
     ``position`` is the chunk's index in the video (it sets the rotary time); ``first_key_chunk`` is the oldest chunk it
-    attends to; it always ends with itself. An ``alone`` member attends to itself only and leaves the cache untouched.
-    The queries of one that ``scores`` choose what a full cache keeps.
+    attends to, and ``last_key_chunk`` the newest, by default itself. An ``alone`` member attends to itself only and
+    leaves the cache untouched. The queries of one that ``scores`` choose what a full cache keeps. Of one with a
+    ``subset`` only those tokens run.
     """
 
     position: int
@@ -43,6 +45,13 @@ class Member:
     first_key_chunk: int = 0
     alone: bool = False
     scores: bool = False
+    last_key_chunk: int | None = None
+    subset: Subset | None = None
+
+    @property
+    def keys(self) -> tuple[int, int]:
+        """The first and the last chunk that it attends to."""
+        return self.first_key_chunk, self.position if self.last_key_chunk is None else self.last_key_chunk
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,7 @@ class Pack:
     rope: tuple[Tensor, Tensor]  # see LearnedRotary; each [S, 1, E]
     cache: KvCache | None
     slices: tuple[slice, ...]  # of each member's tokens
+    rows: Tensor | None = None  # int64 [S], each token's member, where not all tokens of all members run
 
 
 class LayerNorm1p(nn.Module):
@@ -178,13 +188,14 @@ class ParallelAttention(nn.Module):
                     pack.cache.score(self.layer, self._unfold(query, tokens, pack))
             for member, tokens in zip(pack.members, pack.slices, strict=True):
                 if not member.alone:
-                    pack.cache.write(self.layer, member.position, key[:, :, tokens], value[:, :, tokens])
+                    places = None if member.subset is None else member.subset.places
+                    pack.cache.write(self.layer, member.position, key[:, :, tokens], value[:, :, tokens], places)
         seen = []
         for index, (member, tokens) in enumerate(zip(pack.members, pack.slices, strict=True)):
             if member.alone:
                 seen.append((key[:, :, tokens], value[:, :, tokens], None))
             elif pack.cache is not None:
-                span = self.layer, member.first_key_chunk, member.position
+                span = self.layer, *member.keys
                 seen.append((*pack.cache.read(*span), pack.cache.mask(*span)))
             else:
                 # Without a cache the pack itself is the history: members stand in order of position, without gaps.

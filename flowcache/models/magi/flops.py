@@ -22,19 +22,20 @@ class FlopCounter:
 
     def chunk(self, kind: str, chunk: int, key_tokens: int, caption_tokens: int, tokens: int | None = None) -> Work:
         """One chunk attending to ``key_tokens`` keys (its own included) and ``caption_tokens`` of its caption;
-        ``tokens`` of it compute, all by default."""
+        ``tokens`` of it run, all by default; the embedding takes the whole chunk."""
         c, tokens = self.config, self.tokens_per_chunk if tokens is None else tokens
         patch = c.patch_size**2 * c.t_patch_size
         fc1_width = c.ffn_hidden_size * (2 if c.gated_linear_unit else 1)
         per_token = c.hidden_size * (2 * c.query_width + 2 * c.key_width)  # q, qx, k, v
         per_token += 2 * c.query_width * c.hidden_size  # output projection
         per_token += c.hidden_size * (fc1_width + c.ffn_hidden_size)
-        per_token = c.num_layers * per_token + c.hidden_size * patch * (c.in_channels + c.out_channels)
+        per_token = c.num_layers * per_token + c.hidden_size * patch * c.out_channels
+        embedding = self.tokens_per_chunk * c.hidden_size * patch * c.in_channels
         attention = 4 * c.num_layers * tokens * c.query_width
         return Work(
             kind,
             chunk,
-            gemm_flops=2 * (tokens * per_token + self._condition()),
+            gemm_flops=2 * (tokens * per_token + embedding + self._condition()),
             self_attention_flops=attention * key_tokens,
             cross_attention_flops=attention * caption_tokens,
         )

@@ -15,6 +15,7 @@ from flowcache.clock import SectionClock
 from flowcache.kv.cache import KvCache
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, unknown_distance
+from flowcache.models.chunk_tokens import Subset, latent_mask, latent_tokens
 from flowcache.models.frames import as_uint8
 from flowcache.models.generation import CacheShape, CachingGeneration
 from flowcache.models.magi.attention import CaptionKv, Member
@@ -33,7 +34,8 @@ ABLE = Capabilities(
     distances=("embedded_latent", "latent", "clean"),
     quantities=("velocity", "clean", "displacement"),
     correctable=("velocity", "clean"),
-    decisions=("repeat", "held", "isolated"),
+    motions=("latent",),
+    decisions=("repeat", "held", "isolated", "tokens", "oldest_keys"),
 )
 
 
@@ -153,6 +155,10 @@ class MagiGeneration(CachingGeneration):
             return self._estimates(chunks, latents.chunk(len(chunks), dim=2))
         raise unknown_distance(kind, ABLE)
 
+    def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
+        latents = self.latents[:, :, self._frames(chunks[0], chunks[-1])]
+        return latent_tokens(latents, len(chunks), self.dit.config.patch_size)[:, None]
+
     def compute(self, row: Row, decision: Decision) -> list[Work]:
         work = self._compute(row, decision) if decision.compute else []
         if self._compresses("published") and row.chunks[-1] < self.schedule.num_chunks - 1:
@@ -177,13 +183,18 @@ class MagiGeneration(CachingGeneration):
             member = self._member(chunk, self.captions[chunk], step.step)
             if chunk in decision.isolated:
                 member = replace(member, first_key_chunk=chunk)
+            if chunk in decision.oldest_keys:
+                oldest = self._member(row.oldest.chunk, member.caption, row.oldest.step)
+                member = replace(member, first_key_chunk=oldest.first_key_chunk, last_key_chunk=oldest.position)
             if chunk == newest:
                 member = replace(member, scores=True)
+            member = replace(member, subset=Subset.of(decision.mask(0, chunk), self.latents.device))
             passes.append(_Pass("denoise", member, self._times[row.index, column : column + 1]))
         if self._runs_near_clean(row, decision):
             oldest = row.oldest.chunk
             copy = Member(oldest, self.captions[oldest], alone=True)
             passes.append(_Pass("near_clean", copy, self._times[row.index, :1]))
+        subsets = {p.member.position: p.member.subset for p in passes if p.kind == "denoise"}
         step_size = step_size_number(self.schedule.num_steps, row.interval)
         guided = self._guidance_1 if self.runtime.cfg_number == 1 else self._guidance_3
         for chunk, velocity in guided(row, passes, step_size).items():
@@ -192,6 +203,9 @@ class MagiGeneration(CachingGeneration):
                 velocity *= self._length(row, chunk)
             elif self.quantity == "clean":
                 velocity = latents + (1 - step.t) * velocity
+            if (subset := subsets[chunk]) is not None:
+                computed = latent_mask(subset.mask, *latents.shape[2:])
+                velocity = self._history.completed(step, velocity, computed)
             self._history.update(step, velocity, latents)
         for branch in self.branches:
             branch.awaiting.clear()
@@ -357,11 +371,12 @@ class MagiGeneration(CachingGeneration):
         for kind, member in ((p.kind, p.member) for p in passes):
             keys = self._tokens
             if not member.alone:
-                keys = self.caches[0].num_keys(member.first_key_chunk, member.position)
-            work.append(self._flops.chunk(kind, member.position, keys, _num_tokens(member.caption)))
+                keys = self.caches[0].num_keys(*member.keys)
+            running = None if member.subset is None else member.subset.num_tokens
+            work.append(self._flops.chunk(kind, member.position, keys, _num_tokens(member.caption), running))
             if self.runtime.cfg_number == 3 and kind != "prefix":
                 null = _num_tokens(self.null_caption)
-                work.append(self._flops.chunk(kind, member.position, keys, null))
+                work.append(self._flops.chunk(kind, member.position, keys, null, running))
                 if kind == "denoise":
                     work.append(self._flops.chunk(kind, member.position, self._tokens, null))
         return work

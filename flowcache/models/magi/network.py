@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from flowcache.kernels import AUTO, attention_kernel, compile_methods
 from flowcache.kv.cache import KvCache
+from flowcache.models.chunk_tokens import RunningTokens
 from flowcache.models.magi.attention import CaptionKv, LayerNorm1p, LearnedRotary, Member, Pack, ParallelAttention
 from flowcache.models.magi.config import DitConfig
 
@@ -104,6 +105,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, condition: Tensor, pack: Pack) -> Tensor:
         attention_gate, mlp_gate = self.ada_modulate_layer(condition)
+        if pack.rows is not None:
+            attention_gate, mlp_gate = attention_gate[:, pack.rows], mlp_gate[:, pack.rows]
         x = self._add(x, self.self_attention(x, pack), attention_gate, self.self_attn_post_norm)
         return self._add(x, self.mlp(x), mlp_gate, self.mlp_post_norm)
 
@@ -193,7 +196,8 @@ class MagiDit(nn.Module):
         dropped (bool [B, N], default all False) marks passes without a caption; rope, if given, is the members' part of
         ``rope_table``. With a cache, every member's keys and values are written to it and history is read from it;
         without one, the pack is its own history and members must be consecutive chunks. On device "meta", where there
-        are shapes alone, one layer stands for all, which are alike. Returns float32 [B, C, f, h, w].
+        are shapes alone, one layer stands for all, which are alike. Returns float32 [B, C, f, h, w], zeros where a
+        member's tokens do not run.
         """
         x = self.embed(latent)
         num_members = len(members)
@@ -203,15 +207,19 @@ class MagiDit(nn.Module):
         if rope is None:
             offsets = torch.tensor([member.position * per_chunk for member in members])
             rope = self.rope((offsets[:, None] + torch.arange(per_chunk)).flatten(), height, width)
-        slices = tuple(slice(i * tokens, (i + 1) * tokens) for i in range(num_members))
-        pack = Pack(tuple(members), rope, cache, slices)
+        running = RunningTokens.of([member.subset for member in members], tokens)
+        rope = tuple(running.take(table, dim=0) for table in rope)
+        pack = Pack(tuple(members), rope, cache, running.slices, running.rows(tokens))
         if dropped is None:
             dropped = torch.zeros_like(times, dtype=torch.bool)
         condition = self.condition(times, dropped, step_size)
+        x = running.take(x, dim=1)
         with attention_kernel(self.attention_backend):
             for layer in self.videodit_blocks.layers[: 1 if x.is_meta else None]:
                 x = layer(x, condition, pack)
         x = self.final_linear.linear(self.videodit_blocks.final_layernorm(x.float()))
+        if running.places is not None:
+            x = running.put(x, x.new_zeros(len(x), num_members * tokens, x.shape[2]), dim=1)
         return self._unpatchify(x, frames, height, width)
 
     def compile_blocks(self) -> None:

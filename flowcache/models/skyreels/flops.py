@@ -18,5 +18,5 @@ def paper_flops(counter: FlopCounter, trace: Trace, schedule: Schedule) -> int:
     for row, work in trace.work:
         if work.kind in ("denoise", "context"):
             position = work.chunk - schedule.windows[schedule.rows[row].window].first_chunk
-            total += counter.chunk("denoise", work.chunk, (position + 1) * counter.tokens_per_chunk).flops
+            total += counter.chunk("denoise", work.chunk, (position + 1) * counter.tokens_per_chunk, work.tokens).flops
     return total

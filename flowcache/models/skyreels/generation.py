@@ -15,6 +15,7 @@ from flowcache.clock import SectionClock
 from flowcache.kv.cache import KvCache
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, unknown_distance
+from flowcache.models.chunk_tokens import RunningTokens, Subset, latent_mask, latent_tokens
 from flowcache.models.generation import Branch, CacheShape, CachingGeneration
 from flowcache.models.skyreels.config import WAITING, Sampling
 from flowcache.models.skyreels.flops import paper_flops
@@ -35,18 +36,21 @@ ABLE = Capabilities(
     quantities=("residual", "clean", "velocity"),
     correctable=("clean",),
     guided=("clean", "velocity"),
-    decisions=("repeat", "branches"),
+    motions=("block_output", "latent"),
+    decisions=("repeat", "branches", "tokens"),
     cacheless=True,
 )
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One chunk of a forward and what it is for; ``times`` are its frames' places in the time table."""
+    """One chunk of a forward and what it is for; ``times`` are its frames' places in the time table, and ``subset`` its
+    tokens that run, all by default."""
 
     kind: str
     chunk: int
     times: Tensor
+    subset: Subset | None = None
 
 
 class SkyReelsGeneration(CachingGeneration):
@@ -111,6 +115,8 @@ class SkyReelsGeneration(CachingGeneration):
         super().__init__(method, schedule, ABLE, shape, len(captions), counting, backend)
         self._forecasts_guided = self.quantity in ABLE.guided
         self._frames: dict[int, Tensor] = {}  # decoded, but not asked for yet
+        # What the last row's blocks put out in each branch, by chunk, where a policy measures it.
+        self._outputs: list[dict[int, Tensor]] = [{} for _ in self.branches]
         self._next_to_decode = schedule.prefix_chunks
         self._open(0)
 
@@ -144,6 +150,13 @@ class SkyReelsGeneration(CachingGeneration):
         times = torch.stack([self.state.times(self._row, chunk) for chunk in chunks])
         return (self._table.modulation if kind == "rescaled_modulation" else self._table.embedding)[times]
 
+    def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
+        if kind == "block_output":
+            of_branches = [torch.stack([outputs[chunk] for chunk in chunks]) for outputs in self._outputs]
+            return torch.stack(of_branches, dim=1)
+        latents = torch.cat([self.state.shown(chunk) for chunk in chunks], dim=2)
+        return latent_tokens(latents, len(chunks), self.network.config.patch_size[1])[:, None]
+
     def compute(self, row: Row, decision: Decision) -> list[Work]:
         work: list[Work] = []
         velocities = [
@@ -158,9 +171,12 @@ class SkyReelsGeneration(CachingGeneration):
                 chunk: without[chunk] + scale * (with_prompt[chunk] - without[chunk]) for chunk in without
             }
         if self._forecasts_guided:
+            history = self.branches[0].history
             for chunk, velocity in self._velocities.items():
                 output = self.state.clean(chunk, velocity) if self.quantity == "clean" else velocity.clone()
-                self.branches[0].history.update(row.step_of(chunk), output, self.state.shown(chunk))
+                if (subset := Subset.of(decision.mask(0, chunk), output.device)) is not None:
+                    output = history.completed(row.step_of(chunk), output, latent_mask(subset.mask, *output.shape[2:]))
+                history.update(row.step_of(chunk), output, self.state.shown(chunk))
         return work
 
     def advance(self, row: Row, decision: Decision) -> None:
@@ -218,7 +234,7 @@ class SkyReelsGeneration(CachingGeneration):
         """One branch's velocity [1, C, b, h, w] of all active chunks, or where outputs of all branches together are
         forecast, of those that computed; adds what it took to ``work``."""
         computed = decision.of_branch(index)
-        passes = self._passes(branch, row, computed)
+        passes = self._passes(branch, row, computed, decision, index)
         final_end = self._final_end(branch, row.chunks[0])
         runs = [(passes, final_end)]
         if self._compresses_within(branch, row):
@@ -236,6 +252,8 @@ class SkyReelsGeneration(CachingGeneration):
                 forecast = branch.history.predict(row.step_of(chunk), repeat=chunk in decision.repeat)
                 hidden[chunk] = part + forecast
             work += [self._flops.reuse(chunk) for chunk in reused]
+        if self.method.reuse.motion == "block_output":
+            self._outputs[index] = hidden
         chunks = [chunk for chunk in row.chunks if chunk in hidden]
         if not chunks:
             return {}
@@ -254,11 +272,11 @@ class SkyReelsGeneration(CachingGeneration):
         work += compression
         before = self._embed([p.chunk for p in passes])
         modulation = self._table.modulation[torch.cat([p.times for p in passes])]
-        members = [self._member(row, p.chunk) for p in passes]
+        members = [self._member(row, p.chunk, p.subset) for p in passes]
         members[scorer] = replace(members[scorer], scores=bool(compression))
-        after = self.network.blocks(before, modulation, caption, self._pack(members, branch.cache))
+        after = self._blocks(before, modulation, caption, members, branch.cache)
         work += [
-            self._flops.chunk(p.kind, p.chunk, self._num_keys(branch, member))
+            self._flops.chunk(p.kind, p.chunk, self._num_keys(branch, member), member.num_tokens)
             for p, member in zip(passes, members, strict=True)
         ]
         hidden = {}
@@ -268,8 +286,32 @@ class SkyReelsGeneration(CachingGeneration):
                 hidden[p.chunk] = chunk_after
                 if not self._forecasts_guided:
                     step = row.step_of(p.chunk) if p.kind == "denoise" else ChunkStep(p.chunk, -1, WAITING, WAITING)
-                    branch.history.update(step, chunk_after - chunk_before, self.state.shown(p.chunk))
+                    residual = chunk_after - chunk_before
+                    if p.subset is not None:
+                        computed = p.subset.mask.view(*residual.shape[:2], 1)
+                        residual = branch.history.completed(step, residual, computed)
+                        hidden[p.chunk] = chunk_before + residual
+                    branch.history.update(step, residual, self.state.shown(p.chunk))
         return hidden
+
+    def _blocks(
+        self,
+        before: Tensor,
+        modulation: Tensor,
+        caption: CaptionKv,
+        members: Sequence[Member],
+        cache: KvCache | None,
+    ) -> Tensor:
+        """Hidden tokens [F, P, D] after the blocks; those that do not run stay as they were before."""
+        running = RunningTokens.of([member.subset for member in members], self._tokens)
+        rope = (torch.cat([table[member.position] for member in members]) for table in self._rope)
+        rope = tuple(running.take(table, dim=0) for table in rope)
+        pack = Pack(tuple(members), rope, cache, running.rows(before.shape[1]))
+        if running.places is None:
+            return self.network.blocks(before, modulation, caption, pack)
+        flat = before.flatten(0, 1)[:, None]
+        after = self.network.blocks(running.take(flat, dim=0), modulation, caption, pack)
+        return running.put(after, flat, dim=0).view_as(before)
 
     def _scorer(self, passes: Sequence[_Pass], final_end: int) -> int:
         """Whose queries choose what stays: the newest chunk's; as published (fidelity row 11), the first computed one's
@@ -293,7 +335,9 @@ class SkyReelsGeneration(CachingGeneration):
             and self._exceeds_budget(branch, row.finished[-1] + 1)
         )
 
-    def _passes(self, branch: Branch, row: Row, computed: tuple[int, ...]) -> list[_Pass]:
+    def _passes(
+        self, branch: Branch, row: Row, computed: tuple[int, ...], decision: Decision, index: int
+    ) -> list[_Pass]:
         """The chunks of a forward; none where nothing is computed."""
         if not computed:
             return []
@@ -303,7 +347,11 @@ class SkyReelsGeneration(CachingGeneration):
                 _Pass("prefix" if chunk in given else "refresh", chunk, self.state.clean_times(chunk))
                 for chunk in branch.awaiting
             ]
-            return encoded + [_Pass("denoise", chunk, self.state.times(row, chunk)) for chunk in computed]
+            subsets = (Subset.of(decision.mask(index, chunk), self.network.device) for chunk in computed)
+            return encoded + [
+                _Pass("denoise", chunk, self.state.times(row, chunk), subset)
+                for chunk, subset in zip(computed, subsets, strict=True)
+            ]
         if computed != row.chunks:
             raise ValueError(
                 f"attention={self.method.attention!r} computes a window as a whole, and {type(self.method.reuse)} only "
@@ -314,13 +362,15 @@ class SkyReelsGeneration(CachingGeneration):
             for chunk in row.visible
         ]
 
-    def _member(self, row: Row, chunk: int) -> Member:
-        """A chunk's position in the window and what it attends to."""
+    def _member(self, row: Row, chunk: int, subset: Subset | None) -> Member:
+        """A chunk's position in the window, which of its tokens run, and what it attends to."""
         last = chunk
         if self.method.attention == "native":
             last = row.visible[-1]
         origin = self.window.first_chunk
-        return Member(chunk - origin, self._tokens, self._first_seen(row, chunk) - origin, last - origin)
+        num_tokens = self._tokens if subset is None else subset.num_tokens
+        seen = self._first_seen(row, chunk) - origin, last - origin
+        return Member(chunk - origin, num_tokens, *seen, subset=subset)
 
     def _first_seen(self, row: Row, chunk: int) -> int:
         """The oldest chunk in reach: of the clean ones, with those finishing in this row, the newest few may count."""
@@ -333,10 +383,6 @@ class SkyReelsGeneration(CachingGeneration):
         if self.method.prefix == "published" and row.index == self.window.rows[0] and chunk in row.chunks:
             return max(first, self.window.generated[0])
         return first
-
-    def _pack(self, members: Sequence[Member], cache: KvCache | None) -> Pack:
-        rope = tuple(torch.cat([table[member.position] for member in members]) for table in self._rope)
-        return Pack(tuple(members), rope, cache)
 
     def _embed(self, chunks: Sequence[int]) -> Tensor:
         return self.network.embed(torch.cat([self.state.shown(chunk) for chunk in chunks], dim=2))

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from flowcache.kv.cache import KvCache
 from flowcache.kv.window import Sink
+from flowcache.models.chunk_tokens import Subset
 
 Attention: TypeAlias = WanAttention | SkyReelsV2Attention  # the same modules, under two names
 TransformerBlock: TypeAlias = WanTransformerBlock | SkyReelsV2TransformerBlock
@@ -40,7 +41,8 @@ class Member:
     """One chunk of a pack: its position in the window, its tokens, and the first and last position that it attends to.
 
     Positions are chunks', or latent frames' where the cache counts those (WindowCache), which may have a ``sink`` that
-    is attended to beside. The queries of one that ``scores`` choose what a full cache keeps.
+    is attended to beside. The queries of one that ``scores`` choose what a full cache keeps. Of one with a ``subset``
+    only those tokens run, and are counted.
     """
 
     position: int
@@ -49,6 +51,7 @@ class Member:
     last_key: int
     scores: bool = False
     sink: Sink | None = None
+    subset: Subset | None = None
 
     @property
     def keys(self) -> tuple[int, int] | tuple[int, int, Sink]:
@@ -68,6 +71,7 @@ class Pack:
     members: tuple[Member, ...]
     rope: tuple[Tensor, Tensor]  # cosine and sine, each [S, 1, E/2]
     cache: KvCache | None = None
+    rows: Tensor | None = None  # int64 [S], each token's frame, where not all tokens of all members run
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -94,37 +98,44 @@ class Block:
         self.block, self.layer = block, layer
 
     def __call__(self, x: Tensor, modulation: Tensor, caption: CaptionKv, pack: Pack) -> Tensor:
-        """Tokens [F, P, D], so that a frame's modulation [F, 6, D] is one vector a part -> tokens [F, P, D]."""
-        query, key, value = self._project(x, modulation, pack.rope)
-        x, query = self._between(x, self._attend(query, key, value, pack), modulation)
-        out = F.scaled_dot_product_attention(query, caption.keys[self.layer], caption.values[self.layer])
-        return self._finish(x, out, modulation)
+        """Tokens [F, P, D], so that a frame's modulation [F, 6, D] is one vector a part -> tokens [F, P, D].
 
-    def _project(self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        With ``pack.rows`` tokens are [S, 1, D], each with its frame's modulation.
+        """
+        query, key, value = self._project(x, modulation, pack.rope, pack.rows)
+        x, query = self._between(x, self._attend(query, key, value, pack), modulation, pack.rows)
+        out = F.scaled_dot_product_attention(query, caption.keys[self.layer], caption.values[self.layer])
+        return self._finish(x, out, modulation, pack.rows)
+
+    def _project(
+        self, x: Tensor, modulation: Tensor, rope: tuple[Tensor, Tensor], rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens -> query, key and value of self-attention, each [1, H, S, E]."""
-        attn, (shift, scale, *_) = self.block.attn1, self._modulations(modulation)
+        attn, (shift, scale) = self.block.attn1, self._modulations(modulation, rows, 0, 2)
         x = (self.block.norm1(x.float()) * (1 + scale) + shift).type_as(x)
         query = rotate(_heads(attn.norm_q(attn.to_q(x)), attn.heads), rope).transpose(1, 2)
         key = rotate(_heads(attn.norm_k(attn.to_k(x)), attn.heads), rope).transpose(1, 2)
         return query, key, _heads(attn.to_v(x), attn.heads).transpose(1, 2)
 
-    def _between(self, x: Tensor, out: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+    def _between(self, x: Tensor, out: Tensor, modulation: Tensor, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens and their self-attention [1, H, S, E] -> tokens, and the query of cross-attention [1, H, S, E]."""
-        _, _, gate, *_ = self._modulations(modulation)
+        (gate,) = self._modulations(modulation, rows, 2, 3)
         x = (x.float() + self.block.attn1.to_out[0](_tokens(out, x)) * gate).type_as(x)
         attn = self.block.attn2
         query = attn.norm_q(attn.to_q(self.block.norm2(x.float()).type_as(x)))
         return x, _heads(query, attn.heads).transpose(1, 2)
 
-    def _finish(self, x: Tensor, out: Tensor, modulation: Tensor) -> Tensor:
+    def _finish(self, x: Tensor, out: Tensor, modulation: Tensor, rows: Tensor | None = None) -> Tensor:
         """Tokens and their cross-attention [1, H, S, E] -> tokens."""
-        *_, shift, scale, gate = self._modulations(modulation)
+        shift, scale, gate = self._modulations(modulation, rows, 3, 6)
         x = x + self.block.attn2.to_out[0](_tokens(out, x))
         inner = self.block.ffn((self.block.norm3(x.float()) * (1 + scale) + shift).type_as(x))
         return (x.float() + inner.float() * gate).type_as(x)
 
-    def _modulations(self, modulation: Tensor) -> tuple[Tensor, ...]:
-        return (self.block.scale_shift_table + modulation.float()).chunk(6, dim=1)
+    def _modulations(self, modulation: Tensor, rows: Tensor | None, first: int, end: int) -> tuple[Tensor, ...]:
+        """Parts first..end - 1 of the six."""
+        parts = self.block.scale_shift_table[:, first:end] + modulation[:, first:end].float()
+        return (parts if rows is None else parts[rows]).chunk(end - first, dim=1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, pack: Pack) -> Tensor:
         """query, key, value [1, H, S, E] -> [1, H, S, E]."""
@@ -140,7 +151,9 @@ class Block:
             if cache is not None:
                 for i in own:
                     span = slice(starts[i], starts[i + 1])
-                    cache.write(self.layer, members[i].position, key[:, :, span], value[:, :, span])
+                    own_key, own_value, subset = key[:, :, span], value[:, :, span], members[i].subset
+                    places = () if subset is None else (subset.places,)
+                    cache.write(self.layer, members[i].position, own_key, own_value, *places)
                 keys, values = cache.read(self.layer, *seen)
                 mask = cache.mask(self.layer, *seen)
             else:

@@ -34,7 +34,8 @@ class FlopCounter:
         ends = self.tokens_per_chunk * (self._embedding + (self._head if kind == "denoise" else 0))
         gemm = 2 * (tokens * c["num_layers"] * per_token + ends)
         attention = 4 * c["num_layers"] * tokens * width
-        return Work(kind, chunk, gemm, attention * key_tokens, attention * self.caption_tokens)
+        ran = None if tokens == self.tokens_per_chunk else tokens
+        return Work(kind, chunk, gemm, attention * key_tokens, attention * self.caption_tokens, ran)
 
     def reuse(self, chunk: int) -> Work:
         """A chunk that reuses is still embedded and put through the head."""
