@@ -8,7 +8,7 @@ that computes chunks in part takes any of them. What the paper does not have: ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from flowcache.options import (
 from flowcache.reuse.base import Decision, Report, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance, Polynomial, checked_polynomial, rescaling
 from flowcache.schedule import ChunkStep, Row, Schedule
+
+Wanted = bool | Tensor  # whether a chunk computes, or which of its tokens in each branch, bool [G, T]
 
 
 @dataclass(kw_only=True)
@@ -58,9 +60,9 @@ class MotionCache(ReusePolicy):
         most_reused: greatest share of a chunk's tokens that may be reused, or two, from the beginning of the second
             phase on and when as many steps are taken as the video has rows; None is no limit.
         last_step: a chunk's last step computes ("own", sound), or is like any other ("free", as published on
-            SkyReels-V2); "stale" does in the video's last row what was done in the row before (as published on MAGI-1).
-        published: the released code's faults. With motion "latent", MAGI-1's: chunks computed in part attend to what the
-            oldest one does, and not to themselves, and tokens that a vote adds do not begin again at 0. With
+            SkyReels-V2); "stale" does in the video's last row what was done before it (as published on MAGI-1).
+        published: the released code's faults. With motion "latent", MAGI-1's: chunks computed in part attend to what
+            the oldest one does, and not to themselves, and tokens that a vote adds do not begin again at 0. With
             "block_output", SkyReels-V2's: the first chunk of a window is compared with a chunk of the window before.
     """
 
@@ -118,7 +120,7 @@ class MotionCache(ReusePolicy):
         self._updates: dict[int, int] = {}  # of every chunk, since its warm-up
         self._sums: dict[int, Tensor] = {}  # of every chunk's tokens, [G, T]
         self._motion: dict[int, Tensor] = {}  # [G, f, P]
-        self._before: dict[int, Tensor | bool] = {}  # what each chunk did in the row before
+        self._wanted: dict[int, Wanted] = {}  # in the last row
 
     def _checked_most_reused(self) -> Any:
         given = self.most_reused
@@ -148,96 +150,105 @@ class MotionCache(ReusePolicy):
             if not (self.weighs_once and chunk in self._motion):
                 self._motion[chunk] = report.motion
         for chunk in row.finished:
-            for kept in (self._updates, self._sums, self._motion, self._before):
+            for kept in (self._updates, self._sums, self._motion, self._wanted):
                 kept.pop(chunk, None)
 
     def decide(self, row: Row, distances: Mapping[int, ChunkDistance], schedule: Schedule) -> Decision:
-        if not (self.last_step == "stale" and row.index == len(schedule.rows) - 1 and self._before):
-            self._before = {s.chunk: self._wanted(s, row, distances.get(s.chunk), schedule) for s in row.steps}
-        wanted = self._before
-        parts = {chunk: own for chunk, own in wanted.items() if isinstance(own, Tensor)}
-        num_branches = max((len(own) for own in parts.values()), default=1)
+        is_stale = self.last_step == "stale" and row.index == len(schedule.rows) - 1 and self._wanted
+        if not is_stale:
+            by_token = [s for s in row.steps if not self._decides_whole(s, distances.get(s.chunk), schedule)]
+            if by_token:
+                self._decide_tokens(by_token, distances, row, schedule)
+        in_part = {c: self._wanted[c] for c in row.chunks if isinstance(self._wanted[c], Tensor)}
+        computing = {c: own.any(1).tolist() for c, own in in_part.items()}
         branches = tuple(
-            tuple(c for c in row.chunks if (bool(parts[c][branch].any()) if c in parts else wanted[c]))
-            for branch in range(num_branches)
+            tuple(c for c in row.chunks if (computing[c][branch] if c in in_part else self._wanted[c]))
+            for branch in range(max((len(own) for own in in_part.values()), default=1))
         )
-        in_part = {chunk: own for chunk, own in parts.items() if own.any() and not own.all()}
         alike = all(computed == branches[0] for computed in branches)
-        return Decision(
-            branches[0],
-            tokens=in_part,
-            oldest_keys=tuple(in_part) if "oldest_keys" in self.uses else (),
-            branches=() if alike else branches,
-        )
+        oldest_keys = tuple(in_part) if "oldest_keys" in self.uses else ()
+        return Decision(branches[0], in_part, oldest_keys=oldest_keys, branches=() if alike else branches)
 
-    def _wanted(self, step: ChunkStep, row: Row, distance: ChunkDistance | None, schedule: Schedule) -> Tensor | bool:
-        """Whether a chunk computes, or which of its tokens do, bool [G, T]."""
+    def _decides_whole(self, step: ChunkStep, distance: ChunkDistance | None, schedule: Schedule) -> bool:
+        """Decide whether a chunk computes, unless each of its tokens decides."""
         chunk = step.chunk
         is_last = self.last_step == "own" and step.step == schedule.steps_of(chunk) - 1
         if distance is None or step.step < max(1, self.warmup_steps) or is_last or self.threshold == 0:
-            self.accumulated[chunk] = 0.0
+            self.accumulated[chunk], self._wanted[chunk] = 0.0, True
             return True
-        own = distance.relative if distance.tokens is None else distance.tokens
-        if self._in_chunk_phase(step):
-            total = self.accumulated.get(chunk, 0.0) + self._rescaled(distance.relative)
-            computes = not total < self.threshold  # a NaN distance computes
-            self.accumulated[chunk] = 0.0 if computes else total
-            self._updates[chunk] = self._updates.get(chunk, 0) + computes
-            return computes
-        weights = self._weights(self._motion[chunk], chunk == schedule.windows[row.window].first_chunk)
-        shape, flat = weights.shape, weights.flatten(1)
-        sums = self._sums.get(chunk, torch.zeros_like(flat)) + self._rescaled(own) * flat
-        wanted = self._chosen(sums, step, len(schedule.rows))
-        voted = self._voted(wanted.view(shape)).flatten(1)
-        begins_again = wanted if self.published and self.vote_adds else voted
-        if self.min_share:
-            share = voted.float().mean(1, keepdim=True)
-            computes = (share == 0) | (share >= self.min_share)
-            voted, begins_again = voted & computes, begins_again & computes
-        self._sums[chunk] = sums.masked_fill(begins_again, 0.0)
-        self.accumulated[chunk] = float(self._sums[chunk].max())
-        return voted
-
-    def _in_chunk_phase(self, step: ChunkStep) -> bool:
         if self.chunk_phase_counts == "steps":
-            return step.step < self.warmup_steps + self.chunk_phase
-        return self._updates.get(step.chunk, 0) < self.chunk_phase
+            over = step.step >= self.warmup_steps + self.chunk_phase
+        else:
+            over = self._updates.get(chunk, 0) >= self.chunk_phase
+        if over:
+            return False
+        total = self.accumulated.get(chunk, 0.0) + self._rescaled(distance.relative)
+        computes = not total < self.threshold  # a NaN distance computes
+        self.accumulated[chunk], self._wanted[chunk] = 0.0 if computes else total, computes
+        self._updates[chunk] = self._updates.get(chunk, 0) + computes
+        return True
 
-    def _weights(self, motion: Tensor, opens_window: bool) -> Tensor:
-        """Of motion [G, f, P], in the same shape."""
-        unknown = motion[:, :1].isnan().any()
+    def _decide_tokens(
+        self, steps: Sequence[ChunkStep], distances: Mapping[int, ChunkDistance], row: Row, schedule: Schedule
+    ) -> None:
+        """Decide of every token of N chunks, [N, G, T], whether it computes."""
+        chunks = [step.chunk for step in steps]
+        motion = torch.stack([self._motion[chunk] for chunk in chunks])
+        weights = self._weights(motion, chunks[0] == schedule.windows[row.window].first_chunk).flatten(2)
+        if self.token_distances:
+            moved = self._rescaled(torch.stack([distances[chunk].tokens for chunk in chunks])[:, None])
+        else:
+            moved = torch.tensor([self._rescaled(distances[chunk].relative) for chunk in chunks])[:, None, None]
+        none = torch.zeros_like(weights[0])
+        sums = torch.stack([self._sums.get(chunk, none) for chunk in chunks]) + moved * weights
+        chosen = self._chosen(sums, steps, len(schedule.rows))
+        wanted = self._voted(chosen.view_as(motion)).flatten(2)
+        begins_again = chosen if self.published and self.vote_adds else wanted
+        if self.min_share:
+            share = wanted.float().mean(2, keepdim=True)
+            computes = (share == 0) | (share >= self.min_share)
+            wanted, begins_again = wanted & computes, begins_again & computes
+        sums = sums.masked_fill(begins_again, 0.0)
+        counts, most = wanted.sum((1, 2)).tolist(), sums.amax((1, 2)).tolist()
+        for i, chunk in enumerate(chunks):
+            self._sums[chunk], self.accumulated[chunk] = sums[i], most[i]
+            whole = counts[i] == wanted[i].numel()
+            self._wanted[chunk] = wanted[i] if counts[i] and not whole else whole
+
+    def _weights(self, motion: Tensor, has_first: bool) -> Tensor:
+        """Of motion [N, G, f, P], in the same shape. ``has_first``: of chunks that a video, or window, begins with."""
+        unknown = bool(motion[0, 0, 0, 0].isnan())  # all others follow a chunk that was measured with them
         if unknown:
-            first = motion[:, 1:2] if opens_window and motion.shape[1] > 1 else torch.ones_like(motion[:, :1])
-            motion = torch.cat([first, motion[:, 1:]], dim=1)
+            motion = motion.clone()
+            motion[0, :, 0] = motion[0, :, 1] if has_first and motion.shape[2] > 1 else 1.0
         if self.scale == "min_max":
             least, most = motion.amin(-1, keepdim=True), motion.amax(-1, keepdim=True)
-            # A frame that moves alike everywhere is at the floor.
-            weights = self.floor + (1 - self.floor) * ((motion - least) / (most - least + 1e-8)) ** self.power
+            scaled = (motion - least) / (most - least + 1e-8)  # at the floor where all moves alike
+            weights = (1 - self.floor) * (scaled if self.power == 1 else scaled**self.power) + self.floor
         else:
             whole = motion.mean(-1, keepdim=True) if self.scale == "mean" else motion.amax(-1, keepdim=True)
             weights = motion / (whole + 1e-8)
         if unknown and self.first_frame == "one":
-            weights[:, 0] = 1.0
+            weights[0, :, 0] = 1.0
         return weights
 
-    def _chosen(self, sums: Tensor, step: ChunkStep, num_rows: int) -> Tensor:
-        """Tokens whose sums [G, T] are at the threshold, or that may not be reused for their number."""
+    def _chosen(self, sums: Tensor, steps: Sequence[ChunkStep], num_rows: int) -> Tensor:
+        """Tokens whose sums are at the threshold, or that may not be reused for their number."""
         threshold = self.threshold if self.token_threshold is None else self.token_threshold
-        chosen = ~(sums < threshold)
-        if threshold == 0:
-            return torch.ones_like(chosen)
+        chosen = ~(sums < threshold) if threshold else torch.ones_like(sums, dtype=torch.bool)
         if self.most_reused is not None:
             start, (first, last) = self.warmup_steps + self.chunk_phase, self.most_reused
-            way = min(1.0, max(0.0, (step.step - start) / max(1, num_rows - start)))
-            most = int(sums.shape[1] * (first + (last - first) * way))
-            for own, of_branch in zip(chosen, sums, strict=True):
-                if int((~own).sum()) > most:
-                    own |= of_branch > of_branch.kthvalue(most).values if most else True
+            for step, of_chunk, own_sums in zip(steps, chosen, sums, strict=True):
+                way = min(1.0, max(0.0, (step.step - start) / max(1, num_rows - start)))
+                most = int(sums.shape[2] * (first + (last - first) * way))
+                for own, values in zip(of_chunk, own_sums, strict=True):
+                    if int((~own).sum()) > most:
+                        own |= values > values.kthvalue(most).values if most else True
         return chosen
 
     def _voted(self, wanted: Tensor) -> Tensor:
-        """bool [G, f, P] after the frames' vote."""
+        """bool [N, G, f, P] after the frames' vote."""
         if self.vote is None:
             return wanted
-        everywhere = (wanted.sum(1, keepdim=True) > self.vote * wanted.shape[1]).expand_as(wanted)
+        everywhere = (wanted.sum(2, keepdim=True) > self.vote * wanted.shape[2]).expand_as(wanted)
         return wanted | everywhere if self.vote_adds else everywhere

@@ -45,7 +45,8 @@ class TraceEntry:
     distance is None where it was not measured, and cosine where that was not against the chunk before; accumulated is
     the policy's after its decision; flops are those of the chunk's denoising forward (0 if it reused); kv_tokens are
     the tokens the cache holds after the row, per layer and head; token_mask tells that only some of the chunk's tokens
-    computed, and token_share how many of those of a chunk that computes (in the mean of guidance branches).
+    computed, and token_share how many of those of a chunk that computes (in the mean of guidance branches; such a chunk
+    may be one that the first branch does not compute).
     """
 
     row: int
@@ -95,7 +96,7 @@ class Trace:
     @property
     def computed_fraction(self) -> float:
         """Chunk steps that were computed, over all chunk steps; one computed in part counts by its tokens."""
-        computed = (entry.token_share for entry in self.entries if entry.action == "compute")
+        computed = (entry.token_share for entry in self.entries if entry.action == "compute" or entry.token_mask)
         return sum(computed) / max(1, len(self.entries))
 
     def computed_rows(self) -> list[list[int]]:

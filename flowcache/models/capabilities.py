@@ -56,8 +56,8 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
         raise ValueError(f"motion={policy.motion!r} is unknown to {able.model}; choose {_either(able.motions)}")
     if "tokens" in policy.uses and method.kv.budget is not None:
         raise ValueError(
-            f"{kind} computes chunks in part, and what budget={method.kv.budget!r} keeps is chosen by all queries of one; "
-            "choose budget=null"
+            f"{kind} computes chunks in part, and all queries of one choose what budget={method.kv.budget!r} "
+            "keeps; choose budget=null"
         )
     if policy.needs_window and (method.attention == "cached" or not able.cacheless):
         raise ValueError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ class RunningTokens:
     def slices(self) -> tuple[slice, ...]:
         """Where each chunk's tokens stand among those that run."""
         ends = tuple(accumulate(self.counts, initial=0))
-        return tuple(slice(start, end) for start, end in zip(ends, ends[1:], strict=False))
+        return tuple(slice(start, end) for start, end in pairwise(ends))
 
     def take(self, x: Tensor, dim: int) -> Tensor:
         """Of S tokens along ``dim`` the R that run; all of them as they are."""

@@ -52,7 +52,7 @@ class Decision:
 
     def share(self, chunk: int) -> float:
         """Of the tokens of a computed chunk, that compute, in the mean of guidance branches."""
-        return self.tokens[chunk].float().mean().item() if chunk in self.tokens else 1.0
+        return self.tokens[chunk].sum().item() / self.tokens[chunk].numel() if chunk in self.tokens else 1.0
 
 
 @dataclass(frozen=True)

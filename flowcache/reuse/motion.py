@@ -23,8 +23,9 @@ class FrameSource(Protocol):
 class MotionMeter:
     """Measures a row's chunks once the row is done. Numbers stay on the device.
 
-    A chunk's first frame is compared with the last one of the chunk before, as that was when it was last measured;
-    there is none before the first chunk, and before the first chunk of a window, whose given chunks take no steps.
+    A chunk's first frame is compared with the last one of the chunk before, as it is then, or as it was once finished.
+    There is none before the first chunk, nor before the first that a window does not begin with, for given chunks take
+    no steps.
 
     Args:
         source: gives the frames, one generation of a model.
@@ -36,7 +37,7 @@ class MotionMeter:
 
     def __init__(self, source: FrameSource, kind: str, across_windows: bool = False) -> None:
         self.source, self.kind, self.across_windows = source, kind, across_windows
-        self._last_frames: dict[int, Tensor] = {}  # [G, P, D], by the chunk's place in its window
+        self._finished: dict[int, Tensor] = {}  # last frames [G, P, D], by the chunk's place in its window
         self._window = 0
 
     def measure(self, row: Row) -> Tensor:
@@ -47,13 +48,14 @@ class MotionMeter:
         frames = self.source.frames(self.kind, row.chunks).float()
         check_numbers(frames, self.kind)
         if row.window != self._window and not self.across_windows:
-            self._last_frames.clear()
+            self._finished.clear()
         self._window = row.window
         origin = self.source.schedule.windows[row.window].first_chunk
-        unknown, firsts = torch.full_like(frames[0, :, 0], torch.nan), []
-        for chunk, own in zip(row.chunks, frames, strict=True):
-            firsts.append(self._last_frames.get(chunk - origin - 1, unknown))
-            self._last_frames[chunk - origin] = own[:, -1].clone()
-        before = torch.cat([torch.stack(firsts)[:, :, None], frames[:, :, :-1]], dim=2)
-        change = (frames - before).abs().mean(-1)
-        return change if self.kind == "latent" else change / (before.abs().mean(-1) + 1e-8)
+        before = torch.empty_like(frames)
+        before[:, :, 1:] = frames[:, :, :-1]
+        before[1:, :, 0] = frames[:-1, :, -1]
+        before[0, :, 0] = self._finished.get(row.chunks[0] - origin - 1, torch.nan)
+        for chunk in row.finished:
+            self._finished[chunk - origin] = frames[row.chunks.index(chunk), :, -1].clone()
+        change = frames.sub_(before).abs_().mean(-1)
+        return change if self.kind == "latent" else change / (before.abs_().mean(-1) + 1e-8)

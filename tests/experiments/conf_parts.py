@@ -12,7 +12,7 @@ from flowcache.method import Method
 GROUPS = ("reuse", "forecast", "kv", "kv/store")
 CHOICES = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in GROUPS}
 # What a short video's few steps and chunks need of the options that parts have.
-SHORT = {"reuse.warmup_steps": 1, "reuse.threshold": 0.3, "kv.budget": "1 chunk"}
+SHORT = {"reuse.warmup_steps": 1, "reuse.threshold": 0.3, "reuse.chunk_phase": 1, "kv.budget": "1 chunk"}
 
 
 @cache

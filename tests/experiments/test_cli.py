@@ -71,7 +71,8 @@ def test_what_an_experiment_says_of_a_model_is_for_that_model(tmp_path):
 
     methods = {model: {job.method_name for job in of(model, "main_table")[0]} for model in MODELS}
     of_few_steps = {"fewer_steps", "x_cache"}
-    assert methods["skyreels"] == {path.stem for path in config_files("method")} - of_few_steps
+    in_part = {"motioncache_fast", "motioncache_slow"}
+    assert methods["skyreels"] == {path.stem for path in config_files("method")} - of_few_steps - in_part
     assert methods["skyreels"] - methods["magi"] == {"vanilla_causal", "vanilla_kv"}  # on MAGI-1 the same as vanilla
     assert methods["wan"] - methods["magi"] == of_few_steps
     lengths = [{job.num_frames for job in of(model, "long_video")[0]} for model in MODELS]

@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 
 from flowcache.clock import SectionClock
-from flowcache.kv.cache import KvCache
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, unknown_distance
-from flowcache.models.chunk_tokens import RunningTokens, Subset, latent_mask, latent_tokens
+from flowcache.models.chunk_tokens import Subset, latent_mask, latent_tokens
 from flowcache.models.generation import Branch, CacheShape, CachingGeneration
 from flowcache.models.skyreels.config import WAITING, Sampling
 from flowcache.models.skyreels.flops import paper_flops
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.window import WindowLatents, all_times
-from flowcache.models.wan.attention import CaptionKv, Member, Pack
+from flowcache.models.wan.attention import CaptionKv, Member
 from flowcache.models.wan.flops import FlopCounter
 from flowcache.models.wan.vae import FrameStream
 from flowcache.reuse.base import Decision
@@ -274,7 +273,8 @@ class SkyReelsGeneration(CachingGeneration):
         modulation = self._table.modulation[torch.cat([p.times for p in passes])]
         members = [self._member(row, p.chunk, p.subset) for p in passes]
         members[scorer] = replace(members[scorer], scores=bool(compression))
-        after = self._blocks(before, modulation, caption, members, branch.cache)
+        rope = tuple(torch.cat([table[member.position] for member in members]) for table in self._rope)
+        after = self.network.run(before, modulation, caption, members, rope, branch.cache)
         work += [
             self._flops.chunk(p.kind, p.chunk, self._num_keys(branch, member), member.num_tokens)
             for p, member in zip(passes, members, strict=True)
@@ -293,25 +293,6 @@ class SkyReelsGeneration(CachingGeneration):
                         hidden[p.chunk] = chunk_before + residual
                     branch.history.update(step, residual, self.state.shown(p.chunk))
         return hidden
-
-    def _blocks(
-        self,
-        before: Tensor,
-        modulation: Tensor,
-        caption: CaptionKv,
-        members: Sequence[Member],
-        cache: KvCache | None,
-    ) -> Tensor:
-        """Hidden tokens [F, P, D] after the blocks; those that do not run stay as they were before."""
-        running = RunningTokens.of([member.subset for member in members], self._tokens)
-        rope = (torch.cat([table[member.position] for member in members]) for table in self._rope)
-        rope = tuple(running.take(table, dim=0) for table in rope)
-        pack = Pack(tuple(members), rope, cache, running.rows(before.shape[1]))
-        if running.places is None:
-            return self.network.blocks(before, modulation, caption, pack)
-        flat = before.flatten(0, 1)[:, None]
-        after = self.network.blocks(running.take(flat, dim=0), modulation, caption, pack)
-        return running.put(after, flat, dim=0).view_as(before)
 
     def _scorer(self, passes: Sequence[_Pass], final_end: int) -> int:
         """Whose queries choose what stays: the newest chunk's; as published (fidelity row 11), the first computed one's

@@ -6,6 +6,7 @@ latent channels, h x w latent rows and columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,7 +15,9 @@ from diffusers import SkyReelsV2Transformer3DModel, WanTransformer3DModel
 from torch import Tensor
 
 from flowcache.kernels import AUTO, attention_kernel, compile_methods
-from flowcache.models.wan.attention import Block, CaptionKv, Pack, caption_kv
+from flowcache.kv.cache import KvCache
+from flowcache.models.chunk_tokens import RunningTokens
+from flowcache.models.wan.attention import Block, CaptionKv, Member, Pack, caption_kv
 
 Transformer: TypeAlias = WanTransformer3DModel | SkyReelsV2Transformer3DModel
 
@@ -99,12 +102,38 @@ class WanNetwork:
     def blocks(self, x: Tensor, modulation: Tensor, caption: CaptionKv, pack: Pack) -> Tensor:
         """Tokens [F, P, D] and each frame's modulation [F, 6, D] -> tokens after all transformer blocks.
 
+        Tokens are [S, 1, D] where ``pack.rows`` says each one's frame.
+
         On device "meta", where there are shapes alone, one block stands for all, which are alike.
         """
         with attention_kernel(self.attention_backend):
             for block in self._blocks[: 1 if x.is_meta else None]:
                 x = block(x, modulation, caption, pack)
         return x
+
+    def run(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        caption: CaptionKv,
+        members: Sequence[Member],
+        rope: tuple[Tensor, Tensor],
+        cache: KvCache | None = None,
+    ) -> Tensor:
+        """The same of members of as many tokens each, of which only their subsets run; others stay as they are.
+
+        ``rope`` is all of the members' tokens', each [F*P, 1, E/2].
+        """
+        frames, tokens_per_frame, _ = x.shape
+        subsets = [member.subset for member in members]
+        running = RunningTokens.of(subsets, frames * tokens_per_frame // len(members))
+        rope = tuple(running.take(table, dim=0) for table in rope)
+        pack = Pack(tuple(members), rope, cache, running.rows(tokens_per_frame))
+        if running.places is None:
+            return self.blocks(x, modulation, caption, pack)
+        flat = x.flatten(0, 1)[:, None]
+        after = self.blocks(running.take(flat, dim=0), modulation, caption, pack)
+        return running.put(after, flat, dim=0).view_as(x)
 
     def compile_blocks(self) -> None:
         """Compile what the blocks do to each token by itself; attention runs as it is."""
