@@ -145,6 +145,9 @@ class MotionCache(ReusePolicy):
     def check_schedule(self, schedule: Schedule) -> None:
         check_warmup_fits(self.warmup_steps, schedule.num_steps, "steps of a chunk")
 
+    def wants_motion(self, row: Row) -> bool:
+        return self.weighs_once or any(self._is_second_phase(s.chunk, s.step + 1) for s in row.steps)
+
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:
         for chunk, report in reports.items():
             if not (self.weighs_once and chunk in self._motion):
@@ -176,17 +179,18 @@ class MotionCache(ReusePolicy):
         if distance is None or step.step < max(1, self.warmup_steps) or is_last or self.threshold == 0:
             self.accumulated[chunk], self._wanted[chunk] = 0.0, True
             return True
-        if self.chunk_phase_counts == "steps":
-            over = step.step >= self.warmup_steps + self.chunk_phase
-        else:
-            over = self._updates.get(chunk, 0) >= self.chunk_phase
-        if over:
+        if self._is_second_phase(chunk, step.step):
             return False
         total = self.accumulated.get(chunk, 0.0) + self._rescaled(distance.relative)
         computes = not total < self.threshold  # a NaN distance computes
         self.accumulated[chunk], self._wanted[chunk] = 0.0 if computes else total, computes
         self._updates[chunk] = self._updates.get(chunk, 0) + computes
         return True
+
+    def _is_second_phase(self, chunk: int, step: int) -> bool:
+        if self.chunk_phase_counts == "steps":
+            return step >= self.warmup_steps + self.chunk_phase
+        return self._updates.get(chunk, 0) >= self.chunk_phase
 
     def _decide_tokens(
         self, steps: Sequence[ChunkStep], distances: Mapping[int, ChunkDistance], row: Row, schedule: Schedule

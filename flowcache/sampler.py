@@ -71,8 +71,9 @@ def sample(
                 evidence.keep(row, *report)
         with clock("scheduler"):
             generation.advance(row, decision)
-        with clock("policy"):
-            evidence.done(row)
+        if policy.wants_motion(row):
+            with clock("policy"):
+                evidence.done(row)
         _record(trace, row, decision, distances, policy.accumulated, work, generation)
         if observe is not None:
             observe(row, decision)

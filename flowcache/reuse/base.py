@@ -117,6 +117,11 @@ class ReusePolicy(Part, ABC):
         """``distances`` holds the chunks that there is something to measure against. A chunk's first step must compute,
         for there is nothing to forecast from (but see ``needs_window``)."""
 
+    def wants_motion(self, row: Row) -> bool:
+        """Whether the motion after a row that was just decided is needed; of a row that finishes a chunk, for the chunks
+        after it."""
+        return True
+
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:
         """What computing showed of each chunk computed in ``row``, and with ``motion`` of every other active one too.
         Called right before the next row is decided, since these numbers come to the host with that row's distances, in
