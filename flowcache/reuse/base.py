@@ -118,8 +118,8 @@ class ReusePolicy(Part, ABC):
         for there is nothing to forecast from (but see ``needs_window``)."""
 
     def wants_motion(self, row: Row) -> bool:
-        """Whether the motion after a row that was just decided is needed; of a row that finishes a chunk, for the chunks
-        after it."""
+        """Whether the motion after a row that was just decided is needed. Chunks after one that the row finishes are
+        compared with it."""
         return True
 
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:
