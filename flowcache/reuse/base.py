@@ -120,7 +120,7 @@ class ReusePolicy(Part, ABC):
     def wants_motion(self, row: Row) -> bool:
         """Whether the motion after a row that was just decided is needed. Chunks after one that the row finishes are
         compared with it."""
-        return True
+        return self.motion is not None
 
     def observe(self, row: Row, reports: Mapping[int, Report]) -> None:
         """What computing showed of each chunk computed in ``row``, and with ``motion`` of every other active one too.
