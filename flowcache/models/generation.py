@@ -218,12 +218,16 @@ class CachingGeneration:
 
     def _begin_compression(self, branches: Sequence[Branch], end: int, scorer: int) -> list[Work]:
         """Begin to compress the chunks before ``end`` by the queries of chunk ``scorer``, in those branches that hold
-        more of them than the budget keeps."""
+        more of them than the budget keeps; in others to observe them, where the selector does."""
         work, shape, select = [], self._shape, self.method.kv.select
         for branch in branches:
+            length = 0
             if self._exceeds_budget(branch, end):
-                num_queries = select.num_queries(shape.tokens_per_frame, shape.tokens_per_chunk)
                 length = branch.cache.begin_compression(end - self.first_cached)
+            elif select.observes and self._budget is not None:
+                length = branch.cache.begin_observation(end - self.first_cached)
+            if length:
+                num_queries = select.num_queries(shape.tokens_per_frame, shape.tokens_per_chunk)
                 heads = (shape.query_heads, shape.num_heads, shape.head_channels)
                 work.append(self._count_compression(scorer, select.flops(*heads, num_queries, length)))
         return work
