@@ -145,10 +145,8 @@ def test_accumulated_attention_is_kvpress_observed_attention_but_for_its_divisor
     """It divides by the number of later queries, which only a causal mask makes right."""
     case, (query, key) = CASES[name], drawn(name)
     length = key.shape[-2]
-    if case["attention"] == "causal":
-        received = causal(query, key, length).sum(-2)
-    else:
-        received = attention_received(query, key)
+    is_causal = case["attention"] == "causal"
+    received = causal(query, key, length).sum(-2) if is_causal else attention_received(query, key)
     score = received.mean(-2) / torch.arange(length, 0, -1)
     torch.testing.assert_close(score, TENSORS[f"{name}.score"], atol=TOLERANCE, rtol=0)
     assert_kept(keep_best(score, case["kept"]).indices, name)
