@@ -25,6 +25,7 @@ class H2o(ByAttention):
     """Attributes: see ByScore and ByAttention; as published, half of the budget goes to the newest keys."""
 
     observes: ClassVar[bool] = True
+    adds_up: ClassVar[bool] = True
     recent_share: float = 0.5
     window: int | None = 256
 

@@ -16,6 +16,7 @@ from experiments.job.method import make_method
 from flowcache.forecast.base import Forecast, Point
 from flowcache.kv.select.base import Entries, KeySelector
 from flowcache.kv.store.base import KvStore, StoreShape
+from flowcache.models.wan.rotary import rotary_pairs
 from flowcache.reuse.base import Decision, Report, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
 from flowcache.schedule import (
@@ -113,7 +114,20 @@ def entries(device: str, select: KeySelector) -> Entries:
     position = torch.arange(length, dtype=torch.int32).expand(1, GROUPS, -1).to(device)
     bias = torch.zeros(1, GROUPS, length, device=device) if select.biases else None
     query = select.queries(query, FRAME)
-    given = Entries(query, key, value, position, bias, 0, FRAME, CHUNK)
+    stands = CHUNKS * CHUNK + torch.arange(query.shape[-2], device=device)
+    given = Entries(
+        query,
+        key,
+        value,
+        position,
+        bias,
+        0,
+        FRAME,
+        CHUNK,
+        query_position=stands,
+        rotary=rotary_pairs(CHANNELS, 2, FRAME // 2, device),
+    )
+    select.allocate(StoreShape(1, 1, GROUPS, length, CHANNELS, torch.float32, device))
     return replace(given, observed=select.observe(given)) if select.observes else given
 
 

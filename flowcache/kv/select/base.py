@@ -14,6 +14,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from flowcache.kv.rotary import RotaryPairs
+from flowcache.kv.store.base import StoreShape
 from flowcache.part import Part
 
 KeptOrder = Literal["position", "score"]
@@ -46,7 +48,9 @@ class Entries:
         bias: float32 [..., G, L], what selections before have added to their logits; None is nothing.
         layer: of the network.
         tokens_per_frame, tokens_per_chunk: what "frame" and "chunk" mean.
-        observed: float32 [..., G, L], what ``observe`` gave of each key since it is final; None where nobody observes.
+        observed: float32 [..., G, L], what ``observe`` gave of each key since it is final; None where it gives nothing.
+        query_position: int64 [Q], where in the video the queries stand, in tokens.
+        rotary: how keys and queries carry their positions.
     """
 
     query: Tensor
@@ -58,6 +62,8 @@ class Entries:
     tokens_per_frame: int
     tokens_per_chunk: int
     observed: Tensor | None = None
+    query_position: Tensor | None = None
+    rotary: RotaryPairs | None = None
 
 
 @dataclass(kw_only=True)
@@ -73,20 +79,30 @@ class KeySelector(Part, ABC):
             the chunk, before the chunks computed after it attend.
         biases: its selections may carry a ``bias``, which not every attention kernel takes.
         observes: it looks in every row that computes, by ``observe``, and not only where something must go.
+        adds_up: what ``observe`` gives of each key is added up, and goes with the key.
     """
 
     selects: ClassVar[bool] = True
     timing: ClassVar[Timing] = "sound"
     biases: ClassVar[bool] = False
     observes: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, entries: Entries, budget: int) -> Selection:
         """Which ``budget`` of the L keys to keep; fewer than L."""
 
-    def observe(self, entries: Entries) -> Tensor:
-        """What a row adds to ``Entries.observed`` of the L keys: float32 [..., G, L]. The sum stays with a key for as
-        long as it is kept, and a row that compresses is added before."""
+    def allocate(self, shape: StoreShape) -> None:
+        """Make the buffers of what it remembers itself, for one guidance branch."""
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated by it, all together."""
+        return 0
+
+    def observe(self, entries: Entries) -> Tensor | None:
+        """Look at a row; one that compresses is looked at before. Who adds up gives float32 [..., G, L], which is added
+        to ``Entries.observed``; the sum stays with a key for as long as it is kept."""
         raise NotImplementedError(f"{type(self).__name__} does not observe")
 
     def num_queries(self, tokens_per_frame: int, tokens_per_chunk: int) -> int:
