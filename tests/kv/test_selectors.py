@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eval.flops import ExecutedFlops, check
 from flowcache.kv.select.base import Entries, KeySelector
 from flowcache.kv.store.base import StoreShape
 from flowcache.models.wan.rotary import rotary_pairs
@@ -154,8 +155,10 @@ def made(name: str, budget: str, make: Make) -> Any:
 @pytest.mark.parametrize("make", SMALL.values(), ids=SMALL)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_selector_compresses_on_every_model_and_two_generations_at_once_are_as_each_alone(name, make):
-    alone, trace = made(name, "1 chunk", make), Trace()
-    list(sample(alone, trace))
+    with ExecutedFlops() as executed:
+        alone, trace = made(name, "1 chunk", make), Trace()
+        list(sample(alone, trace, executed.clock))
+    check(executed, trace)  # what choosing costs too
     assert alone.kv_compressions > 1
     assert alone.latents.isfinite().all()
     assert alone.kv_unusable_kept == 0
