@@ -14,6 +14,7 @@ from torch import Tensor
 from flowcache.clock import SectionClock
 from flowcache.kv.budget import Budget
 from flowcache.kv.policy import KvPolicy
+from flowcache.kv.rotary import RotaryPairs
 from flowcache.kv.select.base import Entries
 from flowcache.kv.store.base import StoreShape
 
@@ -37,6 +38,7 @@ class KvCache:
         batch_size, dtype, device: of the keys and values.
         policy: chooses what to keep, and holds it; the cache works with fresh copies of its parts.
         budget: what may be held; None is everything.
+        rotary: how keys carry their position, for selectors that ask.
 
     Attributes:
         clock: gets the section "compression".
@@ -55,6 +57,7 @@ class KvCache:
         device: torch.device | str = "cpu",
         policy: KvPolicy | None = None,
         budget: Budget | None = None,
+        rotary: RotaryPairs | None = None,
     ) -> None:
         if min(num_layers, num_heads, head_channels, tokens_per_chunk, num_chunks, batch_size) < 1:
             raise ValueError(
@@ -70,14 +73,20 @@ class KvCache:
         policy = KvPolicy() if policy is None else policy
         self._select, self._store = policy.select.fresh(), policy.store.fresh()
         heads = (num_layers, batch_size, num_heads)
-        self._store.allocate(StoreShape(*heads, self.capacity, head_channels, dtype, device))
+        shape = StoreShape(*heads, self.capacity, head_channels, dtype, device)
+        self._store.allocate(shape)
+        self._rotary = rotary
         self._device, self._heads = torch.device(device), (batch_size, num_heads)
-        # Where in the video kept entries stand, what is added to their logits, and the last forward's queries.
-        self._positions = self._bias = self._queries = torch.empty(0, device=device)
+        # Where in the video kept entries stand, what is added to their logits, what was observed of all, and the last
+        # forward's queries.
+        self._positions = self._bias = self._observed = self._queries = torch.empty(0, device=device)
         if budget is not None:
+            self._select.allocate(shape)
             self._positions = torch.zeros(*heads, budget.kept, dtype=torch.int32, device=device)
             if self._select.biases:
                 self._bias = torch.zeros(*heads, budget.kept, dtype=torch.float32, device=device)
+            if self._select.adds_up:
+                self._observed = torch.zeros(*heads, self.capacity, dtype=torch.float32, device=device)
             if budget.query_heads:
                 count = self._select.num_queries(budget.tokens_per_frame, tokens_per_chunk)
                 shape = (num_layers, batch_size, budget.query_heads, count, head_channels)
@@ -88,6 +97,8 @@ class KvCache:
         self._first_whole = 0
         self._unusable = torch.zeros((), dtype=torch.int64, device=device)
         self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
+        self._only_observes = False
+        self._scorer = 0  # the chunk whose queries are asked
         self.num_compressions = 0
 
     def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
@@ -132,6 +143,7 @@ class KvCache:
         self._written = [False] * self.num_chunks
         self._clean = [False] * self.num_chunks
         self._kept = self._first_whole = 0
+        self._observed.zero_()
 
     def copy_chunk_from(self, other: KvCache, chunk: int) -> None:
         """Take over a chunk's entries from another branch's cache of the same shape; it stands whole in both."""
@@ -144,20 +156,30 @@ class KvCache:
         """Whether the chunks before ``end``, which are finished, hold more than the budget keeps."""
         return self.budget is not None and end > self._first_whole and self._tokens_before(end) > self.budget.kept
 
-    def begin_compression(self, end: int) -> int:
-        """Count slots from now on as if the chunks before ``end`` were compressed; returns the tokens they hold."""
+    def begin_compression(self, end: int, scorer: int | None = None) -> int:
+        """Count slots from now on as if the chunks before ``end`` were compressed, by the queries of chunk ``scorer``
+        (by default ``end``); returns the tokens they hold."""
         newest = max((chunk for chunk, written in enumerate(self._written) if written), default=end - 1)
         length, held = self._tokens_before(end), self._end(newest)
-        self._moving = (self._kept, self._first_whole, length, held)
+        self._moving, self._only_observes = (self._kept, self._first_whole, length, held), False
+        self._scorer = end if scorer is None else scorer
         self._kept, self._first_whole = self.budget.kept, end
         self.num_compressions += 1
+        return length
+
+    def begin_observation(self, end: int, scorer: int | None = None) -> int:
+        """Have ``score`` only look at the chunks before ``end``, which are final; returns the tokens they hold."""
+        length = self._tokens_before(end)
+        self._moving, self._only_observes = (self._kept, self._first_whole, length, length), True
+        self._scorer = end if scorer is None else scorer
         return length
 
     def score(self, layer: int, query: Tensor) -> None:
         """Compress a layer by the queries [B, H, T, E] of a chunk, rotated as the keys are; or remember them for
         ``compress``, where the budget says so."""
+        query = self._select.queries(query, self.budget.tokens_per_frame)
         if self.budget.query_heads:
-            self._queries[layer] = query[:, :, -self._queries.shape[-2] :]
+            self._queries[layer] = query
         else:
             with self.clock("compression"):
                 self._compress(layer, query)
@@ -186,12 +208,27 @@ class KvCache:
         key, value = self._store.read(layer, slice(0, length))
         position = self._positions_of(layer, kept, first_whole, length)
         bias = self._bias_of(layer, kept, length)
-        num_queries = self._select.num_queries(budget.tokens_per_frame, self.tokens_per_chunk)
-        last_queries = query[..., query.shape[-2] - num_queries :, :]
-        chosen = self._select.select(
-            Entries(last_queries, key, value, position, bias, layer, budget.tokens_per_frame, self.tokens_per_chunk),
-            budget.kept,
+        observed = self._observed[layer, :, :, :length] if self._select.adds_up else None
+        entries = Entries(
+            query,
+            key,
+            value,
+            position,
+            bias,
+            layer,
+            budget.tokens_per_frame,
+            self.tokens_per_chunk,
+            observed,
+            self._query_position(),
+            self._rotary,
         )
+        if self._select.observes:
+            seen = self._select.observe(entries)
+            if observed is not None:
+                observed += seen
+        if self._only_observes:
+            return
+        chosen = self._select.select(entries, budget.kept)
         if chosen.indices.shape != (*self._heads, budget.kept):
             raise ValueError(
                 f"{type(self._select).__name__} chose keys of shape {list(chosen.indices.shape)}; a selection is of "
@@ -201,7 +238,16 @@ class KvCache:
         self._positions[layer] = position.gather(-1, chosen.indices)
         if self._select.biases:
             self._bias[layer] = 0.0 if chosen.bias is None else chosen.bias
+        if observed is not None:
+            kept_of = observed.gather(-1, chosen.indices)
+            self._observed[layer] = 0.0  # of the chunks behind, which move up, nothing was observed yet
+            self._observed[layer, :, :, : budget.kept] = kept_of
         self._store.keep(layer, chosen.indices, length, held)
+
+    def _query_position(self) -> Tensor:
+        start, frame = self._scorer * self.tokens_per_chunk, self.budget.tokens_per_frame
+        tokens = torch.arange(start, start + self.tokens_per_chunk, device=self._device)
+        return self._select.queries(tokens[:, None], frame)[:, 0]
 
     def _bias_of(self, layer: int, kept: int, length: int) -> Tensor | None:
         """Of ``length`` entries, of which the first ``kept`` are compressed."""
@@ -261,5 +307,6 @@ class KvCache:
 
     @property
     def _bytes_beside(self) -> int:
-        """Of positions, biases and remembered queries, which stand there from the beginning."""
-        return self._positions.nbytes + self._bias.nbytes + self._queries.nbytes
+        """Of what stands there from the beginning: positions, biases, what was observed, remembered queries."""
+        own = (self._positions, self._bias, self._observed, self._queries)
+        return self._select.nbytes + sum(tensor.nbytes for tensor in own)

@@ -14,6 +14,7 @@ from flowcache.forecast.history import OutputHistory
 from flowcache.kernels import AUTO
 from flowcache.kv.budget import Budget, plan_budget
 from flowcache.kv.cache import KvCache
+from flowcache.kv.rotary import RotaryPairs
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, check_method
 from flowcache.schedule import Schedule
@@ -32,6 +33,7 @@ class CacheShape:
         tokens_per_frame, tokens_per_chunk: latent frames' and chunks'.
         num_chunks: most chunks that are held at once.
         dtype, device: of keys and values.
+        rotary: how keys carry their position.
     """
 
     num_layers: int
@@ -43,6 +45,7 @@ class CacheShape:
     num_chunks: int
     dtype: torch.dtype
     device: torch.device | str
+    rotary: RotaryPairs
 
 
 @dataclass
@@ -120,7 +123,8 @@ class CachingGeneration:
     def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
         shape = self._shape
         sizes = (shape.num_layers, shape.num_heads, shape.head_channels, shape.tokens_per_chunk, shape.num_chunks)
-        return KvCache(*sizes, dtype=shape.dtype, device=device, policy=self.method.kv, budget=budget)
+        options = {"dtype": shape.dtype, "device": device, "rotary": shape.rotary}
+        return KvCache(*sizes, **options, policy=self.method.kv, budget=budget)
 
     # What the sampler asks of every model alike.
 
@@ -218,12 +222,16 @@ class CachingGeneration:
 
     def _begin_compression(self, branches: Sequence[Branch], end: int, scorer: int) -> list[Work]:
         """Begin to compress the chunks before ``end`` by the queries of chunk ``scorer``, in those branches that hold
-        more of them than the budget keeps."""
+        more of them than the budget keeps; in others to observe them, where the selector does."""
         work, shape, select = [], self._shape, self.method.kv.select
         for branch in branches:
+            length = 0
             if self._exceeds_budget(branch, end):
+                length = branch.cache.begin_compression(end - self.first_cached, scorer - self.first_cached)
+            elif select.observes and self._budget is not None:
+                length = branch.cache.begin_observation(end - self.first_cached, scorer - self.first_cached)
+            if length:
                 num_queries = select.num_queries(shape.tokens_per_frame, shape.tokens_per_chunk)
-                length = branch.cache.begin_compression(end - self.first_cached)
                 heads = (shape.query_heads, shape.num_heads, shape.head_channels)
                 work.append(self._count_compression(scorer, select.flops(*heads, num_queries, length)))
         return work

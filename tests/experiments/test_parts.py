@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,8 +14,9 @@ from experiments.job.compose import composed
 from experiments.job.errors import BadInput
 from experiments.job.method import make_method
 from flowcache.forecast.base import Forecast, Point
-from flowcache.kv.select.base import Entries
+from flowcache.kv.select.base import Entries, KeySelector
 from flowcache.kv.store.base import KvStore, StoreShape
+from flowcache.models.wan.rotary import rotary_pairs
 from flowcache.reuse.base import Decision, Report, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
 from flowcache.schedule import (
@@ -106,13 +107,28 @@ def test_a_forecast_is_of_the_outputs_shape_and_type_and_leaves_them_alone(name,
         assert forecast.predict(times[1], same_time).isfinite().all()
 
 
-def entries(device: str, biases: bool) -> Entries:
+def entries(device: str, select: KeySelector) -> Entries:
     draw, length = torch.Generator().manual_seed(0), CHUNK * CHUNKS
     key, value = torch.randn(2, 1, GROUPS, length, CHANNELS, generator=draw).to(device)
     query = torch.randn(1, HEADS, CHUNK, CHANNELS, generator=draw).to(device)
     position = torch.arange(length, dtype=torch.int32).expand(1, GROUPS, -1).to(device)
-    bias = torch.zeros(1, GROUPS, length, device=device) if biases else None
-    return Entries(query, key, value, position, bias, 0, FRAME, CHUNK)
+    bias = torch.zeros(1, GROUPS, length, device=device) if select.biases else None
+    query = select.queries(query, FRAME)
+    stands = CHUNKS * CHUNK + torch.arange(query.shape[-2], device=device)
+    given = Entries(
+        query,
+        key,
+        value,
+        position,
+        bias,
+        0,
+        FRAME,
+        CHUNK,
+        query_position=stands,
+        rotary=rotary_pairs(CHANNELS, 2, FRAME // 2, device),
+    )
+    select.allocate(StoreShape(1, 1, GROUPS, length, CHANNELS, torch.float32, device))
+    return replace(given, observed=select.observe(given)) if select.observes else given
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta" has no numbers: whoever waits for some fails
@@ -120,10 +136,12 @@ def entries(device: str, biases: bool) -> Entries:
 def test_a_selector_keeps_as_many_keys_as_it_may_each_once_and_never_waits_for_numbers(name, device):
     select = part("kv", name).kv.select.fresh()
     unit, least = select.unit_tokens(FRAME, CHUNK), select.least_tokens(FRAME, CHUNK)
-    assert 0 <= select.num_queries(FRAME, CHUNK) <= CHUNK
+    num_queries = select.num_queries(FRAME, CHUNK)
+    assert 0 <= num_queries <= CHUNK
+    assert select.queries(torch.zeros(1, HEADS, CHUNK, CHANNELS), FRAME).shape[-2] == num_queries
     assert select.flops(HEADS, GROUPS, CHANNELS, CHUNK, CHUNK * CHUNKS) >= 0
     for budget in {max(least, 2 * CHUNK), -(-least // unit) * unit}:
-        given = entries(device, select.biases)
+        given = entries(device, select)
         before = (given.query.clone(), given.key.clone(), given.value.clone())
         chosen = select.select(given, budget)
         assert (chosen.indices.shape, chosen.indices.dtype) == ((1, GROUPS, budget), torch.int64)

@@ -22,6 +22,7 @@ from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.window import WindowLatents, all_times
 from flowcache.models.wan.attention import CaptionKv, Member, Pack
 from flowcache.models.wan.flops import FlopCounter
+from flowcache.models.wan.rotary import rotary_pairs
 from flowcache.models.wan.vae import FrameStream
 from flowcache.reuse.base import Decision
 from flowcache.schedule import ChunkStep, Row, Schedule, Window
@@ -106,6 +107,7 @@ class SkyReelsGeneration(CachingGeneration):
             longest,
             network.dtype,
             network.device,
+            rotary_pairs(config.attention_head_dim, self._rows // patch[1], self._columns // patch[2], network.device),
         )
         counting, backend = self._flops.compression, network.attention_backend
         super().__init__(method, schedule, ABLE, shape, len(captions), counting, backend)

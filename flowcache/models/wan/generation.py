@@ -25,7 +25,7 @@ from flowcache.models.wan.blocks import Blocks
 from flowcache.models.wan.config import CLEAN, Sampling
 from flowcache.models.wan.flops import FlopCounter
 from flowcache.models.wan.network import WanNetwork
-from flowcache.models.wan.rotary import Rotary
+from flowcache.models.wan.rotary import Rotary, rotary_pairs
 from flowcache.models.wan.steppers import FreshNoise, UniPc
 from flowcache.models.wan.unipc import noise_levels
 from flowcache.models.wan.vae import WanVae
@@ -122,6 +122,7 @@ class WanGeneration(CachingGeneration):
             schedule.num_chunks,
             network.dtype,
             network.device,
+            rotary_pairs(config.attention_head_dim, rows, columns, network.device),
         )
         able = ABLE_UNIPC if sampling.solver == "unipc" else ABLE
         backend, branches = network.attention_backend, 1 if negative is None else 2
