@@ -11,9 +11,9 @@ from torch import Tensor
 BITS = (2, 4, 8)
 
 
-def group_size(wanted: int, channels: int) -> int:
-    """The largest size up to ``wanted`` that divides the channels of a head."""
-    return next(size for size in range(min(wanted, channels), 0, -1) if channels % size == 0)
+def group_size(wanted: int, count: int) -> int:
+    """The largest size up to ``wanted`` that divides ``count`` numbers into whole groups."""
+    return next(size for size in range(min(wanted, count), 0, -1) if count % size == 0)
 
 
 def on_affine_grid(x: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
