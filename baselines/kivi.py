@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flowcache.kv.store.grid import BITS, group_size, on_affine_grid, pack, unpack
+from flowcache.kv.store.grid import BITS, affine_variance, group_size, on_affine_grid, pack, unpack
 from flowcache.kv.store.quantised import Kind, Quantised
 from flowcache.options import is_count
 
@@ -54,6 +54,6 @@ class Kivi(Quantised):
         return x.mT if kind == "key" else x
 
     def logit_noise(self, parts: Sequence[Tensor], energy: Tensor) -> Tensor:
-        scale = parts[1].float()
-        of_groups = (scale.square() * energy[..., None]).sum(2) / 12
-        return of_groups.repeat_interleave(self._block // scale.shape[-1], dim=-1)
+        group = self._block // parts[1].shape[-1]
+        of_groups = (affine_variance(parts[1], group) * energy[..., None]).sum(2)
+        return of_groups.repeat_interleave(group, dim=-1)

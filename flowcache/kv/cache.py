@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,7 +46,10 @@ class KvCache:
     Attributes:
         clock: gets the section "compression".
         num_compressions: that have begun.
+        spare: chunks that a store has room for, as they are, beyond those that the schedule needs.
     """
+
+    spare: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -79,8 +83,9 @@ class KvCache:
         self._num_newest = self._store.newest_chunks * spans_per_chunk  # of final chunks, that are not settled
         self._num_sink = self._store.sink_chunks * spans_per_chunk
         whole = self._num_newest + self._num_sink
-        open_tokens = None if open_chunks is None else (open_chunks * spans_per_chunk + whole) * tokens_per_chunk
-        blocks = {"block": tokens_per_chunk, "open": open_tokens, "settled": self._most_settled(whole)}
+        most_open = num_chunks if open_chunks is None else open_chunks * spans_per_chunk + whole + self.spare
+        settled = self._most_settled(whole)
+        blocks = {"block": tokens_per_chunk, "open": most_open * tokens_per_chunk, "settled": settled}
         self._store.allocate(StoreShape(*heads, self.capacity, head_channels, dtype, device, **blocks))
         self._device, self._heads = torch.device(device), (batch_size, num_heads)
         # Where in the video kept entries stand, what is added to their logits, and the last forward's queries.

@@ -6,7 +6,7 @@ Shape letters: B batch, G key-value heads, E channels a head, T tokens a frame, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class WindowCache(KvCache):
         open_chunks: as of KvCache.
         chunk_frames: of a chunk, in which stores count.
     """
+
+    spare: ClassVar[int] = 1  # through which frames pass that a new prompt encodes anew
 
     def __init__(
         self,

@@ -18,7 +18,6 @@ from flowcache.kv.select.joint import Joint
 from tests.flowcache_goldens import manifest, tensors
 from tests.methods import select_keys
 
-
 QUERY = torch.ones(1, 1, 1, 4)  # which a store that corrects nothing does not look at
 
 

@@ -1,4 +1,4 @@
-"""Codes, scales and what comes back, against the official code of KIVI, of a study of causal Wan, and of Quant-VideoGen."""
+"""Codes, scales and what comes back, against the official code of KIVI, a study of causal Wan, and Quant-VideoGen."""
 
 from __future__ import annotations
 

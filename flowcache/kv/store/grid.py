@@ -35,6 +35,12 @@ def from_affine_grid(codes: Tensor, scale: Tensor, lowest: Tensor) -> Tensor:
     return torch.addcmul(lowest.float(), codes.float(), scale.float())
 
 
+def affine_variance(scale: Tensor, size: int) -> Tensor:
+    """Mean square of what rounding a group of ``size`` numbers took off them, by their scale: as of numbers anywhere
+    between two grid points, scale^2 / 12, but that the lowest and the highest lie on the grid."""
+    return scale.float().square() * (max(0, size - 2) / (12 * size))
+
+
 def on_symmetric_grid(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """Codes int8 [..., S] from -2^(bits-1) to 2^(bits-1) - 1 and scales float32 [..., 1]; x is ``code * scale``."""
     top = 2 ** (bits - 1) - 1

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flowcache.kv.store.clusters import MOST_CLUSTERS, cluster, evenly_spread, of_ids
-from flowcache.kv.store.grid import BITS, from_affine_grid, group_size, on_affine_grid, pack, unpack
+from flowcache.kv.store.grid import BITS, affine_variance, from_affine_grid, group_size, on_affine_grid, pack, unpack
 from flowcache.kv.store.quantised import Kind, Quantised
 from flowcache.options import is_count
 
@@ -70,7 +70,7 @@ class Integer(Quantised):
         return x
 
     def logit_noise(self, parts: Sequence[Tensor], energy: Tensor) -> Tensor:
-        """Numbers that fall anywhere between two grid points are off by a variance of scale^2 / 12."""
-        scale = parts[1].float()
-        of_group = energy.unflatten(-1, (scale.shape[-1], -1)).sum(-1)
-        return (scale.square() * of_group[:, :, None]).sum(-1) / 12
+        num_groups = parts[1].shape[-1]
+        variance = affine_variance(parts[1], self._shape.channels // num_groups)
+        of_group = energy.unflatten(-1, (num_groups, -1)).sum(-1)
+        return (variance * of_group[:, :, None]).sum(-1)

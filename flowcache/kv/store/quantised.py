@@ -1,7 +1,7 @@
 """Stores that hold finished chunks in codes: where everything stands, and how it is read.
 
-Shape letters: B batch, G key-value heads, E channels a head, T slots of a block (a chunk's, or a frame's), N slots read,
-C capacity.
+Shape letters: B batch, G key-value heads, E channels a head, T slots of a block (a chunk's, or a frame's), N slots
+read, C capacity.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Segment(NamedTuple):
 
 @dataclass(kw_only=True)
 class Quantised(KvStore):
-    """What is written stands in full precision, in pages of a block, until it is settled; then its codes alone are held.
+    """What is written stands in full precision, in pages of a block, until it is settled; then its codes alone stay.
 
     ``read`` puts a layer's entries in order into one buffer, the same for all layers, a block at a time; whoever reads
     the same layer once more finds them there. Memory beside the codes is that of the chunks that are not settled, and
