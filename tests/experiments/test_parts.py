@@ -160,13 +160,13 @@ def test_a_store_gives_back_what_was_written_as_precisely_as_it_says(name, dtype
         read = torch.stack(store.read(layer, slice(1, 5)))
         assert (read.dtype, read.shape) == (dtype, written[:, layer, ..., 1:5, :].shape)
         off = (read - written[:, layer, ..., 1:5, :]).float()
-        assert not off.any() if store.lossless else 0 < off.norm() < 0.6 * read.float().norm()
+        assert not off.any() if store.lossless else off.norm() < 0.6 * read.float().norm()
         assert not store.settles or not off[..., 2:, :].any()  # slots 3 and 4 are not settled
     store.keep(0, torch.tensor([[[0, 2], [1, 2]]]), length=3, held=6)
     slots = [[0, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
     kept = torch.stack([written[:, 0, 0, head, slots[head]] for head in range(GROUPS)], dim=1)
     off = (torch.stack(store.read(0, slice(0, 5)))[:, 0] - kept).float()
-    assert not off.any() if store.lossless else 0 < off.norm() < 0.6 * kept.float().norm()
+    assert not off.any() if store.lossless else off.norm() < 0.6 * kept.float().norm()
     assert store.nbytes == allocated > 0
 
 
