@@ -7,6 +7,9 @@ kept of finished chunks.
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,11 +42,16 @@ class KvCache:
         policy: chooses what to keep, and holds it; the cache works with fresh copies of its parts.
         budget: what may be held; None is everything.
         rotary: how keys carry their position, for selectors that ask.
+        open_chunks: most chunks at once whose entries are not final; None is all.
+        spans_per_chunk: what a cache that counts in parts of chunks takes for a chunk, where a store counts in chunks.
 
     Attributes:
         clock: gets the section "compression".
         num_compressions: that have begun.
+        spare: chunks that a store has room for, as they are, beyond those that the schedule needs.
     """
+
+    spare: ClassVar[int] = 0
 
     def __init__(
         self,
@@ -58,6 +66,8 @@ class KvCache:
         policy: KvPolicy | None = None,
         budget: Budget | None = None,
         rotary: RotaryPairs | None = None,
+        open_chunks: int | None = None,
+        spans_per_chunk: int = 1,
     ) -> None:
         if min(num_layers, num_heads, head_channels, tokens_per_chunk, num_chunks, batch_size) < 1:
             raise ValueError(
@@ -73,7 +83,13 @@ class KvCache:
         policy = KvPolicy() if policy is None else policy
         self._select, self._store = policy.select.fresh(), policy.store.fresh()
         heads = (num_layers, batch_size, num_heads)
-        shape = StoreShape(*heads, self.capacity, head_channels, dtype, device)
+        self._num_newest = self._store.newest_chunks * spans_per_chunk  # of final chunks, that are not settled
+        self._num_sink = self._store.sink_chunks * spans_per_chunk
+        whole = self._num_newest + self._num_sink
+        most_open = num_chunks if open_chunks is None else open_chunks * spans_per_chunk + whole + self.spare
+        settled = self._most_settled(whole)
+        blocks = {"block": tokens_per_chunk, "open": most_open * tokens_per_chunk, "settled": settled}
+        shape = StoreShape(*heads, self.capacity, head_channels, dtype, device, **blocks)
         self._store.allocate(shape)
         self._rotary = rotary
         self._device, self._heads = torch.device(device), (batch_size, num_heads)
@@ -93,6 +109,7 @@ class KvCache:
                 self._queries = torch.zeros(shape, dtype=dtype, device=device)
         self._written = [False] * num_chunks
         self._clean = [False] * num_chunks
+        self._newest: list[deque[int]] = [deque() for _ in range(num_layers)]  # final, but not settled yet
         self._kept = 0  # tokens kept of the chunks before the first that stands whole
         self._first_whole = 0
         self._unusable = torch.zeros((), dtype=torch.int64, device=device)
@@ -106,6 +123,8 @@ class KvCache:
         slots = self._slots(chunk)
         self._store.write(layer, slots, key, value)
         self._written[chunk] = True
+        if self._clean[chunk]:
+            self._settle(layer, chunk)
 
     def read(self, layer: int, first_chunk: int, last_chunk: int) -> tuple[Tensor, Tensor]:
         """Keys and values of chunks first..last inclusive, each [B, G, L, E]: views, where the store holds them so.
@@ -115,12 +134,17 @@ class KvCache:
         slots = slice(self._start(first_chunk), self._end(last_chunk))
         return self._store.read(layer, slots)
 
-    def mask(self, layer: int, first_chunk: int, last_chunk: int) -> Tensor | None:
+    def mask(self, layer: int, first_chunk: int, last_chunk: int, query: Tensor) -> Tensor | None:
         """What attention to the entries that ``read`` gives is to mind: [B, G, 1, L], None where there is nothing.
 
-        Bool, which of them are of chunks first..last; or, where selections add to logits, those sums in the keys' type,
-        -inf for entries that are not.
+        Bool, which of them are of chunks first..last; or, where selections or the store add to logits, those sums in
+        the keys' type, -inf for entries that are not. ``query`` [B, G, Q, E] are the queries that attend, of all heads
+        that share keys; the store corrects for their mean square.
         """
+        mask = self._mask_of_kept(layer, first_chunk, last_chunk)
+        return self._corrected(mask, layer, [slice(self._start(first_chunk), self._end(last_chunk))], query)
+
+    def _mask_of_kept(self, layer: int, first_chunk: int, last_chunk: int) -> Tensor | None:
         if first_chunk >= self._first_whole or (first_chunk == 0 and not self._select.biases):
             return None
         kept = self._positions[layer] >= first_chunk * self.tokens_per_chunk
@@ -130,16 +154,70 @@ class KvCache:
         whole = kept.new_full((*kept.shape[:-1], num_whole), fill_value=not self._select.biases)
         return torch.cat([kept, whole], dim=-1)[:, :, None]
 
+    def _corrected(self, mask: Tensor | None, layer: int, spans: Sequence[slice], query: Tensor) -> Tensor | None:
+        """A mask of spans of slots, less what the store's rounding adds to their logits."""
+        if not self._store.corrects:
+            return mask
+        energy = query.float().square().mean(2) / query.shape[-1]
+        excess = [self._store.excess(layer, slots, energy) for slots in spans]
+        if all(each is None for each in excess):
+            return mask
+        sizes = [slots.stop - slots.start for slots in spans]
+        known = [
+            energy.new_zeros((*energy.shape[:2], size)) if each is None else each
+            for each, size in zip(excess, sizes, strict=True)
+        ]
+        less = -torch.cat(known, dim=-1)[:, :, None]
+        if mask is not None:
+            less = less.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask.float() + less
+        return less.to(self._dtype)
+
     def num_keys(self, first_chunk: int, last_chunk: int) -> int:
         """L of ``read``."""
         return self._end(last_chunk) - self._start(first_chunk)
 
-    def finish(self, chunk: int) -> None:
-        """Mark a chunk's entries as clean: they belong to a finished chunk and will not be written again."""
+    def finish(self, chunk: int, is_final: bool = True) -> None:
+        """Mark a chunk's entries as clean: they belong to a finished chunk, and are final as they are; or once they are
+        written the next time, if not ``is_final``."""
         self._clean[chunk] = True
+        if is_final:
+            for layer in range(len(self._newest)):
+                self._settle(layer, chunk)
+
+    def _settle(self, layer: int, chunk: int) -> None:
+        """A chunk's entries are final. The store settles them once enough newer ones are, unless they are a sink."""
+        newest = self._newest[layer]
+        if not self._store.settles or self._is_sink(chunk):
+            return
+        if chunk not in newest:
+            newest.append(chunk)
+        while len(newest) > self._num_newest:
+            slots = self._to_settle(layer, newest.popleft())
+            if slots is not None:
+                self._store.settle(layer, slots)
+
+    def _is_sink(self, chunk: int) -> bool:
+        """Of what a store leaves as it is."""
+        return chunk < self._num_sink
+
+    def _to_settle(self, layer: int, chunk: int) -> slice | None:
+        """A chunk's slots; None where it is compressed already, or waits to be: selecting comes first."""
+        if chunk < self._first_whole:
+            return None
+        slots = self._slots(chunk)
+        return slots if self.budget is None or slots.stop <= self.budget.kept else None
+
+    def _most_settled(self, num_whole: int) -> int:
+        """Slots that may be settled at once, where ``num_whole`` finished chunks are not."""
+        if self.budget is not None:
+            return self.budget.kept
+        # The newest chunk of all is never settled, since nothing reads it once it is finished.
+        return max(0, self.num_chunks - num_whole - 1) * self.tokens_per_chunk
 
     def clear(self) -> None:
         """Forget every entry, for a new window; the buffers stay."""
+        self._store.clear()
+        self._newest = [deque() for _ in self._newest]
         self._written = [False] * self.num_chunks
         self._clean = [False] * self.num_chunks
         self._kept = self._first_whole = 0
@@ -148,6 +226,7 @@ class KvCache:
     def copy_chunk_from(self, other: KvCache, chunk: int) -> None:
         """Take over a chunk's entries from another branch's cache of the same shape; it stands whole in both."""
         self._store.copy(self._slots(chunk), other._store, other._slots(chunk))
+        self._newest = [newest.copy() for newest in other._newest]
         self._written[chunk] = True
 
     # Compression.
@@ -303,7 +382,7 @@ class KvCache:
 
     @property
     def bytes_used(self) -> int:
-        return self._store.nbytes * self.num_tokens // self.capacity + self._bytes_beside
+        return self._store.bytes_held(self.num_tokens, self.capacity) + self._bytes_beside
 
     @property
     def _bytes_beside(self) -> int:

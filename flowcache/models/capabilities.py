@@ -44,7 +44,7 @@ class Capabilities:
 
 def check_method(method: Method, schedule: Schedule, able: Capabilities, attention_backend: str = AUTO) -> None:
     """Refuse a method that does not go with a schedule or a model. Raises ValueError with the reason."""
-    policy, kind = method.reuse, type(method.reuse).__name__
+    policy, kind, store = method.reuse, type(method.reuse).__name__, method.kv.store
     policy.check_schedule(schedule)
     if policy.distance is not None and policy.distance not in able.distances:
         raise unknown_distance(policy.distance, able)
@@ -89,15 +89,17 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
                 f"budget={method.kv.budget!r} bounds the cache, and attention={method.attention!r} has none; choose "
                 "attention='cached'"
             )
-        if not method.kv.store.lossless:
+        if not store.lossless:
             raise ValueError(
-                f"{type(method.kv.store).__name__} is how a cache is stored, and attention={method.attention!r} has "
+                f"{type(store).__name__} is how a cache is stored, and attention={method.attention!r} has "
                 "none; choose attention='cached'"
             )
-    if method.kv.select.biases and attention_backend not in _BIAS_KERNELS:
+    adding = [part for part, adds in ((method.kv.select, method.kv.select.biases), (store, store.corrects)) if adds]
+    if adding and attention_backend not in _BIAS_KERNELS:
+        without = ", or correction=false" if adding == [store] else ""
         raise ValueError(
-            f"{type(method.kv.select).__name__} adds to keys' logits, which attention_backend={attention_backend} "
-            f"does not take; choose {_either(_BIAS_KERNELS)}"
+            f"{type(adding[0]).__name__} adds to keys' logits, which attention_backend={attention_backend} does not "
+            f"take; choose {_either(_BIAS_KERNELS)}{without}"
         )
 
 

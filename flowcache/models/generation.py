@@ -12,7 +12,7 @@ from torch import Tensor
 from flowcache.clock import SectionClock
 from flowcache.forecast.history import OutputHistory
 from flowcache.kernels import AUTO
-from flowcache.kv.budget import Budget, plan_budget
+from flowcache.kv.budget import Budget, longest_held, plan_budget
 from flowcache.kv.cache import KvCache
 from flowcache.kv.rotary import RotaryPairs
 from flowcache.method import Method
@@ -123,8 +123,14 @@ class CachingGeneration:
     def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
         shape = self._shape
         sizes = (shape.num_layers, shape.num_heads, shape.head_channels, shape.tokens_per_chunk, shape.num_chunks)
-        options = {"dtype": shape.dtype, "device": device, "rotary": shape.rotary}
-        return KvCache(*sizes, **options, policy=self.method.kv, budget=budget)
+        options = {"dtype": shape.dtype, "device": device, "rotary": shape.rotary, "policy": self.method.kv}
+        return KvCache(*sizes, **options, budget=budget, open_chunks=self._open_chunks)
+
+    @property
+    def _open_chunks(self) -> int:
+        """Most chunks at once whose keys are not final, or not settled: under a budget they wait for the next one."""
+        refreshes = self.method.refresh_clean_kv and self.method.kv.budget is not None
+        return longest_held(self.schedule, 0, 1, refreshes)
 
     # What the sampler asks of every model alike.
 
@@ -208,9 +214,15 @@ class CachingGeneration:
         for branch in self.branches:
             branch.history.drop(chunk)
             if branch.cache is not None:
-                branch.cache.finish(chunk - self.first_cached)
-                if self.method.refresh_clean_kv and chunk < last_reader:
+                is_read = chunk < last_reader
+                for place in self._places(chunk):
+                    branch.cache.finish(place, is_final=is_read and not self.method.refresh_clean_kv)
+                if self.method.refresh_clean_kv and is_read:
                     branch.awaiting.append(chunk)
+
+    def _places(self, chunk: int) -> range:
+        """A chunk in the positions of its cache."""
+        return range(chunk - self.first_cached, chunk - self.first_cached + 1)
 
     def _final_end(self, branch: Branch, oldest_active: int) -> int:
         """Chunks before it were finished before this row, and their keys and values are final."""

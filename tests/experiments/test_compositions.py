@@ -70,7 +70,9 @@ def test_every_composition_runs_or_is_refused_with_the_reason_before_any_work(na
     if any(same_policy(reuse, other) for other in CHOICES["reuse"][: CHOICES["reuse"].index(reuse)]):
         combinations = [("cached", "hold", "full", "full_precision")]
     else:
-        combinations = list(product(("cached",), *(CHOICES[group] for group in GROUPS[1:])))
+        combinations = list(product(("cached",), CHOICES["forecast"], CHOICES["kv"], ("full_precision", "bfloat16")))
+        others = sorted(set(CHOICES["kv/store"]) - {"full_precision", "bfloat16"})
+        combinations += list(product(("cached",), ("hold",), CHOICES["kv"], others))  # no store knows of forecasts
         combinations += list(product(("native",), CHOICES["forecast"], ("full",), ("full_precision",)))
     for attention, *parts in combinations:
         method = replace(composition(reuse, *parts), attention=attention)

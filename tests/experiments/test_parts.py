@@ -157,12 +157,15 @@ def test_a_selector_keeps_as_many_keys_as_it_may_each_once_and_never_waits_for_n
 
 
 def stored(name: str, dtype: torch.dtype) -> tuple[KvStore, torch.Tensor]:
-    """A store of two layers and six slots, and what was written into it: keys and values, [2, 2, 1, G, 6, E]."""
+    """A store of two layers and six slots, the first three of them settled, and what was written into it: keys and
+    values, [2, 2, 1, G, 6, E]."""
     store = part("kv/store", name).kv.store.fresh()
-    store.allocate(StoreShape(2, 1, GROUPS, 6, CHANNELS, dtype, "cpu"))
+    store.allocate(StoreShape(2, 1, GROUPS, 6, CHANNELS, dtype, "cpu", block=3))
     written = torch.randn(2, 2, 1, GROUPS, 6, CHANNELS, generator=torch.Generator().manual_seed(0)).to(dtype)
     for layer in range(2):
-        store.write(layer, slice(0, 6), *written[:, layer])
+        for slots in (slice(0, 3), slice(3, 6)):
+            store.write(layer, slots, *written[:, layer, ..., slots, :])
+        store.settle(layer, slice(0, 3))
     return store, written
 
 
@@ -175,12 +178,13 @@ def test_a_store_gives_back_what_was_written_as_precisely_as_it_says(name, dtype
         read = torch.stack(store.read(layer, slice(1, 5)))
         assert (read.dtype, read.shape) == (dtype, written[:, layer, ..., 1:5, :].shape)
         off = (read - written[:, layer, ..., 1:5, :]).float()
-        assert not off.any() if store.lossless else off.norm() < 0.5 * read.float().norm()
+        assert not off.any() if store.lossless else off.norm() < 0.6 * read.float().norm()
+        assert not store.settles or not off[..., 2:, :].any()  # slots 3 and 4 are not settled
     store.keep(0, torch.tensor([[[0, 2], [1, 2]]]), length=3, held=6)
     slots = [[0, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
     kept = torch.stack([written[:, 0, 0, head, slots[head]] for head in range(GROUPS)], dim=1)
     off = (torch.stack(store.read(0, slice(0, 5)))[:, 0] - kept).float()
-    assert not off.any() if store.lossless else off.norm() < 0.5 * kept.float().norm()
+    assert not off.any() if store.lossless else off.norm() < 0.6 * kept.float().norm()
     assert store.nbytes == allocated > 0
 
 

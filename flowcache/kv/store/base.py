@@ -17,7 +17,15 @@ from flowcache.part import Part
 
 @dataclass(frozen=True)
 class StoreShape:
-    """What a cache holds: layers, batch B, key-value heads G, slots C and channels E, and the network's type."""
+    """What a cache holds: layers, batch B, key-value heads G, slots C and channels E, and the network's type.
+
+    A store that settles what is final works in blocks of T slots: a chunk's, or a frame's.
+
+    Attributes:
+        block: T; None is C.
+        open: most slots at once that must be held as they were written; None is C.
+        settled: most slots at once that may be settled; None is C.
+    """
 
     num_layers: int
     batch_size: int
@@ -26,6 +34,9 @@ class StoreShape:
     channels: int
     dtype: torch.dtype
     device: torch.device | str
+    block: int | None = None
+    open: int | None = None
+    settled: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -34,9 +45,14 @@ class KvStore(Part, ABC):
 
     Attributes:
         lossless: what is read is what was written, to the bit.
+        settles: what is final is held less precisely from then on, see ``settle``.
+        newest_chunks, sink_chunks: finished chunks, the newest and the first ones of a window, that are not settled.
     """
 
     lossless: ClassVar[bool]
+    settles: ClassVar[bool] = False
+    newest_chunks: ClassVar[int] = 0
+    sink_chunks: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,7 +80,29 @@ class KvStore(Part, ABC):
     def copy(self, slots: slice, other: Self, others: slice) -> None:
         """Take over every layer's entries from another branch's store of the same shape."""
 
+    def settle(self, layer: int, slots: slice) -> None:
+        """One block's entries are final: the store may hold them less precisely from now on."""
+
+    def clear(self) -> None:
+        """Nothing that was written is asked for again."""
+
+    @property
+    def corrects(self) -> bool:
+        """Whether ``excess`` may say something: that is added to logits, which not every attention kernel takes."""
+        return False
+
+    def excess(self, layer: int, slots: slice, energy: Tensor) -> Tensor | None:
+        """What rounding adds to slots' logits in the mean of exp(logit): float32 [B, G, N], None where it is nothing.
+
+        ``energy`` is the mean square of every channel of the queries over E, float32 [B, G, E].
+        """
+        return None
+
     @property
     @abstractmethod
     def nbytes(self) -> int:
         """Allocated, all together."""
+
+    def bytes_held(self, num_tokens: int, capacity: int) -> int:
+        """What ``num_tokens`` of the C = ``capacity`` slots take, and whatever the store works in."""
+        return self.nbytes * num_tokens // capacity

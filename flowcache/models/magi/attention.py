@@ -194,13 +194,14 @@ class ParallelAttention(nn.Module):
             for member, tokens in zip(pack.members, pack.slices, strict=True):
                 if not member.alone:
                     pack.cache.write(self.layer, member.position, key[:, :, tokens], value[:, :, tokens])
-        seen = []
+        seen, queries = [], query.unflatten(2, (pack.slices[-1].stop, -1))
         for index, (member, tokens) in enumerate(zip(pack.members, pack.slices, strict=True)):
             if member.alone:
                 seen.append((key[:, :, tokens], value[:, :, tokens], None))
             elif pack.cache is not None:
                 span = self.layer, member.first_key_chunk, member.position
-                seen.append((*pack.cache.read(*span), pack.cache.mask(*span)))
+                own = queries[:, :, tokens].flatten(2, 3)
+                seen.append((*pack.cache.read(*span), pack.cache.mask(*span, own)))
             else:
                 # Without a cache the pack itself is the history: members stand in order of position, without gaps.
                 back = min(index, member.position - member.first_key_chunk)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -286,11 +287,12 @@ class MagiGeneration(CachingGeneration):
             _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self._clean_time) for c in chunks
         ]
         step_size = step_size_number(self.schedule.num_steps, self.schedule.rows[0].interval)
+        for chunk, cache in product(chunks, self.caches):
+            cache.finish(chunk, is_final=False)
         self._forward(passes, self.caches[-1], step_size, dropped=self.runtime.cfg_number == 3)
         for chunk in chunks:
             for cache in self.caches[:-1]:
                 cache.copy_chunk_from(self.caches[-1], chunk)
-            self.caches[-1].finish(chunk)
         return self._count(passes)
 
     def _guidance_1(self, row: Row, passes: list[_Pass], step_size: float) -> dict[int, Tensor]:

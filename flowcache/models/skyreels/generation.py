@@ -360,7 +360,7 @@ class SkyReelsGeneration(CachingGeneration):
                 branch.cache.clear()
                 branch.awaiting += prefix
                 for chunk in prefix:
-                    branch.cache.finish(chunk - window.first_chunk)
+                    branch.cache.finish(chunk - window.first_chunk, is_final=False)
         if self.video is not None:
             shown = given[:, :, : len(prefix) * self.sampling.causal_block_size] if prefix else None
             self.video.open(shown, emit=self.emit_given_frames and index == 0)

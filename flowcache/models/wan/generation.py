@@ -135,6 +135,9 @@ class WanGeneration(CachingGeneration):
         )
         for branch in self.branches:
             branch.awaiting += range(schedule.prefix_chunks)
+            for chunk in range(schedule.prefix_chunks):
+                for place in self._places(chunk):
+                    branch.cache.finish(place, is_final=False)
         self._decoder, self._emit_prefix = None if vae is None else vae.decoder(), emit_prefix
 
     def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
@@ -153,7 +156,15 @@ class WanGeneration(CachingGeneration):
             dtype=shape.dtype,
             device=device,
             policy=self.method.kv,
+            open_chunks=self._open_chunks,
+            chunk_frames=self.sampling.block_frames,
         )
+
+    def _places(self, chunk: int) -> range:
+        """See _member: chunks, or latent frames."""
+        if self.method.kv.budget is not None:
+            return super()._places(chunk)
+        return range(self.blocks.start(chunk), self.blocks.start(chunk + 1))
 
     # What the sampler calls, in its order.
 
