@@ -71,46 +71,43 @@ def export_magi(recipe: dict, directory: Path, destination: Path) -> None:
 
 def export_skyreels(recipe: dict, directory: Path, destination: Path) -> None:
     """The same for ``SkyReels.from_pretrained``: the folders of diffusers' pipeline, and ``sampling.json``."""
-    statistics = json.loads((directory / "latent_statistics.json").read_text(encoding="utf-8"))
-    make = partial(WanAutoencoder, **recipe["vae"]["config"], **statistics)
     model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
-    model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
-    shift = Sampling(**recipe["sampling"]).shift
-    _save_pipeline(
-        SkyReelsV2DiffusionForcingPipeline(
-            tokenizer=build_tokenizer(recipe["dit"]["recipe"]["caption_length"]),
-            text_encoder=model.text_encoder.half(),
-            transformer=model.transformer.half(),
-            vae=load_autoencoder(make, directory / "decoder.pt").vae.half(),
-            scheduler=UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-            ),
-        ),
-        recipe["sampling"],
-        destination,
+    sampling = recipe["sampling"]
+    shift = Sampling(**sampling).shift
+    _export_wan_family(
+        SkyReelsV2DiffusionForcingPipeline, model, recipe, directory, "dit", sampling, shift, destination
     )
 
 
 def export_wan(recipe: dict, directory: Path, weights: str, sampling: dict, destination: Path) -> None:
     """The same for ``Wan.from_pretrained``, of the stage ``weights``, in the folders of diffusers' Wan."""
+    model = TextAndWan(recipe["dit"]["transformer"], recipe["dit"]["text"])
+    shift = Settings().replaced(sampling).shift
+    _export_wan_family(WanPipeline, model, recipe, directory, weights, sampling, shift, destination)
+
+
+def _export_wan_family(
+    pipeline: type[DiffusionPipeline],
+    model: TextAndTransformer | TextAndWan,
+    recipe: dict,
+    directory: Path,
+    weights: str,
+    sampling: dict,
+    shift: float,
+    destination: Path,
+) -> None:
+    """A model with the weights of a stage, and the autoencoder's, as a pipeline of diffusers."""
+    model.load_state_dict(torch.load(directory / f"{weights}.pt", weights_only=True)["model"])
     statistics = json.loads((directory / "latent_statistics.json").read_text(encoding="utf-8"))
     make = partial(WanAutoencoder, **recipe["vae"]["config"], **statistics)
-    model = TextAndWan(recipe["dit"]["transformer"], recipe["dit"]["text"])
-    model.load_state_dict(torch.load(directory / f"{weights}.pt", weights_only=True)["model"])
-    shift = Settings().replaced(sampling).shift
-    _save_pipeline(
-        WanPipeline(
-            tokenizer=build_tokenizer(recipe["dit"]["recipe"]["caption_length"]),
-            text_encoder=model.text_encoder.half(),
-            transformer=model.transformer.half(),
-            vae=load_autoencoder(make, directory / "decoder.pt").vae.half(),
-            scheduler=UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-            ),
-        ),
-        sampling,
-        destination,
+    made = pipeline(
+        tokenizer=build_tokenizer(recipe["dit"]["recipe"]["caption_length"]),
+        text_encoder=model.text_encoder.half(),
+        transformer=model.transformer.half(),
+        vae=load_autoencoder(make, directory / "decoder.pt").vae.half(),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift),
     )
+    _save_pipeline(made, sampling, destination)
 
 
 def _save_pipeline(pipeline: DiffusionPipeline, sampling: dict, destination: Path) -> None:

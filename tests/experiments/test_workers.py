@@ -81,5 +81,5 @@ with get_context("forkserver").Pool(1) as pool:
 
 def test_workers_leave_a_terminals_ctrl_c_to_who_started_them():
     """Else one that takes it begins the next video."""
-    asked = subprocess.run([sys.executable, "-c", ASKED], cwd=ROOT, capture_output=True, text=True, check=True)
+    asked = subprocess.run([sys.executable, "-c", ASKED], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert asked.stdout == "{<Signals.SIGINT: 2>} set()\n"

@@ -15,24 +15,23 @@ from flowcache.models.checkpoint import CheckpointError, read_headers
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
 from flowcache.models.inputs import Frames, given_frames, plain
-from flowcache.models.offload import Visits
-from flowcache.models.random_weights import fill_random
 from flowcache.models.skyreels.checkpoint import empty_transformer, load_transformer, read_sampling
 from flowcache.models.skyreels.config import NETWORKS, Sampling
 from flowcache.models.skyreels.generation import SkyReelsGeneration
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.wan.config import TEMPORAL_FACTOR
-from flowcache.models.wan.modules import empty_vae, fill_rope, load_vae, set_dtypes
+from flowcache.models.wan.modules import empty_vae
 from flowcache.models.wan.pipeline import WanPipeline, type_on
-from flowcache.models.wan.text import NEGATIVE_PROMPT, TextEncoder
+from flowcache.models.wan.text import NEGATIVE_PROMPT
 from flowcache.models.wan.unipc import noise_levels
-from flowcache.models.wan.vae import FrameStream, WanVae
+from flowcache.models.wan.vae import FrameStream
 
 
 class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
     """The model; a generation of it holds all state of one video. ``sampling`` is the paper's where none is given."""
 
     settings = Sampling
+    network_type = SkyReelsNetwork
     switches_prompts = False
 
     @classmethod
@@ -69,29 +68,16 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
         for part in ("transformer", "vae", "text_encoder"):  # everything is there before minutes of loading begin
             read_headers(directory / part)
         sampling = read_sampling(directory)
-        offload = device.type == "cuda" if offload is None else offload
-        network = SkyReelsNetwork(load_transformer(directory / "transformer", device, dtype or type_on(device)))
-        loaded = load_vae(directory / "vae", "cpu" if offload else device)
-        try:
-            vae = WanVae(loaded, Visits(loaded, device) if offload else None)
-        except (TypeError, ValueError) as error:
+        channels = empty_transformer(directory / "transformer")[0].config.in_channels
+        decoded = empty_vae(directory / "vae").config.z_dim
+        if decoded != channels:
             raise CheckpointError(
-                f"{directory / 'vae'} is not SkyReels-V2's VAE ({error}); download it again"
-            ) from error
-        if loaded.config.z_dim != network.config.in_channels:
-            raise CheckpointError(
-                f"the transformer in {directory} makes latents of {network.config.in_channels} channels and the VAE "
-                f"decodes {loaded.config.z_dim}: they belong to different checkpoints; download both of one"
+                f"the transformer in {directory} makes latents of {channels} channels and the VAE decodes {decoded}: "
+                "they belong to different checkpoints; download both of one"
             )
-        text = TextEncoder.from_pretrained(
-            directory / "text_encoder",
-            directory / "tokenizer",
-            device=text_device,
-            dtype=type_on(text_device),
-            channels=network.config.text_dim,
-            offload=offload,
-        )
-        return cls(network, vae, text, sampling, device)
+        transformer = load_transformer(directory / "transformer", device, dtype or type_on(device))
+        parts = (directory / part for part in ("vae", "text_encoder", "tokenizer"))
+        return cls._loaded(transformer, *parts, sampling, device, text_device, offload)
 
     @classmethod
     def from_random(
@@ -108,17 +94,7 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
             device: where the weights are made; the text encoder is left out, and captions are random features.
             seed: of the weights.
         """
-        device, seed = usable_device(device), plain(seed)
-        transformer, vae, sampling = _on_meta(size, checkpoint)
-        if vae is None:
-            with torch.device("meta"):
-                vae = AutoencoderKLWan().float()  # its defaults are the released one's
-        set_dtypes(transformer, type_on(device))
-        for module in (transformer, vae):
-            fill_random(module, device, seed)
-        fill_rope(transformer)
-        transformer.rope.to(device)
-        return cls(SkyReelsNetwork(transformer), WanVae(vae), None, sampling, device)
+        return cls._with_random_weights(*_on_meta(size, checkpoint), device, seed)
 
     @classmethod
     def on_meta(cls, size: str = "1.3B", checkpoint: str | Path | None = None) -> SkyReels:
@@ -128,10 +104,7 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
             size: of ``flowcache.models.skyreels.config.NETWORKS``; it samples as in the FlowCache paper.
             checkpoint: a checkpoint directory whose configuration counts instead of ``size``; no weights are read.
         """
-        transformer, vae, sampling = _on_meta(size, checkpoint)
-        set_dtypes(transformer, torch.bfloat16)
-        network = SkyReelsNetwork(transformer.eval().requires_grad_(False))
-        return cls(network, None if vae is None else WanVae(vae), None, sampling, "meta")
+        return cls._on_device_meta(*_on_meta(size, checkpoint))
 
     @property
     def chunk_frames(self) -> int:

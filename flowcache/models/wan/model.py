@@ -15,19 +15,16 @@ from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
 from flowcache.models.inputs import Frames, given_frames, plain
-from flowcache.models.offload import Visits
-from flowcache.models.random_weights import fill_random
 from flowcache.models.wan.blocks import Blocks, pixel_frames
 from flowcache.models.wan.checkpoint import empty_transformer, load_transformer, sampling_of
 from flowcache.models.wan.config import NETWORKS, TEMPORAL_FACTOR, Sampling
 from flowcache.models.wan.files import RELEASES, locate
 from flowcache.models.wan.generation import WanGeneration, check_settings
-from flowcache.models.wan.modules import empty_vae, fill_rope, load_vae, set_dtypes
+from flowcache.models.wan.modules import empty_vae
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.pipeline import WanPipeline, type_on
 from flowcache.models.wan.prompts import check_prompts, latent_starts
-from flowcache.models.wan.text import NEGATIVE_PROMPT, TextEncoder
-from flowcache.models.wan.vae import WanVae
+from flowcache.models.wan.text import NEGATIVE_PROMPT
 from flowcache.models.wan.window import FrameWindow
 
 
@@ -35,6 +32,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
     """The model; a generation of it holds all state of one video. ``sampling`` is Self-Forcing's by default."""
 
     settings = Sampling
+    network_type = WanNetwork
     switches_prompts = True
 
     @classmethod
@@ -78,24 +76,10 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
                 f"no text encoder at {files.text_encoder}; give base=<folder of a downloaded Wan 2.1>, which holds it"
             )
         sampling = sampling_of(files.transformer)
-        offload = device.type == "cuda" if offload is None else offload
-        network = WanNetwork(
-            load_transformer(files, device, dtype or type_on(device), weights=weights, lora_alpha=lora_alpha)
-        )
-        loaded = load_vae(files.vae, "cpu" if offload else device)
-        try:
-            vae = WanVae(loaded, Visits(loaded, device) if offload else None)
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{files.vae} is not Wan 2.1's VAE ({error}); download it again") from error
-        text = TextEncoder.from_pretrained(
-            files.text_encoder,
-            files.tokenizer,
-            device=text_device,
-            dtype=type_on(text_device),
-            channels=network.config.text_dim,
-            offload=offload,
-        )
-        return cls(network, vae, text, sampling, device)
+        dtype = dtype or type_on(device)
+        transformer = load_transformer(files, device, dtype, weights=weights, lora_alpha=lora_alpha)
+        parts = files.vae, files.text_encoder, files.tokenizer
+        return cls._loaded(transformer, *parts, sampling, device, text_device, offload)
 
     @classmethod
     def from_random(
@@ -113,17 +97,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
             device: where the weights are made; the text encoder is left out, and captions are random features.
             seed: of the weights.
         """
-        device, seed = usable_device(device), plain(seed)
-        transformer, vae, sampling = _on_meta(size, release, checkpoint)
-        if vae is None:
-            with torch.device("meta"):
-                vae = AutoencoderKLWan().float()  # its defaults are the released one's
-        set_dtypes(transformer, type_on(device))
-        for module in (transformer, vae):
-            fill_random(module, device, seed)
-        fill_rope(transformer)
-        transformer.rope.to(device)
-        return cls(WanNetwork(transformer), WanVae(vae), None, sampling, device)
+        return cls._with_random_weights(*_on_meta(size, release, checkpoint), device, seed)
 
     @classmethod
     def on_meta(cls, size: str = "1.3B", release: str = "self_forcing", checkpoint: str | Path | None = None) -> Wan:
@@ -134,10 +108,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
             release: of ``flowcache.models.wan.files.RELEASES``, as which it samples.
             checkpoint: whose configuration counts instead of both; no weights are read.
         """
-        transformer, vae, sampling = _on_meta(size, release, checkpoint)
-        set_dtypes(transformer, torch.bfloat16)
-        network = WanNetwork(transformer.eval().requires_grad_(False))
-        return cls(network, None if vae is None else WanVae(vae), None, sampling, "meta")
+        return cls._on_device_meta(*_on_meta(size, release, checkpoint))
 
     @property
     def chunk_frames(self) -> int:

@@ -5,13 +5,20 @@ Shape letters: L caption tokens.
 
 from __future__ import annotations
 
-from typing import ClassVar, Generic, Protocol, TypeVar
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
+from diffusers import AutoencoderKLWan, ModelMixin
 from torch import Tensor
 
 from flowcache.kernels import AUTO, set_kernels
-from flowcache.models.checkpoint import weights_bytes
+from flowcache.models.checkpoint import CheckpointError, weights_bytes
+from flowcache.models.device import usable_device
+from flowcache.models.inputs import plain
+from flowcache.models.offload import Visits
+from flowcache.models.random_weights import fill_random
+from flowcache.models.wan.modules import fill_rope, load_vae, set_dtypes
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.text import MAX_TOKENS, TextEncoder
 from flowcache.models.wan.vae import WanVae
@@ -40,6 +47,7 @@ class WanPipeline(Generic[Network, Sampling]):
     """
 
     settings: ClassVar[type]  # of which ``sampling`` is one
+    network_type: ClassVar[type[WanNetwork]]
 
     def __init__(
         self,
@@ -53,6 +61,64 @@ class WanPipeline(Generic[Network, Sampling]):
         self.sampling = self.settings() if sampling is None else sampling
         self.device = torch.device(device)
         self._features: dict[str, Tensor] = {}  # of negative prompts, which hardly ever change
+
+    @classmethod
+    def _loaded(
+        cls,
+        transformer: ModelMixin,
+        vae: Path,
+        text_encoder: Path,
+        tokenizer: Path,
+        sampling: Sampling,
+        device: torch.device,
+        text_device: torch.device,
+        offload: bool | None,
+    ) -> Self:
+        """Of a loaded transformer and where the other parts lie. Raises CheckpointError for a VAE or text encoder that
+        is wrong."""
+        offload = device.type == "cuda" if offload is None else offload
+        loaded = load_vae(vae, "cpu" if offload else device)
+        try:
+            decodes = WanVae(loaded, Visits(loaded, device) if offload else None)
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{vae} is not Wan 2.1's VAE ({error}); download it again") from error
+        reads = TextEncoder.from_pretrained(
+            text_encoder,
+            tokenizer,
+            device=text_device,
+            dtype=type_on(text_device),
+            channels=transformer.config.text_dim,
+            offload=offload,
+        )
+        return cls(cls.network_type(transformer), decodes, reads, sampling, device)
+
+    @classmethod
+    def _with_random_weights(
+        cls,
+        transformer: ModelMixin,
+        vae: AutoencoderKLWan | None,
+        sampling: Sampling,
+        device: torch.device | str,
+        seed: int,
+    ) -> Self:
+        """Of a transformer and a VAE on device "meta", by default the released one; without a text encoder."""
+        device, seed = usable_device(device), plain(seed)
+        if vae is None:
+            with torch.device("meta"):
+                vae = AutoencoderKLWan().float()  # its defaults are the released one's
+        set_dtypes(transformer, type_on(device))
+        for module in (transformer, vae):
+            fill_random(module, device, seed)
+        fill_rope(transformer)
+        transformer.rope.to(device)
+        return cls(cls.network_type(transformer), WanVae(vae), None, sampling, device)
+
+    @classmethod
+    def _on_device_meta(cls, transformer: ModelMixin, vae: AutoencoderKLWan | None, sampling: Sampling) -> Self:
+        """Of a transformer and a VAE that are there, for counting."""
+        set_dtypes(transformer, torch.bfloat16)
+        network = cls.network_type(transformer.eval().requires_grad_(False))
+        return cls(network, None if vae is None else WanVae(vae), None, sampling, "meta")
 
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
         """See flowcache.kernels.set_kernels."""
