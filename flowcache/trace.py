@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+from flowcache.kv.store.base import Sizes
+
 Action = Literal["compute", "reuse", "forecast", "held"]
 
 
@@ -42,8 +44,8 @@ class TraceEntry:
     there was "forecast" say "reuse" for it, and know no ``repeated``.
     distance is None where it was not measured, and cosine where that was not against the chunk before; accumulated is
     the policy's after its decision; flops are those of the chunk's denoising forward (0 if it reused); kv_tokens are
-    the tokens the cache holds after the row, per layer and head; token_mask tells that only some of the chunk's tokens
-    computed.
+    the tokens the cache holds after the row, per layer and head, and kv_bytes what all branches' caches hold them in
+    (traces from before do not say, 0); token_mask tells that only some of the chunk's tokens computed.
     """
 
     row: int
@@ -58,6 +60,7 @@ class TraceEntry:
     token_mask: bool = False
     repeated: bool = False
     cosine: float | None = None
+    kv_bytes: int = 0
 
 
 @dataclass
@@ -67,6 +70,7 @@ class Trace:
     entries: list[TraceEntry] = field(default_factory=list)
     work: list[tuple[int, Work]] = field(default_factory=list)  # (row, work); row -1 is before the first row
     kv_bytes_allocated: int = 0
+    kv_bytes_by_use: Sizes = field(default_factory=dict)  # of those allocated
     kv_bytes_used_peak: int = 0
     # Known at the end.
     kv_unusable_kept: int = 0  # see KvCache

@@ -22,6 +22,7 @@ from experiments.records.collect import described, finished, video_frame
 from experiments.records.settings import told_apart
 from experiments.records.timings import commonest_way, timed
 from experiments.show import claims
+from experiments.show.kv_memory import KV_USES
 from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
 from experiments.show.style import COLUMN_WIDTH_IN, RANGES, error_bars, look, styled
 from experiments.show.summary import missing, summarise
@@ -36,6 +37,8 @@ _COLUMNS = (
     Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
     Column("caption right", "caption_right", "{:.0%}", "{caption_right_low:.0%} to {caption_right_high:.0%}"),
     Column("KV MiB", "kv_mib", "{:.2f}", "± {kv_mib_ci95:.2f}"),
+    Column("KV allocated MiB", "kv_allocated_mib", "{:.2f}"),
+    *(Column(f"of it {name}", f"kv_{use}_mib", "{:.2f}") for use, name in KV_USES.items()),
     Column("outputs kept MiB", "forecast_mib", "{:.2f}", "± {forecast_mib_ci95:.2f}"),
     Column(
         "time compressing",

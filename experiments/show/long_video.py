@@ -66,9 +66,11 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
 
 
 def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:
-    """By chunk, what the caches hold as it finishes."""
-    tokens = trace.sort_values("row").groupby("chunk")["kv_tokens"].last()
-    return tokens * (record.kv_bytes_used_peak / max(1, trace["kv_tokens"].max()) / 2**20)
+    """By chunk, what the caches hold as it finishes; traces of before that was told hold as much for every token."""
+    last = trace.sort_values("row").groupby("chunk").last()
+    if "kv_bytes" in last:
+        return last["kv_bytes"] / 2**20
+    return last["kv_tokens"] * (record.kv_bytes_used_peak / max(1, trace["kv_tokens"].max()) / 2**20)
 
 
 def _chunks(job: Job, setting: str, record: Record, reference: Record) -> list[dict]:

@@ -19,7 +19,7 @@ from flowcache.kv.budget import Budget
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.rotary import RotaryPairs
 from flowcache.kv.select.base import Entries
-from flowcache.kv.store.base import StoreShape
+from flowcache.kv.store.base import Sizes, StoreShape
 
 
 class KvCache:
@@ -377,8 +377,13 @@ class KvCache:
         return self._kept + sum(self._written[self._first_whole :]) * self.tokens_per_chunk
 
     @property
+    def sizes(self) -> Sizes:
+        """Bytes allocated, by what they are for."""
+        return self._store.sizes | {"selection": self._bytes_beside}
+
+    @property
     def bytes_allocated(self) -> int:
-        return self._store.nbytes + self._bytes_beside
+        return sum(self.sizes.values())
 
     @property
     def bytes_used(self) -> int:

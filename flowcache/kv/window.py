@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flowcache.kv.cache import KvCache
 from flowcache.kv.policy import KvPolicy
+from flowcache.kv.store.base import Sizes
 
 Sink = Literal["own", "near"]  # where a sink is read: at its own time, or right before the first other frame
 Later = Callable[[Tensor, int], Tensor]  # rotated keys [B, G, N, E], as if they stood so many frames later
@@ -189,8 +190,13 @@ class WindowCache(KvCache):
         return len(self.frames_held) * self.tokens_per_chunk
 
     @property
-    def _bytes_beside(self) -> int:
-        return self._gathered.nbytes
+    def sizes(self) -> Sizes:
+        sizes = super().sizes
+        return sizes | {"read_buffer": sizes.get("read_buffer", 0) + self._gathered.nbytes}
+
+    @property
+    def bytes_used(self) -> int:
+        return super().bytes_used + self._gathered.nbytes
 
     # Slots, in frames.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,6 +16,7 @@ from flowcache.kernels import AUTO
 from flowcache.kv.budget import Budget, longest_held, plan_budget
 from flowcache.kv.cache import KvCache
 from flowcache.kv.rotary import RotaryPairs
+from flowcache.kv.store.base import Sizes
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, check_method
 from flowcache.schedule import Schedule
@@ -150,8 +152,15 @@ class CachingGeneration:
         return self.caches[0].num_tokens if self.caches else 0
 
     @property
+    def kv_bytes_by_use(self) -> Sizes:
+        total: Counter[str] = Counter()
+        for cache in self.caches:
+            total.update(cache.sizes)
+        return {use: size for use, size in total.items() if size}
+
+    @property
     def kv_bytes_allocated(self) -> int:
-        return sum(cache.bytes_allocated for cache in self.caches)
+        return sum(self.kv_bytes_by_use.values())
 
     @property
     def kv_bytes_used(self) -> int:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from flowcache.part import Part
+
+# What memory is for: entries in the type that they are held in; codes; what codes are read by (scales, lowest numbers,
+# ids and centroids); a layer put in order to be read; what a selection remembers beside its entries.
+KvUse = Literal["entries", "codes", "scales", "read_buffer", "selection"]
+Sizes = dict[KvUse, int]
 
 
 @dataclass(frozen=True)
@@ -100,8 +105,13 @@ class KvStore(Part, ABC):
 
     @property
     @abstractmethod
+    def sizes(self) -> Sizes:
+        """Bytes allocated, by what they are for."""
+
+    @property
     def nbytes(self) -> int:
         """Allocated, all together."""
+        return sum(self.sizes.values())
 
     def bytes_held(self, num_tokens: int, capacity: int) -> int:
         """What ``num_tokens`` of the C = ``capacity`` slots take, and whatever the store works in."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowcache.kv.store.base import KvStore, StoreShape
+from flowcache.kv.store.base import KvStore, Sizes, StoreShape
 
 
 @dataclass(kw_only=True)
@@ -44,5 +44,5 @@ class FullPrecision(KvStore):
         self._values[:, :, :, slots] = other._values[:, :, :, others]
 
     @property
-    def nbytes(self) -> int:
-        return self._keys.nbytes + self._values.nbytes
+    def sizes(self) -> Sizes:
+        return {"entries": self._keys.nbytes + self._values.nbytes}

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from flowcache.kv.store.base import KvStore, StoreShape
+from flowcache.kv.store.base import KvStore, Sizes, StoreShape
 from flowcache.options import check_switches, is_count
 
 Kind = Literal["key", "value"]
@@ -67,8 +67,8 @@ class Quantised(KvStore):
 
     @abstractmethod
     def encode(self, kind: Kind, x: Tensor) -> Sequence[Tensor]:
-        """A block's entries [B, G, T, E], in the network's type or float32 -> what is held of them; always of the same
-        shapes and types."""
+        """A block's entries [B, G, T, E], in the network's type or float32 -> what is held of them, the codes first;
+        always of the same shapes and types."""
 
     @abstractmethod
     def decode(self, kind: Kind, parts: Sequence[Tensor]) -> Tensor:
@@ -181,15 +181,21 @@ class Quantised(KvStore):
     # Sizes.
 
     @property
-    def nbytes(self) -> int:
-        return self._pages.nbytes + self._read.nbytes + sum(part.nbytes for codes in self._codes for part in codes)
+    def sizes(self) -> Sizes:
+        return {
+            "entries": self._pages.nbytes,
+            "codes": sum(packed.nbytes for packed, *_ in self._codes),
+            "scales": sum(part.nbytes for _, *beside in self._codes for part in beside),
+            "read_buffer": self._read.nbytes,
+        }
 
     def bytes_held(self, num_tokens: int, capacity: int) -> int:
         pages, codes = (self._shape.num_layers * size for size in (self._pages.shape[2], self._codes[0][0].shape[1]))
         free = {settled: sum(len(of_layer[settled]) for of_layer in self._free) for settled in (False, True)}
-        all_codes = sum(part.nbytes for codes in self._codes for part in codes)
-        held = self._pages.nbytes * (pages - free[False]) // pages
-        return held + (all_codes * (codes - free[True]) // codes if codes else 0) + self._read.nbytes
+        sizes = self.sizes
+        held = sizes["entries"] * (pages - free[False]) // pages
+        all_codes = sizes["codes"] + sizes["scales"]
+        return held + (all_codes * (codes - free[True]) // codes if codes else 0) + sizes["read_buffer"]
 
     # Parts.
 
