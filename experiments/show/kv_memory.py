@@ -18,7 +18,8 @@ def kv_text(by_use: Mapping[str, int], unit_bytes: int, unit: str = "") -> str:
     """Of bytes by use, in a unit: '2.25 MiB'; where there is more than keys and values as they are, also what for,
     '1.2 MiB (full precision 0.9, codes 0.3)'."""
     whole = f"{sum(by_use.values()) / unit_bytes:.3g} {unit}".rstrip()
-    if set(by_use) <= {"entries"}:
+    taken = {name: by_use[use] for use, name in KV_USES.items() if by_use.get(use)}
+    if taken.keys() <= {KV_USES["entries"]}:
         return whole
-    told = ", ".join(f"{name} {by_use[use] / unit_bytes:.3g}" for use, name in KV_USES.items() if use in by_use)
+    told = ", ".join(f"{name} {size / unit_bytes:.3g}" for name, size in taken.items())
     return f"{whole} ({told})"
