@@ -47,9 +47,7 @@ _FIGURES = (
 )
 _FLAT = ("kv_mib", "seconds")  # what a bounded cache keeps the same however long the video is
 _OF_CHUNKS = {"kv_mib": "max", "seconds": "median"}  # the others: mean
-_NO_VIDEOS = (
-    "no finished long videos; make them first with python -m experiments.sweep experiment=long_video (or kv_long)"
-)
+_NO_VIDEOS = "no finished long videos; make them first with python -m experiments.sweep experiment=long_video"
 
 
 def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
@@ -249,7 +247,6 @@ def main(arguments: list[str]) -> int:
     to = destination(jobs[0].output_dir, publish)
     to.save_table(f"{stem}_{name}", described)
     to.save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_{name}")
-    to.save_figure(
-        draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory" if name == "long_video" else f"{stem}_{name}_memory"
-    )
+    memory = "kv_memory" if name == "long_video" else f"{name}_memory"
+    to.save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_{memory}")
     return 0
