@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from flowcache.kv.store.base import Sizes
-
 Action = Literal["compute", "reuse", "forecast", "held"]
 
 
@@ -70,7 +68,7 @@ class Trace:
     entries: list[TraceEntry] = field(default_factory=list)
     work: list[tuple[int, Work]] = field(default_factory=list)  # (row, work); row -1 is before the first row
     kv_bytes_allocated: int = 0
-    kv_bytes_by_use: Sizes = field(default_factory=dict)  # of those allocated
+    kv_bytes_by_use: dict[str, int] = field(default_factory=dict)  # of those allocated (flowcache.kv.store.base)
     kv_bytes_used_peak: int = 0
     # Known at the end.
     kv_unusable_kept: int = 0  # see KvCache

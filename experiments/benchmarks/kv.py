@@ -1,7 +1,7 @@
 """Every KV selector and store, and FlowCache's choice against the whole-matrix form: time, memory, the same choice.
 
-``python -m experiments.bench kv [lengths=4032,16128,48600] [queries=token,frame,chunk] [runs=3] [key=value ...]
-[show=whole_matrix,selectors,stores,video]``
+``python -m experiments.bench kv [lengths=4032,16128,48600] [queries=token,frame,chunk] [runs=3]
+[show=whole_matrix,selectors,stores,video] [key=value ...]``
 
 One layer of MAGI-1 4.5B: 4 clean chunks of 6 frames, of which the budget holds 3, and the queries of a fifth; 48600
 keys are its full size. Keys and queries are seeded noise, float32, and the same for all; nothing is timed the first
