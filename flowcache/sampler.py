@@ -51,6 +51,7 @@ def sample(
     policy = generation.method.reuse.fresh()
     evidence = EvidenceReader(_meter(policy, generation), policy.report)
     trace.kv_bytes_allocated, trace.kv_bytes_by_use = generation.kv_bytes_allocated, generation.kv_bytes_by_use
+    trace.kv_bits = generation.kv_bits
     finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
     with clock("transformer"):
         trace.work += [(-1, work) for work in generation.start(clock)]

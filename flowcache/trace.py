@@ -70,6 +70,7 @@ class Trace:
     kv_bytes_allocated: int = 0
     kv_bytes_by_use: dict[str, int] = field(default_factory=dict)  # of those allocated (flowcache.kv.store.base)
     kv_bytes_used_peak: int = 0
+    kv_bits: float = 0.0  # of a number of a finished chunk
     # Known at the end.
     kv_unusable_kept: int = 0  # see KvCache
     forecast_bytes_peak: int = 0  # outputs that forecasts look back on

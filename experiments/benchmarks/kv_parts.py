@@ -127,7 +127,7 @@ def _store_line(name: str, sizes: Sizes, num_runs: int, device: str, plain_s: fl
     more = "" if plain_s is None else f"{whole_s / plain_s - 1:+.1%}"
     line = (
         f"{name:>14}  {cell(settling, memory.peak):>35}  {statistics.median(reading):>7.4f} s  {more:>9}  "
-        f"{_bits(cache, sizes):>13.2f}  {kv_text(deep.sizes, 2**30)}"
+        f"{cache.bits_a_number:>13.2f}  {kv_text(deep.sizes, 2**30)}"
     )
     return line, whole_s
 
@@ -139,11 +139,3 @@ def _attend(cache: KvCache, query: Tensor) -> Tensor:
     mask = cache.mask(0, 0, CHUNKS - 1, query.unflatten(1, (-1, shared)).flatten(2, 3))
     mask = None if mask is None else mask.repeat_interleave(shared, dim=1)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-
-
-def _bits(cache: KvCache, sizes: Sizes) -> float:
-    """Of a finished chunk's number, with what its codes are read by."""
-    held = cache.sizes
-    settled = held.get("codes", 0) + held.get("scales", 0)
-    chunks = CHUNKS if settled else CHUNKS + 1
-    return 8 * (settled or held["entries"]) / (2 * 2 * NUM_GROUPS * CHANNELS * sizes.chunk * chunks)

@@ -36,6 +36,7 @@ _COLUMNS = (
     Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
     Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
     Column("caption right", "caption_right", "{:.0%}", "{caption_right_low:.0%} to {caption_right_high:.0%}"),
+    Column("bits a number", "kv_bits", "{:.3g}"),
     Column("KV MiB", "kv_mib", "{:.2f}", "± {kv_mib_ci95:.2f}"),
     Column("KV allocated MiB", "kv_allocated_mib", "{:.2f}"),
     *(Column(f"of it {name}", f"kv_{use}_mib", "{:.2f}") for use, name in KV_USES.items()),

@@ -67,6 +67,7 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
         summary |= _mean(seam, [r.caption[seam] for r in records if r.caption and r.caption.get(seam) is not None])
     summary |= _mean("kv_mib", [r.kv_bytes_used_peak / 2**20 for r in records])
     summary |= _mean("kv_allocated_mib", [r.kv_bytes_allocated / 2**20 for r in records])
+    summary |= _mean("kv_bits", [r.kv_bits for r in records if r.kv_bits])
     if any(r.kv_bytes_by_use.keys() > {"entries"} for r in records):
         for use in KV_USES:
             summary |= _mean(f"kv_{use}_mib", [r.kv_bytes_by_use.get(use, 0) / 2**20 for r in records])
@@ -119,6 +120,7 @@ _ROWS = (
     ("caption: all three right", "caption_right", "{:.0%}"),
     ("seam ratio at chunk borders", "seam_ratio", "{:.2f}"),
     ("jump at chunk borders, pixels", "position_jump_pixels", "{:.2f}"),
+    ("bits a number of finished chunks' keys and values", "kv_bits", "{:.3g}"),
     ("KV cache in use, at most, MiB", "kv_mib", "{:.2f}"),
     ("KV cache allocated, MiB", "kv_allocated_mib", "{:.2f}"),
     *((f"  {name}", f"kv_{use}_mib", "{:.2f}") for use, name in KV_USES.items()),

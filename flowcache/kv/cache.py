@@ -382,6 +382,11 @@ class KvCache:
         return self._store.sizes | {"selection": self._bytes_beside}
 
     @property
+    def bits_a_number(self) -> float:
+        """Of a number of a finished chunk, with what its code is read by."""
+        return self._store.bits_a_number
+
+    @property
     def bytes_allocated(self) -> int:
         return sum(self.sizes.values())
 

@@ -92,6 +92,11 @@ class Generation(FeatureSource, Protocol):
         ...
 
     @property
+    def kv_bits(self) -> float:
+        """``KvCache.bits_a_number``; 0 without a cache."""
+        ...
+
+    @property
     def kv_bytes_used(self) -> int: ...
 
     @property

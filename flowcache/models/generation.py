@@ -163,6 +163,10 @@ class CachingGeneration:
         return sum(self.kv_bytes_by_use.values())
 
     @property
+    def kv_bits(self) -> float:
+        return self.caches[0].bits_a_number if self.caches else 0.0
+
+    @property
     def kv_bytes_used(self) -> int:
         return sum(cache.bytes_used for cache in self.caches)
 

@@ -219,7 +219,7 @@ def test_a_forecast_without_depth_and_a_store_that_does_not_say_how_precise_are_
             return points[0].output
 
     class Silent(KvStore):
-        allocate = write = read = keep = copy = nbytes = None
+        allocate = write = read = keep = copy = sizes = bits_a_number = None
 
     with pytest.raises(TypeError, match="Unsaid must say by its depth how many computed outputs it looks back on"):
         Unsaid()

@@ -272,6 +272,15 @@ def test_bytes_are_those_of_packed_codes_scales_and_centroids(store):
         a_chunk += 2 * heads * (tokens + 3 * channels * 2)  # ids, and three centroids in 16 bits
     pages, settled = 3, 8  # two in the making and the sink; and all but the sink and the last
     assert cache.bytes_allocated == layers * (pages * entries * 4 + settled * a_chunk) + chunks * entries * 4
+    assert cache.bits_a_number == 8 * a_chunk / entries
+    codes = 2 * heads * tokens * channels * store.bits // 8
+    assert cache.sizes == {
+        "entries": layers * pages * entries * 4,
+        "codes": layers * settled * codes,
+        "scales": layers * settled * (a_chunk - codes),
+        "read_buffer": chunks * entries * 4,
+        "selection": 0,
+    }
     of_buffer = chunks * entries * 4
     assert cache.bytes_used == of_buffer
     for chunk in range(4):

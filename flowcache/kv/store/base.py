@@ -109,6 +109,11 @@ class KvStore(Part, ABC):
         """Bytes allocated, by what they are for."""
 
     @property
+    @abstractmethod
+    def bits_a_number(self) -> float:
+        """Of a number that is settled (or, where nothing is, of any), with what its code is read by."""
+
+    @property
     def nbytes(self) -> int:
         """Allocated, all together."""
         return sum(self.sizes.values())

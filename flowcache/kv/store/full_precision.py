@@ -46,3 +46,7 @@ class FullPrecision(KvStore):
     @property
     def sizes(self) -> Sizes:
         return {"entries": self._keys.nbytes + self._values.nbytes}
+
+    @property
+    def bits_a_number(self) -> float:
+        return 8 * self._keys.itemsize

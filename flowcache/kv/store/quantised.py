@@ -91,9 +91,10 @@ class Quantised(KvStore):
         options = {"dtype": shape.dtype, "device": shape.device}
         self._pages = torch.zeros(2, shape.num_layers, pages, *size, **options)
         blank = torch.zeros(size, **options)
+        encoded = [self.encode(kind, blank) for kind in KINDS]
+        self._block_bytes = sum(part.nbytes for parts in encoded for part in parts)
         self._codes = [
-            [part.new_zeros((shape.num_layers, settled, *part.shape)) for part in self.encode(kind, blank)]
-            for kind in KINDS
+            [part.new_zeros((shape.num_layers, settled, *part.shape)) for part in parts] for parts in encoded
         ]
         self._read = torch.zeros(2, *size[:2], shape.capacity, shape.channels, **options)
         self.clear()
@@ -188,6 +189,11 @@ class Quantised(KvStore):
             "scales": sum(part.nbytes for _, *beside in self._codes for part in beside),
             "read_buffer": self._read.nbytes,
         }
+
+    @property
+    def bits_a_number(self) -> float:
+        shape = self._shape
+        return 8 * self._block_bytes / (2 * shape.batch_size * shape.num_heads * self._block * shape.channels)
 
     def bytes_held(self, num_tokens: int, capacity: int) -> int:
         pages, codes = (self._shape.num_layers * size for size in (self._pages.shape[2], self._codes[0][0].shape[1]))
