@@ -11,6 +11,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from eval.scenes import held_out_scenes
 from experiments.training import precision
+from experiments.training.export import link_shared_weights
 from experiments.training.initial import start_from_skyreels_for_wan
 from experiments.training.skyreels_vae import WanAutoencoder
 from experiments.training.train_embedded import main
@@ -171,3 +172,17 @@ def test_every_stage_runs_and_both_exports_load_and_generate(tmp_path):
 def test_without_the_autoencoder_of_another_it_says_what_to_give(capsys):
     assert main(["model=wan", "initial=null"]) == 2
     assert "give initial=experiments/embedded/skyreels" in capsys.readouterr().err
+
+
+def test_weights_that_another_checkpoint_has_too_become_links(tmp_path):
+    own, other = tmp_path / "wan", tmp_path / "skyreels"
+    for folder, text in ((own, "trained"), (other, "old")):
+        for name, content in (("vae", "shared"), ("transformer", text)):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "model.safetensors").write_text(content, encoding="utf-8")
+    for _ in range(2):  # again changes nothing
+        link_shared_weights(own, other)
+        assert str((own / "vae" / "model.safetensors").readlink()) == "../../skyreels/vae/model.safetensors"
+        assert (own / "vae" / "model.safetensors").read_text(encoding="utf-8") == "shared"
+        assert not (own / "transformer" / "model.safetensors").is_symlink()
+    assert not (other / "vae" / "model.safetensors").is_symlink()
