@@ -2,7 +2,7 @@
 
 For softmax m equal keys are as one with the mean of their values and log m added to its logit (the paper's Lemma 5.1).
 Of keys that are nearly equal the most alike are merged first, and no more than the budget asks for: each into the key
-of a later frame that is nearest to it, and where that one is merged too, on with it. So a group is what corresponds from
+of a later frame that is nearest to it, and where that is merged too, on with it. So a group is what corresponds from
 frame to frame; its latest key stays, which recalls more attention than the mean of them would (paper).
 
 Not in the paper, and ours:
