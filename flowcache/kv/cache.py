@@ -321,7 +321,7 @@ class KvCache:
             kept_of = observed.gather(-1, chosen.indices)
             self._observed[layer] = 0.0  # of the chunks behind, which move up, nothing was observed yet
             self._observed[layer, :, :, : budget.kept] = kept_of
-        self._store.keep(layer, chosen.indices, length, held)
+        self._store.keep(layer, chosen.indices, length, held, chosen.value)
 
     def _query_position(self) -> Tensor:
         start, frame = self._scorer * self.tokens_per_chunk, self.budget.tokens_per_frame

@@ -30,11 +30,14 @@ class Selection(NamedTuple):
         (or the queries) hold NaN, infinity or zeros: report it wherever the host reads results anyway.
     bias: float32 [..., G, K], added to the kept keys' logits from now on: the logarithm of how many keys one stands
         for, or -inf in a slot that this head leaves empty, so that heads may keep different numbers. None adds nothing.
+    value: float [..., G, K, E], what the kept keys' values are from now on, where some stand for others too. None
+        leaves them as they are.
     """
 
     indices: Tensor
     unusable: Tensor
     bias: Tensor | None = None
+    value: Tensor | None = None
 
 
 @dataclass(frozen=True)

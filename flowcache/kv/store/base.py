@@ -77,9 +77,10 @@ class KvStore(Part, ABC):
         """Keys and values, each [B, G, N, E] in the network's type: views where that is what is stored."""
 
     @abstractmethod
-    def keep(self, layer: int, indices: Tensor, length: int, held: int) -> None:
+    def keep(self, layer: int, indices: Tensor, length: int, held: int, value: Tensor | None = None) -> None:
         """Of a layer's first ``length`` slots keep those at ``indices`` (int64 [B, G, K]), which move to the first K in
-        that order; the entries up to ``held`` behind them move up."""
+        that order; the entries up to ``held`` behind them move up. ``value`` [B, G, K, E] takes the place of the
+        kept ones' values."""
 
     @abstractmethod
     def copy(self, slots: slice, other: Self, others: slice) -> None:

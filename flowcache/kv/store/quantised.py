@@ -137,13 +137,15 @@ class Quantised(KvStore):
             self._read[:, :, :, end : slots.stop].zero_()
         return self._read[0, :, :, slots], self._read[1, :, :, slots]
 
-    def keep(self, layer: int, indices: Tensor, length: int, held: int) -> None:
+    def keep(self, layer: int, indices: Tensor, length: int, held: int, value: Tensor | None = None) -> None:
         size, segments = indices.shape[-1], self._segments[layer]
         kept = []
         for kind in range(2):
             before = [self._entries(layer, kind, s).float() for _, s in self._within(layer, slice(0, length))]
             entries = torch.cat(before, dim=2)
             kept.append(entries.gather(2, indices[..., None].expand(*indices.shape, entries.shape[-1])))
+        if value is not None:
+            kept[1] = value.float()
         for start in [start for start in segments if start < length]:
             self._take_away(layer, start)
         self._segments[layer] = {start - (length - size): segment for start, segment in segments.items()}
