@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowcache.clock import SectionClock
 from flowcache.kv.budget import Budget
@@ -90,7 +91,7 @@ class KvCache:
         settled = self._most_settled(whole)
         blocks = {"block": tokens_per_chunk, "open": most_open * tokens_per_chunk, "settled": settled}
         shape = StoreShape(*heads, self.capacity, head_channels, dtype, device, **blocks)
-        self._store.allocate(shape)
+        self._allocate(shape)
         self._rotary = rotary
         self._device, self._heads = torch.device(device), (batch_size, num_heads)
         # Where in the video kept entries stand, what is added to their logits, what was observed of all, and the last
@@ -118,6 +119,9 @@ class KvCache:
         self._scorer = 0  # the chunk whose queries are asked
         self.num_compressions = 0
 
+    def _allocate(self, shape: StoreShape) -> None:
+        self._store.allocate(shape)
+
     def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
         """Overwrite a chunk's slots with key and value, each [B, G, T, E]."""
         slots = self._slots(chunk)
@@ -143,6 +147,12 @@ class KvCache:
         """
         mask = self._mask_of_kept(layer, first_chunk, last_chunk)
         return self._corrected(mask, layer, [slice(self._start(first_chunk), self._end(last_chunk))], query)
+
+    def attend(self, layer: int, query: Tensor, *seen: int | str) -> Tensor:
+        """Attention of queries [B, G, Q, E] to what ``read`` gives of ``seen``, its arguments: [B, G, Q, E]."""
+        key, value = self.read(layer, *seen)
+        mask = self.mask(layer, *seen, query=query)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
     def _mask_of_kept(self, layer: int, first_chunk: int, last_chunk: int) -> Tensor | None:
         if first_chunk >= self._first_whole or (first_chunk == 0 and not self._select.biases):

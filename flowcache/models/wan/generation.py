@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ ABLE = Capabilities(
     quantities=("clean", "velocity"),
     guided=("clean", "velocity"),
     decisions=("repeat",),
+    heads=True,
 )
 ABLE_UNIPC = replace(ABLE, model="causal Wan with solver='unipc'", correctable=("clean",))
 
@@ -99,7 +101,9 @@ class WanGeneration(CachingGeneration):
         self.latents = noise.clone() if prefix is None else torch.cat([prefix, noise], dim=2)
         given, (rows, columns) = 0 if prefix is None else prefix.shape[2], noise.shape[3:]
         self.blocks = Blocks(given + noise.shape[2], sampling.block_frames, sampling.first_frame_alone)
-        self.frame_window = FrameWindow(sampling, self.blocks)
+        # Heads that keep frames of their own keep them at their own time.
+        turns_sink = sampling.relative_rope and not method.kv.select.by_head
+        self.frame_window = FrameWindow(replace(sampling, relative_rope=turns_sink), self.blocks)
         self.frame_window.check_positions(network.transformer.rope.max_seq_len)
         schedule = sampling.schedule(self.blocks.num_chunks, self.blocks.chunks_of(given))
         self._features, self._negative = captions, negative
@@ -144,6 +148,9 @@ class WanGeneration(CachingGeneration):
         if self.method.kv.budget is not None:
             return super()._new_cache(budget, device)
         shape, window = self._shape, self.frame_window
+        if self.method.kv.select.by_head:
+            starts = [self.blocks.start(chunk) for chunk in range(self.blocks.num_chunks + 1)]
+            return self._head_cache(starts, shape.tokens_per_frame, device)
         return WindowCache(
             shape.num_layers,
             shape.num_heads,
@@ -272,10 +279,12 @@ class WanGeneration(CachingGeneration):
         return total
 
     def _charged(self, chunk: int, seen: Seen) -> int:
-        tokens = self.blocks.length(chunk) * self._tokens
-        return self._count("denoise", chunk, self.frame_window.key_frames(seen) * self._tokens, tokens).flops
+        tokens, keys = self.blocks.length(chunk) * self._tokens, self.frame_window.key_frames(seen) * self._tokens
+        if self.method.kv.select.by_head:
+            keys = self.branches[0].cache.num_keys(*seen)
+        return self._count("denoise", chunk, keys, tokens).flops
 
-    def _count(self, kind: str, chunk: int, key_tokens: int, tokens: int) -> Work:
+    def _count(self, kind: str, chunk: int, key_tokens: int | Fraction, tokens: int) -> Work:
         return replace(self._flops, tokens_per_chunk=tokens).chunk(kind, chunk, key_tokens)
 
     # Forwards.
@@ -373,6 +382,18 @@ def check_settings(sampling: Sampling, method: Method, num_prompts: int = 1) -> 
         if num_prompts > 1:
             raise ValueError(
                 f"budget={method.kv.budget!r} drops keys that a new prompt encodes anew; choose budget null, or one "
+                "prompt"
+            )
+    if method.kv.select.by_head:
+        kind = type(method.kv.select).__name__
+        if sampling.rolling:
+            raise ValueError(
+                f"rolling=true sees its sink as if it were new, and {kind} keeps it at its own time; choose "
+                "rolling=false, or another selector"
+            )
+        if num_prompts > 1:
+            raise ValueError(
+                f"{kind} drops keys that a new prompt encodes anew; choose another selector, such as kv=full, or one "
                 "prompt"
             )
     if num_prompts > 1 and sampling.rolling:
