@@ -18,9 +18,8 @@ def check_calibrations(job: Job) -> None:
     for name, part in (("reuse", method.reuse), ("forecast", method.forecast), ("kv", method.kv.select)):
         for option, value in part.options.items():
             if isinstance(value, Plan | HeadMap) and (made_on := value.provenance.get("weights")) != weights_id(job):
-                again, instead = (
-                    ("reuse=placed", f"{name}.{option}=null") if name != "kv" else ("kv=forcing_kv", "kv=full")
-                )
+                again = "kv=forcing_kv" if name == "kv" else "reuse=placed"
+                instead = "kv=full" if name == "kv" else f"{name}.{option}=null"
                 raise BadInput(
                     f"{name}.{option}: {value.name} was calibrated on weights {made_on}, and these are "
                     f"{weights_id(job)}; calibrate it on these: python -m experiments.calibrate {again} "

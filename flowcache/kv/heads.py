@@ -141,7 +141,9 @@ class HeadCache(KvCache):
 
     def _call(self, kinds: list[_Kind], shape: StoreShape) -> _Call:
         heads = [head for kind in kinds for head in kind.heads]
-        capacity = self._frame * (max(held.total for held in kinds[0].held) + self._open)
+        last = self._starts[-1]
+        held = zip(self._starts, (held.total for held in kinds[0].held), strict=True)
+        capacity = self._frame * max(kept + min(self._open, last - start) for start, kept in held)
         size = (1, shape.batch_size, len(heads), capacity, shape.channels, shape.dtype, shape.device)
         store = self._store.fresh()
         store.allocate(StoreShape(*size))

@@ -143,6 +143,11 @@ class CachingGeneration:
         refreshes = self.method.refresh_clean_kv and self.method.kv.budget is not None
         return longest_held(self.schedule, 0, 1, refreshes)
 
+    @property
+    def tokens_per_frame(self) -> int:
+        """Of a latent frame."""
+        return self._shape.tokens_per_frame
+
     # What the sampler asks of every model alike.
 
     def follows(self, chunk: int) -> bool:

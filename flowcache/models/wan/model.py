@@ -19,9 +19,10 @@ from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
 from flowcache.models.wan.blocks import Blocks, pixel_frames
 from flowcache.models.wan.checkpoint import empty_transformer, load_transformer, sampling_of
+from flowcache.models.wan.checks import check_settings
 from flowcache.models.wan.config import NETWORKS, TEMPORAL_FACTOR, Sampling
 from flowcache.models.wan.files import RELEASES, locate
-from flowcache.models.wan.generation import WanGeneration, check_settings
+from flowcache.models.wan.generation import WanGeneration
 from flowcache.models.wan.modules import empty_vae, fill_rope, load_vae, set_dtypes
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.pipeline import WanPipeline, type_on
