@@ -42,9 +42,9 @@ def test_whoever_watches_changes_nothing_and_counts_chunks_with_a_whole_history_
     plain, seen = (wan_goldens.small_generation(vanilla(), num_frames=15, window_frames=7) for _ in range(2))
     watched = AttentionMass(seen.branches[0].cache, seen.tokens_per_frame)
     assert torch.equal(wan_goldens.latents_of(plain), wan_goldens.latents_of(seen))
-    assert watched.mean.shape == (2, 4, 7)
+    assert watched.mean.shape == (3, 3, 7)
     assert watched.chunk_frames == 3
-    torch.testing.assert_close(watched.mean.sum(-1), torch.ones(2, 4))
+    torch.testing.assert_close(watched.mean.sum(-1), torch.ones(3, 3))
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,10 @@ def test_the_command_writes_what_both_parts_take_and_says_what_it_was_made_of(wr
     assert data["model"] == "wan"
     assert len(data["prompts"]) == 2
     assert data["fit"]["spread"] >= 0
-    assert heads.size == (2, 4)
+    assert heads.size == (3, 3)
     assert heads.chunk_frames == 3
     assert len(heads.mass[0][0]) == 12  # the checkpoint's window
-    assert sum(map(len, ForcingKv(heads=path)._static)) <= 8
+    assert sum(map(len, ForcingKv(heads=path)._static)) <= 9
 
 
 def test_a_run_takes_heads_of_its_weights_and_refuses_those_of_others(written, tmp_path):
@@ -90,7 +90,7 @@ def test_options_of_plans_are_refused(tmp_path, capsys):
 
 def test_nothing_is_left_of_a_generation_in_the_next():
     """Two generations of one part: the second is the first once more."""
-    mass = (((0.1, 0.2, 0.1, 0.2, 0.2, 0.2),) * 2 + ((0.0, 0.0, 0.1, 0.3, 0.3, 0.3),) * 2,) * 2
+    mass = (((0.1, 0.2, 0.1, 0.2, 0.2, 0.2),) * 2 + ((0.0, 0.0, 0.1, 0.3, 0.3, 0.3),),) * 3
     method = vanilla(select=ForcingKv(heads=HeadMap("made", "0", mass, 3, {})))
     one, other = (
         torch.cat([latent for _, latent in sample(wan_goldens.small_generation(method, num_frames=15))], dim=1)
