@@ -160,6 +160,8 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
         remarks.append(f"{forecast} corrected nothing: no chunk computed again smoothly after a step that it skipped")
     if method.kv.budget is not None and not generation.kv_compressions:
         remarks.append(f"the KV budget of {method.kv.budget} dropped nothing: finished chunks never held more")
+    if method.kv.select.by_head and not generation.kv_compressions:
+        remarks.append(f"{type(method.kv.select).__name__} dropped nothing: no head was to keep less than there was")
     return remarks
 
 

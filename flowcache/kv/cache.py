@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowcache.clock import SectionClock
 from flowcache.kv.budget import Budget
@@ -75,8 +76,7 @@ class KvCache:
                 f"{head_channels}, {num_chunks} chunks of {tokens_per_chunk} tokens, batch {batch_size}"
             )
         self.tokens_per_chunk = tokens_per_chunk
-        self.num_chunks = num_chunks
-        self.budget = budget
+        self.num_chunks, self.budget = num_chunks, budget
         self._dtype = dtype
         self.clock = SectionClock(device)
         self.capacity = num_chunks * tokens_per_chunk if budget is None else budget.capacity
@@ -90,7 +90,7 @@ class KvCache:
         settled = self._most_settled(whole)
         blocks = {"block": tokens_per_chunk, "open": most_open * tokens_per_chunk, "settled": settled}
         shape = StoreShape(*heads, self.capacity, head_channels, dtype, device, **blocks)
-        self._store.allocate(shape)
+        self._allocate(shape)
         self._rotary = rotary
         self._device, self._heads = torch.device(device), (batch_size, num_heads)
         # Where in the video kept entries stand, what is added to their logits, what was observed of all, and the last
@@ -107,16 +107,17 @@ class KvCache:
                 count = self._select.num_queries(budget.tokens_per_frame, tokens_per_chunk)
                 shape = (num_layers, batch_size, budget.query_heads, count, head_channels)
                 self._queries = torch.zeros(shape, dtype=dtype, device=device)
-        self._written = [False] * num_chunks
-        self._clean = [False] * num_chunks
+        self._written, self._clean = [False] * num_chunks, [False] * num_chunks
         self._newest: list[deque[int]] = [deque() for _ in range(num_layers)]  # final, but not settled yet
         self._kept = 0  # tokens kept of the chunks before the first that stands whole
         self._first_whole = 0
         self._unusable = torch.zeros((), dtype=torch.int64, device=device)
         self._moving = (0, 0, 0, 0)  # both of them, tokens to compress and tokens held, before the compression begun
-        self._only_observes = False
-        self._scorer = 0  # the chunk whose queries are asked
+        self._only_observes, self._scorer = False, 0  # the chunk whose queries are asked
         self.num_compressions = 0
+
+    def _allocate(self, shape: StoreShape) -> None:
+        self._store.allocate(shape)
 
     def write(self, layer: int, chunk: int, key: Tensor, value: Tensor) -> None:
         """Overwrite a chunk's slots with key and value, each [B, G, T, E]."""
@@ -143,6 +144,15 @@ class KvCache:
         """
         mask = self._mask_of_kept(layer, first_chunk, last_chunk)
         return self._corrected(mask, layer, [slice(self._start(first_chunk), self._end(last_chunk))], query)
+
+    def places_read(self, layer: int, first_chunk: int, last_chunk: int) -> list[int]:
+        """Which chunks the entries are of that ``read`` gives, in their order, where none is compressed."""
+        return list(range(first_chunk, last_chunk + 1))
+
+    def attend(self, layer: int, query: Tensor, *seen: int | str) -> Tensor:
+        """Attention of queries [B, G, Q, E] to what ``read`` gives of ``seen``, its arguments: [B, G, Q, E]."""
+        key, value = self.read(layer, *seen)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.mask(layer, *seen, query=query))
 
     def _mask_of_kept(self, layer: int, first_chunk: int, last_chunk: int) -> Tensor | None:
         if first_chunk >= self._first_whole or (first_chunk == 0 and not self._select.biases):
@@ -218,8 +228,7 @@ class KvCache:
         """Forget every entry, for a new window; the buffers stay."""
         self._store.clear()
         self._newest = [deque() for _ in self._newest]
-        self._written = [False] * self.num_chunks
-        self._clean = [False] * self.num_chunks
+        self._written, self._clean = [False] * self.num_chunks, [False] * self.num_chunks
         self._kept = self._first_whole = 0
         self._observed.zero_()
 

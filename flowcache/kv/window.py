@@ -135,6 +135,11 @@ class WindowCache(KvCache):
             of_sink.copy_(self._later(of_sink, moved))
         return key, value
 
+    def places_read(self, layer: int, first_chunk: int, last_chunk: int, sink: Sink | None = None) -> list[int]:
+        held = self._frames_held(layer)
+        spans = self._spans(first_chunk, last_chunk, sink)
+        return [held[slot] for start, length in spans for slot in range(start, start + length)]
+
     def mask(
         self, layer: int, first_chunk: int, last_chunk: int, sink: Sink | None = None, *, query: Tensor
     ) -> Tensor | None:
@@ -180,8 +185,11 @@ class WindowCache(KvCache):
     @property
     def frames_held(self) -> list[int]:
         """The frame in every slot that is taken."""
-        newest = self._ends[0] - 1
-        of_sink = range(self._first_of_sink, min(self._first_of_sink + self._sink, self._ends[0]))
+        return self._frames_held(layer=0)
+
+    def _frames_held(self, layer: int) -> list[int]:
+        newest = self._ends[layer] - 1
+        of_sink = range(self._first_of_sink, min(self._first_of_sink + self._sink, newest + 1))
         of_ring = (newest - (newest - self._sink - slot) % self._ring for slot in range(self._ring))
         return [*of_sink, *(frame for frame in of_ring if frame >= self._first_of_sink + self._sink)]
 

@@ -24,6 +24,7 @@ class Capabilities:
     correctable: those of them of which skipped steps can be corrected.
     guided: those of them that all guidance branches make together, so that no branch can skip by itself.
     decisions: fields of ``flowcache.reuse.base.Decision`` beyond ``compute`` that it can follow.
+    heads: its layers attend through their cache, in which each head may keep other frames.
     cacheless: its "native" and "causal" attention compute a window as a whole, without a cache.
     """
 
@@ -33,6 +34,7 @@ class Capabilities:
     correctable: tuple[str, ...] = ()
     guided: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
+    heads: bool = False
     cacheless: bool = False
 
     def quantity(self, forecast: Forecast) -> str:
@@ -89,11 +91,21 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
                 f"budget={method.kv.budget!r} bounds the cache, and attention={method.attention!r} has none; choose "
                 "attention='cached'"
             )
+        if method.kv.select.by_head:
+            raise ValueError(
+                f"{type(method.kv.select).__name__} says what heads keep in the cache, and "
+                f"attention={method.attention!r} has none; choose attention='cached'"
+            )
         if not store.lossless:
             raise ValueError(
                 f"{type(store).__name__} is how a cache is stored, and attention={method.attention!r} has "
                 "none; choose attention='cached'"
             )
+    if method.kv.select.by_head and not able.heads:
+        raise ValueError(
+            f"{type(method.kv.select).__name__} has each head keep other frames, which {able.model} cannot do; choose "
+            "kv=joint, or another selector with a budget"
+        )
     adding = [part for part, adds in ((method.kv.select, method.kv.select.biases), (store, store.corrects)) if adds]
     if adding and attention_backend not in _BIAS_KERNELS:
         without = ", or correction=false" if adding == [store] else ""

@@ -15,6 +15,7 @@ from flowcache.forecast.history import OutputHistory
 from flowcache.kernels import AUTO
 from flowcache.kv.budget import Budget, longest_held, plan_budget
 from flowcache.kv.cache import KvCache
+from flowcache.kv.heads import HeadCache
 from flowcache.kv.rotary import RotaryPairs
 from flowcache.kv.store.base import Sizes
 from flowcache.method import Method
@@ -124,15 +125,30 @@ class CachingGeneration:
 
     def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
         shape = self._shape
+        if self.method.kv.select.by_head:
+            frames = shape.tokens_per_chunk // shape.tokens_per_frame
+            return self._head_cache(range(0, (shape.num_chunks + 1) * frames, frames), shape.tokens_per_chunk, device)
         sizes = (shape.num_layers, shape.num_heads, shape.head_channels, shape.tokens_per_chunk, shape.num_chunks)
         options = {"dtype": shape.dtype, "device": device, "rotary": shape.rotary, "policy": self.method.kv}
         return KvCache(*sizes, **options, budget=budget, open_chunks=self._open_chunks)
+
+    def _head_cache(self, starts: Sequence[int], tokens_per_position: int, device: torch.device | str) -> HeadCache:
+        """Of a network whose layers attend through their cache; ``starts`` as of HeadCache."""
+        shape = self._shape
+        sizes = (shape.num_layers, shape.num_heads, shape.head_channels, tokens_per_position, shape.tokens_per_frame)
+        together = max(row.chunks[-1] + 1 - row.chunks[0] for row in self.schedule.rows)
+        return HeadCache(*sizes, starts, together, self.method.kv, dtype=shape.dtype, device=device)
 
     @property
     def _open_chunks(self) -> int:
         """Most chunks at once whose keys are not final, or not settled: under a budget they wait for the next one."""
         refreshes = self.method.refresh_clean_kv and self.method.kv.budget is not None
         return longest_held(self.schedule, 0, 1, refreshes)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Of a latent frame."""
+        return self._shape.tokens_per_frame
 
     # What the sampler asks of every model alike.
 

@@ -27,7 +27,7 @@ from flowcache.schedule import (
     staged_schedule,
     timesteps,
 )
-from tests.experiments.conf_parts import CHOICES, part
+from tests.experiments.conf_parts import CHOICES, UNBOUNDED, part
 
 SCHEDULES = {
     "staged": staged_schedule(6, timesteps(8)),
@@ -132,7 +132,7 @@ def entries(device: str, select: KeySelector) -> Entries:
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta" has no numbers: whoever waits for some fails
-@pytest.mark.parametrize("name", sorted(set(CHOICES["kv"]) - {"full"}))
+@pytest.mark.parametrize("name", sorted(set(CHOICES["kv"]) - UNBOUNDED))
 def test_a_selector_keeps_as_many_keys_as_it_may_each_once_and_never_waits_for_numbers(name, device):
     select = part("kv", name).kv.select.fresh()
     unit, least = select.unit_tokens(FRAME, CHUNK), select.least_tokens(FRAME, CHUNK)

@@ -75,6 +75,7 @@ class KeySelector(Part, ABC):
 
     Attributes:
         selects: False only for one that is there to keep everything, and takes no budget.
+        by_head: it sorts heads into kinds and keeps frames, whatever the budget, see flowcache.kv.select.by_head.
         timing: when, and by whose queries (fidelity rows 11 and 14). "sound": in the first row that computes after
             finished chunks whose keys are final hold more than the budget, before it attends, by the newest chunk
             computed in it. "published" on MAGI-1: after the row, and only while chunks are still to come that need the
@@ -86,6 +87,7 @@ class KeySelector(Part, ABC):
     """
 
     selects: ClassVar[bool] = True
+    by_head: ClassVar[bool] = False
     timing: ClassVar[Timing] = "sound"
     biases: ClassVar[bool] = False
     observes: ClassVar[bool] = False

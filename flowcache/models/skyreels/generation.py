@@ -37,6 +37,7 @@ ABLE = Capabilities(
     correctable=("clean",),
     guided=("clean", "velocity"),
     decisions=("repeat", "branches"),
+    heads=True,
     cacheless=True,
 )
 
