@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from flowcache.clock import SectionClock
 from flowcache.kv.budget import Budget
+from flowcache.kv.correction import corrected
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.rotary import RotaryPairs
 from flowcache.kv.select.base import Entries
@@ -143,7 +144,7 @@ class KvCache:
         that share keys; the store corrects for their mean square.
         """
         mask = self._mask_of_kept(layer, first_chunk, last_chunk)
-        return self._corrected(mask, layer, [slice(self._start(first_chunk), self._end(last_chunk))], query)
+        return corrected(mask, self._store, layer, [slice(self._start(first_chunk), self._end(last_chunk))], query)
 
     def places_read(self, layer: int, first_chunk: int, last_chunk: int) -> list[int]:
         """Which chunks the entries are of that ``read`` gives, in their order, where none is compressed."""
@@ -163,24 +164,6 @@ class KvCache:
             kept = self._bias[layer].masked_fill(~kept, -math.inf).to(self._dtype)
         whole = kept.new_full((*kept.shape[:-1], num_whole), fill_value=not self._select.biases)
         return torch.cat([kept, whole], dim=-1)[:, :, None]
-
-    def _corrected(self, mask: Tensor | None, layer: int, spans: Sequence[slice], query: Tensor) -> Tensor | None:
-        """A mask of spans of slots, less what the store's rounding adds to their logits."""
-        if not self._store.corrects:
-            return mask
-        energy = query.float().square().mean(2) / query.shape[-1]
-        excess = [self._store.excess(layer, slots, energy) for slots in spans]
-        if all(each is None for each in excess):
-            return mask
-        sizes = [slots.stop - slots.start for slots in spans]
-        known = [
-            energy.new_zeros((*energy.shape[:2], size)) if each is None else each
-            for each, size in zip(excess, sizes, strict=True)
-        ]
-        less = -torch.cat(known, dim=-1)[:, :, None]
-        if mask is not None:
-            less = less.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else mask.float() + less
-        return less.to(self._dtype)
 
     def num_keys(self, first_chunk: int, last_chunk: int) -> int:
         """L of ``read``."""

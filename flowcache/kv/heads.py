@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -20,7 +21,7 @@ from torch.nn import functional as F
 from flowcache.kv.cache import KvCache
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.by_head import KeepSet
-from flowcache.kv.store.base import KvStore, StoreShape
+from flowcache.kv.store.base import KvStore, KvUse, Sizes, StoreShape
 from flowcache.kv.window import Sink
 
 
@@ -338,8 +339,15 @@ class HeadCache(KvCache):
         return math.ceil((self._mean_held(self._taken[0]) + behind) * self._frame)
 
     @property
-    def bytes_allocated(self) -> int:
-        return sum(call.store.nbytes for calls in self._calls for call in calls)
+    def sizes(self) -> Sizes:
+        total: Counter[KvUse] = Counter()
+        for call in (call for calls in self._calls for call in calls):
+            total.update(call.store.sizes)
+        return dict(total)
+
+    @property
+    def bits_a_number(self) -> float:
+        return self._calls[0][0].store.bits_a_number
 
     @property
     def bytes_used(self) -> int:

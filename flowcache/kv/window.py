@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowcache.kv.cache import KvCache
+from flowcache.kv.correction import corrected
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.store.base import Sizes
 
@@ -144,7 +145,7 @@ class WindowCache(KvCache):
         self, layer: int, first_chunk: int, last_chunk: int, sink: Sink | None = None, *, query: Tensor
     ) -> Tensor | None:
         spans = [self._tokens(*span) for span in self._spans(first_chunk, last_chunk, sink)]
-        return self._corrected(None, layer, spans, query)
+        return corrected(None, self._store, layer, spans, query)
 
     def num_keys(self, first_chunk: int, last_chunk: int, sink: Sink | None = None) -> int:
         return sum(length for _, length in self._spans(first_chunk, last_chunk, sink)) * self.tokens_per_chunk
