@@ -195,7 +195,7 @@ def test_keys_of_some_tokens_go_to_their_places_as_in_the_released_code():
     cache = KvCache(1, 2, 5, size, before.shape[2] // size)
     for index, own in enumerate(before.split(size, dim=2)):
         cache.write(0, index, *own.split(5, dim=-1))
-    cache.write(0, chunk, *new.split(5, dim=-1), places=golden["kv_splice.index"])
+    cache.write_some(0, chunk, golden["kv_splice.index"], *new.split(5, dim=-1))
     held = torch.cat(cache.read(0, 0, before.shape[2] // size - 1), dim=-1)[0].transpose(0, 1)
     assert torch.equal(held, golden["kv_splice.memory_after"])
     seen = torch.cat(cache.read(0, 0, chunk), dim=-1)[0].transpose(0, 1)
