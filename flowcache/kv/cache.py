@@ -279,8 +279,7 @@ class KvCache:
         return 0 if self._unusable.is_meta else int(self._unusable)
 
     def _compress(self, layer: int, query: Tensor) -> None:
-        kept, first_whole, length, held = self._moving
-        budget = self.budget
+        (kept, first_whole, length, held), budget = self._moving, self.budget
         key, value = self._store.read(layer, slice(0, length))
         position = self._positions_of(layer, kept, first_whole, length)
         bias = self._bias_of(layer, kept, length)

@@ -23,6 +23,7 @@ from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import TEMPORAL_FACTOR, Runtime
 from flowcache.models.magi.flops import FlopCounter
 from flowcache.models.magi.network import MagiDit, step_size_number
+from flowcache.models.magi.times import RowTimes
 from flowcache.models.magi.vae import MagiVae, Tiling
 from flowcache.reuse.base import Decision
 from flowcache.schedule import ChunkStep, Row, staged_schedule, step_intervals, timesteps
@@ -112,20 +113,7 @@ class MagiGeneration(CachingGeneration):
         self._history = self.branches[0].history
         self._awaiting_refresh = self.branches[0].awaiting  # all branches compute in the same rows
         self._rope = dit.rope_table(num_chunks, width, noise.shape[3], noise.shape[4])
-        self._load_times(device)
-
-    def _load_times(self, device: torch.device) -> None:
-        """All rows' times and step lengths go to the device once: the loop never copies from the host."""
-        window = self.schedule.window_size
-        times, lengths = torch.zeros(2, len(self.schedule.rows), window, dtype=torch.float32)
-        for row in self.schedule.rows:
-            for i, step in enumerate(row.steps):
-                times[row.index, i] = step.t
-                t, t_next = torch.tensor([step.t, step.t_next], dtype=torch.float32)
-                lengths[row.index, i] = t_next - t
-        self._times = times.to(device)
-        self._step_lengths = lengths.to(device)[:, :, None, None, None, None, None]
-        self._clean_time = torch.full((1,), self.runtime.clean_t, dtype=torch.float32, device=device)
+        self._times = RowTimes(schedule, runtime.clean_t, device)
 
     # What the sampler calls, in its order.
 
@@ -177,12 +165,11 @@ class MagiGeneration(CachingGeneration):
         work = self._compression(None, row, decision.compute[-1]) if self._compresses("sound") else []
         newest = decision.compute[-1] if work or self._compresses("published") else None
         passes = [
-            _Pass("refresh", self._member(chunk, self.null_caption, None), self._clean_time)
+            _Pass("refresh", self._member(chunk, self.null_caption, None), self._times.clean)
             for chunk in self._awaiting_refresh
         ]
         for chunk in decision.compute:
-            step, column = row.step_of(chunk), chunk - row.oldest.chunk
-            member = self._member(chunk, self.captions[chunk], step.step)
+            member = self._member(chunk, self.captions[chunk], row.step_of(chunk).step)
             if chunk in decision.isolated:
                 member = replace(member, first_key_chunk=chunk)
             if chunk in decision.oldest_keys:
@@ -191,18 +178,18 @@ class MagiGeneration(CachingGeneration):
             if chunk == newest:
                 member = replace(member, scores=True)
             member = replace(member, subset=Subset.of(decision.mask(0, chunk), self.latents.device))
-            passes.append(_Pass("denoise", member, self._times[row.index, column : column + 1]))
+            passes.append(_Pass("denoise", member, self._times.of(row, chunk)))
         if self._runs_near_clean(row, decision):
             oldest = row.oldest.chunk
             copy = Member(oldest, self.captions[oldest], alone=True)
-            passes.append(_Pass("near_clean", copy, self._times[row.index, :1]))
+            passes.append(_Pass("near_clean", copy, self._times.of(row, oldest)))
         subsets = {p.member.position: p.member.subset for p in passes if p.kind == "denoise"}
         step_size = step_size_number(self.schedule.num_steps, row.interval)
         guided = self._guidance_1 if self.runtime.cfg_number == 1 else self._guidance_3
         for chunk, velocity in guided(row, passes, step_size).items():
             step, latents = row.step_of(chunk), self.latents[:, :, self._frames(chunk)]
             if self.quantity == "displacement":
-                velocity *= self._length(row, chunk)
+                velocity *= self._times.length(row, chunk)
             elif self.quantity == "clean":
                 velocity = latents + (1 - step.t) * velocity
             if (subset := subsets[chunk]) is not None:
@@ -226,7 +213,7 @@ class MagiGeneration(CachingGeneration):
                     self._history.open_gap(step.chunk, latents.clone(), latents.nbytes)
                 output = self._history.predict(step, repeat=step.chunk in decision.repeat)
             if self.quantity != "displacement":
-                output = self._velocity(output, latents, step) * self._length(row, step.chunk)
+                output = self._velocity(output, latents, step) * self._times.length(row, step.chunk)
             if self._measures_estimates:
                 whole_way = (1 - step.t) / (step.t_next - step.t)  # to the clean latent, in the step's lengths
                 self._keep_estimate(step.chunk, torch.add(latents, output, alpha=whole_way))
@@ -298,7 +285,7 @@ class MagiGeneration(CachingGeneration):
         self.latents[:, :, : self._frames(chunks[-1]).stop] = self.prefix[:, :, : self._frames(chunks[-1]).stop]
         look_back = self.runtime.prefix_look_back
         passes = [
-            _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self._clean_time) for c in chunks
+            _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self._times.clean) for c in chunks
         ]
         step_size = step_size_number(self.schedule.num_steps, self.schedule.rows[0].interval)
         for chunk, cache in product(chunks, self.caches):
@@ -389,10 +376,6 @@ class MagiGeneration(CachingGeneration):
         """Latent frames of chunks first..last."""
         width = self.runtime.chunk_width
         return slice(first * width, ((first if last is None else last) + 1) * width)
-
-    def _length(self, row: Row, chunk: int) -> Tensor:
-        """Length of an active chunk's step, [1, 1, 1, 1, 1]."""
-        return self._step_lengths[row.index, chunk - row.oldest.chunk]
 
     def _given_frames(self, chunk: int) -> int:
         """Latent frames of the chunk that were given, not generated, and are therefore not emitted."""

@@ -16,7 +16,9 @@ from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, unknown_distance
 from flowcache.models.chunk_tokens import Subset, latent_mask, latent_tokens
 from flowcache.models.generation import Branch, CacheShape, CachingGeneration
+from flowcache.models.skyreels.checks import check_settings
 from flowcache.models.skyreels.config import WAITING, Sampling
+from flowcache.models.skyreels.decoding import ChunkFrames
 from flowcache.models.skyreels.flops import paper_flops
 from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.window import WindowLatents, all_times
@@ -87,9 +89,8 @@ class SkyReelsGeneration(CachingGeneration):
         video: FrameStream | None = None,
         emit_given_frames: bool = False,
     ) -> None:
-        _check(sampling, method)
+        check_settings(sampling, method)
         self.network, self.sampling = network, sampling
-        self.video, self.emit_given_frames = video, emit_given_frames
         self._noise, self._first_given, self._condition_noise = noise, given, condition_noise
         self._features = captions
         self._rows, self._columns = noise[0].shape[3:]
@@ -116,10 +117,9 @@ class SkyReelsGeneration(CachingGeneration):
         counting, backend = self._flops.compression, network.attention_backend
         super().__init__(method, schedule, ABLE, shape, len(captions), counting, backend)
         self._forecasts_guided = self.quantity in ABLE.guided
-        self._frames: dict[int, Tensor] = {}  # decoded, but not asked for yet
+        self._frames = None if video is None else ChunkFrames(video, schedule.prefix_chunks, emit_given_frames)
         # What the last row's blocks put out in each branch, by chunk, where a policy measures it.
         self._outputs: list[dict[int, Tensor]] = [{} for _ in self.branches]
-        self._next_to_decode = schedule.prefix_chunks
         self._open(0)
 
     # What the sampler calls, in its order.
@@ -209,11 +209,10 @@ class SkyReelsGeneration(CachingGeneration):
         return self.latents[0, :, self.state.frames(chunk)].clone()
 
     def decode(self, chunk: int, latent: Tensor) -> Tensor:
-        """See Generation; each chunk once. Windows decode from their beginning, so that earlier ones come first."""
-        if self.video is None:
+        """See Generation; each chunk once."""
+        if self._frames is None:
             raise RuntimeError("this generation was made without a VAE; give it one to decode frames")
-        self._decode_through(chunk)
-        return self._frames.pop(chunk)
+        return self._frames.take(chunk, self.state)
 
     @property
     def latents(self) -> Tensor:
@@ -389,29 +388,13 @@ class SkyReelsGeneration(CachingGeneration):
                 branch.awaiting += prefix
                 for chunk in prefix:
                     branch.cache.finish(chunk - window.first_chunk, is_final=False)
-        if self.video is not None:
+        if self._frames is not None:
             shown = given[:, :, : len(prefix) * self.sampling.causal_block_size] if prefix else None
-            self.video.open(shown, emit=self.emit_given_frames and index == 0)
+            self._frames.open(shown, is_first=index == 0)
 
     def _hand_over(self, following: Window) -> Tensor:
         """Latents of the last frames, for the window that begins with them."""
-        if self.video is None:
+        if self._frames is None:
             return self.latents[:, :, -following.prefix_chunks * self.sampling.causal_block_size :].clone()
         with self.clock("vae"):
-            self._decode_through(self.window.chunks[-1])
-            return self.video.encode_last_frames()
-
-    def _decode_through(self, last: int) -> None:
-        """Decode the window's chunks up to one, if they are not yet."""
-        for chunk in range(self._next_to_decode, last + 1):
-            self._frames[chunk] = self.video.decode(self.latents[:, :, self.state.frames(chunk)])
-            self._next_to_decode = chunk + 1
-
-
-def _check(sampling: Sampling, method: Method) -> None:
-    """Refuse settings of the model that the method's attention has no use for."""
-    if sampling.clean_blocks_seen is not None and method.attention != "cached":
-        raise ValueError(
-            f"clean_blocks_seen={sampling.clean_blocks_seen} limits what is read from the cache, and "
-            f"attention={method.attention!r} has none; choose attention='cached'"
-        )
+            return self._frames.last_latents(self.state)
