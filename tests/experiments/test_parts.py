@@ -193,6 +193,20 @@ def test_a_store_gives_back_what_was_written_as_precisely_as_it_says(name, dtype
 
 
 @pytest.mark.parametrize("name", CHOICES["kv/store"])
+def test_some_slots_of_a_chunk_that_is_not_settled_are_overwritten_and_all_others_stay(name):
+    store, written = stored(name, torch.float32)
+    before = torch.stack(store.read(1, slice(0, 6))).clone()
+    new = written[:, 0, ..., 0:2, :].bfloat16().float()  # which every store holds as it is
+    store.write_some(1, slice(3, 6), torch.tensor([0, 2]), *new)
+    after = torch.stack(store.read(1, slice(0, 6)))
+    assert torch.equal(after[..., [3, 5], :], new)
+    assert torch.equal(after[..., [0, 1, 2, 4], :], before[..., [0, 1, 2, 4], :])
+    if store.settles:
+        with pytest.raises(RuntimeError, match="slots from 0 on are settled"):
+            store.write_some(1, slice(0, 3), torch.tensor([0, 2]), *new)
+
+
+@pytest.mark.parametrize("name", CHOICES["kv/store"])
 def test_slots_that_were_never_written_are_finite(name):
     store = part("kv/store", name).kv.store.fresh()
     store.allocate(StoreShape(1, 1, GROUPS, 6, CHANNELS, torch.float32, "cpu"))
@@ -223,7 +237,7 @@ def test_a_forecast_without_depth_and_a_store_that_does_not_say_how_precise_are_
             return points[0].output
 
     class Silent(KvStore):
-        allocate = write = read = keep = copy = sizes = bits_a_number = None
+        allocate = write = write_some = read = keep = copy = sizes = bits_a_number = None
 
     with pytest.raises(TypeError, match="Unsaid must say by its depth how many computed outputs it looks back on"):
         Unsaid()

@@ -20,10 +20,12 @@ from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.by_head import HeadSelector, KeepSet
 from flowcache.kv.store.bfloat16 import Bfloat16
 from flowcache.kv.store.integer import Integer
+from flowcache.reuse.base import Decision
 from flowcache.reuse.never import Never
 from flowcache.sampler import sample
+from flowcache.schedule import Row
 from flowcache.trace import Trace
-from tests.methods import every_k, method, vanilla
+from tests.methods import by_row, changed, every_k, method, vanilla
 from tests.models import magi_goldens, skyreels_goldens, wan_goldens
 
 LAYERS, HEADS, CHANNELS, TOKENS = 2, 4, 6, 4
@@ -185,6 +187,35 @@ def test_chunks_that_run_together_stand_whole_until_their_final_keys_have_attend
         cache.write(0, 9, *drawn[1:, 0, :, :, : 2 * TOKENS])
 
 
+def test_some_tokens_of_a_chunk_take_their_own_places_in_every_kind_of_heads():
+    """Written in part over what stood there, a chunk comes to what it does when it is written as a whole."""
+    lengths = [2, 3, 1]
+    keeps = (KeepSet((0, 2), 1, 1), KeepSet((1, 3), 0, 2))
+    drawn, second = draw(lengths), slice(2 * TOKENS, 5 * TOKENS)
+    places = torch.tensor([0, 3, 4, 10])
+    whole, in_part = new_cache(always(*keeps), lengths), new_cache(always(*keeps), lengths)
+    for cache in (whole, in_part):
+        run(cache, drawn[..., : 2 * TOKENS, :], [2])
+    with pytest.raises(RuntimeError, match="chunk 2 computes in part and never did as a whole"):
+        in_part.write_some(0, 2, places, *drawn[1:, 0, :, :, second][:, :, :, places])
+    for layer in range(LAYERS):
+        query, key, value = drawn[:, layer, :, :, second]
+        old_key, old_value = key.clone(), value.clone()
+        for old in (old_key, old_value):
+            old[:, :, places] = 9.0
+        in_part.write(layer, 2, old_key, old_value)
+        assert not torch.equal(in_part.attend(layer, query, 0, 4), whole_output(whole, layer, key, value, query))
+        in_part.write_some(layer, 2, places, key[:, :, places], value[:, :, places])
+        some = in_part.attend(layer, query[:, :, places], 0, 4)
+        expected = whole_output(whole, layer, key, value, query)
+        torch.testing.assert_close(some, expected[:, :, places])
+
+
+def whole_output(cache: HeadCache, layer: int, key: Tensor, value: Tensor, query: Tensor) -> Tensor:
+    cache.write(layer, 2, key, value)
+    return cache.attend(layer, query, 0, 4)
+
+
 def test_bytes_are_those_of_each_kinds_buffer_whatever_the_length():
     keeps = (KeepSet((0,), 1, 1), KeepSet((1, 2, 3), 0, 4))
     cache, longer = (new_cache(always(*keeps), [3] * n) for n in (8, 80))
@@ -250,6 +281,18 @@ def test_heads_that_all_keep_the_window_are_the_window(goldens, window, options,
     expected = goldens.latents_of(goldens.small_generation(vanilla(attention="cached"), **options))
     given_ = goldens.latents_of(goldens.small_generation(by_head(*keeps), **options))
     torch.testing.assert_close(given_, expected, atol=2e-5, rtol=2e-5)
+
+
+def test_chunks_that_compute_in_part_mind_no_heads():
+    def some(row: Row) -> Decision:
+        tokens = {step.chunk: (torch.arange(8) % 3 != step.step % 3)[None] for step in row.steps if step.step}
+        return Decision(row.chunks, tokens)
+
+    made = by_row(some, uses=("tokens",))
+    keeps = [one_kind(heads_of(skyreels_goldens), 0, ALL)]
+    given_ = changed(made, select=always(*keeps))
+    expected, own = (skyreels_goldens.latents_of(skyreels_goldens.small_generation(each)) for each in (made, given_))
+    torch.testing.assert_close(own, expected, atol=2e-5, rtol=2e-5)
 
 
 @pytest.mark.parametrize("goldens", [wan_goldens, skyreels_goldens], ids=["wan", "skyreels"])

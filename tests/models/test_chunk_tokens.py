@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
+from baselines.sink_recent import SinkRecent
 from eval.flops import ExecutedFlops, check
 from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.store.bfloat16 import Bfloat16
+from flowcache.kv.store.integer import Integer
 from flowcache.method import Method
 from flowcache.models.chunk_tokens import RunningTokens, Subset, latent_mask, latent_tokens
 from flowcache.models.magi.attention import Member
@@ -91,6 +94,29 @@ def test_each_branch_may_have_its_own_tokens_and_other_chunks_and_stores_do_not_
         alike = in_part(lambda row, chunk: (torch.arange(tokens) % 2 == 0).expand(2, -1))
         made = [goldens.latents_of(goldens.small_generation(each)) for each in (apart, alike)]
         assert not torch.equal(*made)
+
+
+@pytest.mark.parametrize(
+    "kv",
+    [KvPolicy(store=Integer(bits=2, newest_chunks=9)), KvPolicy(budget="9 chunks", select=SinkRecent())],
+    ids=["codes", "budget"],
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_caches_that_hold_all_there_is_as_it_is_come_to_the_same_bit_for_bit(name, kv):
+    goldens, tokens = MODELS[name]
+    made = in_part(every_third(tokens))
+    expected = goldens.latents_of(goldens.small_generation(made))
+    assert torch.equal(goldens.latents_of(goldens.small_generation(replace(made, kv=kv))), expected)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_finished_chunks_may_be_codes_or_the_few_keys_of_a_selector_that_asks_no_queries(name):
+    goldens, tokens = MODELS[name]
+    kv = KvPolicy(budget="1 chunk", select=SinkRecent(), store=Integer(bits=4))
+    generation, trace = goldens.small_generation(replace(in_part(every_third(tokens)), kv=kv)), Trace()
+    assert goldens.latents_of(generation, trace).isfinite().all()
+    assert generation.kv_compressions
+    assert any(entry.token_mask for entry in trace.entries)
 
 
 def test_some_tokens_of_a_chunk_come_to_what_they_do_among_all_where_nothing_has_changed():
