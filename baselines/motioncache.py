@@ -8,6 +8,7 @@ that computes chunks in part takes any of them. What the paper does not have: ``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -163,7 +164,7 @@ class MotionCache(ReusePolicy):
             if by_token:
                 self._decide_tokens(by_token, distances, row, schedule)
         in_part = {c: self._wanted[c] for c in row.chunks if isinstance(self._wanted[c], Tensor)}
-        computing = {c: own.any(1).tolist() for c, own in in_part.items()}
+        computing = {c: [True] if len(own) == 1 else own.any(1).tolist() for c, own in in_part.items()}
         branches = tuple(
             tuple(c for c in row.chunks if (computing[c][branch] if c in in_part else self._wanted[c]))
             for branch in range(max((len(own) for own in in_part.values()), default=1))
@@ -204,7 +205,7 @@ class MotionCache(ReusePolicy):
         else:
             moved = torch.tensor([self._rescaled(distances[chunk].relative) for chunk in chunks])[:, None, None]
         none = torch.zeros_like(weights[0])
-        sums = torch.stack([self._sums.get(chunk, none) for chunk in chunks]) + moved * weights
+        sums = weights.mul_(moved).add_(torch.stack([self._sums.get(chunk, none) for chunk in chunks]))
         chosen = self._chosen(sums, steps, len(schedule.rows))
         wanted = self._voted(chosen.view_as(motion)).flatten(2)
         begins_again = chosen if self.published and self.vote_adds else wanted
@@ -212,7 +213,7 @@ class MotionCache(ReusePolicy):
             share = wanted.float().mean(2, keepdim=True)
             computes = (share == 0) | (share >= self.min_share)
             wanted, begins_again = wanted & computes, begins_again & computes
-        sums = sums.masked_fill(begins_again, 0.0)
+        sums.masked_fill_(begins_again, 0.0)
         counts, most = wanted.sum((1, 2)).tolist(), sums.amax((1, 2)).tolist()
         for i, chunk in enumerate(chunks):
             self._sums[chunk], self.accumulated[chunk] = sums[i], most[i]
@@ -220,15 +221,14 @@ class MotionCache(ReusePolicy):
             self._wanted[chunk] = wanted[i] if counts[i] and not whole else whole
 
     def _weights(self, motion: Tensor, has_first: bool) -> Tensor:
-        """Of motion [N, G, f, P], in the same shape. ``has_first``: of chunks that a video, or window, begins with."""
-        unknown = bool(motion[0, 0, 0, 0].isnan())  # all others follow a chunk that was measured with them
+        """Of motion [N, G, f, P], whose place they take. ``has_first``: of chunks that a video (window) begins with."""
+        unknown = math.isnan(motion[0, 0, 0, 0].item())  # all others follow a chunk that was measured with them
         if unknown:
-            motion = motion.clone()
             motion[0, :, 0] = motion[0, :, 1] if has_first and motion.shape[2] > 1 else 1.0
         if self.scale == "min_max":
-            least, most = motion.amin(-1, keepdim=True), motion.amax(-1, keepdim=True)
-            scaled = (motion - least) / (most - least + 1e-8)  # at the floor where all moves alike
-            weights = (1 - self.floor) * (scaled if self.power == 1 else scaled**self.power) + self.floor
+            least, most = torch.aminmax(motion, dim=-1, keepdim=True)
+            scaled = motion.sub_(least).div_(most.sub_(least).add_(1e-8))  # at the floor where all moves alike
+            weights = (scaled if self.power == 1 else scaled.pow_(self.power)).mul_(1 - self.floor).add_(self.floor)
         else:
             whole = motion.mean(-1, keepdim=True) if self.scale == "mean" else motion.amax(-1, keepdim=True)
             weights = motion / (whole + 1e-8)
@@ -239,7 +239,7 @@ class MotionCache(ReusePolicy):
     def _chosen(self, sums: Tensor, steps: Sequence[ChunkStep], num_rows: int) -> Tensor:
         """Tokens whose sums are at the threshold, or that may not be reused for their number."""
         threshold = self.threshold if self.token_threshold is None else self.token_threshold
-        chosen = ~(sums < threshold) if threshold else torch.ones_like(sums, dtype=torch.bool)
+        chosen = (sums < threshold).logical_not_() if threshold else torch.ones_like(sums, dtype=torch.bool)
         if self.most_reused is not None:
             start, (first, last) = self.warmup_steps + self.chunk_phase, self.most_reused
             for step, of_chunk, own_sums in zip(steps, chosen, sums, strict=True):

@@ -104,7 +104,7 @@ def latent_mask(tokens: Tensor, frames: int, rows: int, columns: int) -> Tensor:
     return grid.repeat_interleave(patch, dim=3).repeat_interleave(patch, dim=4)
 
 
-def latent_tokens(latents: Tensor, num_chunks: int, patch: int) -> Tensor:
-    """Latents of chunks, [1, C, N*f, h, w] -> what stands at their tokens, frame by frame: [N, f, P, C*patch*patch]."""
-    patches = latents[0].unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # [C, N*f, rows, patch, columns, patch]
-    return patches.permute(1, 2, 4, 0, 3, 5).flatten(3).flatten(1, 2).unflatten(0, (num_chunks, -1))
+def latent_tokens(latents: Tensor, patch: int) -> Tensor:
+    """Latents [1, C, f, h, w] -> what stands at their tokens, frame by frame: [1, f, P, C*patch*patch]."""
+    patches = latents.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # [1, C, f, rows, patch, columns, patch]
+    return patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)

@@ -140,7 +140,7 @@ class DistanceMeter:
         if common:
             now = features[chunks.index(common[0]) :][: len(common)].float()
             before = self._features[self._chunks.index(common[0]) :][: len(common)].float()
-            changes, sizes = (now - before).abs(), before.abs()
+            changes, sizes = (now - before).abs_(), before.abs()
             numbers = torch.stack([changes.flatten(1).mean(1), sizes.flatten(1).mean(1)], dim=1)
             if self.tokens:
                 numbers = torch.cat([numbers, changes.mean(2) / (sizes.mean(2) + 1e-8)], dim=1)

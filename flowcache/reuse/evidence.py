@@ -78,8 +78,8 @@ class EvidenceReader:
 
 
 def _on_host(*parts: Tensor | None) -> list[Tensor | None]:
-    """The same in one read."""
-    known = [part.flatten() for part in parts if part is not None]
+    """The same in one read; what is there already as it is."""
+    known = [part.flatten() for part in parts if part is not None and not part.is_cpu]
     if not known:
         return list(parts)
     together = (known[0] if len(known) == 1 else torch.cat(known)).cpu()

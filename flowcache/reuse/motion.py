@@ -15,8 +15,8 @@ class FrameSource(Protocol):
     schedule: Schedule
 
     def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
-        """What stands at the tokens of active chunks after a row, frame by frame: [N, G, f, P, D], of N chunks, G
-        guidance branches (1 where they share it), f frames and P tokens a frame."""
+        """What stands at the tokens of neighbouring active chunks after a row: [G, N*f, P, D], of G guidance branches
+        (1 where they share it), N chunks of f frames each, and P tokens a frame."""
         ...
 
 
@@ -37,7 +37,7 @@ class MotionMeter:
 
     def __init__(self, source: FrameSource, kind: str, across_windows: bool = False) -> None:
         self.source, self.kind, self.across_windows = source, kind, across_windows
-        self._finished: dict[int, Tensor] = {}  # last frames [G, P, D], by the chunk's place in its window
+        self._finished: dict[int, Tensor] = {}  # last frames [G, 1, P, D], by the chunk's place in its window
         self._window = 0
 
     def measure(self, row: Row) -> Tensor:
@@ -50,12 +50,15 @@ class MotionMeter:
         if row.window != self._window and not self.across_windows:
             self._finished.clear()
         self._window = row.window
-        origin = self.source.schedule.windows[row.window].first_chunk
-        before = torch.empty_like(frames)
-        before[:, :, 1:] = frames[:, :, :-1]
-        before[1:, :, 0] = frames[:-1, :, -1]
-        before[0, :, 0] = self._finished.get(row.chunks[0] - origin - 1, torch.nan)
+        origin, num_frames = self.source.schedule.windows[row.window].first_chunk, frames.shape[1] // len(row.chunks)
+        before = self._finished.get(row.chunks[0] - origin - 1)
+        if before is None:
+            before = torch.full_like(frames[:, :1], torch.nan)
         for chunk in row.finished:
-            self._finished[chunk - origin] = frames[row.chunks.index(chunk), :, -1].clone()
-        change = frames.sub_(before).abs_().mean(-1)
-        return change if self.kind == "latent" else change / (before.abs_().mean(-1) + 1e-8)
+            last = (row.chunks.index(chunk) + 1) * num_frames
+            self._finished[chunk - origin] = frames[:, last - 1 : last].clone()
+        frames = torch.cat([before, frames], dim=1)
+        motion = (frames[:, 1:] - frames[:, :-1]).abs_().mean(-1)
+        if self.kind != "latent":
+            motion /= frames[:, :-1].abs().mean(-1).add_(1e-8)
+        return motion.unflatten(1, (-1, num_frames)).transpose(0, 1)

@@ -192,9 +192,9 @@ def test_tokens_go_out_of_a_pack_and_back():
 
 def test_tokens_stand_in_a_latent_as_the_network_takes_them():
     latents = torch.randn(1, 3, 4, 4, 6, generator=torch.Generator().manual_seed(0))
-    tokens = latent_tokens(latents, num_chunks=2, patch=2)
-    assert tokens.shape == (2, 2, 6, 12)
-    assert torch.equal(tokens[1, 0, 4], latents[0, :, 2, 2:4, 2:4].flatten())
+    tokens = latent_tokens(latents, patch=2)
+    assert tokens.shape == (1, 4, 6, 12)
+    assert torch.equal(tokens[0, 2, 4], latents[0, :, 2, 2:4, 2:4].flatten())
     mask = torch.zeros(12, dtype=torch.bool)
     mask[6 + 4] = True
     where = latent_mask(mask, 2, 4, 6)[0, 0].nonzero().tolist()

@@ -25,7 +25,7 @@ class Frames:
 
     def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
         values = torch.tensor([[2.0 * chunk, 2.0 * chunk + 1] for chunk in chunks], device=self.device)
-        return torch.stack([values, -values], dim=-1)[:, None, :, None]
+        return torch.stack([values, -values], dim=-1).view(1, -1, 1, 2)
 
 
 def measured(across_windows: bool, kind: str = "latent") -> list[list[float]]:

@@ -147,7 +147,7 @@ class MagiGeneration(CachingGeneration):
 
     def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
         latents = self.latents[:, :, self._frames(chunks[0], chunks[-1])]
-        return latent_tokens(latents, len(chunks), self.dit.config.patch_size)[:, None]
+        return latent_tokens(latents, self.dit.config.patch_size)
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:
         work = self._compute(row, decision) if decision.compute else []

@@ -154,10 +154,9 @@ class SkyReelsGeneration(CachingGeneration):
 
     def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
         if kind == "block_output":
-            of_branches = [torch.stack([outputs[chunk] for chunk in chunks]) for outputs in self._outputs]
-            return torch.stack(of_branches, dim=1)
+            return torch.stack([torch.cat([outputs[chunk] for chunk in chunks]) for outputs in self._outputs])
         latents = torch.cat([self.state.shown(chunk) for chunk in chunks], dim=2)
-        return latent_tokens(latents, len(chunks), self.network.config.patch_size[1])[:, None]
+        return latent_tokens(latents, self.network.config.patch_size[1])
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:
         work: list[Work] = []
