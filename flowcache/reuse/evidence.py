@@ -84,4 +84,4 @@ def _on_host(*parts: Tensor | None) -> list[Tensor | None]:
         return list(parts)
     together = (known[0] if len(known) == 1 else torch.cat(known)).cpu()
     numbers = iter(together.split([len(part) for part in known]))
-    return [None if part is None else next(numbers).view(part.shape) for part in parts]
+    return [part if part is None or part.is_cpu else next(numbers).view(part.shape) for part in parts]
