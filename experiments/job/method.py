@@ -45,8 +45,9 @@ def make_method(config: DictConfig) -> Method:
     except (ValueError, TypeError) as error:
         raise BadInput(f"kv {config.kv.name}: {error}") from error
     own = OmegaConf.to_container(config.reuse, resolve=True)
-    if isinstance(own.get("plan"), str):
-        own["plan"] = str(inside_root(own["plan"]))
+    for file in ("plan", "table"):
+        if isinstance(own.get(file), str):
+            own[file] = str(inside_root(own[file]))
     reuse = _part("reuse", own, ReusePolicy)
     forecast = _part("forecast", OmegaConf.to_container(config.forecast, resolve=True), Forecast)
     try:

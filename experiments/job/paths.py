@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -46,11 +47,14 @@ def check_writable(directory: Path) -> None:
 
 # For conf/config.yaml, so that what Hydra writes is there too.
 OmegaConf.register_new_resolver("from_root", lambda path: str(results_folder(path)), replace=True)
-# For conf/reuse: the plan that was calibrated on a model and setting, or null.
-OmegaConf.register_new_resolver(
-    "plan_of",
-    lambda model, setting: (
-        str(path) if (path := ROOT / "conf" / "plans" / f"{model}_{setting}.json").is_file() else None
-    ),
-    replace=True,
-)
+
+
+def calibration(folder: str, *names: str) -> str | None:
+    """The file of conf/ that was calibrated on a model and setting (and for a forecast), or None."""
+    path = ROOT / "conf" / folder / f"{'_'.join(names)}.json"
+    return str(path) if path.is_file() else None
+
+
+# For conf/reuse.
+OmegaConf.register_new_resolver("plan_of", partial(calibration, "plans"), replace=True)
+OmegaConf.register_new_resolver("table_of", partial(calibration, "ratios"), replace=True)

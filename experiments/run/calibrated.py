@@ -5,7 +5,7 @@ from __future__ import annotations
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.records.weights import weights_id
-from flowcache.reuse.plan import Plan
+from flowcache.reuse.calibration import Calibration
 
 
 def check_calibrations(job: Job) -> None:
@@ -15,9 +15,9 @@ def check_calibrations(job: Job) -> None:
         return
     for name in ("reuse", "forecast"):
         for option, value in getattr(job.method, name).options.items():
-            if isinstance(value, Plan) and (made_on := value.provenance.get("weights")) != weights_id(job):
+            if isinstance(value, Calibration) and (made_on := value.provenance.get("weights")) != weights_id(job):
                 raise BadInput(
                     f"{name}.{option}: {value.name} was calibrated on weights {made_on}, and these are "
-                    f"{weights_id(job)}; calibrate it on these: python -m experiments.calibrate reuse=placed "
+                    f"{weights_id(job)}; calibrate it on these: python -m experiments.calibrate reuse={value.part} "
                     f"model={job.model_name} setting={job.setting_name}, or give {name}.{option}=null"
                 )

@@ -1,4 +1,4 @@
-"""Calibrate a part on a model: what it needs to know of the model, measured once on a few prompts, kept in a file.
+"""Calibrate a policy on a model: what it needs to know of the model, measured once on a few prompts, kept in a file.
 
 ``python -m experiments.calibrate reuse=placed [model=magi] [setting=embedded] [shares=0.25,0.35] [num_prompts=8]``
 makes the plan of ``reuse=placed`` (which steps compute, see flowcache/reuse/plan.py), for the forecast of
@@ -6,7 +6,11 @@ makes the plan of ``reuse=placed`` (which steps compute, see flowcache/reuse/pla
 paths for several rules of what an error does to the video. The prompts (``tried_prompts=4``: the first four) are really
 run with each, and for every share the rule is kept whose videos come nearest to vanilla's. What it found, and how near,
 is printed, and written to output_dir/plans/<model>_<setting>.json (``publish=true``: to conf/plans/, where runs of that
-model and setting find it). ``tried_prompts=0`` takes the default rule and runs no more than vanilla.
+model and setting find it). ``tried_prompts=0`` takes the default rule and runs no more than vanilla. Another forecast's
+plan is another file, that of ``reuse=shortest_path`` <model>_<setting>_hold.json.
+
+``reuse=magcache`` makes the table of ratios that it decides by, output_dir/ratios/<model>_<setting>.json, from
+vanilla's outputs alone.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from baselines.magcache import MagCache
 from eval.atomic import atomic_path
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
@@ -30,7 +35,9 @@ from experiments.job.units import counted
 from experiments.records.weights import weights_id
 from experiments.run.model_pool import Map, model_pool
 from experiments.run.runner import Runner
+from experiments.show.methods import known_methods
 from experiments.show.results import publishing
+from experiments.studies.magnitudes import calibrate_magnitudes
 from experiments.studies.placement import Compute, Gaps, Position, Rule, gap_costs, place, positions
 from experiments.studies.trials import Vanilla, tried, vanilla
 from flowcache.method import Method
@@ -42,7 +49,7 @@ from flowcache.schedule import Schedule
 OPTIONS = ("shares", "tried_prompts")
 SHARES = (0.15, 0.2, 0.25, 0.35, 0.5, 0.75)
 SEED = 4321  # not run.py's
-DEFAULTS = {"method": "flowcast_fast", "seed": str(SEED)}
+OURS, PLANNED_FOR = "flowcast_fast", "corrected"  # its forecast, whose plans are called by no name
 NUM_PROMPTS = 8
 RULES = tuple(Rule(first_ratio=ratio) for ratio in (4.0, 16.0, 64.0, 256.0))
 SKIPPED = ("denoise", "near_clean")  # kinds of work that a skipped step is spared
@@ -195,18 +202,21 @@ def _numbers(own: dict[str, str]) -> tuple[tuple[float, ...], int | None]:
 
 
 def with_defaults(overrides: Sequence[str]) -> list[str]:
-    """Unless others are given, the method is ours and the seed not run.py's."""
-    given = {override.partition("=")[0] for override in overrides}
-    return [*(f"{key}={value}" for key, value in DEFAULTS.items() if key not in given), *overrides]
+    """Unless others are given, the method is the policy's own, of the same name, or else ours, and the seed not
+    run.py's."""
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    reuse = given.get("reuse")
+    own = reuse if reuse in known_methods() else OURS
+    defaults = {"method": own, "seed": str(SEED)}
+    return [*(f"{key}={value}" for key, value in defaults.items() if key not in given), *overrides]
 
 
 def calibration_job(overrides: Sequence[str]) -> Job:
-    """Its prompts are the setting's for calibration, unless others are given. It follows no plan: one is to be made."""
+    """Its prompts are the setting's for calibration, unless others are given. It follows no file: one is to be made."""
     given = {override.partition("=")[0] for override in overrides}
     overrides = with_defaults(overrides)
     config = compose_config(overrides)
-    if "plan" in config.reuse:
-        overrides.append("reuse.plan=null")
+    overrides += [f"reuse.{file}=null" for file in ("plan", "table") if file in config.reuse]
     if "prompts" in given:
         return make_job(compose_config(overrides))
     if config.setting.get("calibration_prompts") is None:
@@ -215,14 +225,24 @@ def calibration_job(overrides: Sequence[str]) -> Job:
     return job if "num_prompts" in given else replace(job, prompts=job.prompts[:NUM_PROMPTS])
 
 
-def check_forecast(job: Job) -> None:
-    """Refuse a forecast that paths over steps do not tell from another. Raises BadInput."""
+def check_placeable(job: Job) -> None:
+    """Refuse a forecast that paths over steps do not tell from another, and steps of which there is no choice. Raises
+    BadInput."""
     forecast = job.method.forecast
     if forecast.depth > 2 or forecast.correction > 2 or forecast.limit is not None:
         raise BadInput(
             "a plan is made of the last two computed steps and the next one; choose a forecast of two outputs (hold, "
             "linear, damped), forecast.correction of at most 2 and no forecast.limit. A run may then take another"
         )
+    if Runner(job).check(job.prompts[0]).schedule.num_steps < 2:
+        raise BadInput("a plan needs at least 2 steps to choose from; give setting.num_steps=<more>")
+
+
+def place_of(job: Job, forecast: str) -> Path:
+    """Of the file that a job makes, within conf/ or an output folder; of a plan by the forecast that it is for."""
+    own = [] if isinstance(job.method.reuse, MagCache) or forecast == PLANNED_FOR else [forecast]
+    folder = "ratios" if isinstance(job.method.reuse, MagCache) else "plans"
+    return Path(folder, f"{'_'.join([job.model_name, job.setting_name, *own])}.json")
 
 
 def merged(made: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -245,7 +265,7 @@ def text_of(made: dict[str, Any]) -> str:
     """JSON with a line for every entry, and for every share's."""
     lines = []
     for key, value in made.items():
-        if key in ("shares", "fit"):
+        if key in ("shares", "fit") and isinstance(next(iter(value.values())), dict):
             inner = ",\n".join(f"  {json.dumps(share)}: {json.dumps(own)}" for share, own in value.items())
             lines.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
         else:
@@ -262,22 +282,26 @@ def main(arguments: list[str]) -> int:
     check_overrides(with_defaults(overrides))
     job = calibration_job(overrides)
     refuse_random_weights(job, "a calibration means")
-    if not isinstance(job.method.reuse, Placed):
+    if not isinstance(job.method.reuse, Placed | MagCache):
         raise BadInput(
-            f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, or leave it out"
+            f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, shortest_path or "
+            "magcache, or leave it out"
         )
-    check_forecast(job)
-    if Runner(job).check(job.prompts[0]).schedule.num_steps < 2:
-        raise BadInput("a plan needs at least 2 steps to choose from; give setting.num_steps=<more>")
+    places = isinstance(job.method.reuse, Placed)
+    if own and not places:
+        raise BadInput(f"{next(iter(own))} is of plans, and reuse=magcache has none; leave it out")
+    if places:
+        check_placeable(job)
     num_tried = len(job.prompts) if num_tried is None else num_tried
     if num_tried > len(job.prompts):
         raise BadInput(f"tried_prompts={num_tried} but there are {counted(len(job.prompts), 'prompt')}")
     with model_pool(job) as map_model:
-        made = calibrate(job, map_model, shares, num_tried)
-    path = (CONF if publish else job.output_dir) / "plans" / f"{job.model_name}_{job.setting_name}.json"
+        made = calibrate(job, map_model, shares, num_tried) if places else calibrate_magnitudes(job, map_model)
+    path = (CONF if publish else job.output_dir) / place_of(job, compose_config(with_defaults(overrides)).forecast.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = text_of(merged(made, path))
+    text = text_of(merged(made, path) if places else made)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"written: {shown(path)}" + ("" if publish else f"; use it with reuse.plan={shown(path)}"))
+    option = "plan" if places else "table"
+    print(f"written: {shown(path)}" + ("" if publish else f"; use it with reuse.{option}={shown(path)}"))
     return 0

@@ -23,6 +23,7 @@ from flowcache.models.magi.flops import FlopCounter
 from flowcache.models.magi.network import MagiDit, step_size_number
 from flowcache.models.magi.vae import MagiVae, Tiling
 from flowcache.reuse.base import Decision
+from flowcache.reuse.spectrum import filtered
 from flowcache.schedule import ChunkStep, Row, staged_schedule, step_intervals, timesteps
 from flowcache.trace import Trace, Work
 
@@ -30,7 +31,7 @@ from flowcache.trace import Trace, Work
 # displacement unscaled, as published (fidelity row 5).
 ABLE = Capabilities(
     model="MAGI-1",
-    distances=("embedded_latent", "latent", "clean"),
+    distances=("embedded_latent", "latent", "clean", "filtered_latent"),
     quantities=("velocity", "clean", "displacement"),
     correctable=("velocity", "clean"),
     decisions=("repeat", "held", "isolated"),
@@ -137,6 +138,7 @@ class MagiGeneration(CachingGeneration):
 
     def begin_row(self, row: Row) -> None:
         """A chunk that begins with given frames has them put back before every forward; its time stays as it is."""
+        self._row = row
         self._put_given_frames()
 
     def measured_chunks(self, row: Row) -> tuple[int, ...]:
@@ -151,6 +153,8 @@ class MagiGeneration(CachingGeneration):
             return self.dit.embed(latents)[0].unflatten(0, (len(chunks), -1))
         if kind == "clean":
             return self._estimates(chunks, latents.chunk(len(chunks), dim=2))
+        if kind == "filtered_latent":
+            return filtered(latents.chunk(len(chunks), dim=2), [1 - self._row.step_of(chunk).t for chunk in chunks])
         raise unknown_distance(kind, ABLE)
 
     def compute(self, row: Row, decision: Decision) -> list[Work]:

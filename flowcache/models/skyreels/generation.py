@@ -24,6 +24,7 @@ from flowcache.models.wan.attention import CaptionKv, Member, Pack
 from flowcache.models.wan.flops import FlopCounter
 from flowcache.models.wan.vae import FrameStream
 from flowcache.reuse.base import Decision
+from flowcache.reuse.spectrum import filtered
 from flowcache.schedule import ChunkStep, Row, Schedule, Window
 from flowcache.trace import Trace, Work
 
@@ -31,7 +32,14 @@ from flowcache.trace import Trace, Work
 # of both branches together, the estimate of the clean latent, or the velocity.
 ABLE = Capabilities(
     model="SkyReels-V2",
-    distances=("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent", "clean"),
+    distances=(
+        "rescaled_modulation",
+        "rescaled_time_embedding",
+        "latent",
+        "embedded_latent",
+        "clean",
+        "filtered_latent",
+    ),
     quantities=("residual", "clean", "velocity"),
     correctable=("clean",),
     guided=("clean", "velocity"),
@@ -139,6 +147,8 @@ class SkyReelsGeneration(CachingGeneration):
             return self._embed(chunks).unflatten(0, (len(chunks), -1))
         if kind == "clean":
             return self._estimates(chunks, [self.state.shown(chunk) for chunk in chunks])
+        if kind == "filtered_latent":
+            return filtered([self.state.shown(chunk) for chunk in chunks], [self._noise_of(chunk) for chunk in chunks])
         if kind not in ABLE.distances:
             raise unknown_distance(kind, ABLE)
         times = torch.stack([self.state.times(self._row, chunk) for chunk in chunks])
@@ -337,6 +347,13 @@ class SkyReelsGeneration(CachingGeneration):
     def _pack(self, members: Sequence[Member], cache: KvCache | None) -> Pack:
         rope = tuple(torch.cat([table[member.position] for member in members]) for table in self._rope)
         return Pack(tuple(members), rope, cache)
+
+    def _noise_of(self, chunk: int) -> float:
+        """A chunk's share of noise in the row, from 0 (finished) to 1 (waiting)."""
+        row = self._row
+        if chunk in row.chunks:
+            return row.step_of(chunk).t / 1000
+        return float(chunk > row.chunks[-1])
 
     def _embed(self, chunks: Sequence[int]) -> Tensor:
         return self.network.embed(torch.cat([self.state.shown(chunk) for chunk in chunks], dim=2))
