@@ -34,8 +34,8 @@ def computed(policy: ArCache, schedule: Schedule, changes: Mapping[int, float]) 
 def test_the_first_chunk_is_exact_and_the_others_follow_the_change_of_those_before():
     steps = computed(ArCache(**OPTIONS), STAGED, {0: 0.5, 1: 0.25, 2: 9.0})
     assert steps[0] == list(range(8))
-    # While chunk 0 is being made its half decides: 0.5, 1.0. Then chunk 1's own quarter, there being none before it.
-    assert steps[1] == [0, 2, 6, 7]
+    # While chunk 0 is being made its half decides: 0.5, 1.0, 0.5. Then chunk 1's own quarter, as there is none before.
+    assert steps[1] == [0, 2, 5, 7]
     # Chunk 1's quarter for four steps; then its own change, which is large.
     assert steps[2] == [0, 4, 5, 6, 7]
 

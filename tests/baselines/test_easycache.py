@@ -81,7 +81,7 @@ def test_decisions_rates_and_outputs_are_the_official_codes(name):
         calls = slice(first * branches, (first + num_steps) * branches)
         assert numbers["computed"] == case["computed"][calls][::branches]
         assert numbers["acc"] == pytest.approx(case["acc"][calls][::branches], abs=1e-6)
-        # A rate is known from the next row on. Official state lives on into the next video, whose first rate is of both.
+        # A rate is known from the next row on. Official state lives on, so that a next video's first rate is of both.
         theirs = case["k"][calls][::branches]
         for step, (ours, their) in enumerate(zip(numbers["k"][1:], theirs, strict=False)):
             if step > 0:

@@ -149,7 +149,7 @@ def test_ratios_between_times_multiply_to_those_of_the_whole_step(ratios, part, 
     ("options", "expected"),
     [
         # 1.1, 1.21: errors 0.1, 0.31; 0.3 is between them.
-        ({"threshold": 0.3, "most_skips": 9, "retention": 0}, "csccsccscc"),
+        ({"threshold": 0.3, "most_skips": 9, "retention": 0}, "cscscscscc"),
         ({"threshold": 9, "most_skips": 2, "retention": 0}, "csscsscssc"),
         ({"threshold": 9, "most_skips": 9, "retention": 0}, "cssssssssc"),
         ({"threshold": 9, "most_skips": 9, "retention": 0.45}, "cccccssssc"),  # 4.5 of ten steps, up
@@ -222,7 +222,7 @@ def test_a_model_whose_branches_skip_together_refuses_them_apart():
         ({"table": table([1.0]), "branches": "apart"}, "needs ratios of 2 guidance branches, and the table made has 1"),
         (
             {"table": "nowhere.json"},
-            r"table='nowhere.json' cannot be read as a table .* calibrate reuse=magcache wrote",
+            r"table='nowhere.json' cannot be read as a table .* experiments.calibrate reuse=magcache wrote",
         ),
     ],
 )
