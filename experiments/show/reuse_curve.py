@@ -335,12 +335,12 @@ def draw_reuse_curve(points: pd.DataFrame, curves: Curves, baseline: str, subjec
     """Quality against compute left, a line a method; ``subject`` says of what."""
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.5))
     groups = list(on_line(points, curves).groupby("family"))
-    kinds: dict[str, int] = {}  # curves of one method, other parts of it: one colour, other lines
+    alike: dict[str, int] = {}  # curves of one colour, such as a method's with other parts: other lines
     for name, mine in groups:
-        method = re.split(r" \+ |, ", name)[0]
-        style = LINE_STYLES[kinds.get(method, 0) % len(LINE_STYLES)]
-        kinds[method] = kinds.get(method, 0) + 1
-        _curve(axes, mine, name, curves, *colour_and_marker(method), style)
+        colour, marker = colour_and_marker(re.split(r" \+ |, ", name)[0])
+        style = LINE_STYLES[alike.get(colour, 0) % len(LINE_STYLES)]
+        alike[colour] = alike.get(colour, 0) + 1
+        _curve(axes, mine, name, curves, colour, marker, style)
     axes.set_title(f"Reuse at equal compute, {curves.title} {curves.at:g} ({subject})")
     axes.set_xlabel(f"compute left (share of {baseline}'s executed FLOPs)")
     axes.set_ylabel(f"{curves.shown.title} to {baseline}, dB (mean, 95 %, n = {points['n'].max()})")
