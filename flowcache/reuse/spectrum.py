@@ -9,6 +9,7 @@ axes, over their mean. SeaCache filters time as well; a chunk is a few frames lo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,24 +20,23 @@ _GUARD = 1e-16
 
 
 def filtered(latents: Sequence[Tensor], noise: Sequence[float]) -> Tensor:
-    """Of chunks' latents [1, C, b, h, w] whose share of noise is from 0 to 1: float32 [N, C, b, h, w]."""
-    rows, columns = latents[0].shape[-2:]
-    device = latents[0].device
-    powers = [
-        1 / (torch.fft.fftfreq(size, device=device, dtype=torch.float32).abs() ** POWER + _GUARD)
-        for size in (rows, columns)
-    ]
-    found = []
-    for latent, share in zip(latents, noise, strict=True):
-        along = [_gain(power, min(max(share, LEAST), 1 - LEAST)) for power in powers]
-        gain = along[0][:, None] * along[1][: columns // 2 + 1]
-        spectrum = torch.fft.rfft2(latent.float()) * gain
-        found.append(torch.fft.irfft2(spectrum, s=(rows, columns)))
-    return torch.cat(found)
+    """Of chunks' latents [1, C, b, h, w], all of one size, whose share of noise is from 0 to 1: float32
+    [N, C, b, h, w]."""
+    chunks = torch.cat([latent.float() for latent in latents])
+    rows, columns = chunks.shape[-2:]
+    gains = torch.stack([_gain(rows, columns, share, chunks.device) for share in noise])
+    spectrum = torch.fft.rfft2(chunks) * gains[:, None, None]
+    return torch.fft.irfft2(spectrum, s=(rows, columns))
 
 
-def _gain(power: Tensor, noise: float) -> Tensor:
-    """Along one axis, of mean 1."""
+@lru_cache(maxsize=256)  # chunks come to the same noise one after another
+def _gain(rows: int, columns: int, noise: float, device: torch.device) -> Tensor:
+    """[h, w // 2 + 1], of mean 1 over all frequencies."""
+    noise = min(max(noise, LEAST), 1 - LEAST)
     image = 1 - noise
-    gain = image * power / (image**2 * power + noise**2 + _GUARD)
-    return gain / gain.mean()
+    along = []
+    for size in (rows, columns):
+        power = 1 / (torch.fft.fftfreq(size, device=device, dtype=torch.float32).abs() ** POWER + _GUARD)
+        gain = image * power / (image**2 * power + noise**2 + _GUARD)
+        along.append(gain / gain.mean())
+    return along[0][:, None] * along[1][: columns // 2 + 1]
