@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import Any, ClassVar
 
-from flowcache.reuse.calibration import Calibration
+from flowcache.calibration import Calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class Magnitudes(Calibration):
     """
 
     kind: ClassVar[str] = "table"
-    part: ClassVar[str] = "magcache"
+    option: ClassVar[str] = "reuse.table"
+    made_by: ClassVar[str] = "reuse=magcache"
     times: tuple[float, ...]
     ratios: tuple[tuple[float, ...], ...]
 

@@ -55,6 +55,6 @@ def calibration(folder: str, *names: str) -> str | None:
     return str(path) if path.is_file() else None
 
 
-# For conf/reuse.
-OmegaConf.register_new_resolver("plan_of", partial(calibration, "plans"), replace=True)
-OmegaConf.register_new_resolver("table_of", partial(calibration, "ratios"), replace=True)
+# For conf/reuse and conf/kv: what was calibrated on a model and setting, or null.
+for _resolver, _folder in (("plan_of", "plans"), ("table_of", "ratios"), ("heads_of", "heads")):
+    OmegaConf.register_new_resolver(_resolver, partial(calibration, _folder), replace=True)

@@ -11,6 +11,10 @@ plan is another file, that of ``reuse=shortest_path`` <model>_<setting>_hold.jso
 
 ``reuse=magcache`` makes the table of ratios that it decides by, output_dir/ratios/<model>_<setting>.json, from
 vanilla's outputs alone.
+
+``python -m experiments.calibrate kv=forcing_kv`` (or ``kv=dummy_forcing``: they share one file) measures what frames
+each head attends to, see experiments/studies/heads.py, and writes output_dir/heads/<model>_<setting>.json
+(``publish=true``: conf/heads/).
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from baselines.magcache import MagCache
+from baselines.magnitudes import Magnitudes
 from eval.atomic import atomic_path
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
@@ -37,12 +42,14 @@ from experiments.run.model_pool import Map, model_pool
 from experiments.run.runner import Runner
 from experiments.show.methods import known_methods
 from experiments.show.results import publishing
+from experiments.studies import heads
 from experiments.studies.magnitudes import calibrate_magnitudes
 from experiments.studies.placement import Compute, Gaps, Position, Rule, gap_costs, place, positions
 from experiments.studies.trials import Vanilla, tried, vanilla
+from flowcache.kv.head_map import HeadMap
 from flowcache.method import Method
 from flowcache.reuse.placed import Placed
-from flowcache.reuse.plan import chunk_times
+from flowcache.reuse.plan import Plan, chunk_times
 from flowcache.reuse.replay import Replay
 from flowcache.schedule import Schedule
 
@@ -52,6 +59,7 @@ SEED = 4321  # not run.py's
 OURS, PLANNED_FOR = "flowcast_fast", "corrected"  # its forecast, whose plans are called by no name
 NUM_PROMPTS = 8
 RULES = tuple(Rule(first_ratio=ratio) for ratio in (4.0, 16.0, 64.0, 256.0))
+MADE = {"plans": Plan, "ratios": Magnitudes, "heads": HeadMap}  # by folder
 SKIPPED = ("denoise", "near_clean")  # kinds of work that a skipped step is spared
 LONGEST_GAP = 16  # steps from one computed one to the next
 
@@ -212,11 +220,13 @@ def with_defaults(overrides: Sequence[str]) -> list[str]:
 
 
 def calibration_job(overrides: Sequence[str]) -> Job:
-    """Its prompts are the setting's for calibration, unless others are given. It follows no file: one is to be made."""
+    """Its prompts are the setting's for calibration, unless others are given. It follows no calibration: one is to be
+    made."""
     given = {override.partition("=")[0] for override in overrides}
     overrides = with_defaults(overrides)
     config = compose_config(overrides)
     overrides += [f"reuse.{file}=null" for file in ("plan", "table") if file in config.reuse]
+    overrides += ["kv.heads=null"] if "heads" in config.kv else []
     if "prompts" in given:
         return make_job(compose_config(overrides))
     if config.setting.get("calibration_prompts") is None:
@@ -239,9 +249,21 @@ def check_placeable(job: Job) -> None:
 
 
 def place_of(job: Job, forecast: str) -> Path:
-    """Of the file that a job makes, within conf/ or an output folder; of a plan by the forecast that it is for."""
-    own = [] if isinstance(job.method.reuse, MagCache) or forecast == PLANNED_FOR else [forecast]
-    folder = "ratios" if isinstance(job.method.reuse, MagCache) else "plans"
+    """Of the file that a job makes, within conf/ or an output folder; of a plan by the forecast that it is for. Raises
+    BadInput."""
+    own = []
+    if job.method.kv.select.by_head:
+        folder = "heads"
+    elif isinstance(job.method.reuse, MagCache):
+        folder = "ratios"
+    elif isinstance(job.method.reuse, Placed):
+        folder = "plans"
+        own = [] if forecast == PLANNED_FOR else [forecast]
+    else:
+        raise BadInput(
+            f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, shortest_path or "
+            "magcache, or kv=forcing_kv, or leave it out"
+        )
     return Path(folder, f"{'_'.join([job.model_name, job.setting_name, *own])}.json")
 
 
@@ -282,26 +304,25 @@ def main(arguments: list[str]) -> int:
     check_overrides(with_defaults(overrides))
     job = calibration_job(overrides)
     refuse_random_weights(job, "a calibration means")
-    if not isinstance(job.method.reuse, Placed | MagCache):
-        raise BadInput(
-            f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, shortest_path or "
-            "magcache, or leave it out"
-        )
-    places = isinstance(job.method.reuse, Placed)
-    if own and not places:
-        raise BadInput(f"{next(iter(own))} is of plans, and reuse=magcache has none; leave it out")
-    if places:
+    file = place_of(job, compose_config(with_defaults(overrides)).forecast.name)
+    folder = file.parts[0]
+    if own and folder != "plans":
+        raise BadInput(f"{next(iter(own))} is of plans, and {MADE[folder].made_by} makes none; leave it out")
+    if folder == "plans":
         check_placeable(job)
     num_tried = len(job.prompts) if num_tried is None else num_tried
     if num_tried > len(job.prompts):
         raise BadInput(f"tried_prompts={num_tried} but there are {counted(len(job.prompts), 'prompt')}")
+    path = (CONF if publish else job.output_dir) / file
     with model_pool(job) as map_model:
-        made = calibrate(job, map_model, shares, num_tried) if places else calibrate_magnitudes(job, map_model)
-    path = (CONF if publish else job.output_dir) / place_of(job, compose_config(with_defaults(overrides)).forecast.name)
+        if folder == "heads":
+            text = heads.text_of(heads.head_map(job, map_model))
+        elif folder == "ratios":
+            text = text_of(calibrate_magnitudes(job, map_model))
+        else:
+            text = text_of(merged(calibrate(job, map_model, shares, num_tried), path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = text_of(merged(made, path) if places else made)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    option = "plan" if places else "table"
-    print(f"written: {shown(path)}" + ("" if publish else f"; use it with reuse.{option}={shown(path)}"))
+    print(f"written: {shown(path)}" + ("" if publish else f"; use it with {MADE[folder].option}={shown(path)}"))
     return 0

@@ -5,7 +5,9 @@ Weights are stored in float16: half the size, and finer than the bfloat16 of the
 
 from __future__ import annotations
 
+import filecmp
 import json
+import os
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,6 +86,16 @@ def export_wan(recipe: dict, directory: Path, weights: str, sampling: dict, dest
     model = TextAndWan(recipe["dit"]["transformer"], recipe["dit"]["text"])
     shift = Settings().replaced(sampling).shift
     _export_wan_family(WanPipeline, model, recipe, directory, weights, sampling, shift, destination)
+
+
+def link_shared_weights(checkpoint: Path, other: Path) -> None:
+    """Replace weights of ``checkpoint`` that ``other`` has too, in a file of the same place and content, by relative
+    links: what both share is kept once."""
+    for original in sorted(other.rglob("*.safetensors")):
+        own = checkpoint / original.relative_to(other)
+        if own.is_file() and not own.is_symlink() and filecmp.cmp(own, original, shallow=False):
+            with atomic_path(own) as temporary:
+                temporary.symlink_to(os.path.relpath(original, own.parent))
 
 
 def _export_wan_family(

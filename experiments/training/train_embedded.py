@@ -73,7 +73,7 @@ def train_skyreels(recipe: dict) -> None:
 
 def train_wan(recipe: dict) -> None:
     """The embedded causal Wan: a teacher, which starts as the embedded SkyReels-V2, and its student of a few steps."""
-    from experiments.training.export import export_wan
+    from experiments.training.export import export_wan, link_shared_weights
     from experiments.training.initial import start_from_skyreels_for_wan
     from experiments.training.session import run_workers
     from experiments.training.wan_dit import train_teacher
@@ -93,6 +93,8 @@ def train_wan(recipe: dict) -> None:
         ("dit", recipe["teacher_sampling"], recipe["teacher_destination"]),
     ):
         export_wan(recipe, directory, weights, sampling, ROOT / destination)
+        if (ROOT / destination).is_relative_to(ROOT):  # its autoencoder is in this repository once already
+            link_shared_weights(ROOT / destination, ROOT / recipe["initial"])
         print(f"the checkpoint is in {destination}")
 
 

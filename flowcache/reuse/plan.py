@@ -1,6 +1,6 @@
 """Plans: which of its own steps a chunk computes, by where it stands in its window; made by calibrating on a model.
 
-``python -m experiments.calibrate reuse=placed`` makes them (flowcache.reuse.calibration).
+``python -m experiments.calibrate reuse=placed`` makes them (flowcache.calibration).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from flowcache.reuse.calibration import Calibration
+from flowcache.calibration import Calibration
 from flowcache.schedule import Schedule
 
 Steps = tuple[int, ...]
@@ -27,7 +27,8 @@ class Plan(Calibration):
     """
 
     kind: ClassVar[str] = "plan"
-    part: ClassVar[str] = "placed"
+    option: ClassVar[str] = "reuse.plan"
+    made_by: ClassVar[str] = "reuse=placed"
     times: tuple[float, ...]
     shares: Mapping[float, Mapping[str, tuple[Steps, ...]]]
 

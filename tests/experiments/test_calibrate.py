@@ -24,7 +24,7 @@ from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
 from flowcache.reuse.base import Decision
 from flowcache.reuse.plan import Plan, chunk_times
-from flowcache.schedule import diffusion_forcing_schedule, staged_schedule, timesteps
+from flowcache.schedule import diffusion_forcing_schedule, sequential_schedule, staged_schedule, timesteps
 from tests.experiments.made_records import job_of
 
 STEPS = 9
@@ -236,7 +236,7 @@ def test_a_file_is_of_its_policy_and_a_plan_of_its_forecast(reuse, path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["reuse=magcache", "shares=0.5"], "shares is of plans, and reuse=magcache has none; leave it out"),
+        (["reuse=magcache", "shares=0.5"], "shares is of plans, and reuse=magcache makes none; leave it out"),
         (["shares=much"], "shares must be numbers between 0 and 1"),
         (["shares=0.5,1.5"], "shares must be numbers between 0 and 1"),
         (["tried_prompts=-1"], "tried_prompts a whole number"),
@@ -250,3 +250,12 @@ def test_a_file_is_of_its_policy_and_a_plan_of_its_forecast(reuse, path, tmp_pat
 def test_what_makes_no_sense_is_refused_before_any_run(arguments, said, capsys, tmp_path):
     assert calibrate.main([*arguments, f"output_dir={tmp_path}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_chunks_one_after_another_stand_in_three_places():
+    """What the first gets wrong is in all that follow, though no neighbour tells it from them."""
+    schedule = sequential_schedule(6, (1000, 750, 500, 250))
+    found = positions(schedule, {chunk: chunk_times(schedule, chunk) for chunk in range(6)})
+    assert [(each.index, each.chunks) for each in found] == [(0, (0,)), (1, (1,)), (2, (2, 3, 4, 5))]
+    weights = [Rule(first_ratio=16).position_weight(each) for each in found]
+    assert weights == [16, 4, 1]

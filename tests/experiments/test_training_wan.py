@@ -11,6 +11,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from eval.scenes import held_out_scenes
 from experiments.training import precision
+from experiments.training.export import link_shared_weights
 from experiments.training.initial import start_from_skyreels_for_wan
 from experiments.training.skyreels_vae import WanAutoencoder
 from experiments.training.train_embedded import main
@@ -120,7 +121,8 @@ def test_the_teacher_starts_as_skyreels_at_its_usual_frame_rate(tmp_path):
     torch.testing.assert_close(ours.modulation, theirs.modulation, atol=1e-6, rtol=0)
 
 
-STUDENT = RECIPE | {"steps": [1000, 750, 500, 250], "path_steps": 16, "guidance": 2.0, "num_paths": 3, "seed": 0}
+STUDENT = RECIPE | {"steps": [1000, 750, 500, 250], "path_steps": 16, "guidance": 2.0, "seed": 0}
+STUDENT |= {"openings_per_process": 2}
 
 
 def test_a_path_passes_the_few_steps_and_ends_where_the_teacher_does(model):
@@ -144,7 +146,8 @@ def test_the_student_learns_the_velocity_to_a_path_s_end(model):
     levels = path_levels(16, 5.0)[[0, 4, 8, 12]]
     end = draw(2, 16, 6, 4, 4, seed=2)
     paths = torch.stack([*(end + 0.5 * level for level in levels), end], dim=1)
-    student = Student(model, paths, latents, scenes, STUDENT, session)
+    openings = paths[[0, 1, 0], :, :, : STUDENT["block_size"]]  # of the clips again and again
+    student = Student(model, paths, openings, latents, scenes, STUDENT, session)
     torch.nn.init.zeros_(model.transformer.proj_out.weight)
     torch.nn.init.constant_(model.transformer.proj_out.bias, 0.5)
     for loss in student.losses():
@@ -155,10 +158,11 @@ def test_every_stage_runs_and_both_exports_load_and_generate(tmp_path):
     run, student, teacher = tmp_path / "run", tmp_path / "student", tmp_path / "teacher"
     small = "num_processes=1 dit.recipe.num_clips=2 dit.recipe.num_frames=21 dit.recipe.num_steps=1 "
     small += "dit.recipe.furthest_sink=4 student.recipe.num_steps=1 student.recipe.num_paths=2 "
-    small += "student.recipe.path_steps=8 student.recipe.paths_per_file=1 teacher_sampling.num_steps=2"
+    small += "student.recipe.path_steps=8 student.recipe.paths_per_file=1 student.recipe.num_openings=3 "
+    small += "student.recipe.openings_per_file=2 teacher_sampling.num_steps=2"
     places = [f"directory={run}", f"destination={student}", f"teacher_destination={teacher}"]
     assert main(["model=wan", *places, *small.split()]) == 0
-    assert len(list(run.glob("paths_*.pt"))) == 2
+    assert len(list(run.glob("paths_*.pt"))) == len(list(run.glob("openings_*.pt"))) == 2
     for weights, stage in ((student, "student"), (teacher, "dit")):
         model = Wan.from_pretrained(weights)
         trained = torch.load(run / f"{stage}.pt", weights_only=True)["model"]["transformer.proj_out.weight"]
@@ -171,3 +175,17 @@ def test_every_stage_runs_and_both_exports_load_and_generate(tmp_path):
 def test_without_the_autoencoder_of_another_it_says_what_to_give(capsys):
     assert main(["model=wan", "initial=null"]) == 2
     assert "give initial=experiments/embedded/skyreels" in capsys.readouterr().err
+
+
+def test_weights_that_another_checkpoint_has_too_become_links(tmp_path):
+    own, other = tmp_path / "wan", tmp_path / "skyreels"
+    for folder, text in ((own, "trained"), (other, "old")):
+        for name, content in (("vae", "shared"), ("transformer", text)):
+            (folder / name).mkdir(parents=True)
+            (folder / name / "model.safetensors").write_text(content, encoding="utf-8")
+    for _ in range(2):  # again changes nothing
+        link_shared_weights(own, other)
+        assert str((own / "vae" / "model.safetensors").readlink()) == "../../skyreels/vae/model.safetensors"
+        assert (own / "vae" / "model.safetensors").read_text(encoding="utf-8") == "shared"
+        assert not (own / "transformer" / "model.safetensors").is_symlink()
+    assert not (other / "vae" / "model.safetensors").is_symlink()

@@ -1,6 +1,6 @@
-"""What a policy was calibrated to on a model: a small JSON file, and where its numbers come from.
+"""What a part was calibrated to on a model: a small JSON file, and where its numbers come from.
 
-``python -m experiments.calibrate reuse=<name>`` writes them. Times, never step numbers, carry them over to other step
+``python -m experiments.calibrate`` writes them. Times, never step numbers, carry them over to other step
 counts and grids.
 """
 
@@ -20,15 +20,17 @@ class Calibration(ABC):
     """What a file holds.
 
     Attributes:
-        kind: what such a file is called, and the option that takes one.
-        part: the policy that is calibrated.
+        kind: what such a file is called.
+        option: the option that takes one, by dotted name.
+        made_by: what ``experiments.calibrate`` makes one for.
         name: of the file, without its folder and ending.
         sha256: first 16 digits of its content's.
         provenance: what it was made of: model, setting, weights, prompts, seed, fit ...
     """
 
     kind: ClassVar[str]
-    part: ClassVar[str]
+    option: ClassVar[str]
+    made_by: ClassVar[str]
     name: str
     sha256: str
     provenance: Mapping[str, Any] = field(compare=False, repr=False)
@@ -43,8 +45,8 @@ class Calibration(ABC):
             own = cls.taken(data)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"{cls.kind}={str(path)!r} cannot be read as a {cls.kind} ({error}); give a file that python -m "
-                f"experiments.calibrate reuse={cls.part} wrote"
+                f"{cls.own_option()}={str(path)!r} cannot be read as a {cls.kind} ({error}); give a file that python "
+                f"-m experiments.calibrate {cls.made_by} wrote"
             ) from error
         return cls(name=path.stem, sha256=hashlib.sha256(text).hexdigest()[:16], provenance=data, **own)
 
@@ -60,9 +62,14 @@ class Calibration(ABC):
         if isinstance(value, str | Path):
             return cls.read(value)
         if value is not None and not isinstance(value, cls):
-            raise ValueError(f"{cls.kind}={value!r} must be the file of a {cls.kind}, or null for none")
+            raise ValueError(f"{cls.own_option()}={value!r} must be the file of a {cls.kind}, or null for none")
         return value
 
     def described(self) -> dict[str, str]:
         """What tells it from others, wherever it lies."""
-        return {self.kind: self.name, "sha256": self.sha256}
+        return {self.own_option(): self.name, "sha256": self.sha256}
+
+    @classmethod
+    def own_option(cls) -> str:
+        """The option's name within its part."""
+        return cls.option.partition(".")[2]
