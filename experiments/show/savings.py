@@ -145,8 +145,8 @@ def table(rows: pd.DataFrame, savings: Savings, source: str) -> Table:
         "saves where its loss is so many dB, mean ± half-width of the 95 % interval over n videos, and how much "
         f"more than {savings.against} that is, video by video, with its 95 % bootstrap interval. {BOOTSTRAP} PSNR is "
         "against the video of the same number of steps; loss is what a method's error adds to that of half the steps, "
-        "so that as far from vanilla as those are is 3 dB. Between settings the share is interpolated, vanilla counting "
-        f"as {PSNR_CAP_DB:g} dB; a method whose cheapest setting loses less saves what that one does.",
+        "so that as far from vanilla as those are is 3 dB. Between settings the share is interpolated, vanilla "
+        f"counting as {PSNR_CAP_DB:g} dB; a method whose cheapest setting loses less saves what that one does.",
         (
             Column("model", "model"),
             Column("steps", "steps"),
