@@ -50,7 +50,8 @@ def sample(
     clock = SectionClock("cpu") if clock is None else clock
     policy = generation.method.reuse.fresh()
     evidence = EvidenceReader(_meter(policy, generation), policy.report)
-    trace.kv_bytes_allocated = generation.kv_bytes_allocated
+    trace.kv_bytes_allocated, trace.kv_bytes_by_use = generation.kv_bytes_allocated, generation.kv_bytes_by_use
+    trace.kv_bits = generation.kv_bits
     finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
     with clock("transformer"):
         trace.work += [(-1, work) for work in generation.start(clock)]
@@ -159,6 +160,8 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
         remarks.append(f"{forecast} corrected nothing: no chunk computed again smoothly after a step that it skipped")
     if method.kv.budget is not None and not generation.kv_compressions:
         remarks.append(f"the KV budget of {method.kv.budget} dropped nothing: finished chunks never held more")
+    if method.kv.select.by_head and not generation.kv_compressions:
+        remarks.append(f"{type(method.kv.select).__name__} dropped nothing: no head was to keep less than there was")
     return remarks
 
 
@@ -198,7 +201,8 @@ def _record(
     generation: Generation,
 ) -> None:
     trace.work += [(row.index, item) for item in work]
-    trace.kv_bytes_used_peak = max(trace.kv_bytes_used_peak, generation.kv_bytes_used)
+    kv_bytes = generation.kv_bytes_used
+    trace.kv_bytes_used_peak = max(trace.kv_bytes_used_peak, kv_bytes)
     denoise_flops: Counter[int] = Counter()  # a guided model passes a chunk several times
     for item in work:
         if item.kind == "denoise":
@@ -218,6 +222,7 @@ def _record(
                 accumulated=accumulated.get(step.chunk),
                 flops=denoise_flops[step.chunk],
                 kv_tokens=generation.kv_tokens,
+                kv_bytes=kv_bytes,
                 token_mask=step.chunk in decision.tokens,
                 repeated=action == "reuse" and step.chunk in decision.repeat,
             )

@@ -42,8 +42,8 @@ class TraceEntry:
     there was "forecast" say "reuse" for it, and know no ``repeated``.
     distance is None where it was not measured, and cosine where that was not against the chunk before; accumulated is
     the policy's after its decision; flops are those of the chunk's denoising forward (0 if it reused); kv_tokens are
-    the tokens the cache holds after the row, per layer and head; token_mask tells that only some of the chunk's tokens
-    computed.
+    the tokens the cache holds after the row, per layer and head, and kv_bytes what all branches' caches hold them in
+    (traces from before do not say, 0); token_mask tells that only some of the chunk's tokens computed.
     """
 
     row: int
@@ -58,6 +58,7 @@ class TraceEntry:
     token_mask: bool = False
     repeated: bool = False
     cosine: float | None = None
+    kv_bytes: int = 0
 
 
 @dataclass
@@ -67,7 +68,9 @@ class Trace:
     entries: list[TraceEntry] = field(default_factory=list)
     work: list[tuple[int, Work]] = field(default_factory=list)  # (row, work); row -1 is before the first row
     kv_bytes_allocated: int = 0
+    kv_bytes_by_use: dict[str, int] = field(default_factory=dict)  # of those allocated (flowcache.kv.store.base)
     kv_bytes_used_peak: int = 0
+    kv_bits: float = 0.0  # of a number of a finished chunk
     # Known at the end.
     kv_unusable_kept: int = 0  # see KvCache
     forecast_bytes_peak: int = 0  # outputs that forecasts look back on

@@ -118,7 +118,7 @@ def test_records_are_the_entries_as_plain_numbers():
     assert records == [asdict(entry) for entry in trace.entries]
     assert set(records[0]) == {
         "row", "chunk", "step", "t", "action", "distance", "accumulated", "flops", "kv_tokens",
-        "token_mask", "repeated", "cosine",
+        "token_mask", "repeated", "cosine", "kv_bytes",
     }  # fmt: skip
     assert all(isinstance(value, int | float | str | None) for record in records for value in record.values())
 

@@ -1,8 +1,8 @@
 """Benchmarks: ``python -m experiments.bench <name> [key=value ...]``, with a job's overrides and the benchmark's own.
 
 latency: a method against vanilla, in turn. flops: counted while running, against the count from shapes. row: where a
-row's time goes. kv: choosing what a full KV cache keeps, against the whole-matrix form. gpu: all that is measured on a
-GPU, at full size. ``python -m experiments.bench <name> --help`` explains one.
+row's time goes. kv: every KV selector and store, and FlowCache's choice against the whole-matrix form. gpu: all that is
+measured on a GPU, at full size. ``python -m experiments.bench <name> --help`` explains one.
 """
 
 from __future__ import annotations

@@ -1,19 +1,25 @@
-"""Choosing what a full KV cache keeps, against the O(L^2), whole-matrix form: time, memory, and the same choice.
+"""Every KV selector and store, and FlowCache's choice against the whole-matrix form: time, memory, the same choice.
 
-``python -m experiments.bench kv [lengths=4032,16128,48600] [queries=token,frame,chunk] [runs=3] [key=value ...]``
+``python -m experiments.bench kv [lengths=4032,16128,48600] [queries=token,frame,chunk] [runs=3]
+[show=whole_matrix,selectors,stores,video] [key=value ...]``
 
-One layer of MAGI-1 4.5B: 4 clean chunks of 6 frames, of which the budget holds 3, and the queries of a fifth. Keys and
-queries are seeded noise, float32, and the same for both sides; runs alternate, after one of each that is not timed.
-Importance needs the product of all queries and keys on either side, so the more queries, the smaller the gain.
+One layer of MAGI-1 4.5B: 4 clean chunks of 6 frames, of which the budget holds 3, and the queries of a fifth; 48600
+keys are its full size. Keys and queries are seeded noise, float32, and the same for all; nothing is timed the first
+time.
 
-Then the share of time that a whole video of the job spends compressing, with its budget, or else one of two chunks.
+whole_matrix: FlowCache's choice against the O(L^2) form by its definitions, runs in turn. Importance needs the product
+of all queries and keys on either side, so the more queries, the smaller the gain. selectors: each of conf/kv at its own
+options, what it takes to choose, to look where it does so in every row, and what it remembers beside the keys; r_kv
+compares all pairs of keys. stores: each of conf/kv/store, what it takes to put a finished chunk in codes and to read 4
+chunks, how much longer attention to them is with both, bits a number, and what the cache of all layers takes in
+bfloat16. video: the share of time that a whole video of the job spends compressing, with its budget, or else one of two
+chunks.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -25,9 +31,21 @@ from torch.nn import functional as F
 
 from eval.latency import Spread
 from eval.peak_memory import PeakBytes
+from experiments.benchmarks.kv_layer import (
+    CHANNELS,
+    CHUNKS,
+    FRAMES_PER_CHUNK,
+    NUM_GROUPS,
+    NUM_HEADS,
+    Sizes,
+    cell,
+    timed,
+)
+from experiments.benchmarks.kv_parts import selector_lines, store_lines
 from experiments.benchmarks.options import whole_number
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
+from experiments.job.names import nearest
 from experiments.job.units import counted
 from experiments.run import environment
 from experiments.run.runner import Runner
@@ -35,35 +53,22 @@ from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.base import Entries
 from flowcache.kv.select.joint import Joint, Unit
 
-OPTIONS = ("lengths", "queries", "runs")
-NUM_HEADS, NUM_GROUPS, CHANNELS = 24, 8, 128
-CHUNKS, FRAMES_PER_CHUNK = 4, 6
-GIB, MIB = 2**30, 2**20
+OPTIONS = ("lengths", "queries", "runs", "show")
+GIB = 2**30
 BUDGET = "2 chunks"
+SHOWN = ("whole_matrix", "selectors", "stores", "video")
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """A cache of ``length`` clean keys."""
-
-    length: int
-
-    @property
-    def chunk(self) -> int:
-        return self.length // CHUNKS
-
-    @property
-    def frame(self) -> int:
-        return self.chunk // FRAMES_PER_CHUNK
-
-    @property
-    def budget(self) -> int:
-        return self.length - self.chunk
-
-
-def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame,chunk", runs: str = "3") -> None:
-    """Print a line for every length and query granularity, and one of a whole video."""
-    cases = [(Sizes(length), granularity) for length in _lengths(lengths) for granularity in _granularities(queries)]
+def run(
+    job: Job,
+    lengths: str = "4032,16128,48600",
+    queries: str = "token,frame,chunk",
+    runs: str = "3",
+    show: str = ",".join(SHOWN),
+) -> None:
+    """Print a line for every length and query granularity, for every selector and store at each length, and one of a
+    whole video."""
+    of_lengths, granularities, shown = [Sizes(n) for n in _lengths(lengths)], _granularities(queries), _shown(show)
     num_runs = whole_number("runs", runs)
     environment.prepare(job.threads)
     place = torch.cuda.get_device_name() if job.device.startswith("cuda") else counted(job.threads, "CPU thread")
@@ -72,10 +77,18 @@ def run(job: Job, lengths: str = "4032,16128,48600", queries: str = "token,frame
         f"{CHUNKS - 1} of {CHUNKS} chunks, on {place}"
     )
     print(f"median (range) of {num_runs} runs, and what tensors take at their peak beyond the inputs")
-    print(f"{'keys':>6}  {'queries':>13}  {'linear, blocked':>40}  {'whole matrix':>40}  {'faster':>7}  same kept")
-    for sizes, granularity in cases:
-        print(_line(sizes, granularity, num_runs, job.device), flush=True)
-    print(_whole_video(job, num_runs))
+    if "whole_matrix" in shown:
+        print(f"{'keys':>6}  {'queries':>13}  {'linear, blocked':>40}  {'whole matrix':>40}  {'faster':>7}  same kept")
+        for sizes in of_lengths:
+            for granularity in granularities:
+                print(_line(sizes, granularity, num_runs, job.device), flush=True)
+    for name, lines in {"selectors": selector_lines, "stores": store_lines}.items():
+        for sizes in of_lengths if name in shown else ():
+            print(f"{name}, {sizes.length} keys")
+            for line in lines(sizes, num_runs, job.device):
+                print(line, flush=True)
+    if "video" in shown:
+        print(_whole_video(job, num_runs))
 
 
 def whole_matrix(query: Tensor, key: Tensor, budget: int, joint: Joint) -> Tensor:
@@ -142,7 +155,7 @@ def compare(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> Comp
         peaks.append(memory.peak)
     for _ in range(num_runs):
         for side, own in zip(sides, seconds, strict=True):
-            own.append(_timed(side, device))
+            own.append(timed(side, device))
     same = None
     if len(sides) == 2:
         same = sum(torch.isin(ours, theirs).sum().item() for ours, theirs in zip(*kept, strict=True)) / kept[0].numel()
@@ -151,7 +164,7 @@ def compare(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> Comp
 
 def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
     case = compare(sizes, granularity, num_runs, device)
-    cells = [_cell(own, peak) for own, peak in zip(case.seconds, case.peaks, strict=True)]
+    cells = [cell(own, peak) for own, peak in zip(case.seconds, case.peaks, strict=True)]
     front = f"{sizes.length:>6}  {granularity:>5} {case.num_queries:>7}  {cells[0]:>40}"
     if case.same is None:
         return f"{front}  not run: needs {case.needed / GIB:.1f} GiB of {case.there / GIB:.1f} free"
@@ -173,19 +186,6 @@ def _whole_video(job: Job, num_runs: int) -> str:
     )
 
 
-def _timed(side: Callable[[], Tensor], device: str) -> float:
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    wait()
-    started = time.perf_counter()
-    side()
-    wait()
-    return time.perf_counter() - started
-
-
-def _cell(seconds: list[float], peak: int) -> str:
-    return f"{statistics.median(seconds):.4f} s ({min(seconds):.4f}-{max(seconds):.4f}), {peak / MIB:.0f} MiB"
-
-
 def _free_bytes(device: str) -> int:
     return torch.cuda.mem_get_info()[0] if device.startswith("cuda") else psutil.virtual_memory().available
 
@@ -203,4 +203,11 @@ def _granularities(text: str) -> list[str]:
     for name in text.split(","):
         if name not in get_args(Unit):
             raise BadInput(f"queries={text}: {name!r} is unknown; choose among {', '.join(get_args(Unit))}")
+    return text.split(",")
+
+
+def _shown(text: str) -> list[str]:
+    for name in text.split(","):
+        if name not in SHOWN:
+            raise BadInput(f"show={text}: {name!r} is unknown; {nearest(name, list(SHOWN))}")
     return text.split(",")

@@ -22,6 +22,7 @@ from experiments.job.job import Job
 from experiments.job.units import counted, flops_text
 from experiments.run import environment
 from experiments.run.runner import Runner
+from experiments.show.kv_memory import KV_USES
 from flowcache.method import Method
 
 OPTIONS = ("latency_repeats",)
@@ -70,6 +71,8 @@ def _column(job: Job, runner: Runner, method: Method, takes: Sequence[Take]) -> 
         column["peak memory, GiB"] = f"{max(take.peak_memory_gib for take in takes):.3f} with weights"
     used, allocated = trace.kv_bytes_used_peak / _MIB, trace.kv_bytes_allocated / _MIB
     column["KV cache, MiB"] = f"{used:.2f} of {allocated:.2f} in use"
+    if trace.kv_bytes_by_use.keys() > {"entries"}:
+        column |= {f"  {name}": f"{trace.kv_bytes_by_use.get(use, 0) / _MIB:.2f}" for use, name in KV_USES.items()}
     column["executed"] = flops_text(trace.flops)
     return column
 

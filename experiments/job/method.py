@@ -32,21 +32,23 @@ PARTS = ("reuse", "forecast", "kv")
 def make_method(config: DictConfig) -> Method:
     """The method of a composed configuration. Raises BadInput for what its parts refuse, unknown keys among it.
 
-    A selector without a budget has nothing to select, and is left out: such methods are equal.
+    A selector without a budget has nothing to select, but for one by head, and is left out: such methods are equal.
     """
     kv = OmegaConf.to_container(config.kv, resolve=True)
     _check_given("kv", kv, "budget")
     shared = {key: value for key, value in OmegaConf.to_container(config.method, resolve=True).items() if key != "name"}
     _check_keys("method", shared, [f.name for f in dataclasses.fields(Method) if f.name not in PARTS])
     store, budget = _part("kv.store", kv.pop("store"), KvStore), kv.pop("budget")
+    _from_root(kv, "heads")
     select = _part("kv", kv, KeySelector)
     try:
-        policy = KvPolicy(select=Everything() if budget is None else select, store=store, budget=budget)
+        if budget is None and not select.by_head:
+            select = Everything()
+        policy = KvPolicy(select=select, store=store, budget=budget)
     except (ValueError, TypeError) as error:
         raise BadInput(f"kv {config.kv.name}: {error}") from error
     own = OmegaConf.to_container(config.reuse, resolve=True)
-    if isinstance(own.get("plan"), str):
-        own["plan"] = str(inside_root(own["plan"]))
+    _from_root(own, "plan")
     reuse = _part("reuse", own, ReusePolicy)
     forecast = _part("forecast", OmegaConf.to_container(config.forecast, resolve=True), Forecast)
     try:
@@ -62,7 +64,8 @@ def name_of(config: DictConfig, own: Method, own_parts: Mapping[str, str]) -> st
     With another reuse policy it is another method, and has no name but its parts'.
     """
     chosen = parts_of(config)
-    if config.kv.budget is None and own.kv.budget is None:  # whatever would select
+    keeps_all = config.kv.budget is None and not get_object(config.kv["_target_"]).by_head
+    if keeps_all and own.kv.budget is None and not own.kv.select.by_head:  # whatever would select
         chosen["kv"] = own_parts["kv"]
     replaced = {part: name for part, name in chosen.items() if name != own_parts[part]}
     return " + ".join([replaced.pop("reuse", config.method.name), *replaced.values()])
@@ -88,6 +91,12 @@ def _part(group: str, fields: dict[str, Any], kind: type[Part]) -> Any:
         return instantiate(fields)
     except (InstantiationException, ValueError, TypeError) as error:
         raise BadInput(f"{group} {name}: {error.__cause__ or error}") from error
+
+
+def _from_root(fields: dict[str, Any], option: str) -> None:
+    """A file that was calibrated, wherever the program is started."""
+    if isinstance(fields.get(option), str):
+        fields[option] = str(inside_root(fields[option]))
 
 
 def _check_given(group: str, fields: dict[str, Any], *needed: str) -> None:

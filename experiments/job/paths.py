@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -46,11 +47,13 @@ def check_writable(directory: Path) -> None:
 
 # For conf/config.yaml, so that what Hydra writes is there too.
 OmegaConf.register_new_resolver("from_root", lambda path: str(results_folder(path)), replace=True)
-# For conf/reuse: the plan that was calibrated on a model and setting, or null.
-OmegaConf.register_new_resolver(
-    "plan_of",
-    lambda model, setting: (
-        str(path) if (path := ROOT / "conf" / "plans" / f"{model}_{setting}.json").is_file() else None
-    ),
-    replace=True,
-)
+
+
+def _calibrated(folder: str, model: str, setting: str) -> str | None:
+    path = ROOT / "conf" / folder / f"{model}_{setting}.json"
+    return str(path) if path.is_file() else None
+
+
+# For conf/reuse and conf/kv: what was calibrated on a model and setting, or null.
+for _resolver, _folder in (("plan_of", "plans"), ("heads_of", "heads")):
+    OmegaConf.register_new_resolver(_resolver, partial(_calibrated, _folder), replace=True)

@@ -62,6 +62,11 @@ class Record:
         baseline_flops: vanilla's.
         computed_fraction: chunk steps computed over all chunk steps.
         kv_bytes_allocated, kv_bytes_used_peak: of the caches of all branches.
+        kv_bytes_by_use: of those allocated: "entries" in the type that they are held in, "codes", their "scales" (and
+            lowest numbers, ids, centroids), the "read_buffer" in which a layer is put in order, and what a "selection"
+            remembers. Empty in records of before it was told.
+        kv_bits: of a number of a finished chunk, with what its code is read by; 0 in records of before it was told, and
+            without a cache.
         forecast_bytes_peak: of the outputs that forecasts look back on.
         remarks: what the generation warned of, such as a part of the method that had no effect.
         caption: what was seen in the video against its caption, where that can be told.
@@ -99,7 +104,9 @@ class Record:
     flops_by_part: dict[str, int] = field(default_factory=dict)
     computed_fraction: float = 1.0
     kv_bytes_allocated: int = 0
+    kv_bytes_by_use: dict[str, int] = field(default_factory=dict)
     kv_bytes_used_peak: int = 0
+    kv_bits: float = 0.0
     forecast_bytes_peak: int = 0
     remarks: list[str] = field(default_factory=list)
     caption: dict[str, Any] | None = None

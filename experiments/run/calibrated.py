@@ -5,6 +5,7 @@ from __future__ import annotations
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.records.weights import weights_id
+from flowcache.kv.head_map import HeadMap
 from flowcache.reuse.plan import Plan
 
 
@@ -13,11 +14,14 @@ def check_calibrations(job: Job) -> None:
     plan will do to time them."""
     if job.random_weights is not None:
         return
-    for name in ("reuse", "forecast"):
-        for option, value in getattr(job.method, name).options.items():
-            if isinstance(value, Plan) and (made_on := value.provenance.get("weights")) != weights_id(job):
+    method = job.method
+    for name, part in (("reuse", method.reuse), ("forecast", method.forecast), ("kv", method.kv.select)):
+        for option, value in part.options.items():
+            if isinstance(value, Plan | HeadMap) and (made_on := value.provenance.get("weights")) != weights_id(job):
+                again = "kv=forcing_kv" if name == "kv" else "reuse=placed"
+                instead = "kv=full" if name == "kv" else f"{name}.{option}=null"
                 raise BadInput(
                     f"{name}.{option}: {value.name} was calibrated on weights {made_on}, and these are "
-                    f"{weights_id(job)}; calibrate it on these: python -m experiments.calibrate reuse=placed "
-                    f"model={job.model_name} setting={job.setting_name}, or give {name}.{option}=null"
+                    f"{weights_id(job)}; calibrate it on these: python -m experiments.calibrate {again} "
+                    f"model={job.model_name} setting={job.setting_name}, or give {instead}"
                 )

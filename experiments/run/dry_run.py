@@ -26,6 +26,7 @@ from experiments.job.model import find_checkpoint
 from experiments.job.paths import inside_root
 from experiments.job.replay import read_decisions
 from experiments.job.units import flops_text
+from experiments.show.kv_memory import kv_text
 from experiments.show.reported import read_reported
 from flowcache.method import VANILLA, Method
 from flowcache.models.checkpoint import CheckpointError
@@ -169,7 +170,7 @@ def print_dry_run(config: DictConfig, outcome: DryRun, seconds: float, console: 
     computed = sum(entry.action == "compute" for entry in entries)
     console.print(
         f"{computed} of {len(entries)} chunk steps computed ({counted.trace.computed_fraction:.3f}); "
-        f"KV cache {counted.trace.kv_bytes_allocated / 2**30:.3g} GiB"
+        f"KV cache {kv_text(counted.trace.kv_bytes_by_use, 2**30, 'GiB')}"
     )
     checkpoint = find_checkpoint(config)
     network = OmegaConf.to_container(config.model.on_meta)

@@ -97,6 +97,6 @@ def caption(
 def describe_work(record: Record, trace: Trace) -> None:
     record.flops, record.computed_fraction = trace.flops, trace.computed_fraction
     record.flops_by_kind, record.flops_by_part = trace.flops_by_kind(), trace.flops_by_part()
-    record.kv_bytes_allocated = trace.kv_bytes_allocated
-    record.kv_bytes_used_peak = trace.kv_bytes_used_peak
+    record.kv_bytes_allocated, record.kv_bytes_by_use = trace.kv_bytes_allocated, trace.kv_bytes_by_use
+    record.kv_bytes_used_peak, record.kv_bits = trace.kv_bytes_used_peak, trace.kv_bits
     record.forecast_bytes_peak, record.remarks = trace.forecast_bytes_peak, list(trace.remarks)

@@ -20,6 +20,7 @@ from experiments.job.model import find_checkpoint
 from experiments.job.units import counted, flops_text
 from experiments.run import environment
 from experiments.run.dry_run import count
+from experiments.show.kv_memory import kv_text
 from flowcache.method import VANILLA
 from flowcache.reuse.base import Decision
 from flowcache.reuse.replay import Replay
@@ -38,6 +39,7 @@ class Work:
     Attributes:
         flops: the method's; ``at_most`` where it decides by distances, which need weights.
         vanilla_flops: of a reference.
+        kv_bytes_by_use: that the KV caches allocate (see experiments.records.record).
         activation_bytes: most that a forward of the fullest rows holds besides weights and cache.
     """
 
@@ -47,7 +49,7 @@ class Work:
     flops: int
     at_most: bool
     vanilla_flops: int
-    kv_bytes: int
+    kv_bytes_by_use: dict[str, int]
     activation_bytes: int
 
 
@@ -88,7 +90,7 @@ def count_work(job: Job, config: DictConfig) -> Work:
         counted.trace.flops,
         decisions is None and job.method.reuse.looks_at is not None,
         vanilla.trace.flops,
-        counted.trace.kv_bytes_allocated,
+        counted.trace.kv_bytes_by_use,
         activation_bytes(generation, job),
     )
 
@@ -166,9 +168,9 @@ def print_plan(
         f"      a video: {counted(work.num_chunks, 'chunk')} in {counted(work.num_rows, 'row')}, "
         f"{counted(work.num_chunk_steps, 'chunk step')}; {at_most}{flops_text(work.flops)} "
         f"(vanilla {flops_text(work.vanilla_flops)})\n"
-        f"      memory, GiB: weights {sum(weights.values()) / GIB:.3g} ({held}), KV cache {work.kv_bytes / GIB:.3g}, "
-        f"activations about {work.activation_bytes / GIB:.3g}; {machine.get('gpu', machine['cpu'])} has "
-        f"{machine.get('gpu_memory_gib', machine['memory_gib'])}"
+        f"      memory, GiB: weights {sum(weights.values()) / GIB:.3g} ({held}), "
+        f"KV cache {kv_text(work.kv_bytes_by_use, GIB)}, activations about {work.activation_bytes / GIB:.3g}; "
+        f"{machine.get('gpu', machine['cpu'])} has {machine.get('gpu_memory_gib', machine['memory_gib'])}"
     )
     probed = probe(job, model)
     video_s, reference_s = (probed.video_s(flops, work.num_chunks) for flops in (work.flops, work.vanilla_flops))

@@ -22,8 +22,9 @@ from experiments.records.collect import described, finished, video_frame
 from experiments.records.settings import told_apart
 from experiments.records.timings import commonest_way, timed
 from experiments.show import claims
+from experiments.show.kv_memory import KV_USES
 from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
-from experiments.show.style import COLUMN_WIDTH_IN, RANGES, error_bars, look, styled
+from experiments.show.style import COLUMN_WIDTH_IN, RANGES, colours_and_markers, error_bars, look, styled
 from experiments.show.summary import missing, summarise
 
 _COLUMNS = (
@@ -35,7 +36,10 @@ _COLUMNS = (
     Column("SSIM", "ssim", "{:.4f}", "± {ssim_ci95:.4f}"),
     Column("LPIPS", "lpips", "{:.4f}", "± {lpips_ci95:.4f}"),
     Column("caption right", "caption_right", "{:.0%}", "{caption_right_low:.0%} to {caption_right_high:.0%}"),
+    Column("bits a number", "kv_bits", "{:.3g}"),
     Column("KV MiB", "kv_mib", "{:.2f}", "± {kv_mib_ci95:.2f}"),
+    Column("KV allocated MiB", "kv_allocated_mib", "{:.2f}"),
+    *(Column(f"of it {name}", f"kv_{use}_mib", "{:.2f}") for use, name in KV_USES.items()),
     Column("outputs kept MiB", "forecast_mib", "{:.2f}", "± {forecast_mib_ci95:.2f}"),
     Column(
         "time compressing",
@@ -111,6 +115,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     options = [name for name in lines if name != "method"]
     values = pd.Series([tuple(map(_option, row)) for row in frame[options].to_numpy()], frame.index)
     looks = {value: place for place, value in enumerate(dict.fromkeys(values))}  # the baseline's first
+    pairs = colours_and_markers(list(frame["method"]))
     frame = frame[frame["psnr"].notna()] if "psnr" in frame else frame[:0]
     if frame.empty:
         raise BadInput(f"no video but {baseline}'s, or none that differs from it; make them with {_SWEEP}")
@@ -131,7 +136,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
                 yerr=error_bars(group.loc[order, metric], group.loc[order, f"{metric}_ci95"], *RANGES[metric]),
                 label=", ".join(shown_value(group[name].iloc[0]) for name in lines),
                 elinewidth=0.6,
-                **look(names[0], looks[values[group.index[0]]]),
+                **look(names[0], looks[values[group.index[0]]], pairs[names[0]]),
             )
         if not numeric:
             axes.set_xticks(range(len(places)), list(places))

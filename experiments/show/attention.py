@@ -11,10 +11,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from experiments.job.compose import named_method
-from experiments.job.groups import config_files
+from experiments.job.compose import composed, named_method
 from experiments.job.job import Job
 from experiments.records.collect import described
 
@@ -51,8 +48,7 @@ def other_baseline(job: Job) -> str:
 @cache
 def causal_baseline(model: str) -> str | None:
     """The baseline whose chunks see no later ones, of a model whose vanilla's do (conf/model)."""
-    (path,) = (path for path in config_files("model") if path.stem == model)
-    return OmegaConf.load(path).causal_baseline
+    return composed([f"model={model}"]).model.causal_baseline
 
 
 def _baseline_options(job: Job, name: str) -> dict[str, Any]:

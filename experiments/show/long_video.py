@@ -2,7 +2,8 @@
 
 From the finished records, traces and videos of ``python -m experiments.sweep experiment=long_video`` with the same
 arguments, of any model: KV cache and seconds a chunk, how much of both the last chunks take over the first, likeness to
-the baseline's video, whether each chunk still shows its caption.
+the baseline's video, whether each chunk still shows its caption, and the seam at its border. ``experiment=kv_long`` is
+the same of KV selectors and stores.
 Writes to output_dir/tables/ and output_dir/figures/; ``publish=true`` into results/ instead.
 """
 
@@ -19,19 +20,21 @@ from matplotlib.figure import Figure
 
 from eval.caption_score import per_chunk
 from eval.psnr import psnr
+from eval.seams import seam_ratios
 from eval.statistics import mean_and_interval
 from eval.video_io import read_lossless
 from experiments.job.errors import BadInput, command
-from experiments.job.experiment import jobs_of
+from experiments.job.experiment import experiment_of, jobs_of
 from experiments.job.job import Job, refuse_random_weights
 from experiments.job.units import counted
 from experiments.records import Record, store_of
 from experiments.records.collect import finished, read_trace, video_frame
 from experiments.records.settings import labels
 from experiments.records.timings import commonest_way, timed
+from experiments.show import claims
 from experiments.show.results import Column, Table, destination, provenance, publishing
 from experiments.show.reuse_curve import PSNR_CAP_DB
-from experiments.show.style import COLUMN_WIDTH_IN, look, styled
+from experiments.show.style import COLUMN_WIDTH_IN, colours_and_markers, look, styled
 
 NUM_COMPARED = 8  # chunks at either end of the video that the table compares
 # Column, its heading and form in the table, its axis in the figure.
@@ -40,6 +43,7 @@ _FIGURES = (
     ("seconds", "seconds a chunk", ".2f", "s a chunk"),
     ("psnr", "PSNR dB", ".1f", "PSNR to {}, dB"),
     ("caption_right", "caption shown", ".0%", "caption shown, share"),
+    ("seam", "seam", ".2f", "seam at its start"),
 )
 _FLAT = ("kv_mib", "seconds")  # what a bounded cache keeps the same however long the video is
 _OF_CHUNKS = {"kv_mib": "max", "seconds": "median"}  # the others: mean
@@ -47,7 +51,7 @@ _NO_VIDEOS = "no finished long videos; make them first with python -m experiment
 
 
 def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
-    """One row a chunk of every finished video: setting, prompt, chunk, seconds, kv_mib, psnr, caption_right.
+    """One row a chunk of every finished video: setting, prompt, chunk, seconds, kv_mib, psnr, caption_right, seam.
 
     Raises BadInput where there is none, or none of the baseline's to compare with.
     """
@@ -66,9 +70,11 @@ def chunk_frame(jobs: list[Job]) -> pd.DataFrame:
 
 
 def _kv_mib(record: Record, trace: pd.DataFrame) -> pd.Series:
-    """By chunk, what the caches hold as it finishes."""
-    tokens = trace.sort_values("row").groupby("chunk")["kv_tokens"].last()
-    return tokens * (record.kv_bytes_used_peak / max(1, trace["kv_tokens"].max()) / 2**20)
+    """By chunk, what the caches hold as it finishes; traces of before that was told hold as much for every token."""
+    last = trace.sort_values("row").groupby("chunk").last()
+    if "kv_bytes" in last:
+        return last["kv_bytes"] / 2**20
+    return last["kv_tokens"] * (record.kv_bytes_used_peak / max(1, trace["kv_tokens"].max()) / 2**20)
 
 
 def _chunks(job: Job, setting: str, record: Record, reference: Record) -> list[dict]:
@@ -79,6 +85,7 @@ def _chunks(job: Job, setting: str, record: Record, reference: Record) -> list[d
     scores = per_chunk(video, record.prompt, usual, first)
     kv_mib = _kv_mib(record, read_trace(store, record))
     # The first chunk waits for its whole window; without times, none of any chunk.
+    seams = seam_ratios(video, starts)
     seconds = np.diff(record.chunk_latency_s or np.full(len(starts), np.nan), prepend=np.nan)
     rows = []
     for chunk, (start, score) in enumerate(zip(starts, scores, strict=True)):
@@ -92,6 +99,7 @@ def _chunks(job: Job, setting: str, record: Record, reference: Record) -> list[d
                 "kv_mib": kv_mib[chunk],
                 "psnr": min(PSNR_CAP_DB, psnr(video[part], original[part])),
                 "caption_right": score.right,
+                "seam": seams[chunk],
             }
         )
     return rows
@@ -173,7 +181,8 @@ def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: S
         f"{NUM_COMPARED}, late the last {NUM_COMPARED}. Of a prompt's chunks KV is the most, seconds are the median, "
         "the others the mean; late / early is 1 where nothing grows. Then means over prompts ± half-width of the 95 % "
         "interval (Student's t), of captions with the least and the most of a prompt. PSNR is against "
-        f"{baseline}'s long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB.",
+        f"{baseline}'s long video, a chunk counting at most {PSNR_CAP_DB:.0f} dB. A chunk's "
+        "seam is how far its first frame is from the one before, over the median of such steps within both chunks.",
         (Column("setting", "setting"), Column("n", "n"), *columns),
         ends_frame(chunks),
         tuple(notes),
@@ -183,7 +192,7 @@ def table(chunks: pd.DataFrame, title: str, baseline: str, source: str, notes: S
 @styled()
 def draw(chunks: pd.DataFrame, title: str, baseline: str) -> Figure:
     """A panel a figure over the chunks, a line a setting."""
-    figure, panels = plt.subplots(len(_FIGURES), 1, figsize=(COLUMN_WIDTH_IN, 5.6), sharex=True)
+    figure, panels = plt.subplots(len(_FIGURES), 1, figsize=(COLUMN_WIDTH_IN, 7), sharex=True)
     for axes, (column, *_, label) in zip(panels, _FIGURES, strict=True):
         _lines(axes, chunks, column, label.format(baseline))
     panels[-1].set_xlabel("chunk")
@@ -206,9 +215,10 @@ def draw_memory(chunks: pd.DataFrame, subject: str) -> Figure:
 
 def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
     seen: Counter[str] = Counter()  # settings of each method: the second is dashed and half filled
+    pairs = colours_and_markers([setting.partition(", ")[0] for setting in chunks["setting"].unique()])
     for place, (setting, group) in enumerate(chunks.groupby("setting", sort=False)):
         method = setting.partition(", ")[0]
-        appearance = look(method, seen[method])
+        appearance = look(method, seen[method], pairs[method])
         seen[method] += 1
         by_chunk = group.groupby("chunk")[column]
         line = by_chunk.median() if column == "seconds" else by_chunk.mean()
@@ -221,15 +231,22 @@ def _lines(axes: Axes, chunks: pd.DataFrame, column: str, label: str) -> None:
 @command("long_video")
 def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
-    jobs, experiment = jobs_of("long_video", arguments)
+    named = any(argument.startswith("experiment=") for argument in arguments)
+    name, arguments = experiment_of(arguments)
+    name = name if named else "long_video"
+    jobs, experiment = jobs_of(name, arguments)
+    if not experiment.get("by_chunk"):
+        raise BadInput(f"experiment {name} has no long videos: its file says nothing under by_chunk")
     chunks = chunk_frame(jobs)
     stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
     source = provenance(video_frame(record for job in jobs for record in finished(job)))
     subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"
     title, baseline = experiment["title"], jobs[0].baseline
-    described = table(chunks, title, baseline, f"{subject}; {source}", experiment.get("notes", []))
+    notes = (*claims.notes(experiment.get("claims", []), jobs), *experiment.get("notes", []))
+    described = table(chunks, title, baseline, f"{subject}; {source}", notes)
     to = destination(jobs[0].output_dir, publish)
-    to.save_table(f"{stem}_long_video", described)
-    to.save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_long_video")
-    to.save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_kv_memory")
+    to.save_table(f"{stem}_{name}", described)
+    to.save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_{name}")
+    memory = "kv_memory" if name == "long_video" else f"{name}_memory"
+    to.save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_{memory}")
     return 0

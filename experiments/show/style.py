@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -87,13 +87,27 @@ def colour_and_marker(method: str) -> tuple[str, str]:
     return COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
 
 
+def colours_and_markers(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Of each of some methods that share a figure: its family's, and where several have the same, as methods with other
+    parts do, that of the first; the next ones' are those that none has yet."""
+    taken: dict[str, tuple[str, str]] = {}
+    for method in methods:
+        pair = colour_and_marker(method)
+        if family(method) not in taken and pair in taken.values():
+            free = zip(COLOURS * len(MARKERS), MARKERS * len(COLOURS), strict=True)
+            pair = next(each for each in free if each not in taken.values())
+        taken.setdefault(family(method), pair)
+    return {method: taken[family(method)] for method in methods}
+
+
 def is_hollow(method: str) -> bool:
     return method.endswith("_slow")
 
 
-def look(method: str, option: int = 0) -> dict[str, Any]:
-    """Of a method's line, as matplotlib's arguments; ``option`` is the place of an option's value among the others."""
-    colour, marker = colour_and_marker(method)
+def look(method: str, option: int = 0, pair: tuple[str, str] | None = None) -> dict[str, Any]:
+    """Of a method's line, as matplotlib's arguments; ``option`` is the place of an option's value among the others, and
+    ``pair`` its colour and marker where they are not its family's."""
+    colour, marker = colour_and_marker(method) if pair is None else pair
     return {
         "color": colour,
         "marker": marker,

@@ -19,6 +19,7 @@ from experiments.records import Record, RecordStore
 from experiments.records.collect import flat
 from experiments.records.load import is_busy, told_load
 from experiments.show.attention import FLAG, another_video, told_another_video
+from experiments.show.kv_memory import KV_USES
 
 PFLOP = 1e15
 SEAMS = ("seam_ratio", "position_jump_pixels")  # of eval.caption_score: how smooth chunk borders are
@@ -65,6 +66,11 @@ def summarise(records: Sequence[Record]) -> dict[str, float]:
     for seam in SEAMS:
         summary |= _mean(seam, [r.caption[seam] for r in records if r.caption and r.caption.get(seam) is not None])
     summary |= _mean("kv_mib", [r.kv_bytes_used_peak / 2**20 for r in records])
+    summary |= _mean("kv_allocated_mib", [r.kv_bytes_allocated / 2**20 for r in records])
+    summary |= _mean("kv_bits", [r.kv_bits for r in records if r.kv_bits])
+    if any(r.kv_bytes_by_use.keys() > {"entries"} for r in records):
+        for use in KV_USES:
+            summary |= _mean(f"kv_{use}_mib", [r.kv_bytes_by_use.get(use, 0) / 2**20 for r in records])
     if any(r.forecast_bytes_peak for r in records):
         summary |= _mean("forecast_mib", [r.forecast_bytes_peak / 2**20 for r in records])
     return summary
@@ -114,7 +120,10 @@ _ROWS = (
     ("caption: all three right", "caption_right", "{:.0%}"),
     ("seam ratio at chunk borders", "seam_ratio", "{:.2f}"),
     ("jump at chunk borders, pixels", "position_jump_pixels", "{:.2f}"),
-    ("KV cache in use, MiB", "kv_mib", "{:.2f}"),
+    ("bits a number of finished chunks' keys and values", "kv_bits", "{:.3g}"),
+    ("KV cache in use, at most, MiB", "kv_mib", "{:.2f}"),
+    ("KV cache allocated, MiB", "kv_allocated_mib", "{:.2f}"),
+    *((f"  {name}", f"kv_{use}_mib", "{:.2f}") for use, name in KV_USES.items()),
     ("outputs kept for forecasts, MiB", "forecast_mib", "{:.2f}"),
 )
 

@@ -111,12 +111,14 @@ def _config(job: Job, record: Record) -> dict[str, Any]:
 
 def row_metrics(traces: Sequence[pd.DataFrame]) -> list[dict[str, float]]:
     """One dictionary a row of the sampler, means over the videos: active and computed chunks, GFLOPs of denoising, the
-    chunks' mean distance and accumulated distance where they were measured, and the KV tokens that the cache holds."""
+    chunks' mean distance and accumulated distance where they were measured, and what the KV cache holds, in tokens and
+    in MiB."""
     import pandas as pd
 
     entries = pd.concat(traces, keys=range(len(traces)), names=["video"]).reset_index("video")
     entries["computed"] = entries["action"] == "compute"
     measured = ["distance", "accumulated"]  # None all through where a method measures nothing
+    entries["kv_bytes"] = entries.get("kv_bytes", float("nan"))  # older traces do not say
     entries[measured] = entries[measured].astype(float)
     by_video = entries.groupby(["row", "video"]).agg(
         active_chunks=("chunk", "size"),
@@ -125,6 +127,7 @@ def row_metrics(traces: Sequence[pd.DataFrame]) -> list[dict[str, float]]:
         distance=("distance", "mean"),
         accumulated=("accumulated", "mean"),
         kv_tokens=("kv_tokens", "max"),
+        kv_mib=("kv_bytes", lambda held: held.max() / 2**20),
     )
     means = by_video.astype(float).groupby("row").mean()
     return [

@@ -7,13 +7,17 @@ paths for several rules of what an error does to the video. The prompts (``tried
 run with each, and for every share the rule is kept whose videos come nearest to vanilla's. What it found, and how near,
 is printed, and written to output_dir/plans/<model>_<setting>.json (``publish=true``: to conf/plans/, where runs of that
 model and setting find it). ``tried_prompts=0`` takes the default rule and runs no more than vanilla.
+
+``python -m experiments.calibrate kv=forcing_kv`` (or ``kv=dummy_forcing``: they share one file) measures what frames
+each head attends to, see experiments/studies/heads.py, and writes output_dir/heads/<model>_<setting>.json
+(``publish=true``: conf/heads/).
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +35,7 @@ from experiments.records.weights import weights_id
 from experiments.run.model_pool import Map, model_pool
 from experiments.run.runner import Runner
 from experiments.show.results import publishing
+from experiments.studies import heads
 from experiments.studies.placement import Compute, Gaps, Position, Rule, gap_costs, place, positions
 from experiments.studies.trials import Vanilla, tried, vanilla
 from flowcache.method import Method
@@ -201,12 +206,13 @@ def with_defaults(overrides: Sequence[str]) -> list[str]:
 
 
 def calibration_job(overrides: Sequence[str]) -> Job:
-    """Its prompts are the setting's for calibration, unless others are given. It follows no plan: one is to be made."""
+    """Its prompts are the setting's for calibration, unless others are given. It follows no calibration: one is to be
+    made."""
     given = {override.partition("=")[0] for override in overrides}
     overrides = with_defaults(overrides)
     config = compose_config(overrides)
-    if "plan" in config.reuse:
-        overrides.append("reuse.plan=null")
+    overrides += ["reuse.plan=null"] if "plan" in config.reuse else []
+    overrides += ["kv.heads=null"] if "heads" in config.kv else []
     if "prompts" in given:
         return make_job(compose_config(overrides))
     if config.setting.get("calibration_prompts") is None:
@@ -262,6 +268,12 @@ def main(arguments: list[str]) -> int:
     check_overrides(with_defaults(overrides))
     job = calibration_job(overrides)
     refuse_random_weights(job, "a calibration means")
+    if job.method.kv.select.by_head:
+        if own:
+            raise BadInput(f"{next(iter(own))} is of reuse=placed, and heads are only measured; leave it out")
+        with model_pool(job) as map_model:
+            made = heads.head_map(job, map_model)
+        return written(job, publish, "heads", "kv.heads", lambda _: heads.text_of(made))
     if not isinstance(job.method.reuse, Placed):
         raise BadInput(
             f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, or leave it out"
@@ -274,10 +286,15 @@ def main(arguments: list[str]) -> int:
         raise BadInput(f"tried_prompts={num_tried} but there are {counted(len(job.prompts), 'prompt')}")
     with model_pool(job) as map_model:
         made = calibrate(job, map_model, shares, num_tried)
-    path = (CONF if publish else job.output_dir) / "plans" / f"{job.model_name}_{job.setting_name}.json"
+    return written(job, publish, "plans", "reuse.plan", lambda path: text_of(merged(made, path)))
+
+
+def written(job: Job, publish: bool, folder: str, option: str, text_at: Callable[[Path], str]) -> int:
+    """Write what was calibrated, and tell where; ``option`` takes the file."""
+    path = (CONF if publish else job.output_dir) / folder / f"{job.model_name}_{job.setting_name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = text_of(merged(made, path))
+    text = text_at(path)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"written: {shown(path)}" + ("" if publish else f"; use it with reuse.plan={shown(path)}"))
+    print(f"written: {shown(path)}" + ("" if publish else f"; use it with {option}={shown(path)}"))
     return 0

@@ -21,6 +21,7 @@ from flowcache.forecast.base import Forecast, Point
 from flowcache.forecast.correction import interpolation_weights
 from flowcache.schedule import Schedule
 
+LAST_PLACE = 2  # in a window from which on chunks are alike, but for their neighbours
 NO_STEP = -1  # a' where nothing that was computed before counts: at a chunk's beginning, and after a jump
 BISECTIONS = 40
 SHARE_TOLERANCE = 0.002
@@ -65,7 +66,7 @@ class Rule:
     def position_weight(self, position: Position) -> float:
         if position.window:
             return 1.0
-        return max(1.0, self.first_ratio ** (1 - position.index / 2))
+        return max(1.0, self.first_ratio ** (1 - position.index / LAST_PLACE))
 
 
 def positions(schedule: Schedule, times: Mapping[int, Sequence[float]]) -> list[Position]:
@@ -74,7 +75,7 @@ def positions(schedule: Schedule, times: Mapping[int, Sequence[float]]) -> list[
     first: dict[tuple, int] = {}
     for index, window in enumerate(schedule.windows):
         for place, chunk in enumerate(window.generated):
-            key = (min(index, 1), tuple(sorted(schedule.events(chunk).items())))
+            key = (min(index, 1), min(place, LAST_PLACE), tuple(sorted(schedule.events(chunk).items())))
             found.setdefault(key, []).append(chunk)
             first.setdefault(key, place)
     return [

@@ -2,7 +2,7 @@
 
 The teacher's guided paths, on clean blocks before, are followed once and kept: their states at the few steps, and where
 they end. The student, which starts as the teacher, learns to name a path's end from each of its states, without
-guidance.
+guidance. First blocks, which have nothing but their caption and noise, have further paths of their own.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Rollout:
         self.caption = self.network.caption(text)
         rope = self.network.rope_table(self.frames, self.rows, self.columns)
         self.rope = tuple(table.flatten(0, 1) for table in rope)
-        self._pass(clean, torch.zeros(self.frames), noisy=False)
+        if self.frames > block:  # the last block's keys nobody reads
+            self._pass(clean, torch.zeros(self.frames), noisy=False)
 
     def velocity(self, noisy: Tensor, level: Tensor) -> Tensor:
         """Of all blocks [1, C, f, h, w] at noise levels [f]."""
@@ -97,42 +98,50 @@ class Teacher:
         return torch.stack([*found, latent[0]])
 
 
-def followed_paths(teacher: Teacher, latents: Tensor, scenes: list[Scene], directory: Path) -> Tensor:
-    """This worker's paths, float16 [clips, K + 1, C, f, h, w], of its first clips; kept as they are made."""
+def followed_paths(teacher: Teacher, latents: Tensor, scenes: list[Scene], directory: Path, kind: str) -> Tensor:
+    """This worker's paths, float16 [clips, K + 1, C, f, h, w], kept as they are made.
+
+    ``kind``: "paths", of its first clips, or "openings", of clips' first blocks, again and again with other noise.
+    """
     rank, num_processes, recipe = dist.get_rank(), dist.get_world_size(), teacher.recipe
-    number = min(recipe["num_paths"] // num_processes, len(scenes))
+    number, frames, per_file = recipe[f"num_{kind}"] // num_processes, recipe["block_size"], recipe["openings_per_file"]
+    if kind == "paths":
+        number, frames, per_file = min(number, len(scenes)), latents.shape[2], recipe["paths_per_file"]
     found: list[Tensor] = []
     while len(found) < number:
-        path = directory / f"paths_{rank}_of_{num_processes}_{len(found)}.pt"
+        path = directory / f"{kind}_{rank}_of_{num_processes}_{len(found)}.pt"
         if not path.exists():
             generator = torch.Generator().manual_seed(recipe["seed"] + 7919 * rank + len(found))
             made = []
-            for pick in range(len(found), min(len(found) + recipe["paths_per_file"], number)):
-                noise, errors = torch.randn((2, 1, *latents[pick].shape), generator=generator)
-                shown = latents[pick].float()[None] + recipe["history_noise"] * errors
+            for pick in range(len(found), min(len(found) + per_file, number)):
+                clean = latents[pick % len(scenes)][:, :frames].float()[None]
+                noise, errors = torch.randn((2, *clean.shape), generator=generator)
+                shown = clean + recipe["history_noise"] * errors
                 with mixed_precision():
-                    made.append(teacher.path(shown, scenes[pick].caption, noise).half())
+                    made.append(teacher.path(shown, scenes[pick % len(scenes)].caption, noise).half())
             with atomic_path(path) as temporary:
                 torch.save(torch.stack(made), temporary)
             if is_main():
-                print("followed paths", len(found) + len(made), "of", number, flush=True)
+                print(f"followed {kind}", len(found) + len(made), "of", number, flush=True)
         found.extend(torch.load(path, weights_only=True))
     return torch.stack(found)
 
 
 class Student:
-    """The loss on kept paths."""
+    """The loss on kept paths [clips, K + 1, C, f, h, w], and on those of first blocks alone."""
 
     def __init__(
         self,
         model: TextAndWan,
         paths: Tensor,
+        openings: Tensor,
         latents: Tensor,
         scenes: list[Scene],
         recipe: dict,
         session: TrainingSession,
     ) -> None:
-        self.model, self.paths, self.latents, self.scenes, self.recipe = model, paths, latents, scenes, recipe
+        self.model, self.paths, self.openings, self.recipe = model, paths, openings, recipe
+        self.latents, self.scenes = latents, scenes
         self.generator, self.choice = session.generator, session.choice
         levels = path_levels(recipe["path_steps"], recipe["shift"])
         self.levels = levels[[round((1 - step / 1000) * recipe["path_steps"]) for step in recipe["steps"]]]
@@ -140,28 +149,33 @@ class Student:
 
     def losses(self) -> tuple[Tensor, Tensor]:
         """Mean squared error of the velocity towards a path's end: of the first blocks, and of the others."""
-        picks = self.choice.choices(range(len(self.paths)), k=self.recipe["clips_per_process"])
-        tokens = self.tokenizer(
-            [self.scenes[pick].caption for pick in picks], padding="max_length", truncation=True, return_tensors="pt"
-        )
-        features = self.model.features(tokens)
-        found = [self.loss(pick, text) for pick, text in zip(picks, features.split(1), strict=True)]
-        first, others = (torch.stack(losses).mean() for losses in zip(*found, strict=True))
-        return first, others
+        clips, number = self._losses(self.paths, self.recipe["clips_per_process"]), self.recipe["openings_per_process"]
+        first, others = [blocks[0] for blocks in clips], [blocks[1:].mean() for blocks in clips]
+        first += [blocks[0] for blocks in self._losses(self.openings, number)]
+        return torch.stack(first).mean(), torch.stack(others).mean()
 
-    def loss(self, pick: int, text: Tensor) -> tuple[Tensor, Tensor]:
-        block, clean = self.recipe["block_size"], self.latents[pick].float()[None]
+    def _losses(self, paths: Tensor, number: int) -> list[Tensor]:
+        """Each block's [blocks], of so many paths."""
+        picks = self.choice.choices(range(len(paths)), k=number)
+        captions = [self.scenes[pick % len(self.scenes)].caption for pick in picks]
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        texts = self.model.features(tokens).split(1)
+        return [self.loss(paths[pick], pick % len(self.scenes), text) for pick, text in zip(picks, texts, strict=True)]
+
+    def loss(self, path: Tensor, clip: int, text: Tensor) -> Tensor:
+        """Of each block [blocks] of a path [K + 1, C, f, h, w] of a clip, or of its first frames."""
+        block, path = self.recipe["block_size"], path.float()
+        clean = self.latents[clip][:, : path.shape[2]].float()[None]
         num_blocks = clean.shape[2] // block
         step = torch.randint(len(self.levels), (num_blocks,), generator=self.generator).repeat_interleave(block)
-        frames, path = torch.arange(clean.shape[2]), self.paths[pick].float()
+        frames = torch.arange(clean.shape[2])
         state, end, level = path[step, :, frames].transpose(0, 1)[None], path[-1][None], self.levels[step]
         errors = torch.randn(clean.shape, generator=self.generator)
         shown = clean + self.recipe["history_noise"] * torch.rand((), generator=self.generator) * errors
         rollout = Rollout(self.model, shown, text, block, TeacherForcing(num_blocks))
         target = (state - end) / level[:, None, None]
         errors = (rollout.velocity(state, level) - target).square().mean(dim=(0, 1, 3, 4))
-        errors = errors.unflatten(0, (num_blocks, -1)).mean(dim=1)
-        return errors[0], errors[1:].mean()
+        return errors.unflatten(0, (num_blocks, -1)).mean(dim=1)
 
 
 def train_student(vae: dict, transformer: dict, text: dict, recipe: dict, directory: Path) -> None:
@@ -170,6 +184,7 @@ def train_student(vae: dict, transformer: dict, text: dict, recipe: dict, direct
     latents = standardised(latents, directory)
     model = TextAndWan(transformer, text)
     model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
-    paths = followed_paths(Teacher(model, recipe), latents, scenes, directory)
+    teacher = Teacher(model, recipe)
+    paths, openings = (followed_paths(teacher, latents, scenes, directory, kind) for kind in ("paths", "openings"))
     session = TrainingSession(directory, "student", model, ("transformer.blocks",), recipe)
-    minimise(Student(model, paths, latents, scenes, recipe, session), session, recipe["first_block_weight"])
+    minimise(Student(model, paths, openings, latents, scenes, recipe, session), session, recipe["first_block_weight"])

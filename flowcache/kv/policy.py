@@ -39,3 +39,8 @@ class KvPolicy(Part):
                 f"budget={self.budget!r} asks to keep less than everything, and nothing here says what: choose a "
                 f"selector, such as kv=joint kv.budget={self.budget!r}, or budget null (a budget is {EXAMPLES})"
             )
+        if self.select.by_head:
+            raise ValueError(
+                f"budget={self.budget!r} bounds what every head keeps, and {type(self.select).__name__} keeps frames "
+                "by head; choose budget null and its own numbers of frames, or another selector"
+            )

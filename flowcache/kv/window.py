@@ -6,13 +6,15 @@ Shape letters: B batch, G key-value heads, E channels a head, T tokens a frame, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from flowcache.kv.cache import KvCache
+from flowcache.kv.correction import corrected
 from flowcache.kv.policy import KvPolicy
+from flowcache.kv.store.base import Sizes
 
 Sink = Literal["own", "near"]  # where a sink is read: at its own time, or right before the first other frame
 Later = Callable[[Tensor, int], Tensor]  # rotated keys [B, G, N, E], as if they stood so many frames later
@@ -36,7 +38,11 @@ class WindowCache(KvCache):
         later: turns the keys of a sink that is read "near".
         batch_size, dtype, device, policy: as of KvCache; a policy with a budget is refused, since frames that leave
             the window are gone as they are. Raises ValueError.
+        open_chunks: as of KvCache.
+        chunk_frames: of a chunk, in which stores count.
     """
+
+    spare: ClassVar[int] = 1  # through which frames pass that a new prompt encodes anew
 
     def __init__(
         self,
@@ -52,6 +58,8 @@ class WindowCache(KvCache):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         policy: KvPolicy | None = None,
+        open_chunks: int | None = None,
+        chunk_frames: int = 1,
     ) -> None:
         if policy is not None and policy.budget is not None:
             raise ValueError(
@@ -70,7 +78,10 @@ class WindowCache(KvCache):
             dtype=dtype,
             device=device,
             policy=policy,
+            open_chunks=open_chunks,
+            spans_per_chunk=chunk_frames,
         )
+        self._finished_end = 0  # frames before it are finished
         self._sink, self._ring, self._later = sink_frames, num_frames - sink_frames, later
         self._first_of_sink, self._ends = 0, [0] * num_layers  # in every layer, the end of the newest frames
         size = (2, batch_size, num_heads, gathered_frames * tokens_per_frame, head_channels)
@@ -87,14 +98,27 @@ class WindowCache(KvCache):
         spans = [(first, first - self._first_of_sink, max(0, min(end, sink_end) - first))]
         frame = max(first, sink_end, end - self._ring)
         self._check_held(layer, frame, end)
+        self._ends[layer] = max(self._ends[layer], end)
         for start, length in self._ring_spans(frame, end):
             spans.append((frame, start, length))
             frame += length
         for frame, start, length in spans:
             if length > 0:
                 own = slice((frame - first) * tokens, (frame - first + length) * tokens)
-                self._store.write(layer, self._tokens(start, length), key[:, :, own], value[:, :, own])
-        self._ends[layer] = max(self._ends[layer], end)
+                self._write_span(layer, frame, start, key[:, :, own], value[:, :, own])
+
+    def _write_span(self, layer: int, frame: int, start: int, key: Tensor, value: Tensor) -> None:
+        """Frames from ``frame`` on into places from ``start`` on; frame by frame where a store settles those that are
+        finished, so that not all of them need room as they are."""
+        length = key.shape[2] // self.tokens_per_chunk
+        if not self._store.settles:
+            self._store.write(layer, self._tokens(start, length), key, value)
+            return
+        for i in range(length):
+            own = self._tokens(i, 1)
+            self._store.write(layer, self._tokens(start + i, 1), key[:, :, own], value[:, :, own])
+            if frame + i < self._finished_end:
+                self._settle(layer, frame + i)
 
     def read(self, layer: int, first_chunk: int, last_chunk: int, sink: Sink | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of frames first..last that are not the sink's, and with ``sink`` of the sink too: each
@@ -112,8 +136,16 @@ class WindowCache(KvCache):
             of_sink.copy_(self._later(of_sink, moved))
         return key, value
 
-    def mask(self, layer: int, first_chunk: int, last_chunk: int, sink: Sink | None = None) -> None:
-        return None
+    def places_read(self, layer: int, first_chunk: int, last_chunk: int, sink: Sink | None = None) -> list[int]:
+        held = self._frames_held(layer)
+        spans = self._spans(first_chunk, last_chunk, sink)
+        return [held[slot] for start, length in spans for slot in range(start, start + length)]
+
+    def mask(
+        self, layer: int, first_chunk: int, last_chunk: int, sink: Sink | None = None, *, query: Tensor
+    ) -> Tensor | None:
+        spans = [self._tokens(*span) for span in self._spans(first_chunk, last_chunk, sink)]
+        return corrected(None, self._store, layer, spans, query)
 
     def num_keys(self, first_chunk: int, last_chunk: int, sink: Sink | None = None) -> int:
         return sum(length for _, length in self._spans(first_chunk, last_chunk, sink)) * self.tokens_per_chunk
@@ -122,11 +154,29 @@ class WindowCache(KvCache):
         """The sink is of the frames from ``first`` on from now on; they must be written next."""
         self._first_of_sink = first
 
-    def finish(self, chunk: int) -> None:
-        """Frames stay or leave by their age alone."""
+    def finish(self, chunk: int, is_final: bool = True) -> None:
+        """Of a frame; frames stay or leave by their age alone, whatever the store makes of those that are final."""
+        self._finished_end = max(self._finished_end, chunk + 1)
+        if is_final:
+            for layer in range(len(self._ends)):
+                self._settle(layer, chunk)
+
+    def _is_sink(self, chunk: int) -> bool:
+        return chunk - self._first_of_sink < self._num_sink
+
+    def _to_settle(self, layer: int, chunk: int) -> slice | None:
+        of_sink = 0 <= chunk - self._first_of_sink < self._sink
+        if not of_sink and chunk < self._ends[layer] - self._ring:
+            return None  # another frame stands in its place
+        place = chunk - self._first_of_sink if of_sink else self._ring_spans(chunk, chunk + 1)[0][0]
+        return self._tokens(place, 1)
+
+    def _most_settled(self, num_whole: int) -> int:
+        return self.capacity  # the first frames, too, leave
 
     def clear(self) -> None:
-        self._first_of_sink, self._ends = 0, [0] * len(self._ends)
+        super().clear()
+        self._first_of_sink, self._finished_end, self._ends = 0, 0, [0] * len(self._ends)
 
     def positions(self, layer: int) -> Tensor:
         tokens = torch.arange(self.tokens_per_chunk, dtype=torch.int32, device=self._device)
@@ -136,8 +186,11 @@ class WindowCache(KvCache):
     @property
     def frames_held(self) -> list[int]:
         """The frame in every slot that is taken."""
-        newest = self._ends[0] - 1
-        of_sink = range(self._first_of_sink, min(self._first_of_sink + self._sink, self._ends[0]))
+        return self._frames_held(layer=0)
+
+    def _frames_held(self, layer: int) -> list[int]:
+        newest = self._ends[layer] - 1
+        of_sink = range(self._first_of_sink, min(self._first_of_sink + self._sink, newest + 1))
         of_ring = (newest - (newest - self._sink - slot) % self._ring for slot in range(self._ring))
         return [*of_sink, *(frame for frame in of_ring if frame >= self._first_of_sink + self._sink)]
 
@@ -146,8 +199,13 @@ class WindowCache(KvCache):
         return len(self.frames_held) * self.tokens_per_chunk
 
     @property
-    def _bytes_beside(self) -> int:
-        return self._gathered.nbytes
+    def sizes(self) -> Sizes:
+        sizes = super().sizes
+        return sizes | {"read_buffer": sizes.get("read_buffer", 0) + self._gathered.nbytes}
+
+    @property
+    def bytes_used(self) -> int:
+        return super().bytes_used + self._gathered.nbytes
 
     # Slots, in frames.
 

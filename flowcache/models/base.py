@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flowcache.clock import SectionClock
 from flowcache.kernels import AUTO
+from flowcache.kv.store.base import Sizes
 from flowcache.method import Method
 from flowcache.reuse.base import Decision
 from flowcache.reuse.distance import FeatureSource
@@ -84,6 +85,16 @@ class Generation(FeatureSource, Protocol):
 
     @property
     def kv_bytes_allocated(self) -> int: ...
+
+    @property
+    def kv_bytes_by_use(self) -> Sizes:
+        """What of ``kv_bytes_allocated`` is for what."""
+        ...
+
+    @property
+    def kv_bits(self) -> float:
+        """``KvCache.bits_a_number``; 0 without a cache."""
+        ...
 
     @property
     def kv_bytes_used(self) -> int: ...

@@ -24,6 +24,7 @@ class Capabilities:
     correctable: those of them of which skipped steps can be corrected.
     guided: those of them that all guidance branches make together, so that no branch can skip by itself.
     decisions: fields of ``flowcache.reuse.base.Decision`` beyond ``compute`` that it can follow.
+    heads: its layers attend through their cache, in which each head may keep other frames.
     cacheless: its "native" and "causal" attention compute a window as a whole, without a cache.
     """
 
@@ -33,6 +34,7 @@ class Capabilities:
     correctable: tuple[str, ...] = ()
     guided: tuple[str, ...] = ()
     decisions: tuple[str, ...] = ()
+    heads: bool = False
     cacheless: bool = False
 
     def quantity(self, forecast: Forecast) -> str:
@@ -44,7 +46,7 @@ class Capabilities:
 
 def check_method(method: Method, schedule: Schedule, able: Capabilities, attention_backend: str = AUTO) -> None:
     """Refuse a method that does not go with a schedule or a model. Raises ValueError with the reason."""
-    policy, kind = method.reuse, type(method.reuse).__name__
+    policy, kind, store = method.reuse, type(method.reuse).__name__, method.kv.store
     policy.check_schedule(schedule)
     if policy.distance is not None and policy.distance not in able.distances:
         raise unknown_distance(policy.distance, able)
@@ -89,15 +91,27 @@ def check_method(method: Method, schedule: Schedule, able: Capabilities, attenti
                 f"budget={method.kv.budget!r} bounds the cache, and attention={method.attention!r} has none; choose "
                 "attention='cached'"
             )
-        if not method.kv.store.lossless:
+        if method.kv.select.by_head:
             raise ValueError(
-                f"{type(method.kv.store).__name__} is how a cache is stored, and attention={method.attention!r} has "
+                f"{type(method.kv.select).__name__} says what heads keep in the cache, and "
+                f"attention={method.attention!r} has none; choose attention='cached'"
+            )
+        if not store.lossless:
+            raise ValueError(
+                f"{type(store).__name__} is how a cache is stored, and attention={method.attention!r} has "
                 "none; choose attention='cached'"
             )
-    if method.kv.select.biases and attention_backend not in _BIAS_KERNELS:
+    if method.kv.select.by_head and not able.heads:
         raise ValueError(
-            f"{type(method.kv.select).__name__} adds to keys' logits, which attention_backend={attention_backend} "
-            f"does not take; choose {_either(_BIAS_KERNELS)}"
+            f"{type(method.kv.select).__name__} has each head keep other frames, which {able.model} cannot do; choose "
+            "kv=joint, or another selector with a budget"
+        )
+    adding = [part for part, adds in ((method.kv.select, method.kv.select.biases), (store, store.corrects)) if adds]
+    if adding and attention_backend not in _BIAS_KERNELS:
+        without = ", or correction=false" if adding == [store] else ""
+        raise ValueError(
+            f"{type(adding[0]).__name__} adds to keys' logits, which attention_backend={attention_backend} does not "
+            f"take; choose {_either(_BIAS_KERNELS)}{without}"
         )
 
 

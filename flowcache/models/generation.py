@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -12,8 +13,11 @@ from torch import Tensor
 from flowcache.clock import SectionClock
 from flowcache.forecast.history import OutputHistory
 from flowcache.kernels import AUTO
-from flowcache.kv.budget import Budget, plan_budget
+from flowcache.kv.budget import Budget, longest_held, plan_budget
 from flowcache.kv.cache import KvCache
+from flowcache.kv.heads import HeadCache
+from flowcache.kv.rotary import RotaryPairs
+from flowcache.kv.store.base import Sizes
 from flowcache.method import Method
 from flowcache.models.capabilities import Capabilities, check_method
 from flowcache.schedule import Schedule
@@ -32,6 +36,7 @@ class CacheShape:
         tokens_per_frame, tokens_per_chunk: latent frames' and chunks'.
         num_chunks: most chunks that are held at once.
         dtype, device: of keys and values.
+        rotary: how keys carry their position.
     """
 
     num_layers: int
@@ -43,6 +48,7 @@ class CacheShape:
     num_chunks: int
     dtype: torch.dtype
     device: torch.device | str
+    rotary: RotaryPairs
 
 
 @dataclass
@@ -119,8 +125,30 @@ class CachingGeneration:
 
     def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
         shape = self._shape
+        if self.method.kv.select.by_head:
+            frames = shape.tokens_per_chunk // shape.tokens_per_frame
+            return self._head_cache(range(0, (shape.num_chunks + 1) * frames, frames), shape.tokens_per_chunk, device)
         sizes = (shape.num_layers, shape.num_heads, shape.head_channels, shape.tokens_per_chunk, shape.num_chunks)
-        return KvCache(*sizes, dtype=shape.dtype, device=device, policy=self.method.kv, budget=budget)
+        options = {"dtype": shape.dtype, "device": device, "rotary": shape.rotary, "policy": self.method.kv}
+        return KvCache(*sizes, **options, budget=budget, open_chunks=self._open_chunks)
+
+    def _head_cache(self, starts: Sequence[int], tokens_per_position: int, device: torch.device | str) -> HeadCache:
+        """Of a network whose layers attend through their cache; ``starts`` as of HeadCache."""
+        shape = self._shape
+        sizes = (shape.num_layers, shape.num_heads, shape.head_channels, tokens_per_position, shape.tokens_per_frame)
+        together = max(row.chunks[-1] + 1 - row.chunks[0] for row in self.schedule.rows)
+        return HeadCache(*sizes, starts, together, self.method.kv, dtype=shape.dtype, device=device)
+
+    @property
+    def _open_chunks(self) -> int:
+        """Most chunks at once whose keys are not final, or not settled: under a budget they wait for the next one."""
+        refreshes = self.method.refresh_clean_kv and self.method.kv.budget is not None
+        return longest_held(self.schedule, 0, 1, refreshes)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Of a latent frame."""
+        return self._shape.tokens_per_frame
 
     # What the sampler asks of every model alike.
 
@@ -140,8 +168,19 @@ class CachingGeneration:
         return self.caches[0].num_tokens if self.caches else 0
 
     @property
+    def kv_bytes_by_use(self) -> Sizes:
+        total: Counter[str] = Counter()
+        for cache in self.caches:
+            total.update(cache.sizes)
+        return {use: size for use, size in total.items() if size}
+
+    @property
     def kv_bytes_allocated(self) -> int:
-        return sum(cache.bytes_allocated for cache in self.caches)
+        return sum(self.kv_bytes_by_use.values())
+
+    @property
+    def kv_bits(self) -> float:
+        return self.caches[0].bits_a_number if self.caches else 0.0
 
     @property
     def kv_bytes_used(self) -> int:
@@ -204,9 +243,15 @@ class CachingGeneration:
         for branch in self.branches:
             branch.history.drop(chunk)
             if branch.cache is not None:
-                branch.cache.finish(chunk - self.first_cached)
-                if self.method.refresh_clean_kv and chunk < last_reader:
+                is_read = chunk < last_reader
+                for place in self._places(chunk):
+                    branch.cache.finish(place, is_final=is_read and not self.method.refresh_clean_kv)
+                if self.method.refresh_clean_kv and is_read:
                     branch.awaiting.append(chunk)
+
+    def _places(self, chunk: int) -> range:
+        """A chunk in the positions of its cache."""
+        return range(chunk - self.first_cached, chunk - self.first_cached + 1)
 
     def _final_end(self, branch: Branch, oldest_active: int) -> int:
         """Chunks before it were finished before this row, and their keys and values are final."""
@@ -218,12 +263,16 @@ class CachingGeneration:
 
     def _begin_compression(self, branches: Sequence[Branch], end: int, scorer: int) -> list[Work]:
         """Begin to compress the chunks before ``end`` by the queries of chunk ``scorer``, in those branches that hold
-        more of them than the budget keeps."""
+        more of them than the budget keeps; in others to observe them, where the selector does."""
         work, shape, select = [], self._shape, self.method.kv.select
         for branch in branches:
+            length = 0
             if self._exceeds_budget(branch, end):
+                length = branch.cache.begin_compression(end - self.first_cached, scorer - self.first_cached)
+            elif select.observes and self._budget is not None:
+                length = branch.cache.begin_observation(end - self.first_cached, scorer - self.first_cached)
+            if length:
                 num_queries = select.num_queries(shape.tokens_per_frame, shape.tokens_per_chunk)
-                length = branch.cache.begin_compression(end - self.first_cached)
                 heads = (shape.query_heads, shape.num_heads, shape.head_channels)
                 work.append(self._count_compression(scorer, select.flops(*heads, num_queries, length)))
         return work

@@ -50,6 +50,7 @@ def trace(
             "accumulated": 0.1 * step,
             "flops": 0 if (chunk, step) in (*reused, *forecast) else 10**9,
             "kv_tokens": 96 * (chunk + 1),
+            "kv_bytes": 2**20 * (chunk + 1),
         }
         for chunk in range(num_chunks)
         for step in range(num_steps)

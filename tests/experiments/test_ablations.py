@@ -154,7 +154,7 @@ def test_a_long_video_is_told_chunk_by_chunk(small_job):
     late = compressed[compressed["chunk"] > 7 - long_video.NUM_COMPARED]
     assert table.data["kv_mib_late"].iloc[1] == late["kv_mib"].max()
     assert table.data["seconds_early"].iloc[0] == pytest.approx(vanilla.loc[vanilla["chunk"] > 0, "seconds"].median())
-    assert len(long_video.draw(chunks, "A long video", "vanilla").axes) == 4
+    assert len(long_video.draw(chunks, "A long video", "vanilla").axes) == 5
     memory = long_video.kv_frame(jobs)
     assert memory["kv_mib"].tolist() == chunks["kv_mib"].tolist()
     figure = long_video.draw_memory(memory, "here")
@@ -210,7 +210,7 @@ def test_intervals_of_long_videos_are_over_prompts():
     chunks = pd.DataFrame(
         [
             {"setting": "vanilla", "prompt": prompt, "chunk": chunk, "kv_mib": level + chunk, "psnr": 60.0}
-            | {"seconds": 1.0, "caption_right": chunk % 2 == 0}
+            | {"seconds": 1.0, "caption_right": chunk % 2 == 0, "seam": 1.0}
             for prompt, level in (("a", 1.0), ("b", 3.0))
             for chunk in range(20)
         ]

@@ -14,6 +14,7 @@ from experiments.run.runner import Runner
 from flowcache.kv.select.joint import Joint
 from flowcache.method import VANILLA
 from flowcache.models.magi.flops import FlopCounter
+from tests.experiments.conf_parts import CHOICES
 from tests.experiments.conftest import SMALL
 
 
@@ -28,6 +29,7 @@ from tests.experiments.conftest import SMALL
         (["kv", "lengths=24,x"], "lengths=x must be a whole number of at least 1"),
         (["kv", "runs=0"], "runs=0 must be a whole number of at least 1"),
         (["kv", "queries=layer"], "'layer' is unknown; choose among token, frame, chunk"),
+        (["kv", "show=store"], "'store' is unknown; did you mean stores"),
         (["kv", "threads=0"], "at least 1"),
         (["latency", "latency_repeats=0"], "latency_repeats=0 must be a whole number of at least 1"),
         (["latency", "setting.num_steps=62"], "choose a multiple of 4"),
@@ -59,7 +61,7 @@ def test_the_whole_matrix_form_keeps_the_same_keys_at_the_memory_foretold(num_qu
 
 def test_kv_prints_both_sides_of_every_case(capsys):
     long = [*REUSING, "setting.num_frames=96"]
-    assert bench.main(["kv", "lengths=240,480", "queries=token,chunk", "runs=2", *long]) == 0
+    assert bench.main(["kv", "lengths=240,480", "queries=token,chunk", "runs=2", "show=whole_matrix,video", *long]) == 0
     *lines, video = capsys.readouterr().out.splitlines()[3:]
     share = re.search(r"keeping 1 chunk: compressing takes ([\d.]+)% \(.*\) of [\d.]+ s a video$", video)
     assert 0 < float(share[1]) < 100
@@ -76,10 +78,36 @@ def test_kv_prints_both_sides_of_every_case(capsys):
 
 def test_kv_says_what_the_whole_matrix_would_need_where_it_does_not_fit(capsys, monkeypatch):
     monkeypatch.setattr(kv, "_free_bytes", lambda device: 2**20)
-    assert bench.main(["kv", "lengths=240", "queries=token", "runs=1", *SMALL, "setting.num_frames=72"]) == 0
+    assert (
+        bench.main(
+            ["kv", "lengths=240", "queries=token", "runs=1", "show=whole_matrix,video", *SMALL, "setting.num_frames=72"]
+        )
+        == 0
+    )
     *_, line, video = capsys.readouterr().out.splitlines()
     assert line.endswith("not run: needs 0.0 GiB of 0.0 free")
     assert "keeping 2 chunks" in video
+
+
+def test_kv_lists_every_selector_and_store(capsys):
+    assert bench.main(["kv", "lengths=240", "runs=1", "show=selectors,stores", *SMALL]) == 0
+    _, _, title, heading, *selectors = capsys.readouterr().out.splitlines()
+    assert (title, heading.split()[0]) == ("selectors, 240 keys", "selector")
+    place = selectors.index("stores, 240 keys")
+    stores, selectors = selectors[place + 2 :], selectors[:place]
+    assert [line.split()[0] for line in selectors] == sorted(set(CHOICES["kv"]) - {"full"})
+    assert all(re.search(r"\d s \(.*\), \d+ MiB +(-|[\d.]+ s) +[\d.]+ MiB$", line) for line in selectors)
+    looks = {line.split()[0] for line in selectors if " - " not in line}
+    assert looks == {"h2o", "tri_attention"}
+    assert {line.split()[0] for line in stores} == set(CHOICES["kv/store"])
+    assert stores[0].split()[0] == "full_precision"
+    bits = {line.split()[0]: float(re.search(r" ([\d.]+)  [\d.]+( \(|$)", line)[1]) for line in stores}
+    assert bits["full_precision"] == 32
+    assert bits["bfloat16"] == 16
+    assert bits["int4"] == 4 + 2 * 16 / 64  # a scale and a lowest number of 16 bits for 64 channels
+    assert bits["int2"] < bits["kivi"] < bits["int8"]
+    assert all(re.search(r"[+-][\d.]+%", line) for line in stores[1:])
+    assert all("read buffer" in line for line in stores if line.split()[0] not in ("full_precision", "bfloat16"))
 
 
 REUSING = [*SMALL, "reuse.threshold=0.5", "reuse.warmup_steps=1", "kv.budget=1 chunk"]

@@ -23,7 +23,7 @@ from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
 from flowcache.reuse.base import Decision
 from flowcache.reuse.plan import Plan, chunk_times
-from flowcache.schedule import diffusion_forcing_schedule, staged_schedule, timesteps
+from flowcache.schedule import diffusion_forcing_schedule, sequential_schedule, staged_schedule, timesteps
 from tests.experiments.made_records import job_of
 
 STEPS = 9
@@ -213,3 +213,12 @@ def test_a_run_takes_a_plan_of_its_weights_and_refuses_one_of_others(written, tm
 def test_what_makes_no_sense_is_refused_before_any_run(arguments, said, capsys, tmp_path):
     assert calibrate.main([*arguments, f"output_dir={tmp_path}"]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_chunks_one_after_another_stand_in_three_places():
+    """What the first gets wrong is in all that follow, though no neighbour tells it from them."""
+    schedule = sequential_schedule(6, (1000, 750, 500, 250))
+    found = positions(schedule, {chunk: chunk_times(schedule, chunk) for chunk in range(6)})
+    assert [(each.index, each.chunks) for each in found] == [(0, (0,)), (1, (1,)), (2, (2, 3, 4, 5))]
+    weights = [Rule(first_ratio=16).position_weight(each) for each in found]
+    assert weights == [16, 4, 1]

@@ -41,7 +41,7 @@ def test_a_setting_says_how_many_pairs_are_timed(arguments, pairs):
     assert compose_config(arguments).latency_pairs == pairs
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "wan_multistep"])
 @pytest.mark.parametrize("path", config_files("experiment"), ids=lambda p: p.stem)
 def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model, tmp_path):
     jobs, experiment = jobs_of(path.stem, [f"model={model}", f"checkpoint={tmp_path}"])
@@ -52,7 +52,7 @@ def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model, t
     assert len(jobs) >= 3
     assert len({(repr(job.method), repr(job.generation_options), job.seed) for job in jobs}) == len(jobs)
     if "figure" in experiment:
-        known = {"method", "flops_share", *_options(jobs)}
+        known = {"method", "flops_share", "kv_bits", *_options(jobs)}
         assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
     for claim in experiment.get("claims", []):
         assert the_one(jobs, claim["of"]) != the_one(jobs, claim["against"])
@@ -97,7 +97,7 @@ def _options(jobs):
     return set().union(*map(described, jobs))
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [*MODELS, "wan_multistep"])
 def test_the_paper_setting_asks_for_weights_and_nothing_else(model, tmp_path):
     overrides = [f"model={model}", "setting=paper", "method=vanilla"]
     with pytest.raises(BadInput, match="checkpoint=<directory>"):

@@ -122,7 +122,8 @@ def test_help_of_a_choice_shows_its_options(group, path):
     lines = [line.split()[0] for line in said.splitlines() if line.strip()]
     content = OmegaConf.to_container(OmegaConf.load(path))
     for key in content.keys() - {"defaults", "name", "_target_"}:
-        assert any(line.startswith((f"{group}.{key}=", f"{group}.{key}.")) for line in lines)
+        typed = f"{group.replace('/', '.')}.{key}"
+        assert any(line.startswith((f"{typed}=", f"{typed}.")) for line in lines)
 
 
 def test_options_are_read_with_their_comments(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -14,8 +14,9 @@ from experiments.job.compose import composed
 from experiments.job.errors import BadInput
 from experiments.job.method import make_method
 from flowcache.forecast.base import Forecast, Point
-from flowcache.kv.select.base import Entries
+from flowcache.kv.select.base import Entries, KeySelector
 from flowcache.kv.store.base import KvStore, StoreShape
+from flowcache.models.wan.rotary import rotary_pairs
 from flowcache.reuse.base import Decision, Report, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
 from flowcache.schedule import (
@@ -26,7 +27,7 @@ from flowcache.schedule import (
     staged_schedule,
     timesteps,
 )
-from tests.experiments.conf_parts import CHOICES, part
+from tests.experiments.conf_parts import CHOICES, UNBOUNDED, part
 
 SCHEDULES = {
     "staged": staged_schedule(6, timesteps(8)),
@@ -106,24 +107,41 @@ def test_a_forecast_is_of_the_outputs_shape_and_type_and_leaves_them_alone(name,
         assert forecast.predict(times[1], same_time).isfinite().all()
 
 
-def entries(device: str, biases: bool) -> Entries:
+def entries(device: str, select: KeySelector) -> Entries:
     draw, length = torch.Generator().manual_seed(0), CHUNK * CHUNKS
     key, value = torch.randn(2, 1, GROUPS, length, CHANNELS, generator=draw).to(device)
     query = torch.randn(1, HEADS, CHUNK, CHANNELS, generator=draw).to(device)
     position = torch.arange(length, dtype=torch.int32).expand(1, GROUPS, -1).to(device)
-    bias = torch.zeros(1, GROUPS, length, device=device) if biases else None
-    return Entries(query, key, value, position, bias, 0, FRAME, CHUNK)
+    bias = torch.zeros(1, GROUPS, length, device=device) if select.biases else None
+    query = select.queries(query, FRAME)
+    stands = CHUNKS * CHUNK + torch.arange(query.shape[-2], device=device)
+    given = Entries(
+        query,
+        key,
+        value,
+        position,
+        bias,
+        0,
+        FRAME,
+        CHUNK,
+        query_position=stands,
+        rotary=rotary_pairs(CHANNELS, 2, FRAME // 2, device),
+    )
+    select.allocate(StoreShape(1, 1, GROUPS, length, CHANNELS, torch.float32, device))
+    return replace(given, observed=select.observe(given)) if select.observes else given
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # "meta" has no numbers: whoever waits for some fails
-@pytest.mark.parametrize("name", sorted(set(CHOICES["kv"]) - {"full"}))
+@pytest.mark.parametrize("name", sorted(set(CHOICES["kv"]) - UNBOUNDED))
 def test_a_selector_keeps_as_many_keys_as_it_may_each_once_and_never_waits_for_numbers(name, device):
     select = part("kv", name).kv.select.fresh()
     unit, least = select.unit_tokens(FRAME, CHUNK), select.least_tokens(FRAME, CHUNK)
-    assert 0 <= select.num_queries(FRAME, CHUNK) <= CHUNK
+    num_queries = select.num_queries(FRAME, CHUNK)
+    assert 0 <= num_queries <= CHUNK
+    assert select.queries(torch.zeros(1, HEADS, CHUNK, CHANNELS), FRAME).shape[-2] == num_queries
     assert select.flops(HEADS, GROUPS, CHANNELS, CHUNK, CHUNK * CHUNKS) >= 0
     for budget in {max(least, 2 * CHUNK), -(-least // unit) * unit}:
-        given = entries(device, select.biases)
+        given = entries(device, select)
         before = (given.query.clone(), given.key.clone(), given.value.clone())
         chosen = select.select(given, budget)
         assert (chosen.indices.shape, chosen.indices.dtype) == ((1, GROUPS, budget), torch.int64)
@@ -139,12 +157,15 @@ def test_a_selector_keeps_as_many_keys_as_it_may_each_once_and_never_waits_for_n
 
 
 def stored(name: str, dtype: torch.dtype) -> tuple[KvStore, torch.Tensor]:
-    """A store of two layers and six slots, and what was written into it: keys and values, [2, 2, 1, G, 6, E]."""
+    """A store of two layers and six slots, the first three of them settled, and what was written into it: keys and
+    values, [2, 2, 1, G, 6, E]."""
     store = part("kv/store", name).kv.store.fresh()
-    store.allocate(StoreShape(2, 1, GROUPS, 6, CHANNELS, dtype, "cpu"))
+    store.allocate(StoreShape(2, 1, GROUPS, 6, CHANNELS, dtype, "cpu", block=3))
     written = torch.randn(2, 2, 1, GROUPS, 6, CHANNELS, generator=torch.Generator().manual_seed(0)).to(dtype)
     for layer in range(2):
-        store.write(layer, slice(0, 6), *written[:, layer])
+        for slots in (slice(0, 3), slice(3, 6)):
+            store.write(layer, slots, *written[:, layer, ..., slots, :])
+        store.settle(layer, slice(0, 3))
     return store, written
 
 
@@ -157,12 +178,13 @@ def test_a_store_gives_back_what_was_written_as_precisely_as_it_says(name, dtype
         read = torch.stack(store.read(layer, slice(1, 5)))
         assert (read.dtype, read.shape) == (dtype, written[:, layer, ..., 1:5, :].shape)
         off = (read - written[:, layer, ..., 1:5, :]).float()
-        assert not off.any() if store.lossless else off.norm() < 0.5 * read.float().norm()
+        assert not off.any() if store.lossless else off.norm() < 0.6 * read.float().norm()
+        assert not store.settles or not off[..., 2:, :].any()  # slots 3 and 4 are not settled
     store.keep(0, torch.tensor([[[0, 2], [1, 2]]]), length=3, held=6)
     slots = [[0, 2, 3, 4, 5], [1, 2, 3, 4, 5]]
     kept = torch.stack([written[:, 0, 0, head, slots[head]] for head in range(GROUPS)], dim=1)
     off = (torch.stack(store.read(0, slice(0, 5)))[:, 0] - kept).float()
-    assert not off.any() if store.lossless else off.norm() < 0.5 * kept.float().norm()
+    assert not off.any() if store.lossless else off.norm() < 0.6 * kept.float().norm()
     assert store.nbytes == allocated > 0
 
 
@@ -197,7 +219,7 @@ def test_a_forecast_without_depth_and_a_store_that_does_not_say_how_precise_are_
             return points[0].output
 
     class Silent(KvStore):
-        allocate = write = read = keep = copy = nbytes = None
+        allocate = write = read = keep = copy = sizes = bits_a_number = None
 
     with pytest.raises(TypeError, match="Unsaid must say by its depth how many computed outputs it looks back on"):
         Unsaid()

@@ -51,7 +51,7 @@ def test_a_count_is_that_of_the_dry_run_and_says_when_it_is_the_most():
     assert (work.num_chunks, work.num_rows, work.num_chunk_steps) == (2, 10, 16)
     assert (work.flops, work.vanilla_flops) == (expected.flops, expected.flops)
     assert work.at_most
-    assert work.kv_bytes == expected.kv_bytes_allocated
+    assert work.kv_bytes_by_use == {"entries": expected.kv_bytes_allocated}
     assert not count_work(make_job(vanilla), vanilla).at_most
 
 

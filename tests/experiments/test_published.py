@@ -96,7 +96,7 @@ def test_ablations(output_dir, check):
 
 def test_long_video(output_dir, check, monkeypatch):
     make_records(output_dir, "long_video", 2)
-    row = {"setting": "vanilla", "kv_mib": 1.0, "seconds": 1.0, "psnr": 60.0, "caption_right": True}
+    row = {"setting": "vanilla", "kv_mib": 1.0, "seconds": 1.0, "psnr": 60.0, "caption_right": True, "seam": 1.0}
     chunks = pd.DataFrame([{**row, "prompt": prompt, "chunk": chunk} for prompt in "ab" for chunk in range(20)])
     monkeypatch.setattr(long_video, "chunk_frame", lambda jobs: chunks)
     monkeypatch.setattr(long_video, "kv_frame", lambda jobs: chunks)

@@ -39,6 +39,7 @@ def test_rows_are_means_over_videos():
     assert [row["row/computed_chunks"] for row in rows] == [1, 1, 1.5, 2, 1, 0.5]
     assert [row["row/gflops"] for row in rows] == [1, 1, 1.5, 2, 1, 0.5]
     assert [row["row/kv_tokens"] for row in rows] == [96, 96, 192, 192, 192, 192]
+    assert [row["row/kv_mib"] for row in rows] == [1, 1, 2, 2, 2, 2]
     assert "row/distance" not in rows[0]  # not measured
     assert rows[3]["row/distance"] == pytest.approx((0.3 + 0.1) / 2)
     vanilla = trace().assign(distance=None, accumulated=None)

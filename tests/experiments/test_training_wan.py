@@ -121,7 +121,8 @@ def test_the_teacher_starts_as_skyreels_at_its_usual_frame_rate(tmp_path):
     torch.testing.assert_close(ours.modulation, theirs.modulation, atol=1e-6, rtol=0)
 
 
-STUDENT = RECIPE | {"steps": [1000, 750, 500, 250], "path_steps": 16, "guidance": 2.0, "num_paths": 3, "seed": 0}
+STUDENT = RECIPE | {"steps": [1000, 750, 500, 250], "path_steps": 16, "guidance": 2.0, "seed": 0}
+STUDENT |= {"openings_per_process": 2}
 
 
 def test_a_path_passes_the_few_steps_and_ends_where_the_teacher_does(model):
@@ -145,7 +146,8 @@ def test_the_student_learns_the_velocity_to_a_path_s_end(model):
     levels = path_levels(16, 5.0)[[0, 4, 8, 12]]
     end = draw(2, 16, 6, 4, 4, seed=2)
     paths = torch.stack([*(end + 0.5 * level for level in levels), end], dim=1)
-    student = Student(model, paths, latents, scenes, STUDENT, session)
+    openings = paths[[0, 1, 0], :, :, : STUDENT["block_size"]]  # of the clips again and again
+    student = Student(model, paths, openings, latents, scenes, STUDENT, session)
     torch.nn.init.zeros_(model.transformer.proj_out.weight)
     torch.nn.init.constant_(model.transformer.proj_out.bias, 0.5)
     for loss in student.losses():
@@ -156,10 +158,11 @@ def test_every_stage_runs_and_both_exports_load_and_generate(tmp_path):
     run, student, teacher = tmp_path / "run", tmp_path / "student", tmp_path / "teacher"
     small = "num_processes=1 dit.recipe.num_clips=2 dit.recipe.num_frames=21 dit.recipe.num_steps=1 "
     small += "dit.recipe.furthest_sink=4 student.recipe.num_steps=1 student.recipe.num_paths=2 "
-    small += "student.recipe.path_steps=8 student.recipe.paths_per_file=1 teacher_sampling.num_steps=2"
+    small += "student.recipe.path_steps=8 student.recipe.paths_per_file=1 student.recipe.num_openings=3 "
+    small += "student.recipe.openings_per_file=2 teacher_sampling.num_steps=2"
     places = [f"directory={run}", f"destination={student}", f"teacher_destination={teacher}"]
     assert main(["model=wan", *places, *small.split()]) == 0
-    assert len(list(run.glob("paths_*.pt"))) == 2
+    assert len(list(run.glob("paths_*.pt"))) == len(list(run.glob("openings_*.pt"))) == 2
     for weights, stage in ((student, "student"), (teacher, "dit")):
         model = Wan.from_pretrained(weights)
         trained = torch.load(run / f"{stage}.pt", weights_only=True)["model"]["transformer.proj_out.weight"]

@@ -222,6 +222,6 @@ def test_a_dry_run_of_a_checkpoint_counts_what_runs(tmp_path):
 def test_tuned_files_are_of_parts_that_there_are():
     reuse = {path.stem for path in config_files("reuse")}
     for path in (CONF / "tuned").glob("wan_*.yaml"):
-        _, setting, name = path.stem.split("_", 2)
+        setting, name = path.stem.removeprefix("wan_").removeprefix("multistep_").split("_", 1)
         assert setting in ("embedded", "paper")
         assert name in reuse

@@ -18,6 +18,7 @@ from flowcache.sampler import sample
 from tests.methods import vanilla
 from tests.models import magi_goldens, skyreels_goldens
 
+QUERY = torch.ones(1, 2, 1, 4)  # of stores that correct nothing
 GOLDENS = pytest.mark.parametrize("goldens", [magi_goldens, skyreels_goldens], ids=["magi", "skyreels"])
 
 
@@ -64,14 +65,14 @@ def compressed(select: KeySelector) -> KvCache:
 
 
 def test_the_mask_adds_to_kept_keys_and_nothing_to_those_behind():
-    mask = compressed(Newest(bias=0.5, empty=2)).mask(0, 0, 3)
+    mask = compressed(Newest(bias=0.5, empty=2)).mask(0, 0, 3, QUERY)
     assert mask.shape == (1, 2, 1, 13)
     assert mask[0, 0, 0].tolist() == [0.5] * 7 + [0.0] * 6
     assert mask[0, 1, 0].tolist() == [-math.inf] * 2 + [0.5] * 5 + [0.0] * 6
 
 
 def test_chunks_out_of_reach_are_masked_beside_the_bias():
-    mask = compressed(Newest(bias=0.5)).mask(0, 2, 3)  # kept: positions 11 to 17; chunk 2 begins at 12
+    mask = compressed(Newest(bias=0.5)).mask(0, 2, 3, QUERY)  # kept: positions 11 to 17; chunk 2 begins at 12
     assert mask[0, 0, 0].tolist() == [-math.inf] + [0.5] * 6 + [0.0] * 6
 
 

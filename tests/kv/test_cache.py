@@ -18,6 +18,8 @@ from flowcache.kv.select.joint import Joint
 from tests.flowcache_goldens import manifest, tensors
 from tests.methods import select_keys
 
+QUERY = torch.ones(1, 1, 1, 4)  # which a store that corrects nothing does not look at
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -242,10 +244,10 @@ def compressed_cache(**options) -> KvCache:
 
 def test_what_is_kept_of_chunks_out_of_reach_is_masked():
     cache = compressed_cache()
-    assert cache.mask(0, 0, 3) is None
-    assert cache.mask(0, 2, 3) is None
-    assert cache.mask(0, 3, 3) is None
-    mask = cache.mask(0, 1, 3)
+    assert cache.mask(0, 0, 3, QUERY) is None
+    assert cache.mask(0, 2, 3, QUERY) is None
+    assert cache.mask(0, 3, 3, QUERY) is None
+    mask = cache.mask(0, 1, 3, QUERY)
     assert (mask.shape, mask.dtype) == ((1, 2, 1, 19), torch.bool)
     assert torch.equal(mask[:, :, 0], cache.positions(0) >= 6)
     assert 0 < (~mask).sum() < 14  # the seed keeps some of each chunk

@@ -332,9 +332,9 @@ def scorers(monkeypatch: pytest.MonkeyPatch, method: Method, **settings: Any) ->
         projected[:] = [(member.position, part) for member, part in zip(pack.members, parts, strict=True)]
         return attend(block, query, key, value, pack)
 
-    def begun(cache: KvCache, end: int) -> int:
+    def begun(cache: KvCache, end: int, scorer: int) -> int:
         found.append([rows[-1], set(), end + generation.window.first_chunk])
-        return begin(cache, end)
+        return begin(cache, end, scorer)
 
     def scored(cache: KvCache, layer: int, query: Tensor) -> None:
         (own,) = [position for position, part in projected if torch.equal(part, query)]

@@ -14,6 +14,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from flowcache.kv.rotary import RotaryPairs
+from flowcache.kv.store.base import StoreShape
 from flowcache.part import Part
 
 KeptOrder = Literal["position", "score"]
@@ -28,11 +30,14 @@ class Selection(NamedTuple):
         (or the queries) hold NaN, infinity or zeros: report it wherever the host reads results anyway.
     bias: float32 [..., G, K], added to the kept keys' logits from now on: the logarithm of how many keys one stands
         for, or -inf in a slot that this head leaves empty, so that heads may keep different numbers. None adds nothing.
+    value: float [..., G, K, E], what the kept keys' values are from now on, where some stand for others too. None
+        leaves them as they are.
     """
 
     indices: Tensor
     unusable: Tensor
     bias: Tensor | None = None
+    value: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,15 @@ class Entries:
     """What there is to choose from, of every layer, batch entry and key-value head given.
 
     Attributes:
-        query: [..., H, Q, E], rotated as the keys are: the last ``num_queries`` of the chunk being denoised.
+        query: [..., H, Q, E], rotated as the keys are: of the chunk being denoised those that ``queries`` gave.
         key, value: [..., G, L, E], clean, in the order in which they stand.
         position: int [..., G, L], where in the video each stands, in tokens.
         bias: float32 [..., G, L], what selections before have added to their logits; None is nothing.
         layer: of the network.
         tokens_per_frame, tokens_per_chunk: what "frame" and "chunk" mean.
+        observed: float32 [..., G, L], what ``observe`` gave of each key since it is final; None where it gives nothing.
+        query_position: int64 [Q], where in the video the queries stand, in tokens.
+        rotary: how keys and queries carry their positions.
     """
 
     query: Tensor
@@ -56,6 +64,9 @@ class Entries:
     layer: int
     tokens_per_frame: int
     tokens_per_chunk: int
+    observed: Tensor | None = None
+    query_position: Tensor | None = None
+    rotary: RotaryPairs | None = None
 
 
 @dataclass(kw_only=True)
@@ -64,25 +75,49 @@ class KeySelector(Part, ABC):
 
     Attributes:
         selects: False only for one that is there to keep everything, and takes no budget.
+        by_head: it sorts heads into kinds and keeps frames, whatever the budget, see flowcache.kv.select.by_head.
         timing: when, and by whose queries (fidelity rows 11 and 14). "sound": in the first row that computes after
             finished chunks whose keys are final hold more than the budget, before it attends, by the newest chunk
             computed in it. "published" on MAGI-1: after the row, and only while chunks are still to come that need the
             room, by the newest chunk of the last forward, however old; on SkyReels-V2: already in the row that finishes
             the chunk, before the chunks computed after it attend.
         biases: its selections may carry a ``bias``, which not every attention kernel takes.
+        observes: it looks in every row that computes, by ``observe``, and not only where something must go.
+        adds_up: what ``observe`` gives of each key is added up, and goes with the key.
     """
 
     selects: ClassVar[bool] = True
+    by_head: ClassVar[bool] = False
     timing: ClassVar[Timing] = "sound"
     biases: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
+    adds_up: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, entries: Entries, budget: int) -> Selection:
         """Which ``budget`` of the L keys to keep; fewer than L."""
 
-    def num_queries(self, tokens_per_frame: int, tokens_per_chunk: int) -> int:
-        """How many of a chunk's last queries it looks at. Raises ValueError for more than a chunk has."""
+    def allocate(self, shape: StoreShape) -> None:
+        """Make the buffers of what it remembers itself, for one guidance branch."""
+
+    @property
+    def nbytes(self) -> int:
+        """Allocated by it, all together."""
         return 0
+
+    def observe(self, entries: Entries) -> Tensor | None:
+        """Look at a row; one that compresses is looked at before. Who adds up gives float32 [..., G, L], which is added
+        to ``Entries.observed``; the sum stays with a key for as long as it is kept."""
+        raise NotImplementedError(f"{type(self).__name__} does not observe")
+
+    def num_queries(self, tokens_per_frame: int, tokens_per_chunk: int) -> int:
+        """How many of a chunk's queries it looks at. Raises ValueError for more than a chunk has."""
+        return 0
+
+    def queries(self, query: Tensor, tokens_per_frame: int) -> Tensor:
+        """Which they are, of all of a chunk's [..., H, T, E]: the last ones."""
+        num_tokens = query.shape[-2]
+        return query[..., num_tokens - self.num_queries(tokens_per_frame, num_tokens) :, :]
 
     def unit_tokens(self, tokens_per_frame: int, tokens_per_chunk: int) -> int:
         """Tokens that are kept or dropped together; a budget is a whole number of units."""
@@ -93,7 +128,8 @@ class KeySelector(Part, ABC):
         return self.unit_tokens(tokens_per_frame, tokens_per_chunk)
 
     def flops(self, num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
-        """Operations of ``select`` in one layer, matrix products only, multiply-add = 2."""
+        """Operations of ``select`` in one layer, matrix products only, multiply-add = 2; of one who observes those of
+        ``observe``, in every row."""
         return 0
 
 

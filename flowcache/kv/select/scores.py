@@ -63,26 +63,22 @@ def importance(
     A NaN or infinite query makes all of its heads' values NaN, as does a head without any usable key. Raises ValueError
     for shapes that do not fit each other and an even ``pool_kernel``.
     """
-    check_shapes(query, key)
     check_pool(pool_kernel)
-    norm = key_norms(key) if norm is None else norm
-    block_bytes = _default_block_bytes(key) if block_bytes is None else block_bytes
-    num_groups, length, channels = key.shape[-3:]
-    num_queries = query.shape[-2]
-    queries, keys = query.unflatten(-3, (num_groups, -1)).flatten(0, -4), key.flatten(0, -3)  # [N, R, Q, E], [N, L, E]
-    bytes_a_query = 4 * queries.shape[1] * (length + 2 * channels)  # its logits, and itself in float32 and scaled
-    queries_a_block = min(num_queries, max(1, block_bytes // bytes_a_query))
-    heads_a_block = max(1, block_bytes // (queries_a_block * bytes_a_query + 4 * length * channels))
-
-    total = torch.zeros(keys.shape[:2], dtype=torch.float32, device=key.device)
-    parts = (tensor.split(heads_a_block) for tensor in (queries, keys, norm.flatten(0, -2) == 0, total))
-    for own_queries, own_keys, unusable, sums in zip(*parts, strict=True):
-        transposed = own_keys.float().transpose(1, 2)
-        for block in own_queries.split(queries_a_block, dim=2):
-            sums += _summed_attention(block, transposed, unusable)
-    total /= num_queries
-    pooled = F.max_pool1d(total, pool_kernel, stride=1, padding=pool_kernel // 2)
+    total = _attention(query, key, norm, block_bytes, per_head=False)[..., 0, :]
+    total /= query.shape[-2]
+    pooled = F.max_pool1d(total.flatten(0, -2), pool_kernel, stride=1, padding=pool_kernel // 2)
     return pooled.unflatten(0, key.shape[:-2])
+
+
+def attention_received(
+    query: Tensor, key: Tensor, norm: Tensor | None = None, block_bytes: int | None = None
+) -> Tensor:
+    """How much attention each key gets from each query head, summed over its queries: float32 [..., G, R, L].
+
+    Softmax over the usable keys of q.k / sqrt(E), of all queries alike: chunks attend in both directions, so that no
+    key was there for more of them than another. Arguments, memory and errors as of ``importance``.
+    """
+    return _attention(query, key, norm, block_bytes, per_head=True)
 
 
 def redundancy(key: Tensor, norm: Tensor | None = None, block_bytes: int | None = None) -> Tensor:
@@ -142,14 +138,39 @@ def _default_block_bytes(key: Tensor) -> int:
     return CPU_BLOCK_BYTES if key.device.type == "cpu" else GPU_BLOCK_BYTES
 
 
-def _summed_attention(queries: Tensor, transposed: Tensor, unusable: Tensor) -> Tensor:
-    """Queries [N, R, Q, E], keys [N, E, L] and which not to attend to [N, L] -> attention summed over Q: [N, L]."""
+def _attention(query: Tensor, key: Tensor, norm: Tensor | None, block_bytes: int | None, per_head: bool) -> Tensor:
+    """Attention summed over the queries: float32 [..., G, R, L], or [..., G, 1, L] of the heads' highest logits."""
+    check_shapes(query, key)
+    norm = key_norms(key) if norm is None else norm
+    block_bytes = _default_block_bytes(key) if block_bytes is None else block_bytes
+    num_groups, length, channels = key.shape[-3:]
+    num_queries = query.shape[-2]
+    queries, keys = query.unflatten(-3, (num_groups, -1)).flatten(0, -4), key.flatten(0, -3)  # [N, R, Q, E], [N, L, E]
+    bytes_a_query = 4 * queries.shape[1] * (length + 2 * channels)  # its logits, and itself in float32 and scaled
+    queries_a_block = min(num_queries, max(1, block_bytes // bytes_a_query))
+    heads_a_block = max(1, block_bytes // (queries_a_block * bytes_a_query + 4 * length * channels))
+
+    size = (len(keys), queries.shape[1] if per_head else 1, length)
+    total = torch.zeros(size, dtype=torch.float32, device=key.device)
+    parts = (tensor.split(heads_a_block) for tensor in (queries, keys, norm.flatten(0, -2) == 0, total))
+    for own_queries, own_keys, unusable, sums in zip(*parts, strict=True):
+        transposed = own_keys.float().transpose(1, 2)
+        for block in own_queries.split(queries_a_block, dim=2):
+            sums += _summed_attention(block, transposed, unusable, per_head)
+    return total.unflatten(0, key.shape[:-2])
+
+
+def _summed_attention(queries: Tensor, transposed: Tensor, unusable: Tensor, per_head: bool) -> Tensor:
+    """Queries [N, R, Q, E], keys [N, E, L] and which not to attend to [N, L] -> attention summed over Q: [N, R, L] or
+    [N, 1, L]."""
     scaled = queries.float().flatten(1, 2) / math.sqrt(queries.shape[-1])
-    by_head = torch.bmm(scaled, transposed).unflatten(1, queries.shape[1:3]).unbind(1)
-    logits = reduce(lambda highest, other: torch.maximum(highest, other, out=highest), by_head)
-    logits.masked_fill_(unusable[:, None], -math.inf)
-    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
-    return torch.bmm(1 / weights.sum(-1)[:, None], weights)[:, 0]
+    logits = torch.bmm(scaled, transposed).unflatten(1, queries.shape[1:3])
+    if not per_head:
+        by_head = logits.unbind(1)
+        logits = reduce(lambda highest, other: torch.maximum(highest, other, out=highest), by_head)[:, None]
+    logits.masked_fill_(unusable[:, None, None], -math.inf)
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_().flatten(0, 1)
+    return torch.bmm(1 / weights.sum(-1)[:, None], weights)[:, 0].unflatten(0, logits.shape[:2])
 
 
 def _summed_cosines(keys: Tensor, inverse: Tensor) -> Tensor:

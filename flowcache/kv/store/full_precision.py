@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowcache.kv.store.base import KvStore, StoreShape
+from flowcache.kv.store.base import KvStore, Sizes, StoreShape
 
 
 @dataclass(kw_only=True)
@@ -31,11 +31,11 @@ class FullPrecision(KvStore):
     def read(self, layer: int, slots: slice) -> tuple[Tensor, Tensor]:
         return self._keys[layer, :, :, slots], self._values[layer, :, :, slots]
 
-    def keep(self, layer: int, indices: Tensor, length: int, held: int) -> None:
+    def keep(self, layer: int, indices: Tensor, length: int, held: int, value: Tensor | None = None) -> None:
         size = indices.shape[-1]
-        for entries in (self._keys[layer], self._values[layer]):
+        for entries, merged in ((self._keys[layer], None), (self._values[layer], value)):
             index = indices[..., None].expand(*indices.shape, entries.shape[-1])
-            entries[:, :, :size] = entries[:, :, :length].gather(2, index)
+            entries[:, :, :size] = entries[:, :, :length].gather(2, index) if merged is None else merged
             # The chunks behind move up; a copy, since the ranges may overlap.
             entries[:, :, size : size + held - length] = entries[:, :, length:held].clone()
 
@@ -44,5 +44,9 @@ class FullPrecision(KvStore):
         self._values[:, :, :, slots] = other._values[:, :, :, others]
 
     @property
-    def nbytes(self) -> int:
-        return self._keys.nbytes + self._values.nbytes
+    def sizes(self) -> Sizes:
+        return {"entries": self._keys.nbytes + self._values.nbytes}
+
+    @property
+    def bits_a_number(self) -> float:
+        return 8 * self._keys.itemsize

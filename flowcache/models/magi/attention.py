@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowcache.kv.cache import KvCache
+from flowcache.kv.rotary import RotaryPairs
 from flowcache.models.magi.config import PROJECTION_SLICES, DitConfig
 
 
@@ -89,6 +90,20 @@ class LearnedRotary(nn.Module):
         cosine, sine = angles.cos(), angles.sin()
         rest = torch.ones_like(angles[..., : 2 * len(self.bands)])
         return torch.cat([cosine, cosine, rest], dim=-1), torch.cat([-sine, sine, 0 * rest], dim=-1)
+
+    def pairs(self, height: int, width: int) -> RotaryPairs:
+        """The same angles as numbers, of a token grid and a video of any length."""
+        bands = self.bands.detach().float()
+        scale, num_bands = math.sqrt(height * width / 256), len(bands)
+        rows, columns = ((self._centred(n, n / scale).to(bands.device)[:, None] * bands) for n in (height, width))
+        shape = (height, width, num_bands)
+        still = bands.new_zeros(shape)
+        space = torch.cat([still, rows[:, None].expand(shape), columns[None].expand(shape), still], dim=-1)
+        channels = torch.arange(8 * num_bands, device=bands.device)
+        turned, rest = channels[: 6 * num_bands].unflatten(0, (2, -1)), channels[6 * num_bands :].unflatten(0, (2, -1))
+        first, second = torch.cat([turned, rest], dim=-1)
+        time = torch.cat([bands, bands.new_zeros(3 * num_bands)])
+        return RotaryPairs(first, second, time, space.flatten(0, 1))
 
     @staticmethod
     def _centred(size: int, reference: float) -> Tensor:
@@ -179,13 +194,14 @@ class ParallelAttention(nn.Module):
             for member, tokens in zip(pack.members, pack.slices, strict=True):
                 if not member.alone:
                     pack.cache.write(self.layer, member.position, key[:, :, tokens], value[:, :, tokens])
-        seen = []
+        seen, queries = [], query.unflatten(2, (pack.slices[-1].stop, -1))
         for index, (member, tokens) in enumerate(zip(pack.members, pack.slices, strict=True)):
             if member.alone:
                 seen.append((key[:, :, tokens], value[:, :, tokens], None))
             elif pack.cache is not None:
                 span = self.layer, member.first_key_chunk, member.position
-                seen.append((*pack.cache.read(*span), pack.cache.mask(*span)))
+                own = queries[:, :, tokens].flatten(2, 3)
+                seen.append((*pack.cache.read(*span), pack.cache.mask(*span, own)))
             else:
                 # Without a cache the pack itself is the history: members stand in order of position, without gaps.
                 back = min(index, member.position - member.first_key_chunk)

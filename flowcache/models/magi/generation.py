@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -103,6 +104,7 @@ class MagiGeneration(CachingGeneration):
             num_chunks,
             config.params_dtype,
             device,
+            dit.rope.pairs(noise.shape[3] // config.patch_size, noise.shape[4] // config.patch_size),
         )
         branches = 1 if runtime.cfg_number == 1 else 2
         super().__init__(method, schedule, ABLE, shape, branches, self._flops.compression, dit.attention_backend)
@@ -156,7 +158,7 @@ class MagiGeneration(CachingGeneration):
         work = self._compute(row, decision) if decision.compute else []
         if self._compresses("published") and row.chunks[-1] < self.schedule.num_chunks - 1:
             ends_here = row.finished and not self.method.refresh_clean_kv
-            compression = self._compression(row.finished[-1] + 1 if ends_here else None, row)
+            compression = self._compression(row.finished[-1] + 1 if ends_here else None, row, row.chunks[-1])
             if compression:
                 for cache in self.caches:
                     cache.compress()
@@ -165,7 +167,7 @@ class MagiGeneration(CachingGeneration):
 
     def _compute(self, row: Row, decision: Decision) -> list[Work]:
         """The row's forward, and before it the compression that is due."""
-        work = self._compression(None, row) if self._compresses("sound") else []
+        work = self._compression(None, row, decision.compute[-1]) if self._compresses("sound") else []
         newest = decision.compute[-1] if work or self._compresses("published") else None
         passes = [
             _Pass("refresh", self._member(chunk, self.null_caption, None), self.runtime.clean_t)
@@ -262,10 +264,11 @@ class MagiGeneration(CachingGeneration):
     def _compresses(self, timing: str) -> bool:
         return self._budget is not None and self.method.kv.select.timing == timing
 
-    def _compression(self, end: int | None, row: Row) -> list[Work]:
-        """Begin the compression of chunks before ``end``, or of all that were final before the row."""
+    def _compression(self, end: int | None, row: Row, scorer: int) -> list[Work]:
+        """Begin the compression of chunks before ``end``, or of all that were final before the row, by a chunk's
+        queries."""
         end = self._final_end(self.branches[0], row.oldest.chunk) if end is None else end
-        return self._begin_compression(self.branches, end, row.chunks[-1])
+        return self._begin_compression(self.branches, end, scorer)
 
     def _put_given_frames(self) -> None:
         """Restore the given frames of the chunk that is only partly given."""
@@ -282,11 +285,12 @@ class MagiGeneration(CachingGeneration):
             _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self.runtime.clean_t)
             for c in chunks
         ]
+        for chunk, cache in product(chunks, self.caches):
+            cache.finish(chunk, is_final=False)
         self._forward(self.schedule.rows[0], passes, self.caches[-1], dropped=self.runtime.cfg_number == 3)
         for chunk in chunks:
             for cache in self.caches[:-1]:
                 cache.copy_chunk_from(self.caches[-1], chunk)
-            self.caches[-1].finish(chunk)
         return self._count(passes)
 
     def _guidance_1(self, row: Row, passes: list[_Pass]) -> dict[int, Tensor]:

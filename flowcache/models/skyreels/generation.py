@@ -22,6 +22,7 @@ from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.skyreels.window import WindowLatents, all_times
 from flowcache.models.wan.attention import CaptionKv, Member, Pack
 from flowcache.models.wan.flops import FlopCounter
+from flowcache.models.wan.rotary import rotary_pairs
 from flowcache.models.wan.vae import FrameStream
 from flowcache.reuse.base import Decision
 from flowcache.schedule import ChunkStep, Row, Schedule, Window
@@ -36,6 +37,7 @@ ABLE = Capabilities(
     correctable=("clean",),
     guided=("clean", "velocity"),
     decisions=("repeat", "branches"),
+    heads=True,
     cacheless=True,
 )
 
@@ -106,6 +108,7 @@ class SkyReelsGeneration(CachingGeneration):
             longest,
             network.dtype,
             network.device,
+            rotary_pairs(config.attention_head_dim, self._rows // patch[1], self._columns // patch[2], network.device),
         )
         counting, backend = self._flops.compression, network.attention_backend
         super().__init__(method, schedule, ABLE, shape, len(captions), counting, backend)
@@ -358,7 +361,7 @@ class SkyReelsGeneration(CachingGeneration):
                 branch.cache.clear()
                 branch.awaiting += prefix
                 for chunk in prefix:
-                    branch.cache.finish(chunk - window.first_chunk)
+                    branch.cache.finish(chunk - window.first_chunk, is_final=False)
         if self.video is not None:
             shown = given[:, :, : len(prefix) * self.sampling.causal_block_size] if prefix else None
             self.video.open(shown, emit=self.emit_given_frames and index == 0)

@@ -137,18 +137,16 @@ class Block:
         # which may take the place of what has left its own window.
         for seen, group in groupby(range(len(members)), lambda i: members[i].keys):
             own = list(group)
+            queries = query[:, :, starts[own[0]] : starts[own[-1] + 1]]
             if cache is not None:
                 for i in own:
                     span = slice(starts[i], starts[i + 1])
                     cache.write(self.layer, members[i].position, key[:, :, span], value[:, :, span])
-                keys, values = cache.read(self.layer, *seen)
-                mask = cache.mask(self.layer, *seen)
+                outputs.append(cache.attend(self.layer, queries, *seen))
             else:
                 (first, last), origin = seen, members[0].position
                 span = slice(starts[first - origin], starts[last + 1 - origin])
-                keys, values, mask = key[:, :, span], value[:, :, span], None
-            queries = query[:, :, starts[own[0]] : starts[own[-1] + 1]]
-            outputs.append(F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask))
+                outputs.append(F.scaled_dot_product_attention(queries, key[:, :, span], value[:, :, span]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
 

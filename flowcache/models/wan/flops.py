@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from flowcache.trace import Work
@@ -24,8 +25,9 @@ class FlopCounter:
     tokens_per_chunk: int
     caption_tokens: int
 
-    def chunk(self, kind: str, chunk: int, key_tokens: int, tokens: int | None = None) -> Work:
-        """One chunk attending to ``key_tokens`` keys (its own included); only "denoise" goes through the head.
+    def chunk(self, kind: str, chunk: int, key_tokens: int | Fraction, tokens: int | None = None) -> Work:
+        """One chunk attending to ``key_tokens`` keys (its own included), the mean over layers and heads where those
+        differ; only "denoise" goes through the head.
 
         ``tokens`` of it go through the blocks, all by default; embedding and head take the whole chunk.
         """
@@ -34,7 +36,7 @@ class FlopCounter:
         ends = self.tokens_per_chunk * (self._embedding + (self._head if kind == "denoise" else 0))
         gemm = 2 * (tokens * c["num_layers"] * per_token + ends)
         attention = 4 * c["num_layers"] * tokens * width
-        return Work(kind, chunk, gemm, attention * key_tokens, attention * self.caption_tokens)
+        return Work(kind, chunk, gemm, int(attention * key_tokens), attention * self.caption_tokens)
 
     def reuse(self, chunk: int) -> Work:
         """A chunk that reuses is still embedded and put through the head."""

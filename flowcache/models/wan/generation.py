@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from flowcache.models.frames import as_uint8
 from flowcache.models.generation import Branch, CacheShape, CachingGeneration
 from flowcache.models.wan.attention import CaptionKv, Member, Pack
 from flowcache.models.wan.blocks import Blocks
+from flowcache.models.wan.checks import check_settings
 from flowcache.models.wan.config import CLEAN, Sampling
 from flowcache.models.wan.flops import FlopCounter
 from flowcache.models.wan.network import WanNetwork
-from flowcache.models.wan.rotary import Rotary
+from flowcache.models.wan.rotary import Rotary, rotary_pairs
 from flowcache.models.wan.steppers import FreshNoise, UniPc
 from flowcache.models.wan.unipc import noise_levels
 from flowcache.models.wan.vae import WanVae
@@ -42,6 +44,7 @@ ABLE = Capabilities(
     quantities=("clean", "velocity"),
     guided=("clean", "velocity"),
     decisions=("repeat",),
+    heads=True,
 )
 ABLE_UNIPC = replace(ABLE, model="causal Wan with solver='unipc'", correctable=("clean",))
 
@@ -99,7 +102,9 @@ class WanGeneration(CachingGeneration):
         self.latents = noise.clone() if prefix is None else torch.cat([prefix, noise], dim=2)
         given, (rows, columns) = 0 if prefix is None else prefix.shape[2], noise.shape[3:]
         self.blocks = Blocks(given + noise.shape[2], sampling.block_frames, sampling.first_frame_alone)
-        self.frame_window = FrameWindow(sampling, self.blocks)
+        # Heads that keep frames of their own keep them at their own time.
+        turns_sink = sampling.relative_rope and not method.kv.select.by_head
+        self.frame_window = FrameWindow(replace(sampling, relative_rope=turns_sink), self.blocks)
         self.frame_window.check_positions(network.transformer.rope.max_seq_len)
         schedule = sampling.schedule(self.blocks.num_chunks, self.blocks.chunks_of(given))
         self._features, self._negative = captions, negative
@@ -122,6 +127,7 @@ class WanGeneration(CachingGeneration):
             schedule.num_chunks,
             network.dtype,
             network.device,
+            rotary_pairs(config.attention_head_dim, rows, columns, network.device),
         )
         able = ABLE_UNIPC if sampling.solver == "unipc" else ABLE
         backend, branches = network.attention_backend, 1 if negative is None else 2
@@ -134,12 +140,18 @@ class WanGeneration(CachingGeneration):
         )
         for branch in self.branches:
             branch.awaiting += range(schedule.prefix_chunks)
+            for chunk in range(schedule.prefix_chunks):
+                for place in self._places(chunk):
+                    branch.cache.finish(place, is_final=False)
         self._decoder, self._emit_prefix = None if vae is None else vae.decoder(), emit_prefix
 
     def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
         if self.method.kv.budget is not None:
             return super()._new_cache(budget, device)
         shape, window = self._shape, self.frame_window
+        if self.method.kv.select.by_head:
+            starts = [self.blocks.start(chunk) for chunk in range(self.blocks.num_chunks + 1)]
+            return self._head_cache(starts, shape.tokens_per_frame, device)
         return WindowCache(
             shape.num_layers,
             shape.num_heads,
@@ -152,7 +164,15 @@ class WanGeneration(CachingGeneration):
             dtype=shape.dtype,
             device=device,
             policy=self.method.kv,
+            open_chunks=self._open_chunks,
+            chunk_frames=self.sampling.block_frames,
         )
+
+    def _places(self, chunk: int) -> range:
+        """See _member: chunks, or latent frames."""
+        if self.method.kv.budget is not None:
+            return super()._places(chunk)
+        return range(self.blocks.start(chunk), self.blocks.start(chunk + 1))
 
     # What the sampler calls, in its order.
 
@@ -260,10 +280,12 @@ class WanGeneration(CachingGeneration):
         return total
 
     def _charged(self, chunk: int, seen: Seen) -> int:
-        tokens = self.blocks.length(chunk) * self._tokens
-        return self._count("denoise", chunk, self.frame_window.key_frames(seen) * self._tokens, tokens).flops
+        tokens, keys = self.blocks.length(chunk) * self._tokens, self.frame_window.key_frames(seen) * self._tokens
+        if self.method.kv.select.by_head:
+            keys = self.branches[0].cache.num_keys(*seen)
+        return self._count("denoise", chunk, keys, tokens).flops
 
-    def _count(self, kind: str, chunk: int, key_tokens: int, tokens: int) -> Work:
+    def _count(self, kind: str, chunk: int, key_tokens: int | Fraction, tokens: int) -> Work:
         return replace(self._flops, tokens_per_chunk=tokens).chunk(kind, chunk, key_tokens)
 
     # Forwards.
@@ -343,39 +365,3 @@ class WanGeneration(CachingGeneration):
     def _latent(self, chunk: int) -> Tensor:
         """A view [1, C, b, h, w]."""
         return self.latents[:, :, self.blocks.frames(chunk)]
-
-
-def check_settings(sampling: Sampling, method: Method, num_prompts: int = 1) -> None:
-    """Refuse, before any work, a method and numbers of prompts that do not go with settings. Raises ValueError."""
-    if method.kv.budget is not None:
-        taken = {
-            "window_frames": (sampling.window_frames, "window_frames='all' and sink_frames=0"),
-            "first_frame_alone": (sampling.first_frame_alone, "first_frame_alone=false"),
-        }
-        for name, (value, without) in taken.items():
-            if value:
-                raise ValueError(
-                    f"budget={method.kv.budget!r} chooses among whole chunks of the whole video, which "
-                    f"{name}={value} does not leave; choose budget null, or {without}"
-                )
-        if num_prompts > 1:
-            raise ValueError(
-                f"budget={method.kv.budget!r} drops keys that a new prompt encodes anew; choose budget null, or one "
-                "prompt"
-            )
-    if num_prompts > 1 and sampling.rolling:
-        raise ValueError(
-            "rolling=true denoises chunks of several prompts together, and no model is made for that; give one prompt, "
-            "or rolling=false"
-        )
-    if sampling.sink_frames and not method.refresh_clean_kv:
-        raise ValueError(
-            "refresh_clean_kv=false leaves the keys of a chunk's last noisy step, and a sink of "
-            f"{sampling.sink_frames} frames would keep them for the whole video; choose refresh_clean_kv=true, or "
-            "sink_frames=0"
-        )
-    if method.forecast.correction and sampling.solver == "fresh_noise":
-        raise ValueError(
-            f"correction={method.forecast.correction} takes skipped steps again, and steps with fresh noise forget "
-            "what they came from; choose correction=0, or solver='unipc'"
-        )

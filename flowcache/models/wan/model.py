@@ -17,9 +17,10 @@ from flowcache.models.frames import as_floats
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.wan.blocks import Blocks, pixel_frames
 from flowcache.models.wan.checkpoint import empty_transformer, load_transformer, sampling_of
+from flowcache.models.wan.checks import check_settings
 from flowcache.models.wan.config import NETWORKS, TEMPORAL_FACTOR, Sampling
 from flowcache.models.wan.files import RELEASES, locate
-from flowcache.models.wan.generation import WanGeneration, check_settings
+from flowcache.models.wan.generation import WanGeneration
 from flowcache.models.wan.modules import empty_vae
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.pipeline import WanPipeline, type_on

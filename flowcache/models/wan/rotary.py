@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowcache.kv.rotary import RotaryPairs
 from flowcache.models.wan.attention import rotate
 
 BASE = 10000.0
@@ -27,9 +28,8 @@ class Rotary:
     def __init__(
         self, head_channels: int, num_frames: int, rows: int, columns: int, device: torch.device | str
     ) -> None:
-        pairs = head_channels // 2
-        side = pairs // 3
-        self._time = _waves(num_frames, pairs - 2 * side, device)
+        of_time, side = _shares(head_channels)
+        self._time = _waves(num_frames, of_time, device)
         of_rows, of_columns = _waves(rows, side, device), _waves(columns, side, device)
         shape = (rows, columns, side)
         self._space = tuple(
@@ -52,8 +52,31 @@ class Rotary:
         return rotate(key, (torch.cat([cosine, rest + 1]), torch.cat([sine, rest])))
 
 
+def rotary_pairs(head_channels: int, rows: int, columns: int, device: torch.device | str) -> RotaryPairs:
+    """The same angles as numbers, for a video of any length."""
+    of_time, side = _shares(head_channels)
+    still = torch.zeros(2 * side, dtype=torch.float64)
+    shape = (rows, columns, side)
+    of_rows = (torch.arange(rows)[:, None] * _speeds(side))[:, None].expand(shape)
+    of_columns = (torch.arange(columns)[:, None] * _speeds(side))[None].expand(shape)
+    space = torch.cat([torch.zeros(rows, columns, of_time), of_rows, of_columns], dim=-1).flatten(0, 1)
+    channels = torch.arange(head_channels, device=device).unflatten(0, (-1, 2))
+    time = torch.cat([_speeds(of_time), still])
+    return RotaryPairs(channels[:, 0], channels[:, 1], time.float().to(device), space.float().to(device))
+
+
+def _shares(head_channels: int) -> tuple[int, int]:
+    """Pairs that time turns, and each of rows and columns."""
+    pairs = head_channels // 2
+    return pairs - 2 * (pairs // 3), pairs // 3
+
+
+def _speeds(pairs: int) -> Tensor:
+    """Radians a position: float64 [pairs]."""
+    return torch.pow(BASE, -torch.arange(pairs, dtype=torch.float64) / pairs)
+
+
 def _waves(num_positions: int, pairs: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Cosine and sine of an axis, float32 [positions, pairs]."""
-    speeds = torch.pow(BASE, -torch.arange(pairs, dtype=torch.float64) / pairs)
-    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * speeds
+    angles = torch.arange(num_positions, dtype=torch.float64)[:, None] * _speeds(pairs)
     return angles.cos().float().to(device), angles.sin().float().to(device)
