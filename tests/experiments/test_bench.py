@@ -16,6 +16,7 @@ from flowcache.method import VANILLA
 from flowcache.models.magi.flops import FlopCounter
 from tests.experiments.conf_parts import CHOICES
 from tests.experiments.conftest import SMALL
+from tests.kv.test_selectors import NAMES
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_kv_lists_every_selector_and_store(capsys):
     assert (title, heading.split()[0]) == ("selectors, 240 keys", "selector")
     place = selectors.index("stores, 240 keys")
     stores, selectors = selectors[place + 2 :], selectors[:place]
-    assert [line.split()[0] for line in selectors] == sorted(set(CHOICES["kv"]) - {"full"})
+    assert [line.split()[0] for line in selectors] == NAMES
     assert all(re.search(r"\d s \(.*\), \d+ MiB +(-|[\d.]+ s) +[\d.]+ MiB$", line) for line in selectors)
     looks = {line.split()[0] for line in selectors if " - " not in line}
     assert looks == {"h2o", "tri_attention"}
