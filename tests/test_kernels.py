@@ -35,7 +35,7 @@ def magi_velocities(dit: MagiDit) -> Tensor:
     caption, config = magi_goldens.null_caption(dit), dit.config
     cache = KvCache(config.num_layers, config.num_query_groups, config.kv_channels, 24, 3)
     members = [Member(position, caption) for position in range(3)]
-    packs = ((latent[:, :, : 6 * n], times[:, :n], members[:n]) for n in (1, 2, 3))
+    packs = ((latent[:, :, : 6 * n], dit.gates(times[:, :n]), members[:n]) for n in (1, 2, 3))
     return torch.cat([dit(*pack, cache) for pack in packs], dim=2)
 
 

@@ -238,7 +238,7 @@ def test_held_chunks_do_not_move_and_isolated_ones_see_only_themselves():
     # The second chunk's first velocity is that of a forward in which it sees itself only.
     dit, second = golden_dit("mlp_base"), slice(6, 12)
     lone = Member(1, alone.captions[1], alone=True)
-    expected = dit(alone.latents[:, :, second], torch.zeros(1, 1), [lone])
+    expected = dit(alone.latents[:, :, second], dit.gates(torch.zeros(1, 1)), [lone])
     t_next = generation.schedule.rows[0].oldest.t_next
     torch.testing.assert_close(
         moved[first_shared][:, :, second], alone.latents[:, :, second] + t_next * expected, atol=1e-5, rtol=0

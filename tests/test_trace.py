@@ -64,7 +64,7 @@ def test_flops_add_up_by_kind_by_part_and_by_entry(case):
 def test_what_comes_before_the_first_row_is_marked_so(case):
     _, trace, _ = case
     for row, work in trace.work:
-        assert (row == -1) == (work.kind in ("caption", "prefix"))
+        assert (row == -1) == (work.kind in ("caption", "time", "prefix"))
 
 
 def test_every_finished_chunk_but_the_last_is_refreshed_once(case):

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
+from hydra.utils import get_object
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,19 +40,16 @@ ATTENDING = 128  # queries by which attention is timed; its time is in proportio
 
 
 def selector_lines(sizes: Sizes, num_runs: int, device: str) -> Iterator[str]:
-    """A heading, then a line for every selector, at its own options."""
+    """A heading, then a line for every selector that takes a budget, at its own options."""
     yield (
         f"{'selector':>13}  {'queries':>7}  {'choosing ' + str(sizes.budget) + ' of ' + str(sizes.length):>36}  "
         f"{'looking, a row':>14}  {'remembered':>10}"
     )
     for path in config_files("kv"):
-        select = make_method(composed([f"kv={path.stem}", "kv.budget=" + _budget(path.stem)])).kv.select
-        if select.selects:
+        part = get_object(composed([f"kv={path.stem}"]).kv["_target_"])
+        if part.selects and not part.by_head:
+            select = make_method(composed([f"kv={path.stem}", "kv.budget=2 chunks"])).kv.select
             yield _selector_line(path.stem, select, sizes, num_runs, device)
-
-
-def _budget(name: str) -> str:
-    return "null" if name == "full" else "2 chunks"
 
 
 def _selector_line(name: str, select: KeySelector, sizes: Sizes, num_runs: int, device: str) -> str:

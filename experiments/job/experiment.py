@@ -21,6 +21,12 @@ from experiments.job.job import Job, make_job
 from experiments.job.names import nearest
 
 EVERY_METHOD = "method=*"
+# ${spread:8,4} -> [0,2,4,6]: so many of a chunk's steps, evenly spread from the first on; for fewer_steps.
+OmegaConf.register_new_resolver(
+    "spread",
+    lambda num_steps, kept: "[" + ",".join(str(place * num_steps // kept) for place in range(kept)) + "]",
+    replace=True,
+)
 _BETWEEN_VALUES = re.compile(r",(?![^\[]*\])")  # not those of a list
 
 

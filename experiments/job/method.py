@@ -49,6 +49,7 @@ def make_method(config: DictConfig) -> Method:
         raise BadInput(f"kv {config.kv.name}: {error}") from error
     own = OmegaConf.to_container(config.reuse, resolve=True)
     _from_root(own, "plan")
+    _from_root(own, "table")
     reuse = _part("reuse", own, ReusePolicy)
     forecast = _part("forecast", OmegaConf.to_container(config.forecast, resolve=True), Forecast)
     try:

@@ -49,11 +49,12 @@ def check_writable(directory: Path) -> None:
 OmegaConf.register_new_resolver("from_root", lambda path: str(results_folder(path)), replace=True)
 
 
-def _calibrated(folder: str, model: str, setting: str) -> str | None:
-    path = ROOT / "conf" / folder / f"{model}_{setting}.json"
+def calibration(folder: str, *names: str) -> str | None:
+    """The file of conf/ that was calibrated on a model and setting (and for a forecast), or None."""
+    path = ROOT / "conf" / folder / f"{'_'.join(names)}.json"
     return str(path) if path.is_file() else None
 
 
 # For conf/reuse and conf/kv: what was calibrated on a model and setting, or null.
-for _resolver, _folder in (("plan_of", "plans"), ("heads_of", "heads")):
-    OmegaConf.register_new_resolver(_resolver, partial(_calibrated, _folder), replace=True)
+for _resolver, _folder in (("plan_of", "plans"), ("table_of", "ratios"), ("heads_of", "heads")):
+    OmegaConf.register_new_resolver(_resolver, partial(calibration, _folder), replace=True)

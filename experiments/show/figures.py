@@ -2,7 +2,8 @@
 
 reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory. One whose records are
 not there is left out, and it is said how to make them; the exit code is 2 if all are. L1_rel has its own
-command, which runs the model. ``experiment=placement`` makes the curves of that experiment file alone. Written to
+command, which runs the model. ``experiment=placement`` makes the curves of that experiment file alone, and
+``experiment=distilled`` the one figure of what methods save over step counts and models. Written to
 output_dir/figures/ (and output_dir/tables/); ``publish=true`` writes them to results/ instead.
 """
 
@@ -19,7 +20,7 @@ from matplotlib.figure import Figure
 from eval.video_io import read_lossless
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
-from experiments.job.experiment import experiment_of, jobs_of
+from experiments.job.experiment import experiment_of, jobs_of, read_experiment
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, flat, read_trace
@@ -41,6 +42,7 @@ from experiments.show.reuse_curve import (
     tables,
 )
 from experiments.show.reuse_map import draw_reuse_map
+from experiments.show.savings import Savings, draw_savings, saved, table, videos_of
 from experiments.show.style import CURVE
 
 
@@ -182,6 +184,28 @@ def save_kv_memory(subject: Subject) -> None:
     subject.save(draw_memory(kv_frame(jobs), subject.name), "kv_memory")
 
 
+def save_savings(subject: Subject, name: str, savings: Savings) -> None:
+    """One figure and one table of all of the experiment's models that have videos, or of the one that the arguments
+    name. Raises BadInput where there are none."""
+    named = [a.partition("=")[2] for a in subject.arguments if a.startswith("model=")]
+    own = [a for a in subject.arguments if not a.startswith(("method=", "model=", "prompts=", "num_prompts="))]
+    found = []
+    for model in named or savings.families:
+        jobs, experiment = jobs_of(name, [*own, f"model={model}", "num_prompts=1"])
+        try:
+            found.append(videos_of(jobs, Savings(**experiment["savings"])))
+        except BadInput as missing:
+            again = f"python -m experiments.sweep experiment={name} model={model}"
+            print(f"figures: without {model}: {missing}; make them with {again}", file=sys.stderr)
+    if not found:
+        raise BadInput(f"{NO_VIDEOS}{name} model={savings.families[0]}")
+    videos = pd.concat(found, ignore_index=True)
+    rows = saved(videos, savings)
+    source = f"{subject.job.setting_name}; {provenance(videos)}"
+    subject.to.save_table(f"{subject.job.setting_name}_{name}", table(rows, savings, source))
+    subject.to.save_figure(draw_savings(rows, savings), f"{subject.job.setting_name}_{name}")
+
+
 FIGURES: dict[str, Callable[[Subject], None]] = {
     "reuse_curve": save_reuse_curve,
     "pareto": save_pareto,
@@ -200,6 +224,9 @@ def main(arguments: list[str]) -> int:
     job = make_job(compose_config(arguments))
     subject = Subject(job, tuple(arguments), destination(job.output_dir, publish))
     if named:
+        if (experiment := read_experiment(name, arguments)).get("savings"):
+            save_savings(subject, name, Savings(**experiment["savings"]))
+            return 0
         for reuse in reuses_of(subject, name):
             save_curve(subject, reuse, name)
         return 0

@@ -77,7 +77,7 @@ class Curves:
         option: that tells a method's curves apart, by dotted name.
         title: what it is called.
         at: its value in the curves that are drawn, and compared, by themselves.
-        compared: the method, without slow or fast, whose curve is compared with every other's.
+        compared: the methods, without slow or fast, whose curves are compared with every other's; one, or several.
         quality: "psnr", or "latent_snr".
         shares: of the baseline's FLOPs, at which methods are compared.
         without: by option, what the curve of a method that has none for it is called besides; it is one of its own.
@@ -86,10 +86,14 @@ class Curves:
     option: str
     title: str
     at: float
-    compared: str
+    compared: str | Sequence[str]
     quality: str = "psnr"
     shares: Sequence[float] = COMPARED_SHARES
     without: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def all_compared(self) -> Sequence[str]:
+        return [self.compared] if isinstance(self.compared, str) else self.compared
 
     @property
     def shown(self) -> Quality:
@@ -205,7 +209,7 @@ def _uncapped(values: pd.Series) -> dict[str, float]:
 
 
 def at_equal_compute(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:
-    """One method against each other, by prompt and seed: the mean difference in quality at equal compute.
+    """Each compared method against each other, by prompt and seed: the mean difference in quality at equal compute.
 
     Between the two nearest settings of a prompt and seed quality is interpolated; where a method has none on both sides
     it is left out. Beside PSNR come the uncapped difference, over pairs of which none is identical, and those in LPIPS
@@ -217,15 +221,19 @@ def at_equal_compute(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:
     by_method: dict[str, dict[tuple[str, int], pd.DataFrame]] = {}
     for (name, *pair), group in grouped:
         by_method.setdefault(name, {})[tuple(pair)] = group
-    ours = by_method.pop(curves.compared, {})
-    shares = {pair: _near(curves.shares, group["flops_share"]) for pair, group in ours.items()}
     rows = []
-    for other, theirs in sorted(by_method.items()):
+    pairs_of_methods = [
+        (one, other) for one in curves.all_compared for other in sorted(by_method) if one in by_method and other != one
+    ]
+    for compared, other in pairs_of_methods:
+        ours, theirs = by_method[compared], by_method[other]
         if theirs.keys() != ours.keys():
             continue
+        shares = {pair: _near(curves.shares, group["flops_share"]) for pair, group in ours.items()}
         found = {name: _interpolated(key, shares, ours, theirs) for key, name in names.items()}
         for place, share in enumerate(curves.shares):
-            row = {"against": other, "compute_left": share}
+            row = {"compared": compared} if len(curves.all_compared) > 1 else {}
+            row |= {"against": other, "compute_left": share}
             for name, pairs in found.items():
                 row |= _difference(*name, pairs[np.isfinite(pairs[:, :, place]).all(axis=1), :, place])
             if row["difference_db_n"]:
@@ -280,14 +288,17 @@ def tables(
     measured = (
         f"Measured here ({source}). {shown.told[0]} {baseline}'s video of the same prompt and seed{shown.told[1]}. "
     )
+    *several, last = curves.all_compared
+    one = f"{', '.join(several)} or {last}" if several else last
     differences = Table(
         "Reuse at equal compute.",
-        f"{measured}{curves.compared} minus another method, prompt by prompt and seed by seed, {curves.title} "
-        f"{curves.at:g}, settings interpolated to equal compute (a share up to {NEAR:g} beyond {curves.compared}'s "
+        f"{measured}{one} minus another method, prompt by prompt and seed by seed, {curves.title} {curves.at:g}, "
+        f"settings interpolated to equal compute (a share up to {NEAR:g} beyond {'the first' if several else one}'s "
         "settings: at the nearest of them): mean difference with its 95 % bootstrap interval and the number of videos. "
         f"{BOOTSTRAP}",
         (
-            Column(f"{curves.compared} against", "against"),
+            *([Column("of", "compared")] if several else []),
+            Column("against" if several else f"{one} against", "against"),
             Column("compute left", "compute_left", "{:g}"),
             Column(f"{shown.title} difference dB", "difference_db", "{:+.2f}", "{low:+.2f} to {high:+.2f}"),
             Column("uncapped", "uncapped_difference_db", "{:+.2f}", "{uncapped_low:+.2f} to {uncapped_high:+.2f}"),
@@ -324,12 +335,12 @@ def draw_reuse_curve(points: pd.DataFrame, curves: Curves, baseline: str, subjec
     """Quality against compute left, a line a method; ``subject`` says of what."""
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.5))
     groups = list(on_line(points, curves).groupby("family"))
-    kinds: dict[str, int] = {}  # curves of one method, other parts of it: one colour, other lines
+    alike: dict[str, int] = {}  # curves of one colour, such as a method's with other parts: other lines
     for name, mine in groups:
-        method = re.split(r" \+ |, ", name)[0]
-        style = LINE_STYLES[kinds.get(method, 0) % len(LINE_STYLES)]
-        kinds[method] = kinds.get(method, 0) + 1
-        _curve(axes, mine, name, curves, *colour_and_marker(method), style)
+        colour, marker = colour_and_marker(re.split(r" \+ |, ", name)[0])
+        style = LINE_STYLES[alike.get(colour, 0) % len(LINE_STYLES)]
+        alike[colour] = alike.get(colour, 0) + 1
+        _curve(axes, mine, name, curves, colour, marker, style)
     axes.set_title(f"Reuse at equal compute, {curves.title} {curves.at:g} ({subject})")
     axes.set_xlabel(f"compute left (share of {baseline}'s executed FLOPs)")
     axes.set_ylabel(f"{curves.shown.title} to {baseline}, dB (mean, 95 %, n = {points['n'].max()})")

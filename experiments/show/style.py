@@ -88,16 +88,14 @@ def colour_and_marker(method: str) -> tuple[str, str]:
 
 
 def colours_and_markers(methods: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Of each of some methods that share a figure: its family's, and where several have the same, as methods with other
-    parts do, that of the first; the next ones' are those that none has yet."""
-    taken: dict[str, tuple[str, str]] = {}
-    for method in methods:
-        pair = colour_and_marker(method)
-        if family(method) not in taken and pair in taken.values():
-            free = zip(COLOURS * len(MARKERS), MARKERS * len(COLOURS), strict=True)
-            pair = next(each for each in free if each not in taken.values())
-        taken.setdefault(family(method), pair)
-    return {method: taken[family(method)] for method in methods}
+    """Of each of some methods that share a figure: its family's, and where several families have the same, as methods
+    with other parts do, that of the first; the others' are those that none has."""
+    own = {family(method): colour_and_marker(method) for method in methods}
+    first = {pair: each for each, pair in reversed(own.items())}
+    every = zip(COLOURS * len(MARKERS), MARKERS * len(COLOURS), strict=True)
+    free = (pair for pair in every if pair not in first)
+    pairs = {each: pair if first[pair] == each else next(free) for each, pair in own.items()}
+    return {method: pairs[family(method)] for method in methods}
 
 
 def is_hollow(method: str) -> bool:

@@ -1,4 +1,4 @@
-"""Calibrate a part on a model: what it needs to know of the model, measured once on a few prompts, kept in a file.
+"""Calibrate a policy on a model: what it needs to know of the model, measured once on a few prompts, kept in a file.
 
 ``python -m experiments.calibrate reuse=placed [model=magi] [setting=embedded] [shares=0.25,0.35] [num_prompts=8]``
 makes the plan of ``reuse=placed`` (which steps compute, see flowcache/reuse/plan.py), for the forecast of
@@ -6,7 +6,11 @@ makes the plan of ``reuse=placed`` (which steps compute, see flowcache/reuse/pla
 paths for several rules of what an error does to the video. The prompts (``tried_prompts=4``: the first four) are really
 run with each, and for every share the rule is kept whose videos come nearest to vanilla's. What it found, and how near,
 is printed, and written to output_dir/plans/<model>_<setting>.json (``publish=true``: to conf/plans/, where runs of that
-model and setting find it). ``tried_prompts=0`` takes the default rule and runs no more than vanilla.
+model and setting find it). ``tried_prompts=0`` takes the default rule and runs no more than vanilla. Another forecast's
+plan is another file, that of ``reuse=shortest_path`` <model>_<setting>_hold.json.
+
+``reuse=magcache`` makes the table of ratios that it decides by, output_dir/ratios/<model>_<setting>.json, from
+vanilla's outputs alone.
 
 ``python -m experiments.calibrate kv=forcing_kv`` (or ``kv=dummy_forcing``: they share one file) measures what frames
 each head attends to, see experiments/studies/heads.py, and writes output_dir/heads/<model>_<setting>.json
@@ -17,13 +21,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from baselines.magcache import MagCache
+from baselines.magnitudes import Magnitudes
 from eval.atomic import atomic_path
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
@@ -34,22 +40,26 @@ from experiments.job.units import counted
 from experiments.records.weights import weights_id
 from experiments.run.model_pool import Map, model_pool
 from experiments.run.runner import Runner
+from experiments.show.methods import known_methods
 from experiments.show.results import publishing
 from experiments.studies import heads
+from experiments.studies.magnitudes import calibrate_magnitudes
 from experiments.studies.placement import Compute, Gaps, Position, Rule, gap_costs, place, positions
 from experiments.studies.trials import Vanilla, tried, vanilla
+from flowcache.kv.head_map import HeadMap
 from flowcache.method import Method
 from flowcache.reuse.placed import Placed
-from flowcache.reuse.plan import chunk_times
+from flowcache.reuse.plan import Plan, chunk_times
 from flowcache.reuse.replay import Replay
 from flowcache.schedule import Schedule
 
 OPTIONS = ("shares", "tried_prompts")
 SHARES = (0.15, 0.2, 0.25, 0.35, 0.5, 0.75)
 SEED = 4321  # not run.py's
-DEFAULTS = {"method": "flowcast_fast", "seed": str(SEED)}
+OURS, PLANNED_FOR = "flowcast_fast", "corrected"  # its forecast, whose plans are called by no name
 NUM_PROMPTS = 8
 RULES = tuple(Rule(first_ratio=ratio) for ratio in (4.0, 16.0, 64.0, 256.0))
+MADE = {"plans": Plan, "ratios": Magnitudes, "heads": HeadMap}  # by folder
 SKIPPED = ("denoise", "near_clean")  # kinds of work that a skipped step is spared
 LONGEST_GAP = 16  # steps from one computed one to the next
 
@@ -200,9 +210,13 @@ def _numbers(own: dict[str, str]) -> tuple[tuple[float, ...], int | None]:
 
 
 def with_defaults(overrides: Sequence[str]) -> list[str]:
-    """Unless others are given, the method is ours and the seed not run.py's."""
-    given = {override.partition("=")[0] for override in overrides}
-    return [*(f"{key}={value}" for key, value in DEFAULTS.items() if key not in given), *overrides]
+    """Unless others are given, the method is the policy's own, of the same name, or else ours, and the seed not
+    run.py's."""
+    given = {key: value for key, _, value in (override.partition("=") for override in overrides)}
+    reuse = given.get("reuse")
+    own = reuse if reuse in known_methods() else OURS
+    defaults = {"method": own, "seed": str(SEED)}
+    return [*(f"{key}={value}" for key, value in defaults.items() if key not in given), *overrides]
 
 
 def calibration_job(overrides: Sequence[str]) -> Job:
@@ -211,7 +225,7 @@ def calibration_job(overrides: Sequence[str]) -> Job:
     given = {override.partition("=")[0] for override in overrides}
     overrides = with_defaults(overrides)
     config = compose_config(overrides)
-    overrides += ["reuse.plan=null"] if "plan" in config.reuse else []
+    overrides += [f"reuse.{file}=null" for file in ("plan", "table") if file in config.reuse]
     overrides += ["kv.heads=null"] if "heads" in config.kv else []
     if "prompts" in given:
         return make_job(compose_config(overrides))
@@ -221,14 +235,36 @@ def calibration_job(overrides: Sequence[str]) -> Job:
     return job if "num_prompts" in given else replace(job, prompts=job.prompts[:NUM_PROMPTS])
 
 
-def check_forecast(job: Job) -> None:
-    """Refuse a forecast that paths over steps do not tell from another. Raises BadInput."""
+def check_placeable(job: Job) -> None:
+    """Refuse a forecast that paths over steps do not tell from another, and steps of which there is no choice. Raises
+    BadInput."""
     forecast = job.method.forecast
     if forecast.depth > 2 or forecast.correction > 2 or forecast.limit is not None:
         raise BadInput(
             "a plan is made of the last two computed steps and the next one; choose a forecast of two outputs (hold, "
             "linear, damped), forecast.correction of at most 2 and no forecast.limit. A run may then take another"
         )
+    if Runner(job).check(job.prompts[0]).schedule.num_steps < 2:
+        raise BadInput("a plan needs at least 2 steps to choose from; give setting.num_steps=<more>")
+
+
+def place_of(job: Job, forecast: str) -> Path:
+    """Of the file that a job makes, within conf/ or an output folder; of a plan by the forecast that it is for. Raises
+    BadInput."""
+    own = []
+    if job.method.kv.select.by_head:
+        folder = "heads"
+    elif isinstance(job.method.reuse, MagCache):
+        folder = "ratios"
+    elif isinstance(job.method.reuse, Placed):
+        folder = "plans"
+        own = [] if forecast == PLANNED_FOR else [forecast]
+    else:
+        raise BadInput(
+            f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, shortest_path or "
+            "magcache, or kv=forcing_kv, or leave it out"
+        )
+    return Path(folder, f"{'_'.join([job.model_name, job.setting_name, *own])}.json")
 
 
 def merged(made: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -251,7 +287,7 @@ def text_of(made: dict[str, Any]) -> str:
     """JSON with a line for every entry, and for every share's."""
     lines = []
     for key, value in made.items():
-        if key in ("shares", "fit"):
+        if key in ("shares", "fit") and isinstance(next(iter(value.values())), dict):
             inner = ",\n".join(f"  {json.dumps(share)}: {json.dumps(own)}" for share, own in value.items())
             lines.append(f" {json.dumps(key)}: {{\n{inner}\n }}")
         else:
@@ -268,33 +304,25 @@ def main(arguments: list[str]) -> int:
     check_overrides(with_defaults(overrides))
     job = calibration_job(overrides)
     refuse_random_weights(job, "a calibration means")
-    if job.method.kv.select.by_head:
-        if own:
-            raise BadInput(f"{next(iter(own))} is of reuse=placed, and heads are only measured; leave it out")
-        with model_pool(job) as map_model:
-            made = heads.head_map(job, map_model)
-        return written(job, publish, "heads", "kv.heads", lambda _: heads.text_of(made))
-    if not isinstance(job.method.reuse, Placed):
-        raise BadInput(
-            f"reuse={type(job.method.reuse).__name__} takes no calibration; give reuse=placed, or leave it out"
-        )
-    check_forecast(job)
-    if Runner(job).check(job.prompts[0]).schedule.num_steps < 2:
-        raise BadInput("a plan needs at least 2 steps to choose from; give setting.num_steps=<more>")
+    file = place_of(job, compose_config(with_defaults(overrides)).forecast.name)
+    folder = file.parts[0]
+    if own and folder != "plans":
+        raise BadInput(f"{next(iter(own))} is of plans, and {MADE[folder].made_by} makes none; leave it out")
+    if folder == "plans":
+        check_placeable(job)
     num_tried = len(job.prompts) if num_tried is None else num_tried
     if num_tried > len(job.prompts):
         raise BadInput(f"tried_prompts={num_tried} but there are {counted(len(job.prompts), 'prompt')}")
+    path = (CONF if publish else job.output_dir) / file
     with model_pool(job) as map_model:
-        made = calibrate(job, map_model, shares, num_tried)
-    return written(job, publish, "plans", "reuse.plan", lambda path: text_of(merged(made, path)))
-
-
-def written(job: Job, publish: bool, folder: str, option: str, text_at: Callable[[Path], str]) -> int:
-    """Write what was calibrated, and tell where; ``option`` takes the file."""
-    path = (CONF if publish else job.output_dir) / folder / f"{job.model_name}_{job.setting_name}.json"
+        if folder == "heads":
+            text = heads.text_of(heads.head_map(job, map_model))
+        elif folder == "ratios":
+            text = text_of(calibrate_magnitudes(job, map_model))
+        else:
+            text = text_of(merged(calibrate(job, map_model, shares, num_tried), path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = text_at(path)
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    print(f"written: {shown(path)}" + ("" if publish else f"; use it with {option}={shown(path)}"))
+    print(f"written: {shown(path)}" + ("" if publish else f"; use it with {MADE[folder].option}={shown(path)}"))
     return 0

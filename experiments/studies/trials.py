@@ -5,8 +5,9 @@ Each is a function of a job, its model and a task, for experiments.run.model_poo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from numpy import ndarray
@@ -18,9 +19,11 @@ from flowcache.forecast.hold import Hold
 from flowcache.method import Method
 from flowcache.reuse.base import Decision
 from flowcache.reuse.never import Never
-from flowcache.sampler import sample
+from flowcache.sampler import Observer, sample
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Trace
+
+Observed = TypeVar("Observed", bound=Observer)
 
 
 class Recorder:
@@ -55,13 +58,24 @@ class Vanilla:
 
 def vanilla(job: Job, model: Any, prompt: str) -> Vanilla:
     """A run that computes everything, through the cache, and the outputs that the job's forecast is of."""
-    forecast = job.method.forecast
-    probed = Hold(quantity=forecast.quantity, correction=forecast.correction)
-    whole = replace(job.method, reuse=Never(), forecast=probed)
-    generation = _generation(job, model, prompt, whole)
-    recorder, trace = Recorder(generation), Trace()
+    generation, recorder, trace = _whole(job, model, prompt, Recorder)
     latents = torch.stack([latent for _, latent in sample(generation, trace, observe=recorder)])
     return Vanilla(prompt, latents.cpu(), recorder.grams, trace, generation.schedule)
+
+
+def whole_run(job: Job, model: Any, prompt: str, record: Callable[[Any], Observed]) -> tuple[Observed, Schedule]:
+    """Such a run for what an observer of its rows makes of it; ``record`` makes one of a generation."""
+    generation, recorder, trace = _whole(job, model, prompt, record)
+    for _ in sample(generation, trace, observe=recorder):
+        pass
+    return recorder, generation.schedule
+
+
+def _whole(job: Job, model: Any, prompt: str, record: Callable[[Any], Observed]) -> tuple[Any, Observed, Trace]:
+    forecast = job.method.forecast
+    probed = Hold(quantity=forecast.quantity, correction=forecast.correction)
+    generation = _generation(job, model, prompt, replace(job.method, reuse=Never(), forecast=probed))
+    return generation, record(generation), Trace()
 
 
 def tried(job: Job, model: Any, task: tuple[Method, Vanilla]) -> tuple[float, float]:

@@ -172,7 +172,7 @@ class Batches:
             flags = dropped[:, None].expand(-1, num_chunks).clone()
             flags[:, :num_clean] = False
             step_size = step_size_number(self.recipe["num_steps_of_schedule"], 1.0)
-            return model.dit(noisy, times, members, dropped=flags, step_size=step_size)
+            return model.dit(noisy, model.dit.gates(times, flags, step_size), members)
 
         target = clean - noise
         if self.teacher is not None:

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import UMT5Config, UMT5EncoderModel
 
 from eval.scenes import Scene
@@ -76,8 +77,8 @@ class TeacherForcing:
         keys, values = zip(*(self._kept[layer, each] for each in self._seen(last)), strict=True)
         return torch.cat(keys, dim=2), torch.cat(values, dim=2)
 
-    def mask(self, layer: int, first: int, last: int) -> None:
-        return None
+    def attend(self, layer: int, query: Tensor, first: int, last: int) -> Tensor:
+        return F.scaled_dot_product_attention(query, *self.read(layer, first, last))
 
     def _seen(self, position: int) -> list[int]:
         block = position % self.num_blocks

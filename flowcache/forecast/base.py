@@ -35,6 +35,7 @@ class Forecast(Part, ABC):
         borrows: it is given, as ``borrowed``, by how much the output of the chunk before changed from the newest
             point's step to the one to forecast, but where that is not known, or the chunk does not follow that one (see
             flowcache.models.base.Generation). What the chunk before took is kept for it, too.
+        observes: it is told of every computed output.
         quantity: what to forecast, of what the model offers ("velocity", "clean", "displacement", "residual"); None
             takes the model's own, with a correction its own of those that can be corrected.
         limit: how far a forecast may go from the last computed output, in root mean squares of that output; beyond, it
@@ -46,6 +47,7 @@ class Forecast(Part, ABC):
 
     depth: ClassVar[int]
     borrows: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
     quantity: str | None = None
     limit: float | None = None
     correction: int = 0
@@ -62,6 +64,10 @@ class Forecast(Part, ABC):
             raise ValueError(
                 f"correction={self.correction!r} must be a whole number of at least 0 (0 corrects nothing)"
             )
+
+    def observe(self, chunk: int, t: float, output: Tensor, before: Point | None) -> None:
+        """A chunk has computed at a time; ``before`` is its computed output before, None where it has none, or its
+        outputs jumped meanwhile. Called where ``observes`` says so. Nothing may wait for the device."""
 
     @abstractmethod
     def predict(self, t: float, points: Sequence[Point], step: int = 0) -> Tensor:

@@ -85,6 +85,8 @@ class OutputHistory:
                 self._inputs[chunk] = latent.clone()
         if points and any(points[0].step < jump <= step.step for jump in self._jumps(chunk)):
             points.clear()
+        if self.forecast.observes:
+            self.forecast.observe(chunk, step.t, output, points[0] if points else None)
         points.insert(0, Point(step.t, output, step.step))
         gap = self._gaps.pop(chunk, None)
         self._corrected.pop(chunk, None)  # of a gap before, that nobody asked for: a held chunk does not move
@@ -100,6 +102,10 @@ class OutputHistory:
             del self._taken[chunk - 1][key]  # nobody looks back beyond the newest output
         self._take(step, output)
         self.bytes_peak = max(self.bytes_peak, self.bytes)
+
+    def knows(self, chunk: int) -> bool:
+        """Whether the chunk has computed here."""
+        return chunk in self._points
 
     def newest(self, chunk: int) -> Tensor:
         """The chunk's last computed output."""

@@ -1,60 +1,40 @@
 """Head maps: how much each head of a network attends to which frames; measured by calibrating on a model.
 
-A map is a small JSON file, written by ``python -m experiments.calibrate kv=<one that sorts heads>``. It holds what was
+``python -m experiments.calibrate kv=<one that sorts heads>`` makes them (flowcache.calibration). A map holds what was
 measured and no decision, so that one file serves every method and all of its options.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from flowcache.calibration import Calibration
 
 Mass = tuple[tuple[tuple[float, ...], ...], ...]
 
 
-@dataclass(frozen=True)
-class HeadMap:
-    """What a file holds.
+@dataclass(frozen=True, kw_only=True)
+class HeadMap(Calibration):
+    """Attributes.
 
-    Attributes:
-        name: of the file, without its folder and ending.
-        sha256: first 16 digits of its content's.
-        mass: by layer, head and key frame, oldest first: the share of its attention that a chunk with a whole history
-            gives to the frame, mean over the chunk's queries; a head's shares add up to 1.
-        chunk_frames: latent frames of the chunk itself, the last ones of ``mass``.
-        provenance: what it was made of: model, setting, weights, prompts, seed, fit ...
+    mass: by layer, head and key frame, oldest first: the share of its attention that a chunk with a whole history gives
+        to the frame, mean over the chunk's queries; a head's shares add up to 1.
+    chunk_frames: latent frames of the chunk itself, the last ones of ``mass``.
     """
 
-    name: str
-    sha256: str
+    kind: ClassVar[str] = "head map"
+    option: ClassVar[str] = "kv.heads"
+    made_by: ClassVar[str] = "kv=forcing_kv"
     mass: Mass = field(repr=False)
     chunk_frames: int
-    provenance: Mapping[str, Any] = field(compare=False, repr=False)
 
     @classmethod
-    def read(cls, path: str | Path) -> HeadMap:
-        """Raises ValueError for a file that is not there, or is no head map."""
-        path = Path(path)
-        try:
-            text = path.read_bytes()
-            data = json.loads(text)
-            mass = tuple(tuple(tuple(map(float, head)) for head in layer) for layer in data.pop("mass"))
-            chunk_frames = int(data.pop("chunk_frames"))
-            _check(mass, chunk_frames)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"heads={str(path)!r} cannot be read as a head map ({error}); give a file that python -m "
-                "experiments.calibrate kv=forcing_kv wrote"
-            ) from error
-        return cls(path.stem, hashlib.sha256(text).hexdigest()[:16], mass, chunk_frames, data)
-
-    def described(self) -> dict[str, str]:
-        """What tells it from others, wherever it lies."""
-        return {"heads": self.name, "sha256": self.sha256}
+    def taken(cls, data: dict[str, Any]) -> dict[str, Any]:
+        mass = tuple(tuple(tuple(map(float, head)) for head in layer) for layer in data.pop("mass"))
+        chunk_frames = int(data.pop("chunk_frames"))
+        _check(mass, chunk_frames)
+        return {"mass": mass, "chunk_frames": chunk_frames}
 
     @property
     def size(self) -> tuple[int, int]:

@@ -165,6 +165,10 @@ class CachingGeneration:
         the first one's."""
         return self.branches[0].history.newest(chunk)
 
+    def outputs(self, chunk: int) -> list[Tensor]:
+        """The same of every guidance branch that forecasts by itself; one where all make it together."""
+        return [branch.history.newest(chunk) for branch in self.branches if branch.history.knows(chunk)]
+
     @property
     def kv_tokens(self) -> int:
         return self.caches[0].num_tokens if self.caches else 0

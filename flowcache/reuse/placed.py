@@ -38,10 +38,7 @@ class Placed(ReusePolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(share=self.share)
-        if isinstance(self.plan, str | Path):
-            self.plan = Plan.read(self.plan)
-        if not isinstance(self.plan, Plan | None):
-            raise ValueError(f"plan={self.plan!r} must be the file of a plan, or null for none")
+        self.plan = Plan.given(self.plan)
         self._steps: dict[int, frozenset[int]] | None = None
 
     def check_schedule(self, schedule: Schedule) -> None:

@@ -1,67 +1,46 @@
 """Plans: which of its own steps a chunk computes, by where it stands in its window; made by calibrating on a model.
 
-A plan is a small JSON file, written by ``python -m experiments.calibrate reuse=placed``. Times, never step numbers,
-carry it over to other step counts and grids.
+``python -m experiments.calibrate reuse=placed`` makes them (flowcache.calibration).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+from flowcache.calibration import Calibration
 from flowcache.schedule import Schedule
 
 Steps = tuple[int, ...]
 _KINDS = ("first_window", "later_windows")
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What a file holds.
+@dataclass(frozen=True, kw_only=True)
+class Plan(Calibration):
+    """Attributes.
 
-    Attributes:
-        name: of the file, without its folder and ending.
-        sha256: first 16 digits of its content's.
-        times: of the grid that it was made on, one a step and the end.
-        shares: by share of vanilla's FLOPs, and there by "first_window" and "later_windows", the computed steps of each
-            generated chunk by its position; chunks further on take the last position's.
-        provenance: what it was made of: model, setting, weights, prompts, seed, fit ...
+    times: of the grid that it was made on, one a step and the end.
+    shares: by share of vanilla's FLOPs, and there by "first_window" and "later_windows", the computed steps of each
+        generated chunk by its position; chunks further on take the last position's.
     """
 
-    name: str
-    sha256: str
+    kind: ClassVar[str] = "plan"
+    option: ClassVar[str] = "reuse.plan"
+    made_by: ClassVar[str] = "reuse=placed"
     times: tuple[float, ...]
     shares: Mapping[float, Mapping[str, tuple[Steps, ...]]]
-    provenance: Mapping[str, Any] = field(compare=False, repr=False)
 
     @classmethod
-    def read(cls, path: str | Path) -> Plan:
-        """Raises ValueError for a file that is not there, or is no plan."""
-        path = Path(path)
-        try:
-            text = path.read_bytes()
-            data = json.loads(text)
-            times = tuple(map(float, data.pop("times")))
-            shares = {
-                float(share): {kind: tuple(map(tuple, steps[kind])) for kind in _KINDS}
-                for share, steps in data.pop("shares").items()
-            }
-            _check(times, shares)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
-                f"plan={str(path)!r} cannot be read as a plan ({error}); give a file that python -m "
-                "experiments.calibrate reuse=placed wrote"
-            ) from error
-        return cls(path.stem, hashlib.sha256(text).hexdigest()[:16], times, shares, data)
-
-    def described(self) -> dict[str, str]:
-        """What tells it from others, wherever it lies."""
-        return {"plan": self.name, "sha256": self.sha256}
+    def taken(cls, data: dict[str, Any]) -> dict[str, Any]:
+        times = tuple(map(float, data.pop("times")))
+        shares = {
+            float(share): {kind: tuple(map(tuple, steps[kind])) for kind in _KINDS}
+            for share, steps in data.pop("shares").items()
+        }
+        _check(times, shares)
+        return {"times": times, "shares": shares}
 
     def steps(self, share: float, schedule: Schedule) -> dict[int, frozenset[int]]:
         """The computed steps of every generated chunk of a schedule, on its own grid.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -16,8 +17,8 @@ MASS = (
     ((0.50, 0.05, 0.05, 0.1, 0.1, 0.2), (0.02, 0.01, 0.01, 0.3, 0.3, 0.36), (0.10, 0.40, 0.30, 0.1, 0.1, 0.0)),
     ((0.01, 0.02, 0.02, 0.3, 0.3, 0.35), (0.30, 0.10, 0.10, 0.2, 0.2, 0.1), (0.05, 0.05, 0.05, 0.3, 0.3, 0.25)),
 )
-HEADS = HeadMap("made", "0", MASS, 3, {})
-NETWORKS = HeadMap("made", "0", (*MASS, MASS[0]), 3, {})  # of the golden network's layers
+HEADS = HeadMap(name="made", sha256="0", mass=MASS, chunk_frames=3, provenance={})
+NETWORKS = replace(HEADS, mass=(*MASS, MASS[0]))  # of the golden network's layers
 
 
 def kinds(select: DummyForcing) -> list[list[list[int]]]:

@@ -41,7 +41,7 @@ def sorted_heads(groups: list, num_heads: int) -> HeadMap:
     """A map by which the static heads are those of a golden: all of their attention on the newest frames, or none."""
     static, dynamic = (0.0,) * 8 + (1.0,), (0.0, 1.0) + (0.0,) * 7
     mass = tuple(tuple(static if head in group[0] else dynamic for head in range(num_heads)) for group in groups)
-    return HeadMap("golden", "0", mass, FRAMES, {})
+    return HeadMap(name="golden", sha256="0", mass=mass, chunk_frames=FRAMES, provenance={})
 
 
 def part(facts: dict[str, Any]) -> ForcingKv:
@@ -130,7 +130,13 @@ def test_outputs_and_the_tokens_that_every_head_keeps_are_the_official_ones(case
 def test_heads_are_scored_and_sorted_as_officially(case, skip):
     maps, expected = tensors()[f"{case}.maps"], manifest()[case][f"skip{skip}"]
     mass = maps.double().mean(2)
-    heads = HeadMap("golden", "0", tuple(tuple(map(tuple, layer)) for layer in mass.tolist()), FRAMES, {})
+    heads = HeadMap(
+        name="golden",
+        sha256="0",
+        mass=tuple(tuple(map(tuple, layer)) for layer in mass.tolist()),
+        chunk_frames=FRAMES,
+        provenance={},
+    )
     select = ForcingKv(heads=heads, skipped_frames=skip)
     scores = [[select.score(head) for head in layer] for layer in heads.mass]
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected["scores"]), atol=1e-6, rtol=1e-6)

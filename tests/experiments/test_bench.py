@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from flowcache.method import VANILLA
 from flowcache.models.magi.flops import FlopCounter
 from tests.experiments.conf_parts import CHOICES
 from tests.experiments.conftest import SMALL
+from tests.kv.test_selectors import NAMES
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_kv_lists_every_selector_and_store(capsys):
     assert (title, heading.split()[0]) == ("selectors, 240 keys", "selector")
     place = selectors.index("stores, 240 keys")
     stores, selectors = selectors[place + 2 :], selectors[:place]
-    assert [line.split()[0] for line in selectors] == sorted(set(CHOICES["kv"]) - {"full"})
+    assert [line.split()[0] for line in selectors] == NAMES
     assert all(re.search(r"\d s \(.*\), \d+ MiB +(-|[\d.]+ s) +[\d.]+ MiB$", line) for line in selectors)
     looks = {line.split()[0] for line in selectors if " - " not in line}
     assert looks == {"h2o", "tri_attention"}
@@ -158,13 +160,14 @@ def test_flops_of_a_run_are_those_of_its_trace(capsys):
     assert bench.main(["flops", *REUSING]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"equal to what ran in each of 10 rows", printed)
-    assert re.search(r"by kind +caption [\d.]+, denoise [\d.]+, near-clean [\d.]+, refresh", printed)
+    assert re.search(r"by kind +caption [\d.]+, time [\d.]+, denoise [\d.]+, near-clean [\d.]+, refresh", printed)
     sections = {line.split()[0]: [float(word) for word in line.split()[1:3]] for line in printed.splitlines()[2:8]}
     assert all(sections[name][0] > 0 for name in ("text", "transformer", "policy", "vae"))
     assert sections["transformer"][0] > sections["transformer"][1] > 0
 
 
 def test_flops_that_differ_fail(capsys, monkeypatch):
-    monkeypatch.setattr(FlopCounter, "_condition", lambda self: 0)
+    counted = FlopCounter.chunk
+    monkeypatch.setattr(FlopCounter, "chunk", lambda self, *given: replace(counted(self, *given), gemm_flops=0))
     assert bench.main(["flops", *SMALL, "method=vanilla"]) == 1
     assert "FlopsDisagree: in row 0 the transformer executed" in capsys.readouterr().err

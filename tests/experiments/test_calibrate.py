@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from baselines.magnitudes import Magnitudes
 from experiments.job.errors import BadInput
 from experiments.job.paths import ROOT
 from experiments.run.calibrated import check_calibrations
@@ -197,14 +198,50 @@ def test_a_run_takes_a_plan_of_its_weights_and_refuses_one_of_others(written, tm
         check_calibrations(job_of(tmp_path, *overrides, f"reuse.plan={other}"))
 
 
+def test_the_command_writes_magcaches_table_and_a_run_takes_it_and_refuses_one_of_other_weights(tmp_path, capsys):
+    arguments = ["reuse=magcache", "model=skyreels", "num_prompts=1", "setting.num_frames=37", "setting.num_steps=8"]
+    assert calibrate.main([*arguments, "workers=1", "threads=1", f"output_dir={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert "branch 1: ratios" in said
+    assert "reuse.threshold=0.12 reuse.most_skips=2 reuse.retention=0.2: " in said
+    path = tmp_path / "ratios" / "skyreels_embedded.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert (data["part"], data["seed"], len(data["prompts"])) == ("magcache", calibrate.SEED, 1)
+    made = Magnitudes.read(path)
+    assert len(made.times) == 8
+    assert [len(own) for own in made.ratios] == [7, 7]  # of each guidance branch
+    overrides = ["model=skyreels", "method=magcache", "setting.num_frames=37", f"reuse.table={path}"]
+    check_calibrations(job_of(tmp_path, *overrides))
+    path.write_text(json.dumps(data | {"weights": "of another"}), encoding="utf-8")
+    with pytest.raises(BadInput, match=r"weights of another, .* reuse=magcache .* give reuse\.table=null"):
+        check_calibrations(job_of(tmp_path, *overrides))
+
+
+@pytest.mark.parametrize(
+    ("reuse", "path"),
+    [
+        ("placed", "plans/magi_embedded.json"),
+        ("shortest_path", "plans/magi_embedded_hold.json"),
+        ("magcache", "ratios/magi_embedded.json"),
+    ],
+)
+def test_a_file_is_of_its_policy_and_a_plan_of_its_forecast(reuse, path, tmp_path):
+    overrides = [f"reuse={reuse}", f"output_dir={tmp_path}", "model=magi"]
+    job = calibrate.calibration_job(list(overrides))
+    forecast = calibrate.compose_config(calibrate.with_defaults(overrides)).forecast.name
+    assert calibrate.place_of(job, forecast).as_posix() == path
+    assert job.seed == calibrate.SEED
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["reuse=magcache", "shares=0.5"], "shares is of plans, and reuse=magcache makes none; leave it out"),
         (["shares=much"], "shares must be numbers between 0 and 1"),
         (["shares=0.5,1.5"], "shares must be numbers between 0 and 1"),
         (["tried_prompts=-1"], "tried_prompts a whole number"),
         (["tried_prompts=9"], "tried_prompts=9 but there are 8 prompts"),
-        (["reuse=every_k"], "reuse=EveryK takes no calibration; give reuse=placed"),
+        (["reuse=every_k"], "reuse=EveryK takes no calibration; give reuse=placed, shor"),
         (["forecast=taylor"], "choose a forecast of two outputs"),
         (["forecast.limit=0.1"], "no forecast.limit"),
         (["weights=random"], "a calibration means nothing of random weights"),

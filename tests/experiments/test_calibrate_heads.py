@@ -62,10 +62,10 @@ def test_the_command_writes_what_both_parts_take_and_says_what_it_was_made_of(wr
     assert data["model"] == "wan"
     assert len(data["prompts"]) == 2
     assert data["fit"]["spread"] >= 0
-    assert heads.size == (3, 3)
+    assert heads.size == (6, 6)
     assert heads.chunk_frames == 3
     assert len(heads.mass[0][0]) == 12  # the checkpoint's window
-    assert sum(map(len, ForcingKv(heads=path)._static)) <= 9
+    assert sum(map(len, ForcingKv(heads=path)._static)) <= 36
 
 
 def test_a_run_takes_heads_of_its_weights_and_refuses_those_of_others(written, tmp_path):
@@ -85,13 +85,13 @@ def test_a_run_takes_heads_of_its_weights_and_refuses_those_of_others(written, t
 
 def test_options_of_plans_are_refused(tmp_path, capsys):
     assert calibrate.main(["kv=forcing_kv", "shares=0.5", f"output_dir={tmp_path}"]) == 2
-    assert "shares is of reuse=placed, and heads are only measured; leave it out" in capsys.readouterr().err
+    assert "shares is of plans, and kv=forcing_kv makes none; leave it out" in capsys.readouterr().err
 
 
 def test_nothing_is_left_of_a_generation_in_the_next():
     """Two generations of one part: the second is the first once more."""
     mass = (((0.1, 0.2, 0.1, 0.2, 0.2, 0.2),) * 2 + ((0.0, 0.0, 0.1, 0.3, 0.3, 0.3),),) * 3
-    method = vanilla(select=ForcingKv(heads=HeadMap("made", "0", mass, 3, {})))
+    method = vanilla(select=ForcingKv(heads=HeadMap(name="made", sha256="0", mass=mass, chunk_frames=3, provenance={})))
     one, other = (
         torch.cat([latent for _, latent in sample(wan_goldens.small_generation(method, num_frames=15))], dim=1)
         for _ in range(2)

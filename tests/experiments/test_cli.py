@@ -52,7 +52,7 @@ def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model, t
     assert len(jobs) >= 3
     assert len({(repr(job.method), repr(job.generation_options), job.seed) for job in jobs}) == len(jobs)
     if "figure" in experiment:
-        known = {"method", "flops_share", "kv_bits", *_options(jobs)}
+        known = {"method", "flops_share", "kv_bits", "kv_mib", *_options(jobs)}
         assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
     for claim in experiment.get("claims", []):
         assert the_one(jobs, claim["of"]) != the_one(jobs, claim["against"])

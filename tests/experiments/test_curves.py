@@ -150,6 +150,20 @@ def test_records_that_never_had_latents_say_what_to_do(tmp_path):
         videos_of(jobs, LATENT)
 
 
+def test_two_methods_are_compared_each_with_every_other(jobs):
+    both = Curves(**{**CURVES.__dict__, "compared": ["flowcast", "every_k"]})
+    videos = videos_of(jobs, both)
+    compared = at_equal_compute(videos, both).set_index(["compared", "against", "compute_left"])
+    alone = at_equal_compute(videos, CURVES).set_index(["against", "compute_left"])
+    assert compared.loc["flowcast"].to_dict("index") == alone.to_dict("index")
+    assert ("every_k", "every_k + corrected", 0.5) in compared.index
+    assert ("every_k", "every_k", 0.5) not in compared.index
+    assert compared.loc[("every_k", "every_k + corrected", 0.25), "difference_db"] < 0
+    text = markdown(tables(reuse_points(videos), compared.reset_index(), both, "vanilla", "here")[0])
+    assert "flowcast or every_k minus another method" in text
+    assert "| of | against | compute left |" in text
+
+
 def test_what_a_file_says_of_its_curves():
     assert [each.quality for each in curves_of(read_experiment("placement", []))] == ["psnr", "latent_snr"]
     (old,) = curves_of(read_experiment("reuse_curve", []))

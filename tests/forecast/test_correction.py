@@ -149,7 +149,7 @@ def test_magis_latents_are_vanillas_where_the_clean_estimate_is_a_line_over_time
         generation = magi_goldens.small_generation(method, num_chunks=1)
         a, b = torch.randn(2, *generation.latents.shape, generator=torch.Generator().manual_seed(1))
 
-        def guided(row: Row, passes, step_size: float) -> dict[int, Tensor]:
+        def guided(row: Row, passes) -> dict[int, Tensor]:
             t = row.oldest.t
             return {0: (a + b * t - generation.latents) / (1 - t)}
 

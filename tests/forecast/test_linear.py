@@ -57,7 +57,7 @@ def test_a_velocity_linear_in_time_is_followed_to_rounding_where_every_other_ste
         generation = magi_goldens.small_generation(method, num_chunks=1)
         a, b = torch.randn(2, *generation.latents.shape, generator=torch.Generator().manual_seed(1))
 
-        def guided(row: Row, passes, step_size: float) -> dict[int, Tensor]:
+        def guided(row: Row, passes) -> dict[int, Tensor]:
             return {0: a + b * row.oldest.t}
 
         generation._guidance_1 = guided

@@ -170,7 +170,7 @@ def test_magi_takes_the_same_steps(options):
     generation = magi_goldens.small_generation(method, num_chunks=1, num_steps=16)
     start, times = generation.latents.double(), [*(row.oldest.t for row in generation.schedule.rows), 1.0]
 
-    def guided(row: Row, passes: object, step_size: float) -> dict[int, Tensor]:
+    def guided(row: Row, passes: object) -> dict[int, Tensor]:
         return {0: two_gaussians(generation.latents, row.oldest.t)}
 
     generation._guidance_1 = guided

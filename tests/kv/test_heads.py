@@ -360,7 +360,7 @@ def test_chunks_that_skip_steps_still_find_what_their_heads_keep(refresh):
 
 
 def head_map() -> HeadMap:
-    return HeadMap("made", "0", (((0.25,) * 4,) * 4,) * 2, 2, {})
+    return HeadMap(name="made", sha256="0", mass=(((0.25,) * 4,) * 4,) * 2, chunk_frames=2, provenance={})
 
 
 def test_what_does_not_go_with_heads_is_refused_before_any_work():

@@ -92,7 +92,7 @@ def test_keys_in_half_precision_are_scored_in_single(case, config):
 def test_keeps_exactly_the_budget_each_key_once_and_in_order(case, config, budget, order):
     query, key, _ = case
     score = config.scores(query, key, 5)
-    indices, unusable, _ = keep_best(score, budget, kept_order=order)
+    indices, unusable, *_ = keep_best(score, budget, kept_order=order)
     length = key.shape[-2]
     assert indices.shape == (*key.shape[:-2], min(budget, length))
     assert indices.dtype == torch.int64
@@ -112,7 +112,7 @@ def test_keeps_exactly_the_budget_each_key_once_and_in_order(case, config, budge
 def test_a_budget_of_the_length_or_more_is_the_identity(case, selection, surplus, order):
     query, key, _ = case
     config = Joint(selection=selection, query_granularity=1, kept_order=order)
-    indices, unusable, _ = select_keys(query, key, key.shape[-2] + surplus, config, 3, 6)
+    indices, unusable, *_ = select_keys(query, key, key.shape[-2] + surplus, config, 3, 6)
     assert torch.equal(indices, torch.arange(key.shape[-2]).expand(key.shape[:-1]))
     assert not unusable.any()
 
@@ -167,7 +167,7 @@ def test_unusable_keys_touch_no_score_and_are_kept_last_and_counted(case, config
         assert (score.masked_fill(score.isneginf(), math.inf).amin(-1) == 0).all()
 
     budget = data.draw(st.integers(1, length))
-    indices, unusable, _ = select_keys(query, broken, budget, config, 1, 1)
+    indices, unusable, *_ = select_keys(query, broken, budget, config, 1, 1)
     usable = length - len(bad)
     assert (unusable == max(0, budget - usable)).all()
     assert (torch.isin(indices, torch.tensor(bad)).sum(-1) == unusable).all()
@@ -188,7 +188,7 @@ def test_usable_keys_score_as_if_the_others_were_not_there(case, data):
 @pytest.mark.parametrize("value", UNUSABLE)
 def test_a_cache_without_any_usable_key_is_kept_in_part_and_reported(value):
     query, key = torch.ones(2, 3, 4), torch.full((2, 9, 4), value)
-    indices, unusable, _ = select_keys(query, key, 6, Joint(query_granularity=3), 3, 3)
+    indices, unusable, *_ = select_keys(query, key, 6, Joint(query_granularity=3), 3, 3)
     assert all(len(set(kept)) == 6 for kept in indices.tolist())
     assert unusable.tolist() == [6, 6]
     assert select_keys(query, key, 9, Joint(), 3, 3).unusable.tolist() == [9, 9]
@@ -199,7 +199,7 @@ def test_a_unit_with_an_unusable_key_is_dropped_and_a_nan_query_reported():
     query, key = torch.randn(2, 6, 4, generator=random), torch.randn(2, 12, 4, generator=random)
     key[0, 4, 1] = math.nan
     config = Joint(selection="frame")
-    indices, unusable, _ = select_keys(query, key, 9, config, 3, 6)
+    indices, unusable, *_ = select_keys(query, key, 9, config, 3, 6)
     assert indices[0].tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11]
     assert unusable.tolist() == [0, 0]
     query[1, 2, 3] = math.nan
@@ -210,7 +210,7 @@ def test_a_unit_with_an_unusable_key_is_dropped_and_a_nan_query_reported():
 def test_nan_scores_are_selected_last_and_counted(order):
     score = torch.tensor([[0.0, math.nan, -1.0, math.nan, 2.0]])
     for budget, expected in ((1, {4}), (3, {0, 2, 4}), (4, {0, 2, 4})):
-        indices, unusable, _ = keep_best(score, budget, kept_order=order)
+        indices, unusable, *_ = keep_best(score, budget, kept_order=order)
         assert expected <= set(indices[0].tolist())
         assert unusable.tolist() == [budget - len(expected)]
 

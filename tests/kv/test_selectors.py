@@ -22,7 +22,7 @@ from tests.experiments.conf_parts import CHOICES, part
 from tests.methods import vanilla
 from tests.models import magi_goldens, skyreels_goldens, wan_goldens
 
-NAMES = sorted(set(CHOICES["kv"]) - {"full"})
+NAMES = sorted(name for name in set(CHOICES["kv"]) - {"full"} if not part("kv", name).kv.select.by_head)
 HEADS_ALIKE = {"tova"}  # whose heads decide together
 
 

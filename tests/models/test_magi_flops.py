@@ -65,7 +65,7 @@ SETTINGS = {
 def test_the_count_of_a_run_is_what_pytorch_counts(setting):
     runtime, kinds = SETTINGS[setting]
     executed, trace = counted_run(vanilla(), two_layers(), **runtime)
-    assert set(trace.flops_by_kind()) == {"caption", "denoise"} | kinds
+    assert set(trace.flops_by_kind()) == {"caption", "time", "denoise"} | kinds
     assert_counted(executed, trace)
 
 

@@ -60,13 +60,13 @@ def by_hand(kind: str, num_chunks: int) -> Tensor:
     refresh: tuple[int, ...] = ()
     for row in given.schedule.rows:
         for chunk in refresh:
-            dit(latents[:, :, frames(chunk)], clean, [Member(chunk, null)], null_cache, dropped)
-            dit(latents[:, :, frames(chunk)], clean, [Member(chunk, null)], text_cache, kept)
+            dit(latents[:, :, frames(chunk)], dit.gates(clean, dropped), [Member(chunk, null)], null_cache)
+            dit(latents[:, :, frames(chunk)], dit.gates(clean, kept), [Member(chunk, null)], text_cache)
         captions = [given.captions[chunk] if kind == "text" else null for chunk in row.chunks]
         members = [Member(i, caption, alone=kind == "alone") for i, caption in zip(row.chunks, captions, strict=True)]
         times = torch.tensor([[step.t for step in row.steps]])
         flags = torch.full_like(times, kind != "text", dtype=torch.bool)
-        velocity = dit(latents[:, :, frames(*row.chunks)], times, members, cache, flags)
+        velocity = dit(latents[:, :, frames(*row.chunks)], dit.gates(times, flags), members, cache)
         lengths = torch.tensor([step.t_next - step.t for step in row.steps]).repeat_interleave(6)
         latents[:, :, frames(*row.chunks)] += velocity * lengths[:, None, None]
         for chunk in refresh:
@@ -85,7 +85,8 @@ def test_scales_that_leave_one_pass_give_that_pass(kind, previous_scale, text_sc
     caption = generation.captions[0] if kind == "text" else generation.null_caption
     dropped = torch.tensor([[kind != "text"]])
     first = generation.latents[:, :, :6]
-    alone = generation.dit(first, torch.zeros(1, 1), [Member(0, caption)], dropped=dropped)
+    gates = generation.dit.gates(torch.zeros(1, 1), dropped)
+    alone = generation.dit(first, gates, [Member(0, caption)])
     torch.testing.assert_close(velocity, alone, atol=1e-5, rtol=0)  # the generation reads its keys from a cache
 
 

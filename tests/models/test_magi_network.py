@@ -88,7 +88,7 @@ def run_one(given: dict[str, Tensor], variant: str, x: str = "in.x", position: i
     dit = golden_dit(variant)
     caption = packed_caption(dit, given["in.y"][0], given["in.xattn_mask"])
     options = {"step_size": step_size()} | options
-    return dit(given[x], given["in.t"], [Member(position, caption, first_key_chunk=position)], **options)
+    return dit(given[x], dit.gates(given["in.t"], **options), [Member(position, caption, first_key_chunk=position)])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -165,7 +165,7 @@ def test_several_chunks_match_the_official_code(case):
     captions = [packed_caption(dit, y, mask) for y, mask in zip(given["in.y"], given["in.xattn_mask"], strict=True)]
     firsts = first_chunks(given["in.kv_range_windowed" if windowed else "in.kv_range"])
     members = [Member(i, caption, first) for i, (caption, first) in enumerate(zip(captions, firsts, strict=True))]
-    velocity = dit(given["in.x"], given["in.t"], members, step_size=step_size())
+    velocity = dit(given["in.x"], dit.gates(given["in.t"], step_size=step_size()), members)
     close(velocity, given[f"out.{case}"], tolerance(variant))
 
 
@@ -179,7 +179,7 @@ def test_calls_that_share_a_cache_match_the_official_code(variant):
         position = 3 - len(captions)
         firsts = first_chunks(ranges)
         members = [Member(position + i, c, f) for i, (c, f) in enumerate(zip(captions, firsts, strict=True))]
-        return dit(x, times, members, into, step_size=step_size())
+        return dit(x, dit.gates(times, step_size=step_size()), members, into)
 
     captions = [null_caption(dit), *noisy]
     out = call(given["in.x1"], given["in.t1"], captions, given["in.kv_range1"], cache)
@@ -216,7 +216,7 @@ def test_dispatched_calls_match_the_official_code(variant):
             captions[0] = null
         members = [Member(position + i, c, f) for i, (c, f) in enumerate(zip(captions, firsts, strict=True))]
         x, expected = given[f"in.x{call}"], given[f"out.{variant}.call{call}"]
-        velocity = dit(x, given[f"in.t{call}"], members, into, step_size=step_size())
+        velocity = dit(x, dit.gates(given[f"in.t{call}"], step_size=step_size()), members, into)
         # In place of a clean chunk's velocity, which nobody uses, the dispatcher returns its input.
         assert torch.equal(expected[:, :, :clean_frames], x[:, :, :clean_frames])
         close(velocity[:, :, clean_frames:], expected[:, :, clean_frames:], atol)
@@ -231,51 +231,53 @@ def test_dispatched_calls_match_the_official_code(variant):
 def pack() -> tuple[MagiDit, Tensor, Tensor, list[Member]]:
     given, dit = tensors("b_forward_3chunks"), golden_dit("mlp_base")
     captions = [packed_caption(dit, y, mask) for y, mask in zip(given["in.y"], given["in.xattn_mask"], strict=True)]
-    return dit, given["in.x"], given["in.t"], [Member(i, caption) for i, caption in enumerate(captions)]
+    return dit, given["in.x"], dit.gates(given["in.t"]), [Member(i, caption) for i, caption in enumerate(captions)]
 
 
 def test_one_chunk_at_a_time_with_a_cache_equals_all_together(pack):
-    dit, x, times, members = pack
+    dit, x, gates, members = pack
     cache = cache_for(dit, 3)
-    pieces = [dit(x[:, :, 6 * i : 6 * i + 6], times[:, i : i + 1], [member], cache) for i, member in enumerate(members)]
-    close(torch.cat(pieces, dim=2), dit(x, times, members), 1e-5)
-    close(torch.cat(pieces, dim=2), dit(x, times, members, cache_for(dit, 3)), 1e-5)
+    pieces = [
+        dit(x[:, :, 6 * i : 6 * i + 6], gates[:, :, i : i + 1], [member], cache) for i, member in enumerate(members)
+    ]
+    close(torch.cat(pieces, dim=2), dit(x, gates, members), 1e-5)
+    close(torch.cat(pieces, dim=2), dit(x, gates, members, cache_for(dit, 3)), 1e-5)
 
 
 def test_a_chunk_never_sees_a_later_one(pack):
-    dit, x, times, members = pack
+    dit, x, gates, members = pack
     changed = x.clone()
     changed[:, :, 12:] += 1.0
-    before, after = dit(x, times, members), dit(changed, times, members)
+    before, after = dit(x, gates, members), dit(changed, gates, members)
     assert torch.equal(before[:, :, :12], after[:, :, :12])
     assert not torch.equal(before[:, :, 12:], after[:, :, 12:])
 
 
 def test_a_lone_member_sees_only_itself_and_leaves_the_cache_alone(pack):
-    dit, x, times, members = pack
+    dit, x, gates, members = pack
     cache = cache_for(dit, 3)
-    dit(x, times, members, cache)
+    dit(x, gates, members, cache)
     before = [as_official(cache, layer, 0, 2).clone() for layer in range(3)]
     lone = replace(members[2], alone=True)
-    alone = dit(x[:, :, 12:], times[:, 2:], [lone], cache)
+    alone = dit(x[:, :, 12:], gates[:, :, 2:], [lone], cache)
     assert all(torch.equal(as_official(cache, layer, 0, 2), before[layer]) for layer in range(3))
-    close(alone, dit(x[:, :, 12:], times[:, 2:], [replace(members[2], first_key_chunk=2)]), 1e-6)
-    beside = dit(torch.cat([x, x[:, :, 12:]], dim=2), times[:, [0, 1, 2, 2]], [*members, lone], cache)
+    close(alone, dit(x[:, :, 12:], gates[:, :, 2:], [replace(members[2], first_key_chunk=2)]), 1e-6)
+    beside = dit(torch.cat([x, x[:, :, 12:]], dim=2), gates[:, :, [0, 1, 2, 2]], [*members, lone], cache)
     close(beside[:, :, 18:], alone, 1e-5)
 
 
 def test_a_lone_chunk_does_not_depend_on_its_position(pack):
     """Rotary positions are relative; upstream passes the lone chunks of guidance 3 at position 0."""
-    dit, x, times, members = pack
-    outs = [dit(x[:, :, :6], times[:, :1], [Member(p, members[0].caption, alone=True)]) for p in (0, 5)]
+    dit, x, gates, members = pack
+    outs = [dit(x[:, :, :6], gates[:, :, :1], [Member(p, members[0].caption, alone=True)]) for p in (0, 5)]
     close(outs[0], outs[1], 1e-5)
 
 
 def test_the_rope_table_gives_the_rotation_that_the_forward_works_out(pack):
-    dit, x, times, members = pack
+    dit, x, gates, members = pack
     table = dit.rope_table(5, 6, 8, 6)
     rope = tuple(torch.cat([part[member.position] for member in members]) for part in table)
-    close(dit(x, times, members, rope=rope), dit(x, times, members), 1e-5)  # sines of more positions at once
+    close(dit(x, gates, members, rope=rope), dit(x, gates, members), 1e-5)  # sines of more positions at once
 
 
 def test_a_batch_equals_its_rows_one_at_a_time(pack):
@@ -285,21 +287,23 @@ def test_a_batch_equals_its_rows_one_at_a_time(pack):
     features, mask = given["in.y"][:2, 0], given["in.xattn_mask"][:2, 0].bool()
     assert mask[0].sum() != mask[1].sum()
     x, times = torch.cat([given["in.x"][:, :, :6], given["in.x"][:, :, 6:12]]), given["in.t"][0, :2, None]
-    together = dit(x, times, [Member(1, dit.caption_kv(features, mask), first_key_chunk=1)])
+    gates = dit.gates(times)
+    together = dit(x, gates, [Member(1, dit.caption_kv(features, mask), first_key_chunk=1)])
     for row in range(2):
         caption = packed_caption(dit, features[row : row + 1], mask[row])
-        alone = dit(x[row : row + 1], times[row : row + 1], [Member(1, caption, first_key_chunk=1)])
+        alone = dit(x[row : row + 1], gates[:, row : row + 1], [Member(1, caption, first_key_chunk=1)])
         close(together[row : row + 1], alone, 1e-5)
 
 
 def test_the_caption_and_its_dropping_matter(pack):
-    dit, x, times, members = pack
-    reference = dit(x, times, members)
+    dit, x, gates, members = pack
+    reference = dit(x, gates, members)
     other = [replace(members[0], caption=members[1].caption), *members[1:]]
-    assert not torch.allclose(dit(x, times, other), reference, atol=1e-3)
+    assert not torch.allclose(dit(x, gates, other), reference, atol=1e-3)
     dropped = torch.tensor([[True, False, False]])
-    changed = dit(x, times, [replace(m, first_key_chunk=m.position) for m in members], dropped=dropped)
-    kept = dit(x, times, [replace(m, first_key_chunk=m.position) for m in members])
+    times = tensors("b_forward_3chunks")["in.t"]
+    changed = dit(x, dit.gates(times, dropped), [replace(m, first_key_chunk=m.position) for m in members])
+    kept = dit(x, gates, [replace(m, first_key_chunk=m.position) for m in members])
     assert not torch.allclose(changed[:, :, :6], kept[:, :, :6], atol=1e-3)
     assert torch.equal(changed[:, :, 6:], kept[:, :, 6:])
 
@@ -326,8 +330,8 @@ def test_half_channel_latents_are_doubled_in_and_halved_out():
     random = torch.Generator().manual_seed(1)
     x, y = torch.randn(1, 16, 2, 4, 4, generator=random), torch.randn(1, 3, 8, generator=random)
     times = torch.tensor([[0.4]])
-    velocity = half(x, times, [Member(0, half.caption_kv(y))])
-    whole = full(torch.cat([x, x], dim=1), times, [Member(0, full.caption_kv(y))])
+    velocity = half(x, half.gates(times), [Member(0, half.caption_kv(y))])
+    whole = full(torch.cat([x, x], dim=1), full.gates(times), [Member(0, full.caption_kv(y))])
     assert velocity.shape == x.shape
     close(velocity, whole[:, :16], 1e-6)
 
@@ -337,8 +341,8 @@ def test_rescaling_multiplies_the_input_and_divides_the_velocity():
     random = torch.Generator().manual_seed(1)
     x, y = torch.randn(1, 16, 2, 4, 4, generator=random), torch.randn(1, 3, 8, generator=random)
     times = torch.tensor([[0.4]])
-    expected = plain(2.0 * x, times, [Member(0, plain.caption_kv(y))]) / 2.0
-    close(rescaled(x, times, [Member(0, rescaled.caption_kv(y))]), expected, 1e-6)
+    expected = plain(2.0 * x, plain.gates(times), [Member(0, plain.caption_kv(y))]) / 2.0
+    close(rescaled(x, rescaled.gates(times), [Member(0, rescaled.caption_kv(y))]), expected, 1e-6)
 
 
 def test_time_patches_group_frames():
@@ -347,9 +351,9 @@ def test_time_patches_group_frames():
     x, y = torch.randn(1, 16, 4, 4, 4, generator=random), torch.randn(1, 3, 8, generator=random)
     assert dit.embed(x).shape == (1, 2 * 2 * 2, 64)
     members = [Member(i, dit.caption_kv(y)) for i in range(2)]
-    velocity = dit(x, torch.tensor([[0.4, 0.2]]), members)
+    velocity = dit(x, dit.gates(torch.tensor([[0.4, 0.2]])), members)
     assert velocity.shape == x.shape
-    first = dit(x[:, :, :2], torch.tensor([[0.4]]), members[:1])
+    first = dit(x[:, :, :2], dit.gates(torch.tensor([[0.4]])), members[:1])
     close(velocity[:, :, :2], first, 1e-5)
 
 
@@ -361,7 +365,7 @@ def test_bfloat16_parameters_stay_near_float32(one_chunk):
     assert (dit.embed(one_chunk["in.x"]).dtype, norm.weight.dtype) == (torch.bfloat16, torch.float32)
     caption = packed_caption(dit, one_chunk["in.y"][0], one_chunk["in.xattn_mask"])
     cache = cache_for(dit, 1)
-    velocity = dit(one_chunk["in.x"], one_chunk["in.t"], [Member(0, caption)], cache)
+    velocity = dit(one_chunk["in.x"], dit.gates(one_chunk["in.t"]), [Member(0, caption)], cache)
     expected = one_chunk["out.mlp_base"]
     assert velocity.dtype == torch.float32
     assert (velocity - expected).norm() / expected.norm() < 0.03

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_a_dry_run_of_a_checkpoint_is_a_run_without_its_numbers(directory, model
     ran, dry = traces
     assert shapes[0] == shapes[1]
     assert dry.work == ran.work
-    assert dry.entries == ran.entries
+    assert dry.entries == [replace(entry, kv_bytes=entry.kv_bytes // 2) for entry in ran.entries]
     assert dry.kv_bytes_allocated == ran.kv_bytes_allocated // 2  # bfloat16, as on a GPU
 
 

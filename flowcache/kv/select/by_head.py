@@ -46,10 +46,7 @@ class HeadSelector(KeySelector):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.heads, str | Path):
-            self.heads = HeadMap.read(self.heads)
-        if not isinstance(self.heads, HeadMap | None):
-            raise ValueError(f"heads={self.heads!r} must be the file of a head map, or null for none")
+        self.heads = HeadMap.given(self.heads)
 
     @abstractmethod
     def keep_sets(self, layer: int, finished_chunks: int) -> Sequence[KeepSet]:

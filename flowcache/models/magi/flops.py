@@ -35,7 +35,7 @@ class FlopCounter:
         return Work(
             kind,
             chunk,
-            gemm_flops=2 * (tokens * per_token + embedding + self._condition()),
+            gemm_flops=2 * (tokens * per_token + embedding),
             self_attention_flops=attention * key_tokens,
             cross_attention_flops=attention * caption_tokens,
         )
@@ -45,6 +45,12 @@ class FlopCounter:
         c = self.config
         per_token = c.caption_channels * c.hidden_size + c.num_layers * c.hidden_size * 2 * c.key_width
         return Work("caption", chunk, 2 * caption_tokens * per_token, 0, 0)
+
+    def times(self, num_times: int) -> Work:
+        """The gates of so many times in every layer, dropped captions counting as times of their own."""
+        c, width = self.config, self.config.condition_width
+        embeddings = (256 * width + width * width) * (2 if c.distill else 1) + c.caption_channels * width
+        return Work("time", -1, 2 * num_times * (embeddings + c.num_layers * width * 2 * c.hidden_size), 0, 0)
 
     def paper(self, trace: Trace) -> int:
         """The run in the paper's accounting: its denoising forwards, near-clean copies among them.
@@ -56,9 +62,3 @@ class FlopCounter:
     def compression(self, chunk: int, layer_flops: int) -> Work:
         """Choosing what one cache keeps by a chunk's queries, at so many FLOPs in every layer."""
         return Work("compression", chunk, self.config.num_layers * layer_flops, 0, 0)
-
-    def _condition(self) -> int:
-        """Multiply-adds of one chunk's time embedding, dropped-caption constant and gates."""
-        c, width = self.config, self.config.condition_width
-        embeddings = (256 * width + width * width) * (2 if c.distill else 1) + c.caption_channels * width
-        return embeddings + c.num_layers * width * 2 * c.hidden_size

@@ -22,10 +22,12 @@ from flowcache.models.generation import CacheShape, CachingGeneration
 from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import TEMPORAL_FACTOR, Runtime
 from flowcache.models.magi.flops import FlopCounter
-from flowcache.models.magi.network import MagiDit, step_size_number
-from flowcache.models.magi.times import RowTimes
+from flowcache.models.magi.gates import GateTable, joined
+from flowcache.models.magi.network import MagiDit
+from flowcache.models.magi.step_lengths import StepLengths
 from flowcache.models.magi.vae import MagiVae, Tiling
 from flowcache.reuse.base import Decision
+from flowcache.reuse.spectrum import filtered
 from flowcache.schedule import ChunkStep, Row, staged_schedule, step_intervals, timesteps
 from flowcache.trace import Trace, Work
 
@@ -33,7 +35,7 @@ from flowcache.trace import Trace, Work
 # displacement unscaled, as published (fidelity row 5).
 ABLE = Capabilities(
     model="MAGI-1",
-    distances=("embedded_latent", "latent", "clean"),
+    distances=("embedded_latent", "latent", "clean", "filtered_latent"),
     quantities=("velocity", "clean", "displacement"),
     correctable=("velocity", "clean"),
     motions=("latent",),
@@ -47,7 +49,7 @@ class _Pass:
 
     kind: str
     member: Member
-    time: Tensor  # [1], on the device
+    time: float
 
 
 class MagiGeneration(CachingGeneration):
@@ -113,22 +115,25 @@ class MagiGeneration(CachingGeneration):
         self._history = self.branches[0].history
         self._awaiting_refresh = self.branches[0].awaiting  # all branches compute in the same rows
         self._rope = dit.rope_table(num_chunks, width, noise.shape[3], noise.shape[4])
-        self._times = RowTimes(schedule, runtime.clean_t, device)
+        self._step_lengths = StepLengths(schedule, device)
 
     # What the sampler calls, in its order.
 
     def start(self, clock: SectionClock) -> list[Work]:
         self._set_clock(clock)
-        first = self.schedule.prefix_chunks
+        runtime, first = self.runtime, self.schedule.prefix_chunks
+        self._gates = GateTable(self.dit, self.schedule, runtime.clean_t, runtime.cfg_number == 3, self.latents.device)
         work = [
             self._flops.caption(chunk, _num_tokens(self.captions[chunk]))
             for chunk in range(first, self.schedule.num_chunks)
         ]
         work.append(self._flops.caption(-1, _num_tokens(self.null_caption)))
+        work.append(self._flops.times(self._gates.num_times))
         return work + (self._encode_prefix() if first else [])
 
     def begin_row(self, row: Row) -> None:
         """A chunk that begins with given frames has them put back before every forward; its time stays as it is."""
+        self._row = row
         self._put_given_frames()
 
     def measured_chunks(self, row: Row) -> tuple[int, ...]:
@@ -143,6 +148,8 @@ class MagiGeneration(CachingGeneration):
             return self.dit.embed(latents)[0].unflatten(0, (len(chunks), -1))
         if kind == "clean":
             return self._estimates(chunks, latents.chunk(len(chunks), dim=2))
+        if kind == "filtered_latent":
+            return filtered(latents.chunk(len(chunks), dim=2), [1 - self._row.step_of(chunk).t for chunk in chunks])
         raise unknown_distance(kind, ABLE)
 
     def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
@@ -165,11 +172,12 @@ class MagiGeneration(CachingGeneration):
         work = self._compression(None, row, decision.compute[-1]) if self._compresses("sound") else []
         newest = decision.compute[-1] if work or self._compresses("published") else None
         passes = [
-            _Pass("refresh", self._member(chunk, self.null_caption, None), self._times.clean)
+            _Pass("refresh", self._member(chunk, self.null_caption, None), self.runtime.clean_t)
             for chunk in self._awaiting_refresh
         ]
         for chunk in decision.compute:
-            member = self._member(chunk, self.captions[chunk], row.step_of(chunk).step)
+            step = row.step_of(chunk)
+            member = self._member(chunk, self.captions[chunk], step.step)
             if chunk in decision.isolated:
                 member = replace(member, first_key_chunk=chunk)
             if chunk in decision.oldest_keys:
@@ -178,18 +186,17 @@ class MagiGeneration(CachingGeneration):
             if chunk == newest:
                 member = replace(member, scores=True)
             member = replace(member, subset=Subset.of(decision.mask(0, chunk), self.latents.device))
-            passes.append(_Pass("denoise", member, self._times.of(row, chunk)))
+            passes.append(_Pass("denoise", member, step.t))
         if self._runs_near_clean(row, decision):
             oldest = row.oldest.chunk
             copy = Member(oldest, self.captions[oldest], alone=True)
-            passes.append(_Pass("near_clean", copy, self._times.of(row, oldest)))
+            passes.append(_Pass("near_clean", copy, row.oldest.t))
         subsets = {p.member.position: p.member.subset for p in passes if p.kind == "denoise"}
-        step_size = step_size_number(self.schedule.num_steps, row.interval)
         guided = self._guidance_1 if self.runtime.cfg_number == 1 else self._guidance_3
-        for chunk, velocity in guided(row, passes, step_size).items():
+        for chunk, velocity in guided(row, passes).items():
             step, latents = row.step_of(chunk), self.latents[:, :, self._frames(chunk)]
             if self.quantity == "displacement":
-                velocity *= self._times.length(row, chunk)
+                velocity *= self._step_lengths.of(row, chunk)
             elif self.quantity == "clean":
                 velocity = latents + (1 - step.t) * velocity
             if (subset := subsets[chunk]) is not None:
@@ -213,7 +220,7 @@ class MagiGeneration(CachingGeneration):
                     self._history.open_gap(step.chunk, latents.clone(), latents.nbytes)
                 output = self._history.predict(step, repeat=step.chunk in decision.repeat)
             if self.quantity != "displacement":
-                output = self._velocity(output, latents, step) * self._times.length(row, step.chunk)
+                output = self._velocity(output, latents, step) * self._step_lengths.of(row, step.chunk)
             if self._measures_estimates:
                 whole_way = (1 - step.t) / (step.t_next - step.t)  # to the clean latent, in the step's lengths
                 self._keep_estimate(step.chunk, torch.add(latents, output, alpha=whole_way))
@@ -285,21 +292,21 @@ class MagiGeneration(CachingGeneration):
         self.latents[:, :, : self._frames(chunks[-1]).stop] = self.prefix[:, :, : self._frames(chunks[-1]).stop]
         look_back = self.runtime.prefix_look_back
         passes = [
-            _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self._times.clean) for c in chunks
+            _Pass("prefix", Member(c, self.null_caption, max(0, c + 1 - look_back)), self.runtime.clean_t)
+            for c in chunks
         ]
-        step_size = step_size_number(self.schedule.num_steps, self.schedule.rows[0].interval)
         for chunk, cache in product(chunks, self.caches):
             cache.finish(chunk, is_final=False)
-        self._forward(passes, self.caches[-1], step_size, dropped=self.runtime.cfg_number == 3)
+        self._forward(self.schedule.rows[0], passes, self.caches[-1], dropped=self.runtime.cfg_number == 3)
         for chunk in chunks:
             for cache in self.caches[:-1]:
                 cache.copy_chunk_from(self.caches[-1], chunk)
         return self._count(passes)
 
-    def _guidance_1(self, row: Row, passes: list[_Pass], step_size: float) -> dict[int, Tensor]:
+    def _guidance_1(self, row: Row, passes: list[_Pass]) -> dict[int, Tensor]:
         """Velocity [1, C, f, h, w] of every chunk that computes, its own tensor."""
         velocities: dict[int, Tensor] = {}
-        for item, v in zip(passes, self._forward(passes, self.caches[0], step_size), strict=True):
+        for item, v in zip(passes, self._forward(row, passes, self.caches[0]), strict=True):
             chunk = item.member.position
             if item.kind == "denoise":
                 velocities[chunk] = v.clone()  # of a forward's output that would stay with it
@@ -308,7 +315,7 @@ class MagiGeneration(CachingGeneration):
                 velocities[chunk] = velocities[chunk] * weight + v * (1 - weight)
         return velocities
 
-    def _guidance_3(self, row: Row, passes: list[_Pass], step_size: float) -> dict[int, Tensor]:
+    def _guidance_3(self, row: Row, passes: list[_Pass]) -> dict[int, Tensor]:
         """The same: captioned, null with history, and null alone; history always comes from the null passes."""
         captioned, null = self.caches
         null_passes = [_Pass(p.kind, replace(p.member, caption=self.null_caption), p.time) for p in passes]
@@ -317,9 +324,9 @@ class MagiGeneration(CachingGeneration):
             for p in passes
             if p.kind == "denoise"
         ]
-        with_text = self._forward(passes, captioned, step_size)
-        with_history = self._forward(null_passes, null, step_size, dropped=True)
-        without = iter(self._forward(alone, None, step_size, dropped=True))
+        with_text = self._forward(row, passes, captioned)
+        with_history = self._forward(row, null_passes, null, dropped=True)
+        without = iter(self._forward(row, alone, None, dropped=True))
         velocities: dict[int, Tensor] = {}
         for item, text, history in zip(passes, with_text, with_history, strict=True):
             chunk = item.member.position
@@ -333,15 +340,14 @@ class MagiGeneration(CachingGeneration):
         return velocities
 
     def _forward(
-        self, passes: Sequence[_Pass], cache: KvCache | None, step_size: float, dropped: bool = False
+        self, row: Row, passes: Sequence[_Pass], cache: KvCache | None, dropped: bool = False
     ) -> Sequence[Tensor]:
         """Velocities of all members, each [1, C, f, h, w]."""
         chunks = [p.member.position for p in passes]
-        latents = torch.cat([self.latents[:, :, self._frames(chunk)] for chunk in chunks], dim=2)
-        times = torch.cat([p.time for p in passes])[None]
-        flags = torch.full_like(times, dropped, dtype=torch.bool)
-        rope = tuple(torch.cat([table[chunk] for chunk in chunks]) for table in self._rope)
-        velocity = self.dit(latents, times, [p.member for p in passes], cache, flags, step_size, rope)
+        latents = joined([self.latents[:, :, self._frames(chunk)] for chunk in chunks], dim=2)
+        gates = self._gates.of(row.interval, [p.time for p in passes], dropped)
+        rope = tuple(joined([table[chunk] for chunk in chunks], dim=0) for table in self._rope)
+        velocity = self.dit(latents, gates, [p.member for p in passes], cache, rope)
         return velocity.chunk(len(passes), dim=2)
 
     def _member(self, chunk: int, caption: CaptionKv, step: int | None) -> Member:

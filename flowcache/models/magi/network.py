@@ -80,16 +80,14 @@ class FeedForward(nn.Module):
 
 
 class Gates(nn.Module):
-    """Condition [B, N, condition width] -> tanh gates of attention and feed-forward, each [B, N, 1, D]."""
+    """Condition [..., condition width] -> tanh gates of attention and feed-forward, float32 [..., 2 D]."""
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         self.proj = nn.Sequential(nn.Linear(config.condition_width, 2 * config.hidden_size, dtype=config.params_dtype))
 
-    def forward(self, condition: Tensor) -> tuple[Tensor, Tensor]:
-        gates = torch.tanh(self.proj(F.silu(condition)).float())
-        attention, feed_forward = gates[:, :, None].chunk(2, dim=-1)
-        return attention, feed_forward
+    def forward(self, condition: Tensor) -> Tensor:
+        return torch.tanh(self.proj(F.silu(condition)).float())
 
 
 class Layer(nn.Module):
@@ -103,10 +101,10 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
         self.mlp_post_norm = LayerNorm1p(config.hidden_size, config)
 
-    def forward(self, x: Tensor, condition: Tensor, pack: Pack) -> Tensor:
-        attention_gate, mlp_gate = self.ada_modulate_layer(condition)
+    def forward(self, x: Tensor, gates: Tensor, pack: Pack) -> Tensor:
         if pack.rows is not None:
-            attention_gate, mlp_gate = attention_gate[:, pack.rows], mlp_gate[:, pack.rows]
+            gates = gates[:, pack.rows]
+        attention_gate, mlp_gate = gates[:, :, None].chunk(2, dim=-1)
         x = self._add(x, self.self_attention(x, pack), attention_gate, self.self_attn_post_norm)
         return self._add(x, self.mlp(x), mlp_gate, self.mlp_post_norm)
 
@@ -180,24 +178,30 @@ class MagiDit(nn.Module):
             condition = condition + self.t_embedder(torch.full_like(times, step_size))
         return (condition + self.y_embedder.constant(dropped)).to(self.config.params_dtype)
 
+    def gates(self, times: Tensor, dropped: Tensor | None = None, step_size: float | None = None) -> Tensor:
+        """What ``forward`` needs to know of times [B, N]: every layer's gates, float32 [layers, B, N, 2 D].
+
+        For ``dropped`` (default all False) and ``step_size`` see ``condition``.
+        """
+        dropped = torch.zeros_like(times, dtype=torch.bool) if dropped is None else dropped
+        condition = self.condition(times, dropped, step_size)
+        return torch.stack([layer.ada_modulate_layer(condition) for layer in self.videodit_blocks.layers])
+
     def forward(
         self,
         latent: Tensor,
-        times: Tensor,
+        gates: Tensor,
         members: Sequence[Member],
         cache: KvCache | None = None,
-        dropped: Tensor | None = None,
-        step_size: float | None = None,
         rope: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Velocity of every member of the pack.
 
-        latent [B, C, f, h, w] holds the N = len(members) chunks one after another along f; times [B, N] in [0, 1];
-        dropped (bool [B, N], default all False) marks passes without a caption; rope, if given, is the members' part of
-        ``rope_table``. With a cache, every member's keys and values are written to it and history is read from it;
-        without one, the pack is its own history and members must be consecutive chunks. On device "meta", where there
-        are shapes alone, one layer stands for all, which are alike. Returns float32 [B, C, f, h, w], zeros where a
-        member's tokens do not run.
+        latent [B, C, f, h, w] holds the N = len(members) chunks one after another along f; ``gates`` are the members';
+        rope, if given, is their part of ``rope_table``. With a cache, every member's keys and values are written to it
+        and history is read from it; without one, the pack is its own history and members must be consecutive chunks.
+        On device "meta", where there are shapes alone, one layer stands for all, which are alike. Returns float32
+        [B, C, f, h, w], zeros where a member's tokens do not run.
         """
         x = self.embed(latent)
         num_members = len(members)
@@ -210,13 +214,10 @@ class MagiDit(nn.Module):
         running = RunningTokens.of([member.subset for member in members], tokens)
         rope = tuple(running.take(table, dim=0) for table in rope)
         pack = Pack(tuple(members), rope, cache, running.slices, running.rows(tokens))
-        if dropped is None:
-            dropped = torch.zeros_like(times, dtype=torch.bool)
-        condition = self.condition(times, dropped, step_size)
         x = running.take(x, dim=1)
         with attention_kernel(self.attention_backend):
-            for layer in self.videodit_blocks.layers[: 1 if x.is_meta else None]:
-                x = layer(x, condition, pack)
+            for layer, own in zip(self.videodit_blocks.layers[: 1 if x.is_meta else None], gates, strict=False):
+                x = layer(x, own, pack)
         x = self.final_linear.linear(self.videodit_blocks.final_layernorm(x.float()))
         if running.places is not None:
             x = running.put(x, x.new_zeros(len(x), num_members * tokens, x.shape[2]), dim=1)

@@ -27,6 +27,7 @@ from flowcache.models.wan.flops import FlopCounter
 from flowcache.models.wan.rotary import rotary_pairs
 from flowcache.models.wan.vae import FrameStream
 from flowcache.reuse.base import Decision
+from flowcache.reuse.spectrum import filtered
 from flowcache.schedule import ChunkStep, Row, Schedule, Window
 from flowcache.trace import Trace, Work
 
@@ -34,7 +35,14 @@ from flowcache.trace import Trace, Work
 # of both branches together, the estimate of the clean latent, or the velocity.
 ABLE = Capabilities(
     model="SkyReels-V2",
-    distances=("rescaled_modulation", "rescaled_time_embedding", "latent", "embedded_latent", "clean"),
+    distances=(
+        "rescaled_modulation",
+        "rescaled_time_embedding",
+        "latent",
+        "embedded_latent",
+        "clean",
+        "filtered_latent",
+    ),
     quantities=("residual", "clean", "velocity"),
     correctable=("clean",),
     guided=("clean", "velocity"),
@@ -102,20 +110,13 @@ class SkyReelsGeneration(CachingGeneration):
         tables = network.rope_table(longest * block, self._rows, self._columns)
         self._rope = tuple(table.unflatten(0, (longest, block)).flatten(1, 2) for table in tables)
         config, heads = network.config, network.config.num_attention_heads
-        shape = CacheShape(
-            config.num_layers,
-            heads,
-            config.attention_head_dim,
-            heads,
-            tokens_per_frame,
-            self._tokens,
-            longest,
-            network.dtype,
-            network.device,
-            rotary_pairs(config.attention_head_dim, self._rows // patch[1], self._columns // patch[2], network.device),
+        channels = config.attention_head_dim
+        rotary = rotary_pairs(channels, self._rows // patch[1], self._columns // patch[2], network.device)
+        sizes = (config.num_layers, heads, channels, heads, tokens_per_frame, self._tokens, longest)
+        shape = CacheShape(*sizes, network.dtype, network.device, rotary)
+        super().__init__(
+            method, schedule, ABLE, shape, len(captions), self._flops.compression, network.attention_backend
         )
-        counting, backend = self._flops.compression, network.attention_backend
-        super().__init__(method, schedule, ABLE, shape, len(captions), counting, backend)
         self._forecasts_guided = self.quantity in ABLE.guided
         self._frames = None if video is None else ChunkFrames(video, schedule.prefix_chunks, emit_given_frames)
         # What the last row's blocks put out in each branch, by chunk, where a policy measures it.
@@ -141,12 +142,15 @@ class SkyReelsGeneration(CachingGeneration):
         self.state.begin(row)
 
     def features(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
+        shown = [self.state.shown(chunk) for chunk in chunks]
         if kind == "latent":
-            return torch.stack([self.state.shown(chunk).flatten() for chunk in chunks])
+            return torch.stack([latent.flatten() for latent in shown])
         if kind == "embedded_latent":
             return self._embed(chunks).unflatten(0, (len(chunks), -1))
         if kind == "clean":
-            return self._estimates(chunks, [self.state.shown(chunk) for chunk in chunks])
+            return self._estimates(chunks, shown)
+        if kind == "filtered_latent":
+            return filtered(shown, [self.state.noise(self._row, chunk) for chunk in chunks])
         if kind not in ABLE.distances:
             raise unknown_distance(kind, ABLE)
         times = torch.stack([self.state.times(self._row, chunk) for chunk in chunks])
@@ -249,8 +253,7 @@ class SkyReelsGeneration(CachingGeneration):
         if reused:
             embedded = self._embed(reused).split(self.sampling.causal_block_size)
             for chunk, part in zip(reused, embedded, strict=True):
-                forecast = branch.history.predict(row.step_of(chunk), repeat=chunk in decision.repeat)
-                hidden[chunk] = part + forecast
+                hidden[chunk] = part + branch.history.predict(row.step_of(chunk), repeat=chunk in decision.repeat)
             work += [self._flops.reuse(chunk) for chunk in reused]
         if self.method.reuse.motion == "block_output":
             self._outputs[index] = hidden

@@ -73,6 +73,11 @@ class WindowLatents:
         """The same once the chunk is finished."""
         return self._time_indices[-1, self.frames(chunk)]
 
+    @staticmethod
+    def noise(row: Row, chunk: int) -> float:
+        """A chunk's share of noise in a row, from 0 (finished) to 1 (waiting)."""
+        return row.step_of(chunk).t / 1000 if chunk in row.chunks else float(chunk > row.chunks[-1])
+
     def begin(self, row: Row) -> None:
         """Chunks that take their first step begin with a solver of their own."""
         for step in row.steps:

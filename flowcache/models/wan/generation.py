@@ -33,6 +33,7 @@ from flowcache.models.wan.unipc import noise_levels
 from flowcache.models.wan.vae import WanVae
 from flowcache.models.wan.window import FrameWindow, Seen
 from flowcache.reuse.base import Decision
+from flowcache.reuse.spectrum import filtered
 from flowcache.schedule import ChunkStep, Row
 from flowcache.trace import Trace, Work
 
@@ -40,7 +41,14 @@ from flowcache.trace import Trace, Work
 # again; those of a solver can.
 ABLE = Capabilities(
     model="causal Wan with fresh noise in every step",
-    distances=("latent", "embedded_latent", "clean", "rescaled_modulation", "rescaled_time_embedding"),
+    distances=(
+        "latent",
+        "embedded_latent",
+        "clean",
+        "rescaled_modulation",
+        "rescaled_time_embedding",
+        "filtered_latent",
+    ),
     quantities=("clean", "velocity"),
     guided=("clean", "velocity"),
     decisions=("repeat",),
@@ -206,6 +214,9 @@ class WanGeneration(CachingGeneration):
             return self.network.embed(frames).unflatten(0, (len(chunks), -1))
         if kind == "clean":
             return self._estimates(chunks, frames.chunk(len(chunks), dim=2))
+        if kind == "filtered_latent":
+            noise = [self._row.step_of(chunk).t / 1000 for chunk in chunks]
+            return filtered([self._latent(chunk) for chunk in chunks], noise)
         if kind not in ABLE.distances:
             raise unknown_distance(kind, ABLE)
         table = self._table.modulation if kind == "rescaled_modulation" else self._table.embedding
