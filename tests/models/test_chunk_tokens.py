@@ -126,9 +126,10 @@ def test_some_tokens_of_a_chunk_come_to_what_they_do_among_all_where_nothing_has
     cache = magi_goldens.small_generation(method(Never())).caches[0]
     mask = torch.rand(24, generator=draw) < 0.4
     subset = Subset.of(mask, "cpu")
-    whole = dit(latent, times, members, cache)
+    gates = dit.gates(times)
+    whole = dit(latent, gates, members, cache)
     before = [entries.clone() for entries in cache.read(0, 0, 1)]
-    again = dit(latent, times, [members[0], Member(1, members[1].caption, subset=subset)], cache)
+    again = dit(latent, gates, [members[0], Member(1, members[1].caption, subset=subset)], cache)
     computed = latent_mask(mask, 6, 4, 4)
     torch.testing.assert_close(again[:, :, :6], whole[:, :, :6], rtol=0, atol=1e-5)
     expected = whole[:, :, 6:] * computed

@@ -114,9 +114,8 @@ class SkyReelsGeneration(CachingGeneration):
         rotary = rotary_pairs(channels, self._rows // patch[1], self._columns // patch[2], network.device)
         sizes = (config.num_layers, heads, channels, heads, tokens_per_frame, self._tokens, longest)
         shape = CacheShape(*sizes, network.dtype, network.device, rotary)
-        super().__init__(
-            method, schedule, ABLE, shape, len(captions), self._flops.compression, network.attention_backend
-        )
+        counting = self._flops.compression
+        super().__init__(method, schedule, ABLE, shape, len(captions), counting, network.attention_backend)
         self._forecasts_guided = self.quantity in ABLE.guided
         self._frames = None if video is None else ChunkFrames(video, schedule.prefix_chunks, emit_given_frames)
         # What the last row's blocks put out in each branch, by chunk, where a policy measures it.
@@ -271,8 +270,7 @@ class SkyReelsGeneration(CachingGeneration):
         """Hidden tokens of the passes' chunks, but for those only encoded. One of them scores: its queries choose what
         stays of the chunks before ``final_end``, which are finished and whose keys and values are final."""
         scorer = self._scorer(passes, final_end)
-        compression = self._begin_compression([branch], final_end, passes[scorer].chunk)
-        work += compression
+        work += (compression := self._begin_compression([branch], final_end, passes[scorer].chunk))
         before = self._embed([p.chunk for p in passes])
         modulation = self._table.modulation[torch.cat([p.times for p in passes])]
         members = [self._member(row, p.chunk, p.subset) for p in passes]
