@@ -48,8 +48,7 @@ def sample(
     """
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
-    policy = generation.method.reuse.fresh()
-    evidence = EvidenceReader(_meter(policy, generation), policy.report)
+    rows = RowDecisions(generation, trace)
     trace.kv_bytes_allocated, trace.kv_bytes_by_use = generation.kv_bytes_allocated, generation.kv_bytes_by_use
     trace.kv_bits = generation.kv_bits
     finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
@@ -59,19 +58,13 @@ def sample(
         with clock("scheduler"):
             generation.begin_row(row)
         with clock("policy"):
-            distances, reported = evidence.read(row)
-            if reported is not None:
-                policy.observe(*reported)
-            decision = policy.decide(row, distances, generation.schedule)
-            _check_decision(decision, row, type(policy).__name__)
-            evidence.decided(row, decision.compute)
+            decision = rows.decide(row)
         with clock("transformer"):
             work = generation.compute(row, decision)
-            if (report := generation.report()) is not None:
-                evidence.keep(row, *report)
+            rows.keep(row, generation.report())
         with clock("scheduler"):
             generation.advance(row, decision)
-        _record(trace, row, decision, distances, policy.accumulated, work, generation)
+        rows.record(row, decision, work)
         if observe is not None:
             observe(row, decision)
         for chunk in row.finished:
@@ -137,6 +130,34 @@ def generate(
             frames = generation.decode(chunk, latent)
         if len(frames):
             yield frames
+
+
+class RowDecisions:
+    """What a generation's policy decides, row by row, and what is written down of it."""
+
+    def __init__(self, generation: Generation, trace: Trace) -> None:
+        self.generation, self.trace = generation, trace
+        self.policy = generation.method.reuse.fresh()
+        self._evidence = EvidenceReader(_meter(self.policy, generation), self.policy.report)
+        self._distances: Mapping[int, ChunkDistance] = {}
+
+    def decide(self, row: Row) -> Decision:
+        """Raises ValueError for a decision about chunks that are not active."""
+        self._distances, reported = self._evidence.read(row)
+        if reported is not None:
+            self.policy.observe(*reported)
+        decision = self.policy.decide(row, self._distances, self.generation.schedule)
+        _check_decision(decision, row, type(self.policy).__name__)
+        self._evidence.decided(row, decision.compute)
+        return decision
+
+    def keep(self, row: Row, report: tuple[tuple[int, ...], Tensor] | None) -> None:
+        """What computing a row showed, see ``Generation.report``."""
+        if report is not None:
+            self._evidence.keep(row, *report)
+
+    def record(self, row: Row, decision: Decision, work: Sequence[Work]) -> None:
+        _record(self.trace, row, decision, self._distances, self.policy.accumulated, work, self.generation)
 
 
 def idle_parts(generation: Generation, trace: Trace) -> list[str]:
