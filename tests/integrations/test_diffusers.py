@@ -20,7 +20,6 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from diffusers.hooks._helpers import TransformerBlockRegistry
-from diffusers.models.transformers.transformer_skyreels_v2 import SkyReelsV2TransformerBlock
 from torch import Tensor
 
 from baselines.every_k import EveryK
@@ -177,7 +176,7 @@ def test_wans_pipeline_skips_whole_steps():
         assert not torch.equal(latents, expected)
         assert torch.equal(made(pipe), latents)
     assert cache.trace.computed_fraction == 5 / 8
-    assert 0 < cache.trace.flops
+    assert cache.trace.flops > 0
     assert torch.equal(made(pipe), expected)
 
 
@@ -315,30 +314,35 @@ def test_the_message_names_the_extra(monkeypatch, found):
 
 # diffusers' own caches.
 
+OWN = [
+    FirstBlockCacheConfig(threshold=1e9),
+    MagCacheConfig(threshold=1e9, max_skip_steps=1, num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS),
+    TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2, cache_identifiers=[r"^blocks\..*\.attn\d$"]),
+]
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        FirstBlockCacheConfig(threshold=1e9),
-        MagCacheConfig(threshold=1e9, max_skip_steps=1, num_inference_steps=STEPS, mag_ratios=[1.0] * STEPS),
-        TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2),
-    ],
-    ids=lambda config: type(config).__name__,
-)
+
+@pytest.mark.parametrize("config", OWN, ids=lambda config: type(config).__name__)
 def test_diffusers_own_caches_run_on_skyreels(config):
-    """Two of them know nothing of its block by themselves."""
     pipe = pipeline()
     expected = made(pipe, ar_step=0)
-    known = TransformerBlockRegistry._registry.pop(SkyReelsV2TransformerBlock, None)
-    if not isinstance(config, TaylorSeerCacheConfig):
-        with pytest.raises(ValueError, match="SkyReelsV2TransformerBlock'> not registered"):
-            pipe.transformer.enable_cache(config)
-        pipe = pipeline()
     register_blocks()
     pipe.transformer.enable_cache(config)
     latents = made(pipe, ar_step=0)
     assert latents.isfinite().all()
-    assert not torch.allclose(latents, expected)
+    assert not torch.allclose(latents, expected, rtol=1e-3, atol=1e-3), "it skips nothing"
     pipe.transformer.disable_cache()
-    torch.testing.assert_close(made(pipe, ar_step=0), expected, rtol=0, atol=0)
-    assert known is None or known
+    assert torch.equal(made(pipe, ar_step=0), expected)
+
+
+def test_two_of_them_know_nothing_of_its_block_and_one_finds_no_layer(monkeypatch):
+    """As diffusers is; where this fails, ``register_blocks`` and its docs have done their duty."""
+    known = TransformerBlockRegistry._registry
+    registry = {kind: metadata for kind, metadata in known.items() if "SkyReels" not in str(kind)}
+    monkeypatch.setattr(TransformerBlockRegistry, "_registry", registry)
+    for unknowing in OWN[:2]:
+        with pytest.raises(ValueError, match="SkyReelsV2TransformerBlock'> not registered"):
+            pipeline().transformer.enable_cache(unknowing)
+    pipe = pipeline()
+    expected = made(pipe, ar_step=0)
+    pipe.transformer.enable_cache(TaylorSeerCacheConfig(cache_interval=2, disable_cache_before_step=2))
+    assert torch.equal(made(pipe, ar_step=0), expected)
