@@ -14,6 +14,7 @@ from flowcache.clock import SectionClock
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
 from flowcache.models.base import Generation, VideoModel
+from flowcache.progress import Callback, Progress
 from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.evidence import EvidenceReader
@@ -21,7 +22,7 @@ from flowcache.reuse.fingerprint import FingerprintMeter
 from flowcache.schedule import Row
 from flowcache.trace import Action, Trace, TraceEntry, Work
 
-Observer = Callable[[Row, Decision], None]
+Observer = Callable[[Row, Decision], bool | None]
 
 
 class IdlePart(UserWarning):
@@ -41,7 +42,7 @@ def sample(
         generation: a fresh one; it is used up.
         trace: filled while running.
         clock: sections "transformer", "policy", "scheduler" and "compression" are added to.
-        observe: called after every row with the row and its decision, for probes.
+        observe: called after every row with the row and its decision; returning False ends the generation there.
 
     Raises ValueError for a decision about chunks that are not active, and FloatingPointError at the end, where it waits
     for the device, if a chunk was not finite.
@@ -65,8 +66,8 @@ def sample(
         with clock("scheduler"):
             generation.advance(row, decision)
         rows.record(row, decision, work)
-        if observe is not None:
-            observe(row, decision)
+        if observe is not None and observe(row, decision) is False:
+            return
         for chunk in row.finished:
             latent = generation.finish(chunk)
             finite[chunk] = latent.isfinite().all()
@@ -90,11 +91,12 @@ def generate(
     prompt: str | None,
     num_frames: int,
     method: Method,
-    seed: int = 1234,
+    seed: int | torch.Generator = 1234,
     trace: Trace | None = None,
     clock: SectionClock | None = None,
     latents: list[Tensor] | None = None,
     prompts: Sequence[tuple[int, str]] | None = None,
+    callback: Callback | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """Generate a video and yield each finished chunk's frames, uint8 [F, H, W, 3], as soon as they are decoded.
@@ -104,11 +106,13 @@ def generate(
         prompt: the caption; None where ``prompts`` are given.
         num_frames: frames to generate; the model says which counts it can make.
         method: the caching method, e.g. ``Method(reuse=Chunkwise(threshold=0.015, warmup_steps=5))``.
-        seed: of the noise. Equal seeds give equal noise on every device.
+        seed: of the noise, a number or a generator on the CPU, which moves on. Equal ones give equal noise on every
+            device.
         trace, clock: filled while running; the clock also gets "text" and "vae".
         latents: if given, filled while running with each finished chunk's, [C, f, h, w], on the model's device.
         prompts: captions that change on the way, such as [(0, "a cat sleeps"), (40, "the cat wakes up")]: each with the
             frame, of those to generate, from which on it counts. A chunk has one: that of its first frame.
+        callback: told after every row how far the generation is (flowcache.progress); returning False ends it there.
         options: the model's own, e.g. ``num_steps``, ``image``, ``prefix_video``.
 
     Raises ValueError, before any work, for what cannot be made, and for ``prompts`` on a model that takes one.
@@ -123,7 +127,8 @@ def generate(
     clock = SectionClock("cpu") if clock is None else clock
     with clock("text"):
         generation = model.generation(prompt, num_frames, method, seed, **options)
-    for chunk, latent in sample(generation, trace, clock):
+    observe = None if callback is None else _observer(generation, callback)
+    for chunk, latent in sample(generation, trace, clock, observe):
         if latents is not None:
             latents.append(latent)
         with clock("vae"), torch.inference_mode():
@@ -184,6 +189,16 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
     if method.kv.select.by_head and not generation.kv_compressions:
         remarks.append(f"{type(method.kv.select).__name__} dropped nothing: no head was to keep less than there was")
     return remarks
+
+
+def _observer(generation: Generation, callback: Callback) -> Observer:
+    schedule = generation.schedule
+
+    def tell(row: Row, decision: Decision) -> bool | None:
+        of_rows = row.index, len(schedule.rows)
+        return callback(Progress(*of_rows, decision.compute, row.chunks, row.finished, schedule.num_chunks))
+
+    return tell
 
 
 def _meter(policy: ReusePolicy, generation: Generation) -> DistanceMeter | FingerprintMeter | None:

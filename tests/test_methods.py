@@ -51,7 +51,7 @@ def test_a_method_is_described_and_made_again():
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"method='flowcast_fest' is unknown; did you mean flowcast_fast\?"):
         named("flowcast_fest", "magi")
-    with pytest.raises(ValueError, match="model='sky' is unknown; .*there are magi, skyreels"):
+    with pytest.raises(ValueError, match=r"model='sky' is unknown; .*there are magi, skyreels"):
         named("vanilla", "sky")
     with pytest.raises(ValueError, match="there is no plan 'sky'; there are magi_embedded, skyreels_embedded"):
         plan("sky")
