@@ -13,8 +13,8 @@
 # %% [markdown]
 # # A method on a stock pipeline of diffusers
 #
-# SkyReels-V2's diffusion-forcing pipeline, as diffusers has it, with small trained weights of this repository. Two lines
-# put a caching method on it; chunks then decide for themselves whether they compute.
+# SkyReels-V2's diffusion-forcing pipeline, as diffusers has it, with small trained weights of this repository. Two
+# lines put a caching method on it; chunks then decide for themselves whether they compute.
 
 # %%
 import os
@@ -27,11 +27,14 @@ os.chdir(ROOT)
 sys.path.insert(0, str(ROOT))
 warnings.filterwarnings("ignore", message="the plan skyreels_embedded was made for another grid")
 
-import diffusers
 import numpy as np
 import torch
 import transformers
 from matplotlib import pyplot as plt
+
+transformers.utils.logging.set_verbosity_error()  # before diffusers, which looks for torchvision through it
+
+import diffusers
 
 from flowcache import generate, named
 from flowcache.integrations.diffusers import apply_flowcache
@@ -46,7 +49,7 @@ plt.rcParams.update({"figure.dpi": 80, "font.size": 9, "axes.titlesize": 10})
 
 # %%
 pipe = diffusers.SkyReelsV2DiffusionForcingPipeline.from_pretrained(
-    "experiments/embedded/skyreels", torch_dtype=torch.float32
+    "experiments/embedded/skyreels", dtype=torch.float32
 )
 pipe.set_progress_bar_config(disable=True)
 
@@ -90,7 +93,8 @@ assert np.array_equal(video(), stock), "taken off, it leaves nothing behind"
 assert all(traces[name].computed_fraction < 1 for name in made if name != "vanilla")
 
 # %% [markdown]
-# Which chunk computed in which row (dark), for each method. SkyReels-V2 starts a chunk `ar_step` rows after the one before.
+# Which chunk computed in which row (dark), for each method. SkyReels-V2 starts a chunk `ar_step` rows after
+# the one before.
 
 # %%
 figure, axes = plt.subplots(1, len(traces), figsize=(11, 1.9), sharey=True)
@@ -114,8 +118,8 @@ plt.show()
 
 # %% [markdown]
 # `SkyReels.from_pipe` gives the suite's own pipeline over the same weights: frames come chunk by chunk. It takes the
-# released code's time table, which begins a little lower than diffusers', and no corrector that looks at a latent that was
-# written over. So its videos are not the stock pipeline's to the bit; `docs/diffusers.md` lists what differs.
+# released code's time table, which begins a little lower than diffusers', and no corrector that looks at a latent that
+# was written over. So its videos are not the stock pipeline's to the bit; `docs/diffusers.md` lists what differs.
 
 # %%
 model = SkyReels.from_pipe(pipe, **CHUNKS, base_num_frames=97, overlap_history=17)

@@ -68,7 +68,7 @@ def test_what_does_not_fit_is_refused(pipe):
 @pytest.mark.slow
 def test_causal_wan_of_a_loaded_folder():
     folder = "experiments/embedded/wan_teacher"
-    pipe = DiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipe = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     assert isinstance(pipe, WanPipeline)
     own = Wan.from_pretrained(folder)
     model = Wan.from_pipe(pipe, **{name: getattr(own.sampling, name) for name in vars(own.sampling)})
