@@ -14,12 +14,16 @@ from diffusers import (
     SkyReelsV2DiffusionForcingImageToVideoPipeline,
     SkyReelsV2DiffusionForcingPipeline,
     SkyReelsV2DiffusionForcingVideoToVideoPipeline,
+    SkyReelsV2ImageToVideoPipeline,
+    SkyReelsV2Pipeline,
     TaylorSeerCacheConfig,
     UniPCMultistepScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )
 from diffusers.hooks._helpers import TransformerBlockRegistry
+from PIL import Image
 from torch import Tensor
 
 from baselines.every_k import EveryK
@@ -59,12 +63,27 @@ class OurLevels(UniPCMultistepScheduler):
 
 def pipeline(kind: type[DiffusionPipeline] = SkyReelsV2DiffusionForcingPipeline) -> DiffusionPipeline:
     scheduler = OurLevels(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT)
-    network = transformer()
-    if kind is WanPipeline:
+    beside = {"in_channels": 36} if kind in (SkyReelsV2ImageToVideoPipeline, WanImageToVideoPipeline) else {}
+    if kind is SkyReelsV2ImageToVideoPipeline:  # embeddings of the image beside the caption's
+        shape = transformer().config
+        width = shape.num_attention_heads * shape.attention_head_dim
+        beside |= {"image_dim": 8, "added_kv_proj_dim": width}
+    if kind in (SkyReelsV2Pipeline, SkyReelsV2ImageToVideoPipeline):
+        beside |= {"inject_sample_info": False}
+    network = transformer(**beside)
+    if kind in (WanPipeline, WanImageToVideoPipeline):
         torch.manual_seed(0)
-        network = WanTransformer3DModel(**config() | {"text_dim": 32}).eval().requires_grad_(False)
+        network = WanTransformer3DModel(**config() | {"text_dim": 32} | beside).eval().requires_grad_(False)
     vae = None if kind in (SkyReelsV2DiffusionForcingPipeline, WanPipeline) else tiny_vae().vae
-    parts = {"tokenizer": None, "text_encoder": None, "vae": vae, "scheduler": scheduler, "transformer": network}
+    more = {"image_encoder": None, "image_processor": None} if "in_channels" in beside else {}
+    parts = {
+        "tokenizer": None,
+        "text_encoder": None,
+        "vae": vae,
+        "scheduler": scheduler,
+        "transformer": network,
+        **more,
+    }
     pipe = kind(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -80,7 +99,7 @@ def made(pipe: DiffusionPipeline, num_frames: int = 21, **options: object) -> Te
     prompt, negative = features()
     call = {"height": 32, "width": 32, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "prompt": None}
     call |= {"prompt_embeds": prompt, "negative_prompt_embeds": negative, "output_type": "latent"}
-    if not isinstance(pipe, WanPipeline):
+    if "DiffusionForcing" in type(pipe).__name__:
         call |= {"ar_step": 2, "causal_block_size": 2}
     random = torch.Generator().manual_seed(0)
     return pipe(num_frames=num_frames, generator=random, **call | options).frames[0]
@@ -178,6 +197,22 @@ def test_wans_pipeline_skips_whole_steps():
     assert cache.trace.computed_fraction == 5 / 8
     assert cache.trace.flops > 0
     assert torch.equal(made(pipe), expected)
+
+
+@pytest.mark.parametrize("kind", [SkyReelsV2Pipeline, SkyReelsV2ImageToVideoPipeline, WanImageToVideoPipeline])
+def test_the_other_pipelines_skip_whole_steps_several_videos_at_once_too(kind):
+    pipe = pipeline(kind)
+    options = {} if kind is SkyReelsV2Pipeline else {"image": Image.new("RGB", (32, 32), "red")}
+    if kind is SkyReelsV2ImageToVideoPipeline:
+        embeddings = torch.randn(1, 257, 8)
+        pipe.encode_image = lambda image, device: embeddings
+    expected = made(pipe, num_videos_per_prompt=2, **options)
+    for method in (Method(), Method(reuse=EveryK(every=2, warmup_steps=2), forecast=Linear(correction=1))):
+        with apply_flowcache(pipe, method) as cache:
+            latents = made(pipe, num_videos_per_prompt=2, **options)
+        assert torch.equal(latents, expected) == (not method.reuse.skips)
+        assert latents.isfinite().all()
+        assert cache.trace.computed_fraction == (5 / 8 if method.reuse.skips else 1)
 
 
 def test_each_branch_forecasts_by_itself():
