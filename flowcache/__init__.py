@@ -11,12 +11,18 @@ if TYPE_CHECKING:  # for those who read the source and do not run it: editors, t
     from flowcache.kv.policy import KvPolicy as KvPolicy
     from flowcache.kv.select.joint import Joint as Joint
     from flowcache.method import Method as Method
+    from flowcache.methods import named as named
+    from flowcache.progress import progress_bar as progress_bar
     from flowcache.reuse.chunkwise import Chunkwise as Chunkwise
     from flowcache.reuse.never import Never as Never
     from flowcache.reuse.placed import Placed as Placed
     from flowcache.sampler import generate as generate
     from flowcache.sampler import sample as sample
     from flowcache.trace import Trace as Trace
+    from flowcache.video import export_to_video as export_to_video
+    from flowcache.video import to_pil as to_pil
+
+__version__ = "0.1.0"
 
 # Loaded when asked for, so that a part does not bring all others along.
 _HOMES = {
@@ -31,6 +37,10 @@ _HOMES = {
     "Trace": "flowcache.trace",
     "generate": "flowcache.sampler",
     "sample": "flowcache.sampler",
+    "named": "flowcache.methods",
+    "progress_bar": "flowcache.progress",
+    "export_to_video": "flowcache.video",
+    "to_pil": "flowcache.video",
 }
 _MOVED = {
     "FlowCacheConfig": "Method(reuse=Chunkwise(threshold=..., warmup_steps=...))",

@@ -14,6 +14,7 @@ from flowcache.clock import SectionClock
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
 from flowcache.models.base import Generation, VideoModel
+from flowcache.progress import Callback, Progress
 from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.evidence import EvidenceReader
@@ -22,7 +23,7 @@ from flowcache.reuse.motion import MotionMeter
 from flowcache.schedule import Row
 from flowcache.trace import Action, Trace, TraceEntry, Work
 
-Observer = Callable[[Row, Decision], None]
+Observer = Callable[[Row, Decision], bool | None]
 
 
 class IdlePart(UserWarning):
@@ -42,15 +43,14 @@ def sample(
         generation: a fresh one; it is used up.
         trace: filled while running.
         clock: sections "transformer", "policy", "scheduler" and "compression" are added to.
-        observe: called after every row with the row and its decision, for probes.
+        observe: called after every row with the row and its decision; returning False ends the generation there.
 
     Raises ValueError for a decision about chunks that are not active, and FloatingPointError at the end, where it waits
     for the device, if a chunk was not finite.
     """
     trace = Trace() if trace is None else trace
     clock = SectionClock("cpu") if clock is None else clock
-    policy = generation.method.reuse.fresh()
-    evidence = EvidenceReader(_meter(policy, generation), policy.report, _motion(policy, generation))
+    rows = RowDecisions(generation, trace)
     trace.kv_bytes_allocated, trace.kv_bytes_by_use = generation.kv_bytes_allocated, generation.kv_bytes_by_use
     trace.kv_bits = generation.kv_bits
     finite: dict[int, Tensor] = {}  # by chunk, on the device: nothing waits for it before the end
@@ -60,24 +60,18 @@ def sample(
         with clock("scheduler"):
             generation.begin_row(row)
         with clock("policy"):
-            distances, reported = evidence.read(row)
-            if reported is not None:
-                policy.observe(*reported)
-            decision = policy.decide(row, distances, generation.schedule)
-            _check_decision(decision, row, type(policy).__name__)
-            evidence.decided(row, decision.compute)
+            decision = rows.decide(row)
         with clock("transformer"):
             work = generation.compute(row, decision)
-            if (report := generation.report()) is not None:
-                evidence.keep(row, *report)
+            rows.keep(row, generation.report())
         with clock("scheduler"):
             generation.advance(row, decision)
-        if policy.wants_motion(row):
+        if rows.policy.wants_motion(row):
             with clock("policy"):
-                evidence.done(row)
-        _record(trace, row, decision, distances, policy.accumulated, work, generation)
-        if observe is not None:
-            observe(row, decision)
+                rows.done(row)
+        rows.record(row, decision, work)
+        if observe is not None and observe(row, decision) is False:
+            return
         for chunk in row.finished:
             latent = generation.finish(chunk)
             finite[chunk] = latent.isfinite().all()
@@ -101,11 +95,12 @@ def generate(
     prompt: str | None,
     num_frames: int,
     method: Method,
-    seed: int = 1234,
+    seed: int | torch.Generator = 1234,
     trace: Trace | None = None,
     clock: SectionClock | None = None,
     latents: list[Tensor] | None = None,
     prompts: Sequence[tuple[int, str]] | None = None,
+    callback: Callback | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """Generate a video and yield each finished chunk's frames, uint8 [F, H, W, 3], as soon as they are decoded.
@@ -115,11 +110,13 @@ def generate(
         prompt: the caption; None where ``prompts`` are given.
         num_frames: frames to generate; the model says which counts it can make.
         method: the caching method, e.g. ``Method(reuse=Chunkwise(threshold=0.015, warmup_steps=5))``.
-        seed: of the noise. Equal seeds give equal noise on every device.
+        seed: of the noise, a number or a generator on the CPU, which moves on. Equal ones give equal noise on every
+            device.
         trace, clock: filled while running; the clock also gets "text" and "vae".
         latents: if given, filled while running with each finished chunk's, [C, f, h, w], on the model's device.
         prompts: captions that change on the way, such as [(0, "a cat sleeps"), (40, "the cat wakes up")]: each with the
             frame, of those to generate, from which on it counts. A chunk has one: that of its first frame.
+        callback: told after every row how far the generation is (flowcache.progress); returning False ends it there.
         options: the model's own, e.g. ``num_steps``, ``image``, ``prefix_video``.
 
     Raises ValueError, before any work, for what cannot be made, and for ``prompts`` on a model that takes one.
@@ -134,13 +131,47 @@ def generate(
     clock = SectionClock("cpu") if clock is None else clock
     with clock("text"):
         generation = model.generation(prompt, num_frames, method, seed, **options)
-    for chunk, latent in sample(generation, trace, clock):
+    observe = None if callback is None else _observer(generation, callback)
+    for chunk, latent in sample(generation, trace, clock, observe):
         if latents is not None:
             latents.append(latent)
         with clock("vae"), torch.inference_mode():
             frames = generation.decode(chunk, latent)
         if len(frames):
             yield frames
+
+
+class RowDecisions:
+    """What a generation's policy decides, row by row, and what is written down of it."""
+
+    def __init__(self, generation: Generation, trace: Trace) -> None:
+        self.generation, self.trace = generation, trace
+        self.policy = generation.method.reuse.fresh()
+        meters = _meter(self.policy, generation), self.policy.report, _motion(self.policy, generation)
+        self._evidence = EvidenceReader(*meters)
+        self._distances: Mapping[int, ChunkDistance] = {}
+
+    def decide(self, row: Row) -> Decision:
+        """Raises ValueError for a decision about chunks that are not active."""
+        self._distances, reported = self._evidence.read(row)
+        if reported is not None:
+            self.policy.observe(*reported)
+        decision = self.policy.decide(row, self._distances, self.generation.schedule)
+        _check_decision(decision, row, type(self.policy).__name__)
+        self._evidence.decided(row, decision.compute)
+        return decision
+
+    def keep(self, row: Row, report: tuple[tuple[int, ...], Tensor] | None) -> None:
+        """What computing a row showed, see ``Generation.report``."""
+        if report is not None:
+            self._evidence.keep(row, *report)
+
+    def done(self, row: Row) -> None:
+        """Measure how a row that is done moved its tokens, where the policy wants to know."""
+        self._evidence.done(row)
+
+    def record(self, row: Row, decision: Decision, work: Sequence[Work]) -> None:
+        _record(self.trace, row, decision, self._distances, self.policy.accumulated, work, self.generation)
 
 
 def idle_parts(generation: Generation, trace: Trace) -> list[str]:
@@ -170,6 +201,16 @@ def idle_parts(generation: Generation, trace: Trace) -> list[str]:
     if method.kv.select.by_head and not generation.kv_compressions:
         remarks.append(f"{type(method.kv.select).__name__} dropped nothing: no head was to keep less than there was")
     return remarks
+
+
+def _observer(generation: Generation, callback: Callback) -> Observer:
+    schedule = generation.schedule
+
+    def tell(row: Row, decision: Decision) -> bool | None:
+        of_rows = row.index, len(schedule.rows)
+        return callback(Progress(*of_rows, decision.compute, row.chunks, row.finished, schedule.num_chunks))
+
+    return tell
 
 
 def _meter(policy: ReusePolicy, generation: Generation) -> DistanceMeter | FingerprintMeter | None:

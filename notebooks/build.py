@@ -18,7 +18,15 @@ from nbformat import NotebookNode
 from eval.atomic import atomic_path
 
 FOLDER = Path(__file__).parent
-NAMES = ("first_run", "add_a_method", "read_results", "theorem_1", "theorem_1_embedded", "forecast_orders")
+NAMES = (
+    "first_run",
+    "add_a_method",
+    "read_results",
+    "theorem_1",
+    "theorem_1_embedded",
+    "forecast_orders",
+    "stock_pipeline",
+)
 MOST_BYTES = 500_000  # of an .ipynb: more does not belong into a repository, and no figure here needs it
 
 

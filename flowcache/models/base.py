@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from flowcache.clock import SectionClock
@@ -19,12 +20,24 @@ from flowcache.trace import Trace, Work
 MOST_SEED = 2**63 - 1  # what a table's integers hold
 
 
-def check_request(prompt: str, seed: int) -> None:
+def check_request(prompt: str, seed: int | torch.Generator) -> None:
     """Refuse, before any work, a prompt that says nothing and a seed that no generator takes. Raises ValueError."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("the prompt is empty; say what the video shows")
+    if isinstance(seed, torch.Generator):
+        if seed.device.type != "cpu":
+            raise ValueError(
+                f"the generator is on {seed.device}, and noise is drawn on the CPU, so that it is the same on every "
+                "device; give torch.Generator(), or a number"
+            )
+        return
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
         raise ValueError(f"seed={seed!r} must be a whole number of 0 to {MOST_SEED}")
+
+
+def noise_source(seed: int | torch.Generator) -> torch.Generator:
+    """What draws a video's noise: a generator as it is, which moves on, or one that begins at a number."""
+    return seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
 
 
 class Generation(FeatureSource, Protocol):
@@ -139,7 +152,9 @@ class VideoModel(Protocol):
 
     switches_prompts: bool
 
-    def generation(self, prompt: str | None, num_frames: int, method: Method, seed: int, **options: Any) -> Generation:
+    def generation(
+        self, prompt: str | None, num_frames: int, method: Method, seed: int | torch.Generator, **options: Any
+    ) -> Generation:
         """A fresh generation; ``options`` are the model's own (steps, size, prefix ...)."""
         ...
 

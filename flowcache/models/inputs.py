@@ -25,13 +25,15 @@ def given_frames(image: Frames | None, prefix_video: Frames | None, height: int,
     """What a video begins with, uint8 [F, height, width, 3]; None where nothing is given.
 
     Args:
-        image: uint8 [height, width, 3], of numpy or torch.
+        image: uint8 [height, width, 3], of numpy or torch, or of Pillow.
         prefix_video: uint8 [F, height, width, 3].
 
     Raises ValueError for both at once, and for another shape or type.
     """
     if image is not None and prefix_video is not None:
         raise ValueError("give an image or a prefix video, not both")
+    if hasattr(image, "convert"):  # of Pillow
+        image = np.array(image.convert("RGB"))
     if image is not None:
         return _checked("image", image, (height, width, 3))[None]
     return None if prefix_video is None else _checked("prefix_video", prefix_video, ("F", height, width, 3))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowcache.kernels import AUTO, set_kernels
 from flowcache.method import Method
-from flowcache.models.base import check_request
+from flowcache.models.base import check_request, noise_source
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
@@ -175,7 +175,7 @@ class Magi:
         prompt: str,
         num_frames: int,
         method: Method,
-        seed: int,
+        seed: int | torch.Generator,
         num_steps: int | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -193,7 +193,8 @@ class Magi:
             num_frames: frames to generate. Together with a prefix video's they must fill whole chunks of 24; with an
                 image they include the four frames that show it.
             method: caching method.
-            seed: 0 to 2^63 - 1, of the noise, which is drawn on the CPU so that it is the same on every device.
+            seed: 0 to 2^63 - 1, or a generator on the CPU, of the noise, which is drawn there so that it is the same on
+                every device.
             num_steps, height, width, cfg_number, shift: instead of the configuration's.
             image: uint8 [H, W, 3], first frame (image-to-video).
             prefix_video: uint8 [F, H, W, 3], frames to continue; F a multiple of 4.
@@ -220,7 +221,7 @@ class Magi:
         self._warn_of_untrained(runtime)
         prefix = None if frames is None else self._encode_prefix(frames)
         shape = (1, self.dit.config.latent_channels, num_chunks * runtime.chunk_width, *size)
-        random = torch.Generator().manual_seed(seed)
+        random = noise_source(seed)
         noise = torch.randn(shape, generator=random, dtype=torch.float32).to(self.device)
         prefix_chunks = 0 if prefix is None else prefix.shape[2] // runtime.chunk_width
         captions, null = self._captions(prompt, num_chunks, prefix_chunks)

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
 from flowcache.method import Method
-from flowcache.models.base import check_request
+from flowcache.models.base import check_request, noise_source
 from flowcache.models.checkpoint import CheckpointError, read_headers
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
@@ -32,6 +32,7 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
 
     settings = Sampling
     network_type = SkyReelsNetwork
+    transformer_type = SkyReelsV2Transformer3DModel
     switches_prompts = False
 
     @classmethod
@@ -121,7 +122,7 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
         prompt: str,
         num_frames: int,
         method: Method,
-        seed: int,
+        seed: int | torch.Generator,
         negative_prompt: str = NEGATIVE_PROMPT,
         image: Frames | None = None,
         prefix_video: Frames | None = None,
@@ -134,7 +135,8 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
             num_frames: frames to generate. They must fill whole chunks; with an image they include it, after a prefix
                 video they do not count its frames.
             method: caching method.
-            seed: 0 to 2^63 - 1, of the noise, which is drawn on the CPU so that it is the same on every device.
+            seed: 0 to 2^63 - 1, or a generator on the CPU, of the noise, which is drawn there so that it is the same on
+                every device.
             negative_prompt: what guidance leads away from.
             image: uint8 [H, W, 3], first frame (image-to-video). Upstream drops it where chunks are longer than one
                 latent frame; here the first chunk is denoised around it.
@@ -155,7 +157,7 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
         times = noise_levels(sampling.num_steps, sampling.shift)[1]
         schedule = sampling.schedule(num_frames, times, prefix_chunks, continues)
         channels, block = self.network.config.in_channels, sampling.causal_block_size
-        random = torch.Generator().manual_seed(seed)
+        random = noise_source(seed)
 
         def draw(num_latents: int) -> Tensor | None:
             shape = (1, channels, num_latents, rows, columns)

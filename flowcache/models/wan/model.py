@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
 from flowcache.method import Method
+from flowcache.models.base import noise_source
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
@@ -34,6 +35,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
 
     settings = Sampling
     network_type = WanNetwork
+    transformer_type = WanTransformer3DModel
     switches_prompts = True
 
     @classmethod
@@ -126,7 +128,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         prompt: str | None,
         num_frames: int,
         method: Method,
-        seed: int,
+        seed: int | torch.Generator,
         prompts: Sequence[tuple[int, str]] | None = None,
         negative_prompt: str = NEGATIVE_PROMPT,
         image: Frames | None = None,
@@ -140,7 +142,8 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
             num_frames: frames to generate. They must fill whole chunks; with an image they include it, after a prefix
                 video they do not count its frames.
             method: caching method.
-            seed: 0 to 2^63 - 1, of the noise, which is drawn on the CPU so that it is the same on every device.
+            seed: 0 to 2^63 - 1, or a generator on the CPU, of the noise, which is drawn there so that it is the same on
+                every device.
             prompts: instead of ``prompt``, see flowcache.generate.
             negative_prompt: what guidance leads away from.
             image: uint8 [H, W, 3], first frame (image-to-video); a chunk by itself.
@@ -164,7 +167,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         FrameWindow(sampling, blocks).check_positions(self.network.transformer.rope.max_seq_len)
         starts = latent_starts([start for start, _ in texts], blocks, given, continues)
         shape = (1, self.network.config.in_channels, blocks.num_frames - given, rows, columns)
-        random = torch.Generator().manual_seed(seed)
+        random = noise_source(seed)
 
         def draw(*shape: int) -> Tensor:
             return torch.randn(shape, generator=random, dtype=torch.float32).to(self.device)

@@ -5,11 +5,12 @@ Shape letters: L caption tokens.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
-from diffusers import AutoencoderKLWan, ModelMixin
+from diffusers import AutoencoderKLWan, DiffusionPipeline, ModelMixin
 from torch import Tensor
 
 from flowcache.kernels import AUTO, set_kernels
@@ -48,6 +49,7 @@ class WanPipeline(Generic[Network, Sampling]):
 
     settings: ClassVar[type]  # of which ``sampling`` is one
     network_type: ClassVar[type[WanNetwork]]
+    transformer_type: ClassVar[type[ModelMixin]]
 
     def __init__(
         self,
@@ -61,6 +63,48 @@ class WanPipeline(Generic[Network, Sampling]):
         self.sampling = self.settings() if sampling is None else sampling
         self.device = torch.device(device)
         self._features: dict[str, Tensor] = {}  # of negative prompts, which hardly ever change
+
+    @classmethod
+    def from_pipe(cls, pipe: DiffusionPipeline, **settings: Any) -> Self:
+        """The model of a loaded pipeline of diffusers, over the same weights, on its device.
+
+        The transformer is shared. The VAE is too where it is float32 on a GPU; otherwise a copy is made, since the
+        suite runs it in float32 and exchanges slow layers on CPUs.
+
+        Args:
+            settings: of ``sampling``, instead of its defaults; ``shift`` is otherwise that of the pipeline's scheduler.
+
+        Raises ValueError for a pipeline of other parts, and for an unknown setting.
+        """
+        wanted = {"transformer": cls.transformer_type, "vae": AutoencoderKLWan}
+        for name, kind in wanted.items():
+            part = getattr(pipe, name, None)
+            if not isinstance(part, kind):
+                raise ValueError(
+                    f"{cls.__name__} needs a pipeline with {name} of {kind.__name__}, and that of "
+                    f"{type(pipe).__name__} is {type(part).__name__}"
+                )
+        if pipe.transformer.config.in_channels != pipe.vae.config.z_dim:
+            raise ValueError(
+                f"the pipeline's transformer takes {pipe.transformer.config.in_channels} channels and its VAE makes "
+                f"{pipe.vae.config.z_dim}: an image goes in beside the latent, which {cls.__name__} does not do"
+            )
+        device = pipe.transformer.device
+        if hasattr(pipe.transformer, "_hf_hook") or device.type == "meta":
+            raise ValueError(
+                "the pipeline moves its parts in and out by itself (enable_model_cpu_offload), and here they must "
+                "stay; take it before that is enabled, on its device: pipe.to(...)"
+            )
+        shift = getattr(pipe.scheduler.config, "flow_shift", None) or getattr(pipe.scheduler.config, "shift", None)
+        sampling = cls.settings().replaced({"shift": shift, **settings})
+        vae = pipe.vae
+        if vae.dtype != torch.float32 or vae.device.type == "cpu":
+            vae = deepcopy(vae).float()
+        text = None
+        if pipe.text_encoder is not None and pipe.tokenizer is not None:
+            text = TextEncoder(pipe.text_encoder, pipe.tokenizer, device=pipe.text_encoder.device)
+        transformer = pipe.transformer.eval().requires_grad_(False)
+        return cls(cls.network_type(transformer), WanVae(vae.eval().requires_grad_(False)), text, sampling, device)
 
     @classmethod
     def _loaded(

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+from torch import Generator
+
 from flowcache.models.base import check_request
 from flowcache.models.wan.blocks import Blocks
 from flowcache.models.wan.config import TEMPORAL_FACTOR
 from flowcache.options import is_count
 
 
-def check_prompts(prompt: str | None, prompts: Sequence[tuple[int, str]] | None, seed: int) -> list[tuple[int, str]]:
+def check_prompts(
+    prompt: str | None, prompts: Sequence[tuple[int, str]] | None, seed: int | Generator
+) -> list[tuple[int, str]]:
     """Pairs of a first pixel frame and a prompt, of either. Raises ValueError for what says nothing, or twice."""
     if prompts is None:
         check_request(prompt, seed)
