@@ -47,7 +47,8 @@ def _missing(missing: Mapping[str, Missing], command: str) -> str:
         f"* {name}: {case.why}" + (f" (about {case.seconds:.0f} s)" if case.seconds else "")
         for name, case in missing.items()
     ]
-    return "\n".join(["**Missing**:\n", *lines, f"\nTo go on: `{command}`\n"])
+    go_on = f"\nTo go on: `{command}`\n" if command else ""
+    return "\n".join(["**Missing**:\n", *lines, go_on])
 
 
 def _head(documents: dict[str, Any]) -> str:
