@@ -197,6 +197,8 @@ def test_the_ceilings_of_the_gpu_are_measured():
 def test_networks_of_full_size_and_random_weights_run(family):
     model = family.from_random(device="cuda")
     options = {"num_steps": 4, "height": 256, "width": 256}
+    if family is Magi:
+        assert {parameter.dtype for parameter in model.vae.parameters()} == {torch.bfloat16}
     generation = model.generation(PROMPT, model.frames_of(1), vanilla(), 0, **options)
     for chunk, latent in sample(generation):
         assert latent.isfinite().all()

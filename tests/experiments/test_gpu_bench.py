@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
@@ -22,11 +23,13 @@ from experiments.benchmarks.gpu.micro import TINY as TINY_MICRO
 from experiments.benchmarks.gpu.micro import micro
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs
 from experiments.benchmarks.gpu.summary import SUMMARY, write_summary
-from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
+from experiments.benchmarks.gpu.videos import long_video, sampled_video, video, warm_up
 from experiments.job.device import GPU_KERNELS
 from experiments.job.errors import CasesFailed
 from experiments.job.method import make_method
 from experiments.run.dry_run import _model
+from flowcache.method import VANILLA
+from flowcache.sampler import sample
 from tests.models.skyreels_pipeline import write_checkpoint
 
 ON_CPU = ("device=cpu", "threads=1")
@@ -130,6 +133,54 @@ def test_methods_that_decide_by_distances_measure_them_and_follow_the_published_
     assert fast["sections_s"]["policy"] > vanilla["sections_s"]["policy"]
     assert fast["latency_s"] == fast["chunk_latency_s"][-1] > sum(fast["sections_s"].values()) > 0
     assert (fast["peak_memory_gib"], fast["runs"]) == (None, 1)
+
+
+@pytest.fixture
+def attended(monkeypatch) -> Counter:
+    """Attention calls so far, by shapes and by strides of queries and keys."""
+    calls, attend = Counter(), torch.nn.functional.scaled_dot_product_attention
+
+    def counting(query, key, *others, **options):
+        calls[query.shape, key.shape, query.stride(), key.stride()] += 1
+        return attend(query, key, *others, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["vanilla", "vanilla_kv", "flowcache_fast"])
+def test_warming_up_meets_all_that_kernels_plan_for_in_a_fraction_of_the_video(subject, name, attended):
+    """cuDNN plans by shape and by stride; strides follow from the shapes, whoever else is in the pack."""
+    if name == "vanilla_kv" and subject is MAGI:
+        pytest.skip("vanilla is cached already")
+    job, method = subject.job(), subject.method(name)
+    model = job.load_model()
+    model.generation(num_frames=job.num_frames, method=method, **inputs(job))  # captions
+    attended.clear()
+    warm_up(job, model, method)
+    ready = set(attended)
+    attended.clear()
+    for _ in sample(model.generation(num_frames=job.num_frames, method=method, **inputs(job))):
+        pass
+    assert set(attended) <= ready
+    near_clean = subject is MAGI  # its keys are its own, not the cache's
+    assert len(attended) == len({call[:2] for call in attended}) + near_clean
+    assert len(attended) >= 3
+
+
+def test_one_layer_runs_alone_and_then_all_do(subject):
+    job, ran = subject.job(), Counter()
+    model = job.load_model()
+    blocks = model.dit.videodit_blocks.layers if subject is MAGI else model.network.transformer.blocks
+    norms = [layer.self_attention.q_layernorm if subject is MAGI else layer.attn1.norm_q for layer in blocks]
+    hooks = [norm.register_forward_hook(lambda *_, i=i: ran.update([i])) for i, norm in enumerate(norms)]
+    for layers, context in ((1, model.one_layer()), (len(blocks), nullcontext())):
+        ran.clear()
+        with context:
+            next(sample(model.generation(num_frames=job.num_frames, method=VANILLA, **inputs(job))))
+        assert set(ran) == set(range(layers))
+    for hook in hooks:
+        hook.remove()
 
 
 def test_a_compressed_cache_is_smaller_and_its_time_told_apart():

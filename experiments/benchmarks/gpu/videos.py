@@ -15,7 +15,7 @@ from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
 from flowcache.reuse.base import Decision
-from flowcache.sampler import generate
+from flowcache.sampler import generate, sample
 from flowcache.trace import Trace
 
 GIB = 2**30
@@ -111,6 +111,10 @@ def long_video(subject: Subject, kv_budget: str = "1 chunk") -> dict[str, Any]:
 
 
 def warm_up(job: Job, model: Any, method: Method) -> None:
-    """One chunk in a few steps, not timed."""
-    short = inputs(job, num_steps=WARMUP_STEPS)
-    take(model, num_frames=model.frames_of(1), method=vanilla_like(method), device=job.device, **short)
+    """What is worked out once, not timed: a chunk in a few steps, decoded, and all the video's shapes by one layer."""
+    short, computes = inputs(job, num_steps=WARMUP_STEPS), vanilla_like(method)
+    take(model, num_frames=model.frames_of(1), method=computes, device=job.device, **short)
+    generation = model.generation(num_frames=job.num_frames, method=computes, **inputs(job))
+    with model.one_layer():
+        for _ in sample(generation):
+            pass

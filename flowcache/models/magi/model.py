@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from warnings import warn
@@ -10,7 +11,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from flowcache.kernels import AUTO, set_kernels
+from flowcache.kernels import AUTO, one_layer, set_kernels
 from flowcache.method import Method
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
@@ -94,7 +95,7 @@ class Magi:
                 f"decodes {vae_config.z_chans}: they belong to different checkpoints; download both of one"
             )
         with torch.device("meta"):
-            dit, vae = MagiDit(config.dit), MagiVae(vae_config)
+            dit, vae = MagiDit(config.dit), MagiVae(vae_config).to(_vae_type(device))
         check_weights(dit, files.weights)
         check_weights(vae, files.vae)
         channels = config.dit.caption_channels
@@ -128,7 +129,7 @@ class Magi:
         device, seed = usable_device(device), plain(seed)
         config, vae_config = _configurations(size, checkpoint)
         with torch.device("meta"):
-            dit, vae = MagiDit(config.dit), MagiVae(vae_config or VaeConfig())
+            dit, vae = MagiDit(config.dit), MagiVae(vae_config or VaeConfig()).to(_vae_type(device))
         for module in (dit, vae):
             fill_random(module, device, seed)
         text = BlankText(caption_tokens, config.dit.caption_max_length, config.dit.caption_channels, device)
@@ -153,6 +154,10 @@ class Magi:
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
         """See flowcache.kernels.set_kernels."""
         set_kernels(self.dit, attention_backend, compiled)
+
+    def one_layer(self) -> AbstractContextManager[None]:
+        """See flowcache.kernels.one_layer."""
+        return one_layer(self.dit)
 
     @property
     def weights_bytes(self) -> dict[str, int]:
@@ -262,9 +267,8 @@ class Magi:
     def _encode_prefix(self, frames: Tensor) -> Tensor:
         if self.vae is None:
             raise ValueError("given frames must be encoded, and this model has no VAE; load it from a checkpoint")
-        video, dtype = as_floats(frames.to(self.device)), self.vae.decoder.proj_in.weight.dtype
-        latent = self.vae.tiled_encode(video.to(dtype), Tiling(frames=self.config.runtime.fps // 2))
-        return latent.float() * self.config.runtime.scale_factor
+        tiling = Tiling(frames=self.config.runtime.fps // 2)
+        return self.vae.tiled_encode(as_floats(frames.to(self.device)), tiling) * self.config.runtime.scale_factor
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
         factor = SPATIAL_FACTOR if self.vae is None else self.vae.config.patch_size
@@ -291,6 +295,11 @@ class Magi:
                 f"num_frames={num_frames}{after} does not fill whole chunks of {chunk} frames; try num_frames={nearest}"
             )
         return (num_frames + fitting) // chunk
+
+
+def _vae_type(device: torch.device) -> torch.dtype:
+    """As the official code runs it (inference/pipeline/video_process.py); float32 where a device is not made for it."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _configurations(size: str, checkpoint: str | Path | None) -> tuple[MagiConfig, VaeConfig | None]:

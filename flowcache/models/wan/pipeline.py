@@ -5,6 +5,7 @@ Shape letters: L caption tokens.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, Generic, Protocol, Self, TypeVar
 
@@ -12,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan, ModelMixin
 from torch import Tensor
 
-from flowcache.kernels import AUTO, set_kernels
+from flowcache.kernels import AUTO, one_layer, set_kernels
 from flowcache.models.checkpoint import CheckpointError, weights_bytes
 from flowcache.models.device import usable_device
 from flowcache.models.inputs import plain
@@ -123,6 +124,10 @@ class WanPipeline(Generic[Network, Sampling]):
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
         """See flowcache.kernels.set_kernels."""
         set_kernels(self.network, attention_backend, compiled)
+
+    def one_layer(self) -> AbstractContextManager[None]:
+        """See flowcache.kernels.one_layer."""
+        return one_layer(self.network)
 
     @property
     def weights_bytes(self) -> dict[str, int]:
