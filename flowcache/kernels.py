@@ -26,7 +26,7 @@ _REFUSALS = ("No available kernel", "No viable backend", "SDPA forward unsupport
 
 
 class BlockNetwork(Protocol):
-    """A transformer whose blocks run by the kernels that are set; the first ``depth`` of them, or all where it is None."""
+    """A transformer whose blocks run by the kernels that are set; the first ``depth`` of them, or all if it is None."""
 
     attention_backend: str
     depth: int | None

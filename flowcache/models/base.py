@@ -147,6 +147,11 @@ class VideoModel(Protocol):
         """What its networks' weights take, by name."""
         ...
 
+    def decoder_on_meta(self, height: int, width: int) -> Callable[[], Tensor] | None:
+        """What decodes one chunk of a video of so many pixels on device "meta", for counting: it returns frames uint8
+        [F, H, W, 3]. None without a VAE."""
+        ...
+
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
         """How the transformer is run from now on, see flowcache.kernels; what is compiled stays so.
 

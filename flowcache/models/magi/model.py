@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from flowcache.method import Method
 from flowcache.models.base import check_request
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.device import usable_device
-from flowcache.models.frames import as_floats
+from flowcache.models.frames import as_floats, as_uint8
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.checkpoint import locate, read_vae_config
@@ -34,6 +34,7 @@ from flowcache.models.magi.text import (
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
+from flowcache.models.shapes import shapes_of
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
@@ -164,6 +165,15 @@ class Magi:
         """Of every network, by its name."""
         text = getattr(self.text_encoder, "encoder", None)
         return weights_bytes({"transformer": self.dit, "VAE": self.vae, "text encoder": text})
+
+    def decoder_on_meta(self, height: int, width: int) -> Callable[[], Tensor] | None:
+        """See flowcache.models.base.VideoModel."""
+        if self.vae is None:
+            return None
+        config, runtime, size = self.vae.config, self.config.runtime, self._latent_size(height, width)
+        latent = torch.empty(1, config.z_chans, runtime.chunk_width, *size, device="meta", dtype=torch.float32)
+        vae, tiling = shapes_of(self.vae), Tiling(frames=runtime.fps // 2)
+        return lambda: as_uint8(vae.tiled_decode(latent, tiling))
 
     @property
     def chunk_frames(self) -> int:
