@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-RESERVE_S = 3.0  # for what is written at the end, and for ending
+RESERVE_S = 8.0  # for what is written at the end, and for ending
 
 
 class OutOfTime(BaseException):
