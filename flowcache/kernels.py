@@ -26,9 +26,10 @@ _REFUSALS = ("No available kernel", "No viable backend", "SDPA forward unsupport
 
 
 class BlockNetwork(Protocol):
-    """A transformer whose blocks run by the kernels that are set."""
+    """A transformer whose blocks run by the kernels that are set; the first ``depth`` of them, or all if it is None."""
 
     attention_backend: str
+    depth: int | None
 
     def compile_blocks(self) -> None: ...
 
@@ -46,6 +47,17 @@ def set_kernels(network: BlockNetwork, attention_backend: str = AUTO, compiled: 
     network.attention_backend = attention_backend
     if compiled:
         network.compile_blocks()
+
+
+@contextmanager
+def one_layer(network: BlockNetwork) -> Iterator[None]:
+    """Within it a network runs its first layer alone: what is worked out for new shapes, plans of kernels and compiled
+    code, is the same for all, and a whole video's is soon there."""
+    network.depth = 1
+    try:
+        yield
+    finally:
+        network.depth = None
 
 
 def check_backend(attention_backend: str) -> None:

@@ -48,7 +48,6 @@ from experiments.job.job import Job
 from experiments.job.names import nearest
 from experiments.job.units import counted
 from experiments.run import environment
-from experiments.run.runner import Runner
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.base import Entries
 from flowcache.kv.select.joint import Joint, Unit
@@ -173,6 +172,8 @@ def _line(sizes: Sizes, granularity: Unit, num_runs: int, device: str) -> str:
 
 
 def _whole_video(job: Job, num_runs: int) -> str:
+    from experiments.run.runner import Runner  # it needs packages of video files, which bench gpu does without
+
     compressed = KvPolicy(select=Joint(), budget=BUDGET)
     method = job.method if job.method.kv.budget else replace(job.method, kv=compressed)
     runner = Runner(job)

@@ -17,12 +17,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
 
 from eval.atomic import atomic_path, sync_folder
 from experiments.records.checksum import sha256
@@ -30,11 +30,12 @@ from experiments.records.identity import video_of
 from experiments.records.record import SCHEMA_VERSION, Record, plain
 
 if TYPE_CHECKING:  # the records are listed and checked without torch
+    from pydantic import TypeAdapter
+
     from experiments.job.job import Job
 
 LOCK_POLL_S = 1.0
 _KEY = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")  # see identity.py
-_FIELDS = TypeAdapter(Record)  # their types, as annotated
 
 
 class RecordStore:
@@ -103,7 +104,7 @@ class RecordStore:
         try:
             text = self.record_path(key).read_text(encoding="utf-8")
             Record(**json.loads(text))  # which refuses fields that there are none of
-            record = _FIELDS.validate_json(text, strict=True)
+            record = _fields().validate_json(text, strict=True)
         except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, RecursionError):
             return None
         return record if record.schema_version == SCHEMA_VERSION and record.key == key else None
@@ -226,6 +227,14 @@ class RecordStore:
             record = self.read(key)
             if record is not None:
                 yield record
+
+
+@cache
+def _fields() -> TypeAdapter[Record]:
+    """A record's fields by their types, as annotated."""
+    from pydantic import TypeAdapter  # imported late: bench gpu reads no records and does without
+
+    return TypeAdapter(Record)
 
 
 def store_of(job: Job) -> RecordStore:

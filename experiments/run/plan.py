@@ -21,8 +21,10 @@ from experiments.job.units import counted, flops_text
 from experiments.run import environment
 from experiments.run.dry_run import count
 from experiments.show.kv_memory import kv_text
+from flowcache.kv.policy import KvPolicy
 from flowcache.method import VANILLA
 from flowcache.reuse.base import Decision
+from flowcache.reuse.never import Never
 from flowcache.reuse.replay import Replay
 from flowcache.sampler import sample
 from flowcache.schedule import Row, Schedule
@@ -40,6 +42,7 @@ class Work:
         flops: the method's; ``at_most`` where it decides by distances, which need weights.
         vanilla_flops: of a reference.
         kv_bytes_by_use: that the KV caches allocate (see experiments.records.record).
+        kv_bytes_without_budget: the same of a whole cache.
         activation_bytes: most that a forward of the fullest rows holds besides weights and cache.
     """
 
@@ -50,6 +53,7 @@ class Work:
     at_most: bool
     vanilla_flops: int
     kv_bytes_by_use: dict[str, int]
+    kv_bytes_without_budget: int
     activation_bytes: int
 
 
@@ -91,8 +95,27 @@ def count_work(job: Job, config: DictConfig) -> Work:
         decisions is None and job.method.reuse.looks_at is not None,
         vanilla.trace.flops,
         counted.trace.kv_bytes_by_use,
+        _whole_cache_bytes(model, job),
         activation_bytes(generation, job),
     )
+
+
+def _whole_cache_bytes(model: Any, job: Job) -> int:
+    """Of the job's method without a KV policy, of a model on device "meta"."""
+    method = replace(job.method, reuse=Never(), kv=KvPolicy())
+    generation = model.generation("any prompt", job.num_frames, method, job.seed, **job.generation_options)
+    return generation.kv_bytes_allocated
+
+
+def decode_bytes(model: Any, job: Job) -> int:
+    """Most bytes that decoding one chunk holds besides the weights, from shapes; 0 without a VAE."""
+    height, width = (job.generation_options[side] for side in ("height", "width"))
+    decode = model.decoder_on_meta(height, width)
+    if decode is None:
+        return 0
+    with torch.inference_mode(), FusedAttention(), PeakBytes() as memory:
+        decode()
+    return memory.peak
 
 
 def activation_bytes(generation: Any, job: Job) -> int:
@@ -169,9 +192,16 @@ def print_plan(
         f"{counted(work.num_chunk_steps, 'chunk step')}; {at_most}{flops_text(work.flops)} "
         f"(vanilla {flops_text(work.vanilla_flops)})\n"
         f"      memory, GiB: weights {sum(weights.values()) / GIB:.3g} ({held}), "
-        f"KV cache {kv_text(work.kv_bytes_by_use, GIB)}, activations about {work.activation_bytes / GIB:.3g}; "
+        f"KV cache {kv_text(work.kv_bytes_by_use, GIB)}, activations about {work.activation_bytes / GIB:.3g}, "
+        f"decoding about {decode_bytes(model, job) / GIB:.3g}; "
         f"{machine.get('gpu', machine['cpu'])} has {machine.get('gpu_memory_gib', machine['memory_gib'])}"
     )
+    allocated = sum(work.kv_bytes_by_use.values())
+    if job.method.kv.budget is not None and allocated >= work.kv_bytes_without_budget:
+        console.print(
+            f"      kv.budget={job.method.kv.budget} saves no memory here: the KV cache takes "
+            f"{allocated / GIB:.3g} GiB with it and {work.kv_bytes_without_budget / GIB:.3g} without"
+        )
     probed = probe(job, model)
     video_s, reference_s = (probed.video_s(flops, work.num_chunks) for flops in (work.flops, work.vanilla_flops))
     total = num_videos * video_s + num_references * reference_s

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -165,6 +165,11 @@ class VideoModel(Protocol):
     @property
     def weights_bytes(self) -> dict[str, int]:
         """What its networks' weights take, by name."""
+        ...
+
+    def decoder_on_meta(self, height: int, width: int) -> Callable[[], Tensor] | None:
+        """What decodes one chunk of a video of so many pixels on device "meta", for counting: it returns frames uint8
+        [F, H, W, 3]. None without a VAE."""
         ...
 
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:

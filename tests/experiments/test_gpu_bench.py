@@ -6,25 +6,30 @@ import json
 import os
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from itertools import pairwise
 
 import pytest
 import torch
 
 from experiments.benchmarks import bench
-from experiments.benchmarks.gpu.ceilings import ceilings
-from experiments.benchmarks.gpu.command import PARTS, Case, all_cases, measure
+from experiments.benchmarks.gpu.cases import PAPER, TINY, Case, Work, all_cases
+from experiments.benchmarks.gpu.command import measure
 from experiments.benchmarks.gpu.compression import compression
 from experiments.benchmarks.gpu.diffusers_pipeline import STEPS, beside_diffusers
 from experiments.benchmarks.gpu.forward import forwards, kernels
 from experiments.benchmarks.gpu.guidance import _check_same, branches
+from experiments.benchmarks.gpu.micro import TINY as TINY_MICRO
+from experiments.benchmarks.gpu.micro import micro
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs
 from experiments.benchmarks.gpu.summary import SUMMARY, write_summary
-from experiments.benchmarks.gpu.videos import long_video, sampled_video, video
+from experiments.benchmarks.gpu.videos import long_video, sampled_video, video, warm_up
 from experiments.job.device import GPU_KERNELS
 from experiments.job.errors import CasesFailed
 from experiments.job.method import make_method
 from experiments.run.dry_run import _model
+from flowcache.method import VANILLA
+from flowcache.sampler import sample
 from tests.models.skyreels_pipeline import write_checkpoint
 
 ON_CPU = ("device=cpu", "threads=1")
@@ -44,10 +49,22 @@ def subject(request) -> Subject:
     return MAGI if request.param == "magi" else request.getfixturevalue("skyreels")
 
 
-def test_ceilings_are_rates_of_what_ran():
-    found = ceilings("cpu", size=64, num_bytes=2**16)
+def test_what_the_device_can_do_is_told_in_rates_of_what_ran():
+    found = micro("cpu", TINY_MICRO)
     assert found["matmul_tflops"] == pytest.approx(2 * 64**3 / found["matmul_s"]["median"] / 1e12)
     assert found["copy_gb_per_s"] == pytest.approx(2 * 2**16 / found["copy_s"]["median"] / 1e9)
+    (product,) = found["products"]
+    assert product["tflops_per_s"] == pytest.approx(2 * 64 * 32 * 16 / product["seconds"]["median"] / 1e12)
+    whole = [case for case in found["attention"] if case["kernel"] == "auto"]
+    assert [case["context"] for case in whole] == [1, 2]
+    for case in whole:
+        flops = 4 * 24 * 96 * 96 * case["context"] * 128
+        assert case["tflops_per_s"] == pytest.approx(flops / case["seconds"]["median"] / 1e12)
+        assert min(case["first_call_s"], case["strided_call_s"]) > 0
+    assert {case["kernel"] for case in found["attention"] if "refused" in case} == {"cudnn", "efficient"}
+    assert found["masked"]["largest_difference"] < 0.02  # bfloat16
+    assert 0 < found["vae_tile"]["relative_difference"] < 0.05
+    assert min(passed["gb_per_s"] for passed in found["passes"]) > 0
 
 
 def alone(subject: Subject) -> Subject:
@@ -118,6 +135,54 @@ def test_methods_that_decide_by_distances_measure_them_and_follow_the_published_
     assert (fast["peak_memory_gib"], fast["runs"]) == (None, 1)
 
 
+@pytest.fixture
+def attended(monkeypatch) -> Counter:
+    """Attention calls so far, by shapes and by strides of queries and keys."""
+    calls, attend = Counter(), torch.nn.functional.scaled_dot_product_attention
+
+    def counting(query, key, *others, **options):
+        calls[query.shape, key.shape, query.stride(), key.stride()] += 1
+        return attend(query, key, *others, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counting)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["vanilla", "vanilla_kv", "flowcache_fast"])
+def test_warming_up_meets_all_that_kernels_plan_for_in_a_fraction_of_the_video(subject, name, attended):
+    """cuDNN plans by shape and by stride; strides follow from the shapes, whoever else is in the pack."""
+    if name == "vanilla_kv" and subject is MAGI:
+        pytest.skip("vanilla is cached already")
+    job, method = subject.job(), subject.method(name)
+    model = job.load_model()
+    model.generation(num_frames=job.num_frames, method=method, **inputs(job))  # captions
+    attended.clear()
+    warm_up(job, model, method)
+    ready = set(attended)
+    attended.clear()
+    for _ in sample(model.generation(num_frames=job.num_frames, method=method, **inputs(job))):
+        pass
+    assert set(attended) <= ready
+    near_clean = subject is MAGI  # its keys are its own, not the cache's
+    assert len(attended) == len({call[:2] for call in attended}) + near_clean
+    assert len(attended) >= 3
+
+
+def test_one_layer_runs_alone_and_then_all_do(subject):
+    job, ran = subject.job(), Counter()
+    model = job.load_model()
+    blocks = model.dit.videodit_blocks.layers if subject is MAGI else model.network.transformer.blocks
+    norms = [layer.self_attention.q_layernorm if subject is MAGI else layer.attn1.norm_q for layer in blocks]
+    hooks = [norm.register_forward_hook(lambda *_, i=i: ran.update([i])) for i, norm in enumerate(norms)]
+    for layers, context in ((1, model.one_layer()), (len(blocks), nullcontext())):
+        ran.clear()
+        with context:
+            next(sample(model.generation(num_frames=job.num_frames, method=VANILLA, **inputs(job))))
+        assert set(ran) == set(range(layers))
+    for hook in hooks:
+        hook.remove()
+
+
 def test_a_compressed_cache_is_smaller_and_its_time_told_apart():
     whole, compressed = video(LONGER, "flowcache_fast"), video(LONGER, "flowcache_fast", "kv.budget=1 chunk")
     assert compressed["kv_bytes_allocated"] < whole["kv_bytes_allocated"]
@@ -175,27 +240,32 @@ def test_without_a_gpu_the_command_says_so(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.main(["gpu"]) == 2
     assert "bench gpu needs a CUDA device and torch" in capsys.readouterr().err
-    assert bench.main(["gpu", "parts=a,z"]) == 2
-    assert "parts=a,z: 'z' is none of a, b, c, d, e, f, g" in capsys.readouterr().err
+    assert bench.main(["gpu", "cases=a,z_magi"]) == 2
+    assert "cases=a,z_magi: 'z_magi' is no case and no part" in capsys.readouterr().err
+    assert bench.main(["gpu", "deadline_s=soon"]) == 2
+    assert "deadline_s=soon must be a whole number" in capsys.readouterr().err
+    assert bench.main(["gpu", "device=cpu", "publish=true"]) == 2
+    assert "device=cpu only rehearses the command" in capsys.readouterr().err
     assert bench.main(["gpu", "compil=true"]) == 2
     assert "did you mean compile" in capsys.readouterr().err
 
 
-def test_every_part_has_cases_whose_settings_the_models_accept():
-    cases = list(all_cases("cpu", ["compile=true"], official="FlowCache"))
-    assert sorted({case.part for case in cases}) == list(PARTS)
+@pytest.mark.parametrize("sizes", [PAPER, TINY], ids=["paper", "tiny"])
+def test_every_part_has_cases_whose_settings_the_models_accept(sizes):
+    cases = list(all_cases("cpu", ["compile=true"], sizes, official="FlowCache"))
+    assert sorted({case.part for case in cases}) == list("abcdefg")
     assert len({case.name for case in cases}) == len(cases)
-    checked = set()
-    for given in (argument for case in cases for argument in case.measure.args if isinstance(argument, Subject)):
-        if given in checked:
-            continue
-        checked.add(given)
+    assert cases[0].name == "a_micro"
+    checked = {case.work.subject for case in cases} - {None}
+    for given in checked:
         job, config = given.job(), given.config()
         assert job.compile
-        assert job.random_weights == {k: v for k, v in config.model.on_meta.items() if k != "_target_"}
-        model = _model(config.model.on_meta, None)
+        if sizes is PAPER:
+            assert job.random_weights == {k: v for k, v in config.model.on_meta.items() if k != "_target_"}
+        model = _model(config.model.on_meta, job.checkpoint)
         generation = model.generation(num_frames=job.num_frames, method=job.method, **inputs(job))
         assert generation.schedule.num_chunks * model.chunk_frames >= job.num_frames
+        assert generation.schedule.window_size >= sizes.kernel_context or model.chunk_frames == 24
     assert len(checked) == 6
 
 
@@ -206,28 +276,28 @@ def figures(measured: list[str], name: str, fail: bool = False) -> Case:
             raise RuntimeError("the kernel is gone")
         return {"matmul_tflops": 800.0, "matmul_size": 64, "copy_bytes": 2**30, "copy_gb_per_s": 3000.0}
 
-    return Case(name, take)
+    return Case(name, take, Work())
 
 
 def test_what_is_measured_is_kept_and_a_failure_costs_nothing_else(tmp_path, capsys, monkeypatch):
     measured: list[str] = []
-    cases = [figures(measured, "a_ceilings"), figures(measured, "b_bad", fail=True), figures(measured, "c_last")]
+    cases = [figures(measured, "a_micro"), figures(measured, "b_bad", fail=True), figures(measured, "c_last")]
     with pytest.raises(CasesFailed, match="b_bad could not be measured"):
         measure(cases, "cpu", ["compile=true"], tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_ceilings.json", "c_last.json", SUMMARY]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_micro.json", "c_last.json", SUMMARY]
     assert "RuntimeError: the kernel is gone" in capsys.readouterr().out
-    document = json.loads((tmp_path / "a_ceilings.json").read_text(encoding="utf-8"))
+    document = json.loads((tmp_path / "a_micro.json").read_text(encoding="utf-8"))
     assert document["overrides"] == ["compile=true"]
     assert {"cpu", "packages", "revision"} <= document["environment"].keys()
 
     again = [cases[0], figures(measured, "b_bad"), cases[2]]
     measure(again, "cpu", ["compile=true"], tmp_path)
-    assert measured == ["a_ceilings", "b_bad", "c_last", "b_bad"]
+    assert measured == ["a_micro", "b_bad", "c_last", "b_bad"]
     measure(cases[:1], "cpu", [], tmp_path)  # another way of running it
-    assert measured[4:] == ["a_ceilings"]
+    assert measured[4:] == ["a_micro"]
     monkeypatch.setattr("experiments.benchmarks.gpu.command.library_hash", lambda: "another code")
     measure(cases[:1], "cpu", [], tmp_path)
-    assert measured[5:] == ["a_ceilings"]
+    assert measured[5:] == ["a_micro"]
 
 
 def write(folder, name: str, **figures) -> None:
@@ -247,7 +317,7 @@ def spread(median: float) -> dict[str, float]:
 
 
 def test_the_summary_holds_figures_against_targets(tmp_path):
-    write(tmp_path, "a_ceilings", matmul_tflops=800.0, matmul_size=8192, copy_bytes=2**32, copy_gb_per_s=3000.0)
+    write(tmp_path, "a_micro", matmul_tflops=800.0, matmul_size=8192, copy_bytes=2**32, copy_gb_per_s=3000.0)
     contexts = [
         {"context": c, "flops": 1, "tflops_per_s": rate, "seconds": {"median": 0.5, "low": 0.5, "high": 0.5}}
         for c, rate in ((1, 400.0), (2, 500.0))

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from experiments.benchmarks import bench
-from experiments.benchmarks.gpu.command import all_cases
+from experiments.benchmarks.gpu.cases import PAPER, all_cases
 from experiments.benchmarks.gpu.official import PUBLISHED, beside_official
 from experiments.benchmarks.gpu.official_code import (
     FOLDERS,
@@ -146,7 +146,8 @@ def test_without_a_checkout_the_command_says_how_to_get_one(tmp_path, capsys, mo
 
 
 def test_a_checkout_adds_a_case_for_each_model():
-    added = {case.name for case in all_cases("cpu", [], "FlowCache")} - {case.name for case in all_cases("cpu", [])}
+    added = {case.name for case in all_cases("cpu", [], PAPER, "FlowCache")}
+    added -= {case.name for case in all_cases("cpu", [], PAPER)}
     assert added == {"c_skyreels_official", "d_magi_official"}
 
 

@@ -17,7 +17,16 @@ from experiments.job.job import make_job
 from experiments.run import sweep
 from experiments.run.dry_run import count
 from experiments.run.main_job import run_job
-from experiments.run.plan import FusedAttention, Probe, activation_bytes, count_work, probe, probed_rows
+from experiments.run.plan import (
+    FusedAttention,
+    Probe,
+    activation_bytes,
+    count_work,
+    decode_bytes,
+    print_plan,
+    probe,
+    probed_rows,
+)
 from flowcache.models.magi import Magi
 from flowcache.models.magi.flops import FlopCounter
 from flowcache.schedule import diffusion_forcing_schedule, staged_schedule, timesteps
@@ -65,6 +74,36 @@ def test_activations_are_those_that_a_run_holds():
         generation = made.generation(job.prompts[0], 48, job.method, 0, num_steps=8, height=64, width=64)
         peaks.append(activation_bytes(generation, job))
     assert peaks[0] == pytest.approx(peaks[1], rel=0.25)
+
+
+@pytest.mark.parametrize("family", ["magi", "skyreels"])
+def test_decoding_takes_what_its_shapes_say(family, tmp_path):
+    """On the CPU one chunk's decoding holds as much, to a quarter; no weight is copied for the count."""
+    overrides = ["model=magi"] if family == "magi" else ["model=skyreels", f"checkpoint={write_checkpoint(tmp_path)}"]
+    job = make_job(compose_config([*overrides, "method=vanilla"]))
+    model = job.load_model()
+    size = (job.generation_options["height"], job.generation_options["width"])
+    with torch.inference_mode():
+        frames = model.decoder_on_meta(*size)()
+    assert frames.is_meta
+    assert (frames.dtype, frames.shape[1:]) == (torch.uint8, (*size, 3))
+    generation = model.generation("any", model.frames_of(1), job.method, 0, num_steps=8, height=size[0], width=size[1])
+    latent = generation.latents[0, :, : job.load_model().chunk_frames // 4]
+    with torch.inference_mode(), PeakBytes() as memory:
+        made = generation.decode(0, latent)
+    assert made.shape == frames.shape
+    assert decode_bytes(model, job) == pytest.approx(memory.peak, rel=0.25)
+
+
+@pytest.mark.parametrize(("budget", "saves"), [("null", True), ("1 chunk", False)])
+def test_a_budget_that_saves_nothing_is_told(budget, saves, tmp_path):
+    """Of a video all of whose chunks are active, which a budget cannot touch."""
+    config = compose_config([*SMALL, "method=vanilla", f"kv.budget={budget}", "setting.num_frames=48"])
+    job, console = make_job(config), Console(file=io.StringIO(), width=200)
+    print_plan(job, config, job.load_model(), 1, 0, console)
+    said = console.file.getvalue()
+    assert ("saves no memory here" in said) == (not saves)
+    assert "decoding about" in said
 
 
 def test_fused_attention_makes_its_output_and_nothing_else():

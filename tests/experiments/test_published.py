@@ -12,6 +12,7 @@ import pytest
 from eval.video_io import write_lossless
 from experiments.benchmarks import bench
 from experiments.benchmarks.gpu import command as gpu
+from experiments.benchmarks.gpu.cases import Work
 from experiments.job.errors import BadInput
 from experiments.job.experiment import jobs_of
 from experiments.records import RecordStore
@@ -123,9 +124,9 @@ def test_bench_gpu(check, monkeypatch):
     )
     figures = {"matmul_tflops": 800.0, "matmul_size": 8192, "copy_bytes": 2**32, "copy_gb_per_s": 3000.0}
     calls = []
-    case = gpu.Case("a_ceilings", lambda: calls.append(1) or figures)
+    case = gpu.Case("a_micro", lambda: calls.append(1) or figures, Work())
     monkeypatch.setattr(gpu, "all_cases", lambda *given: [case])
-    check(bench.main, ["gpu", "parts=a"], {"gpu/H100/a_ceilings.json", "gpu/H100/summary.md"})
+    check(bench.main, ["gpu", "cases=a"], {"gpu/H100/a_micro.json", "gpu/H100/summary.md"})
     assert len(calls) == 1  # what is measured is published, not measured again
 
 

@@ -1,12 +1,14 @@
 """The ViT VAE against the official code's numbers (goldens/magi: i_vae_*), and its own invariants."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from flowcache.models.magi.model import _vae_type
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 
 GOLDENS = Path(__file__).parents[1] / "goldens" / "magi"
@@ -68,6 +70,21 @@ def test_tiled_pipeline_matches_the_official_code(vae):
 def test_one_tile_is_the_plain_decoder(vae, encode_decode):
     latent = encode_decode["in.latent.native"]
     assert torch.equal(vae.tiled_decode(latent, Tiling(frames=8, height=64, width=64)), vae.decode(latent))
+
+
+def test_in_bfloat16_tiles_are_blended_in_float32(vae):
+    """As on CUDA: the official code casts the VAE there."""
+    tensors = load_file(GOLDENS / "i_vae_tiled_pipeline.safetensors")
+    tiling = Tiling(frames=4, height=16, width=16, spatial_overlap=0.25)
+    low = deepcopy(vae).bfloat16()
+    for name, tensor in {
+        "tiled_encode": tensors["in.video_uint8"] / 127.5 - 1.0,
+        "tiled_decode": tensors["in.model_latents"],
+    }.items():
+        exact, rounded = getattr(vae, name)(tensor, tiling), getattr(low, name)(tensor, tiling)
+        assert rounded.dtype == torch.float32
+        assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
+    assert [_vae_type(torch.device(name)) for name in ("cuda", "cpu")] == [torch.bfloat16, torch.float32]
 
 
 def test_bad_sizes_are_refused(vae):

@@ -10,10 +10,8 @@ from experiments.benchmarks.gpu.subject import RUNS
 from experiments.benchmarks.kv import Sizes, compare
 from flowcache.kv.select.joint import Unit
 
-LENGTHS = (4032, 16128, 48600)  # the last is MAGI-1's at the paper's setting; its whole matrices take 75 GB and more
 
-
-def compression(device: str, lengths: Sequence[int] = LENGTHS, runs: int = RUNS) -> dict[str, Any]:
+def compression(device: str, lengths: Sequence[int], runs: int = RUNS) -> dict[str, Any]:
     """One layer of MAGI-1 4.5B, by keys and by what queries count."""
     cases = [
         {"keys": length, "queries": unit, **asdict(compare(Sizes(length), unit, runs, device))}

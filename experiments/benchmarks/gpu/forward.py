@@ -16,14 +16,14 @@ from flowcache.method import Method
 from flowcache.reuse.base import Decision
 
 
-def forwards(subject: Subject, contexts: Sequence[int] = range(1, 11)) -> dict[str, Any]:
+def forwards(subject: Subject, contexts: Sequence[int]) -> dict[str, Any]:
     """Milliseconds and TFLOP/s of a chunk that attends to itself and the chunks before it, ``context`` in all."""
     job = subject.job()
     model = job.load_model()
     return {"contexts": [{"context": context, **_forward(job, model, context)} for context in contexts], "runs": RUNS}
 
 
-def kernels(subject: Subject, context: int = 5) -> dict[str, Any]:
+def kernels(subject: Subject, context: int) -> dict[str, Any]:
     """The same at one context by every attention backend, "math" left out, whose matrix would not fit; and compiled."""
     job = subject.job()
     model, backends = job.load_model(), {}

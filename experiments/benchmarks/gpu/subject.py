@@ -12,10 +12,10 @@ import torch
 from omegaconf import DictConfig
 
 from eval.latency import Spread
+from experiments.benchmarks.gpu.schedules import Counted, counted
 from experiments.job.cli import compose_config
 from experiments.job.job import Job, make_job
 from experiments.job.method import make_method
-from experiments.studies.paper_flops import published_schedule
 from flowcache.method import Method
 from flowcache.reuse.replay import Replay
 
@@ -47,12 +47,15 @@ class Subject:
 
     def method(self, name: str, *overrides: str) -> Method:
         """A method by name. One that decides by distances follows the schedule of the published compute."""
-        config = self.config(f"method={name}", *overrides)
-        method = make_method(config)
+        method = make_method(self.config(f"method={name}", *overrides))
         if method.reuse.looks_at is None:
             return method
-        computed = published_schedule(config, tuple(self.overrides))
+        computed = self.counted(name, *overrides).computed
         return replace(method, reuse=Followed(computed=computed, distance=method.reuse.distance))
+
+    def counted(self, name: str, *overrides: str) -> Counted:
+        """The compute of a video by a method, and the schedule that it follows."""
+        return counted(self.overrides, name, overrides)
 
 
 def inputs(job: Job, **options: Any) -> dict[str, Any]:

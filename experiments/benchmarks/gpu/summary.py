@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from eval.atomic import atomic_path
+from experiments.benchmarks.gpu.micro_tables import micro_tables, table
 from experiments.benchmarks.gpu.official_code import HOW_TO
-from experiments.show.results import Column, Table, markdown
+from experiments.show.results import Table, markdown
 
 GIB, PFLOP = 2**30, 1e15
 SUMMARY = "summary.md"
@@ -21,19 +21,39 @@ OFFICIAL = {"skyreels": "c_skyreels_official", "magi": "d_magi_official"}
 Figures = dict[str, dict[str, Any]]
 
 
-def write_summary(folder: Path) -> str:
-    """Write ``summary.md`` beside the cases' files and return it."""
+@dataclass(frozen=True)
+class Missing:
+    """Of a case without a file: about how many seconds it takes, 0 where nobody asked; and why it has none."""
+
+    seconds: float
+    why: str
+
+
+def write_summary(folder: Path, missing: Mapping[str, Missing] | None = None, command: str = "") -> str:
+    """Write ``summary.md`` beside the cases' files and return it. ``command`` goes on with what is missing."""
     documents = {
         path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("[a-g]_*.json"))
     }
     figures = {name: document["figures"] for name, document in documents.items()}
-    text = "\n".join([_head(documents), *(markdown(table) for table in _tables(figures) if len(table.data))])
+    told = [] if not missing else [_missing(missing, command)]
+    text = "\n".join([_head(documents), *told, *(markdown(table) for table in _tables(figures) if len(table.data))])
     with atomic_path(folder / SUMMARY) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
 
 
+def _missing(missing: Mapping[str, Missing], command: str) -> str:
+    lines = [
+        f"* {name}: {case.why}" + (f" (about {case.seconds:.0f} s)" if case.seconds else "")
+        for name, case in missing.items()
+    ]
+    go_on = f"\nTo go on: `{command}`\n" if command else ""
+    return "\n".join(["**Missing**:\n", *lines, go_on])
+
+
 def _head(documents: dict[str, Any]) -> str:
+    if not documents:
+        return "**Nothing was measured.**\n"
     machines = [document["environment"] for document in documents.values()]
     told = sorted({_machine(machine) for machine in machines})
     options = sorted({" ".join(document["overrides"]) or "none" for document in documents.values()})
@@ -49,14 +69,14 @@ def _machine(machine: dict[str, Any]) -> str:
 
 
 def _tables(figures: Figures) -> Iterator[Table]:
-    yield _table("Targets.", "Of one H100.", _targets(figures), ("target", "wanted", "measured", "verdict"))
-    yield _table("Ceilings (a).", "Medians.", _ceilings(figures), ("ceiling", "measured"))
+    yield table("Targets.", "Of one H100.", _targets(figures), ("target", "wanted", "measured", "verdict"))
+    yield from micro_tables(figures.get("a_micro", {}))
     columns = ("model", "context", "ms", "TFLOP/s", "share of ceiling")
-    yield _table(
+    yield table(
         "A chunk's forward (b)", "by the chunks that it attends to, itself included.", _forwards(figures), columns
     )
     columns = ("model", "kernel", "context", "ms", "TFLOP/s", "share of ceiling", "compile s")
-    yield _table("The same by kernel (b).", "`math` would not fit.", _kernels(figures), columns)
+    yield table("The same by kernel (b).", "`math` would not fit.", _kernels(figures), columns)
     columns = (
         "of a",
         "tokens",
@@ -68,7 +88,7 @@ def _tables(figures: Figures) -> Iterator[Table]:
         "verdict",
     )
     text = "SkyReels-V2's two by diffusers' forward; medians, and the whole spread in the verdict."
-    yield _table("Guidance branches in turn and batched (b).", text, _branches(figures), columns)
+    yield table("Guidance branches in turn and batched (b).", text, _branches(figures), columns)
     columns = (
         "model",
         "method",
@@ -85,14 +105,14 @@ def _tables(figures: Figures) -> Iterator[Table]:
     notes = (
         "One video each, after a short one that is not timed; speed-up against vanilla's. (f): KV budget 1 chunk.",
     )
-    yield _table("Videos (c, d, f).", "Whole, with text and VAE.", _videos(figures), columns, notes)
+    yield table("Videos (c, d, f).", "Whole, with text and VAE.", _videos(figures), columns, notes)
     columns = ("model", "rows", "ours, ms a row", "official, ms a row", "ratio of all", "difference", "replaced")
     text = "same weights and decisions; how far the latents end apart, and what torch's own operations replace."
-    yield _table("Beside the official FlowCache code (c, d):", text, _official(figures), columns)
+    yield table("Beside the official FlowCache code (c, d):", text, _official(figures), columns)
     columns = ("method", "steps", "rows run", "PFLOPs", "s of all rows, estimated")
-    yield _table("MAGI-1 at 64 steps, estimated (d)", "from a sample of rows.", _estimates(figures), columns)
+    yield table("MAGI-1 at 64 steps, estimated (d)", "from a sample of rows.", _estimates(figures), columns)
     columns = ("keys", "queries", "ms", "whole matrix ms", "MiB", "whole matrix MiB", "same kept")
-    yield _table("Compression (e)", "of one layer, against the whole-matrix form.", _compression(figures), columns)
+    yield table("Compression (e)", "of one layer, against the whole-matrix form.", _compression(figures), columns)
     columns = (
         "chunks",
         "s a chunk, 2nd quarter",
@@ -101,15 +121,11 @@ def _tables(figures: Figures) -> Iterator[Table]:
         "peak GiB, 2nd quarter",
         "last quarter ",
     )
-    yield _table("A long video (g).", "MAGI-1, frames of 480x480, 4 steps a chunk.", _long(figures), columns)
-
-
-def _table(title: str, text: str, rows: list[tuple], names: tuple[str, ...], notes: tuple[str, ...] = ()) -> Table:
-    return Table(title, text, tuple(Column(name, name) for name in names), pd.DataFrame(rows, columns=names), notes)
+    yield table("A long video (g).", "MAGI-1, frames of 480x480, 4 steps a chunk.", _long(figures), columns)
 
 
 def _targets(figures: Figures) -> list[tuple]:
-    rows, ceiling = [], figures.get("a_ceilings", {}).get("matmul_tflops")
+    rows, ceiling = [], figures.get("a_micro", {}).get("matmul_tflops")
     for model in VANILLA:
         found = figures.get(f"b_{model}_forward")
         share = None if not (found and ceiling) else min(c["tflops_per_s"] for c in found["contexts"]) / ceiling
@@ -148,19 +164,9 @@ def _target(name: str, value: float | None, wanted: float, at_least: bool) -> tu
     return name, f"{'>=' if at_least else '<'} {wanted}", f"{value:.3f}", "met" if met else "**missed**"
 
 
-def _ceilings(figures: Figures) -> list[tuple]:
-    if "a_ceilings" not in figures:
-        return []
-    f = figures["a_ceilings"]
-    return [
-        (f"bfloat16 product of {f['matmul_size']} x {f['matmul_size']}", f"{f['matmul_tflops']:.0f} TFLOP/s"),
-        (f"copy of {f['copy_bytes'] / GIB:.3g} GiB, read and written", f"{f['copy_gb_per_s']:.0f} GB/s"),
-    ]
-
-
 def _rate(figures: Figures, measured: dict[str, Any]) -> tuple[str, str, str]:
     """Milliseconds, TFLOP/s and share of the ceiling."""
-    ceiling = figures.get("a_ceilings", {}).get("matmul_tflops")
+    ceiling = figures.get("a_micro", {}).get("matmul_tflops")
     rate = measured["tflops_per_s"]
     return f"{1e3 * measured['seconds']['median']:.2f}", f"{rate:.3g}", f"{rate / ceiling:.1%}" if ceiling else "-"
 

@@ -9,19 +9,18 @@ import torch
 from eval.latency import take
 from experiments.benchmarks.gpu.subject import Followed, Subject, inputs, wait
 from experiments.job.job import Job
-from experiments.job.method import make_method
-from experiments.run.dry_run import count
 from experiments.studies.paper_flops import vanilla_like
 from flowcache.clock import SectionClock
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
 from flowcache.reuse.base import Decision
-from flowcache.sampler import generate
+from flowcache.sampler import generate, sample
 from flowcache.trace import Trace
 
 GIB = 2**30
 WARMUP_STEPS = 4
+SAMPLED_EVERY = 8
 
 
 def video(subject: Subject, name: str, *overrides: str) -> dict[str, Any]:
@@ -48,16 +47,15 @@ def video(subject: Subject, name: str, *overrides: str) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def sampled_video(subject: Subject, name: str, every: int = 8) -> dict[str, Any]:
+def sampled_video(subject: Subject, name: str, every: int = SAMPLED_EVERY) -> dict[str, Any]:
     """An estimate of the rows' time from some of them: each in which a chunk starts or ends, and every eighth.
 
     The others' time is taken to be what their FLOPs take at the rate of these. Distances, text and VAE are left out.
     """
-    job, method, config = subject.job(), subject.method(name), subject.config(f"method={name}")
+    job, method, flops = subject.job(), subject.method(name), subject.counted(name).flops
     model = job.load_model()
     warm_up(job, model, method)
     decisions = method.reuse.computed if isinstance(method.reuse, Followed) else None
-    flops = count(config, make_method(config), decisions).trace.flops
     generation = model.generation(num_frames=job.num_frames, method=method, **inputs(job))
     generation.start(SectionClock("cpu"))
     rows, work = generation.schedule.rows, []
@@ -113,6 +111,10 @@ def long_video(subject: Subject, kv_budget: str = "1 chunk") -> dict[str, Any]:
 
 
 def warm_up(job: Job, model: Any, method: Method) -> None:
-    """One chunk in a few steps, not timed."""
-    short = inputs(job, num_steps=WARMUP_STEPS)
-    take(model, num_frames=model.frames_of(1), method=vanilla_like(method), device=job.device, **short)
+    """What is worked out once, not timed: a chunk in a few steps, decoded, and all the video's shapes by one layer."""
+    short, computes = inputs(job, num_steps=WARMUP_STEPS), vanilla_like(method)
+    take(model, num_frames=model.frames_of(1), method=computes, device=job.device, **short)
+    generation = model.generation(num_frames=job.num_frames, method=computes, **inputs(job))
+    with model.one_layer():
+        for _ in sample(generation):
+            pass

@@ -211,7 +211,7 @@ class ParallelAttention(nn.Module):
         seen, queries = [], query.unflatten(2, (pack.slices[-1].stop, -1))
         for index, (member, tokens) in enumerate(zip(pack.members, pack.slices, strict=True)):
             if member.alone:
-                seen.append((key[:, :, tokens], value[:, :, tokens], None))
+                seen.append((key[:, :, tokens].contiguous(), value[:, :, tokens].contiguous(), None))
             elif pack.cache is not None:
                 span, own = (self.layer, *member.keys), queries[:, :, tokens].flatten(2, 3)
                 seen.append((*pack.cache.read(*span), pack.cache.mask(*span, own)))
@@ -238,10 +238,13 @@ class ParallelAttention(nn.Module):
         return query.unflatten(2, (pack.slices[-1].stop, -1))[:, :, tokens].transpose(2, 3).flatten(1, 2)
 
     def _attend(self, query: Tensor, seen: list[tuple[Tensor, Tensor, Tensor | None]], pack: Pack) -> Tensor:
-        """Each member's folded queries against what it sees (key, value [B, G, L, E], mask) -> [B, S, H*E]."""
+        """Each member's folded queries against what it sees (key, value [B, G, L, E], mask) -> [B, S, H*E].
+
+        Contiguous, so that strides do not depend on who else is in the pack: cuDNN builds a plan for new ones.
+        """
         queries = query.unflatten(2, (pack.slices[-1].stop, -1))
         outputs = [
-            F.scaled_dot_product_attention(queries[:, :, tokens].flatten(2, 3), key, value, attn_mask=mask)
+            F.scaled_dot_product_attention(queries[:, :, tokens].flatten(2, 3).contiguous(), key, value, attn_mask=mask)
             for tokens, (key, value, mask) in zip(pack.slices, seen, strict=True)
         ]
         folded = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)

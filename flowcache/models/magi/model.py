@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from warnings import warn
@@ -10,12 +11,12 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from flowcache.kernels import AUTO, set_kernels
+from flowcache.kernels import AUTO, one_layer, set_kernels
 from flowcache.method import Method
 from flowcache.models.base import check_request, noise_source
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.device import usable_device
-from flowcache.models.frames import as_floats
+from flowcache.models.frames import as_floats, as_uint8
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.checkpoint import locate, read_vae_config
@@ -33,6 +34,7 @@ from flowcache.models.magi.text import (
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
+from flowcache.models.shapes import shapes_of
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
@@ -94,7 +96,7 @@ class Magi:
                 f"decodes {vae_config.z_chans}: they belong to different checkpoints; download both of one"
             )
         with torch.device("meta"):
-            dit, vae = MagiDit(config.dit), MagiVae(vae_config)
+            dit, vae = MagiDit(config.dit), MagiVae(vae_config).to(_vae_type(device))
         check_weights(dit, files.weights)
         check_weights(vae, files.vae)
         channels = config.dit.caption_channels
@@ -128,7 +130,7 @@ class Magi:
         device, seed = usable_device(device), plain(seed)
         config, vae_config = _configurations(size, checkpoint)
         with torch.device("meta"):
-            dit, vae = MagiDit(config.dit), MagiVae(vae_config or VaeConfig())
+            dit, vae = MagiDit(config.dit), MagiVae(vae_config or VaeConfig()).to(_vae_type(device))
         for module in (dit, vae):
             fill_random(module, device, seed)
         text = BlankText(caption_tokens, config.dit.caption_max_length, config.dit.caption_channels, device)
@@ -154,11 +156,24 @@ class Magi:
         """See flowcache.kernels.set_kernels."""
         set_kernels(self.dit, attention_backend, compiled)
 
+    def one_layer(self) -> AbstractContextManager[None]:
+        """See flowcache.kernels.one_layer."""
+        return one_layer(self.dit)
+
     @property
     def weights_bytes(self) -> dict[str, int]:
         """Of every network, by its name."""
         text = getattr(self.text_encoder, "encoder", None)
         return weights_bytes({"transformer": self.dit, "VAE": self.vae, "text encoder": text})
+
+    def decoder_on_meta(self, height: int, width: int) -> Callable[[], Tensor] | None:
+        """See flowcache.models.base.VideoModel."""
+        if self.vae is None:
+            return None
+        config, runtime, size = self.vae.config, self.config.runtime, self._latent_size(height, width)
+        latent = torch.empty(1, config.z_chans, runtime.chunk_width, *size, device="meta", dtype=torch.float32)
+        vae, tiling = shapes_of(self.vae), Tiling(frames=runtime.fps // 2)
+        return lambda: as_uint8(vae.tiled_decode(latent, tiling))
 
     @property
     def chunk_frames(self) -> int:
@@ -263,9 +278,8 @@ class Magi:
     def _encode_prefix(self, frames: Tensor) -> Tensor:
         if self.vae is None:
             raise ValueError("given frames must be encoded, and this model has no VAE; load it from a checkpoint")
-        video, dtype = as_floats(frames.to(self.device)), self.vae.decoder.proj_in.weight.dtype
-        latent = self.vae.tiled_encode(video.to(dtype), Tiling(frames=self.config.runtime.fps // 2))
-        return latent.float() * self.config.runtime.scale_factor
+        tiling = Tiling(frames=self.config.runtime.fps // 2)
+        return self.vae.tiled_encode(as_floats(frames.to(self.device)), tiling) * self.config.runtime.scale_factor
 
     def _latent_size(self, height: int, width: int) -> tuple[int, int]:
         factor = SPATIAL_FACTOR if self.vae is None else self.vae.config.patch_size
@@ -292,6 +306,11 @@ class Magi:
                 f"num_frames={num_frames}{after} does not fill whole chunks of {chunk} frames; try num_frames={nearest}"
             )
         return (num_frames + fitting) // chunk
+
+
+def _vae_type(device: torch.device) -> torch.dtype:
+    """As the official code runs it (inference/pipeline/video_process.py); float32 where a device is not made for it."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
 def _configurations(size: str, checkpoint: str | Path | None) -> tuple[MagiConfig, VaeConfig | None]:

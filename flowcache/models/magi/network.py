@@ -132,13 +132,13 @@ class MagiDit(nn.Module):
     """The velocity network: v(x_t, t, caption, history). Time runs from 0 (noise) to 1 (clean).
 
     Attributes:
-        attention_backend: which kernel computes its attention, see flowcache.kernels.
+        attention_backend, depth: which kernel computes its attention, and how many layers run, see flowcache.kernels.
     """
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         self.config = config
-        self.attention_backend = AUTO
+        self.attention_backend, self.depth = AUTO, None
         patch = (config.t_patch_size, config.patch_size, config.patch_size)
         sizes = (config.in_channels, config.hidden_size, patch, patch)
         self.x_embedder = nn.Conv3d(*sizes, bias=False, dtype=torch.float32)
@@ -216,7 +216,7 @@ class MagiDit(nn.Module):
         pack = Pack(tuple(members), rope, cache, running.slices, running.rows(tokens))
         x = running.take(x, dim=1)
         with attention_kernel(self.attention_backend):
-            for layer, own in zip(self.videodit_blocks.layers[: 1 if x.is_meta else None], gates, strict=False):
+            for layer, own in zip(self.videodit_blocks.layers[: 1 if x.is_meta else self.depth], gates, strict=False):
                 x = layer(x, own, pack)
         x = self.final_linear.linear(self.videodit_blocks.final_layernorm(x.float()))
         if running.places is not None:

@@ -254,19 +254,27 @@ class MagiVae(nn.Module):
         return video[:, :, :1] if latent.shape[2] == 1 else video
 
     def tiled_encode(self, video: Tensor, tiling: Tiling) -> Tensor:
-        """``encode`` tile by tile; overlaps are blended in the latent, each tile against already blended neighbours."""
+        """``encode`` tile by tile, float32; overlaps are blended in the latent, each tile against already blended
+        neighbours."""
         latent_tile, pixel_tile = self._tiles(tiling)
         with self.presence:
-            return _tiled(video, self.encode, pixel_tile, latent_tile, tiling.spatial_overlap, in_place=True)
+            encode = self._in_own_type(self.encode)
+            return _tiled(video, encode, pixel_tile, latent_tile, tiling.spatial_overlap, in_place=True)
 
     def tiled_decode(self, latent: Tensor, tiling: Tiling) -> Tensor:
-        """Video [N, 3, F, H, W] of a part of one, tile by tile; overlaps are blended in pixels, each tile against
-        neighbours as decoded. Every latent frame gives ``patch_length`` pixel frames, one that is alone in its tile too
-        (upstream shows one frame of it, as of a still, and so loses the others).
+        """Video float32 [N, 3, F, H, W] of a part of one, tile by tile; overlaps are blended in pixels, each tile
+        against neighbours as decoded. Every latent frame gives ``patch_length`` pixel frames, one that is alone in its
+        tile too (upstream shows one frame of it, as of a still, and so loses the others).
         """
         latent_tile, pixel_tile = self._tiles(tiling)
         with self.presence:
-            return _tiled(latent, self.decoder, latent_tile, pixel_tile, tiling.spatial_overlap, in_place=False)
+            decode = self._in_own_type(self.decoder)
+            return _tiled(latent, decode, latent_tile, pixel_tile, tiling.spatial_overlap, in_place=False)
+
+    def _in_own_type(self, function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """A function of float32 tiles: tiles are blended in it whatever the weights' type."""
+        dtype = self.decoder.proj_in.weight.dtype
+        return lambda tile: function(tile.to(dtype)).float()
 
     def _tiles(self, tiling: Tiling) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
         """A tile in latent frames, rows and columns, and in pixel frames and pixels."""

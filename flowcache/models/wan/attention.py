@@ -148,7 +148,7 @@ class Block:
         # which may take the place of what has left its own window.
         for seen, group in groupby(range(len(members)), lambda i: members[i].keys):
             own = list(group)
-            queries = query[:, :, starts[own[0]] : starts[own[-1] + 1]]
+            queries = _part(query, starts[own[0]], starts[own[-1] + 1])
             if cache is not None:
                 for i in own:
                     span, member = slice(starts[i], starts[i + 1]), members[i]
@@ -160,9 +160,15 @@ class Block:
                 outputs.append(cache.attend(self.layer, queries, *seen))
             else:
                 (first, last), origin = seen, members[0].position
-                span = slice(starts[first - origin], starts[last + 1 - origin])
-                outputs.append(F.scaled_dot_product_attention(queries, key[:, :, span], value[:, :, span]))
+                span = starts[first - origin], starts[last + 1 - origin]
+                outputs.append(F.scaled_dot_product_attention(queries, _part(key, *span), _part(value, *span)))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+
+
+def _part(x: Tensor, start: int, end: int) -> Tensor:
+    """Some tokens [1, H, T, E] of x [1, H, S, E], by strides that do not tell how many S are: cuDNN builds a plan for
+    each that it has not met."""
+    return x[0, :, start:end][None]
 
 
 def caption_kv(attn: Attention, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -43,7 +43,7 @@ class WanNetwork:
     Raises ValueError for a transformer that takes more than text and latents.
 
     Attributes:
-        attention_backend: which kernel computes its attention, see flowcache.kernels.
+        attention_backend, depth: which kernel computes its attention, and how many layers run, see flowcache.kernels.
     """
 
     def __init__(self, transformer: Transformer) -> None:
@@ -52,7 +52,7 @@ class WanNetwork:
         if problem:
             raise ValueError(problem)
         self.transformer, self.config = transformer, config
-        self.attention_backend = AUTO
+        self.attention_backend, self.depth = AUTO, None
         self._blocks = [Block(block, layer) for layer, block in enumerate(transformer.blocks)]
 
     @property
@@ -107,7 +107,7 @@ class WanNetwork:
         On device "meta", where there are shapes alone, one block stands for all, which are alike.
         """
         with attention_kernel(self.attention_backend):
-            for block in self._blocks[: 1 if x.is_meta else None]:
+            for block in self._blocks[: 1 if x.is_meta else self.depth]:
                 x = block(x, modulation, caption, pack)
         return x
 

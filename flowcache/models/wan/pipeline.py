@@ -5,6 +5,8 @@ Shape letters: L caption tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
@@ -13,12 +15,15 @@ import torch
 from diffusers import AutoencoderKLWan, DiffusionPipeline, ModelMixin
 from torch import Tensor
 
-from flowcache.kernels import AUTO, set_kernels
+from flowcache.kernels import AUTO, one_layer, set_kernels
 from flowcache.models.checkpoint import CheckpointError, weights_bytes
 from flowcache.models.device import usable_device
+from flowcache.models.frames import as_uint8
 from flowcache.models.inputs import plain
 from flowcache.models.offload import Visits
 from flowcache.models.random_weights import fill_random
+from flowcache.models.shapes import shapes_of
+from flowcache.models.wan.config import TEMPORAL_FACTOR
 from flowcache.models.wan.modules import fill_rope, load_vae, set_dtypes
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.text import MAX_TOKENS, TextEncoder
@@ -168,12 +173,26 @@ class WanPipeline(Generic[Network, Sampling]):
         """See flowcache.kernels.set_kernels."""
         set_kernels(self.network, attention_backend, compiled)
 
+    def one_layer(self) -> AbstractContextManager[None]:
+        """See flowcache.kernels.one_layer."""
+        return one_layer(self.network)
+
     @property
     def weights_bytes(self) -> dict[str, int]:
         """Of every network, by its name."""
         vae = None if self.vae is None else self.vae.vae
         text = None if self.text_encoder is None else self.text_encoder.encoder
         return weights_bytes({"transformer": self.network.transformer, "VAE": vae, "text encoder": text})
+
+    def decoder_on_meta(self, height: int, width: int) -> Callable[[], Tensor] | None:
+        """See flowcache.models.base.VideoModel."""
+        if self.vae is None:
+            return None
+        rows, columns = height // self.vae.spatial_factor, width // self.vae.spatial_factor
+        channels, frames = self.vae.vae.config.z_dim, self.chunk_frames // TEMPORAL_FACTOR
+        latent = torch.empty(1, channels, frames, rows, columns, device="meta", dtype=torch.float32)
+        decode = WanVae(shapes_of(self.vae.vae)).decoder()
+        return lambda: as_uint8(decode(latent))
 
     def _encode(self, prompt: str, name: str = "prompt") -> Tensor:
         """Prompt -> features float32 [1, L, text channels]; ``name`` is what it was given as."""
