@@ -1,0 +1,121 @@
+"""What a device was asked to do: its operators by section and row, and what a loop at full speed must not do."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["product", "convolution", "attention", "elementwise"]
+Event = Literal["read by the host", "copy to the device", "float64"]
+SETUP = -1  # the row of what comes before the first
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One launch.
+
+    Attributes:
+        name: PyTorch's.
+        kind: matrix product, convolution, attention, or anything else, which moves bytes.
+        dtype: of what it takes.
+        flops: multiply-adds count 2; 0 of elementwise ones.
+        num_bytes: read and written, each tensor once, broadcast dimensions too.
+        masked: of attention, whether it takes a mask.
+    """
+
+    name: str
+    kind: Kind
+    dtype: str
+    flops: int
+    num_bytes: int
+    masked: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a generation: the sampler's section ("transformer", "vae", ...; "" outside of any), and the row."""
+
+    section: str
+    row: int
+
+
+@dataclass(frozen=True)
+class Incident:
+    """Something that a row is to do without, and the line that did it."""
+
+    event: Event
+    place: Place
+    line: str
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Of some operators together; see Operator."""
+
+    launches: int
+    flops: int
+    num_bytes: int
+
+
+class OperatorLog:
+    """Filled while a generation runs.
+
+    Attributes:
+        place: where it is.
+        operators: how often each ran where; of several networks' logs, sums and differences mean what they say.
+        incidents: how often each happened.
+    """
+
+    def __init__(self, operators: Counter[tuple[Place, Operator]] | None = None) -> None:
+        self.place = Place("", SETUP)
+        self.operators: Counter[tuple[Place, Operator]] = Counter() if operators is None else operators
+        self.incidents: Counter[Incident] = Counter()
+
+    def add(self, operator: Operator) -> None:
+        self.operators[self.place, operator] += 1
+
+    def note(self, event: Event, line: str) -> None:
+        self.incidents[Incident(event, self.place, line)] += 1
+
+    def totals(self, keep: Callable[[Place, Operator], bool] = lambda place, operator: True) -> Totals:
+        """Of the operators to keep."""
+        kept = [(o, count) for (place, o), count in self.operators.items() if keep(place, o)]
+        return Totals(
+            sum(count for _, count in kept),
+            sum(count * operator.flops for operator, count in kept),
+            sum(count * operator.num_bytes for operator, count in kept),
+        )
+
+    def in_rows(self, event: Event) -> Counter[tuple[int, str]]:
+        """How often it happened in each row and line, text and decoding aside."""
+        found: Counter[tuple[int, str]] = Counter()
+        for incident, count in self.incidents.items():
+            if incident.event == event and is_in_row(incident.place):
+                found[incident.place.row, incident.line] += count
+        return found
+
+    def launches_by_row(self) -> Counter[int]:
+        """Text and decoding aside."""
+        rows: Counter[int] = Counter()
+        for (place, _), count in self.operators.items():
+            if is_in_row(place):
+                rows[place.row] += count
+        return rows
+
+
+def is_in_row(place: Place) -> bool:
+    """Whether it is of the sampler's loop, and not of what comes before or of the VAE."""
+    return place.row != SETUP and place.section != "vae"
+
+
+def with_layers(logs: Iterable[OperatorLog], num_layers: int) -> OperatorLog:
+    """What a network of ``num_layers`` does, from what two of one and of two layers do: layers are alike, so that the
+    difference is what one more of them does, in every row. Incidents are the second one's."""
+    one, two = logs
+    keys = one.operators.keys() | two.operators.keys()
+    counts = {k: two.operators[k] + (num_layers - 2) * (two.operators[k] - one.operators[k]) for k in keys}
+    whole = OperatorLog(Counter({key: count for key, count in counts.items() if count}))
+    whole.incidents = two.incidents
+    return whole
