@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 
 _aten = torch.ops.aten
@@ -22,7 +23,7 @@ class OperatorsAlone(TorchFunctionMode):
             device = kwargs.pop("device", None)
             made = func(*args, **kwargs)
             return made if device is None else made.to(device)
-        if func in _BINDINGS and args[0].is_cuda:
+        if func in _BINDINGS and isinstance(args[0], FakeTensor):
             return _BINDINGS[func](*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -80,8 +81,14 @@ def _dimensions(item: Any) -> int:
 _BINDINGS: dict[Callable, Callable] = {
     Tensor.__getitem__: indexed,
     Tensor.__setitem__: set_indexed,
+    Tensor.__invert__: _aten.bitwise_not.default,
     Tensor.contiguous: _aten.contiguous.default,
     Tensor.copy_: _aten.copy_.default,
+    Tensor.item: _aten._local_scalar_dense.default,
+    Tensor.__bool__: lambda tensor: bool(_aten._local_scalar_dense.default(tensor)),
+    Tensor.__int__: lambda tensor: int(_aten._local_scalar_dense.default(tensor)),
+    Tensor.__index__: lambda tensor: int(_aten._local_scalar_dense.default(tensor)),
+    Tensor.__float__: lambda tensor: float(_aten._local_scalar_dense.default(tensor)),
     Tensor.cpu: lambda tensor: tensor.to("cpu"),
     Tensor.numpy: lambda tensor: tensor.to("cpu").numpy(),
     Tensor.tolist: lambda tensor: tensor.to("cpu").tolist(),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,9 +24,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import DispatchKey
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode, unset_fake_temporarily
+from torch._subclasses.fake_tensor import (
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+    unset_fake_temporarily,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map_only
 
 from eval.flops import PRODUCTS
 from eval.peak_memory import PeakBytes
@@ -38,6 +45,7 @@ GIB = 2**30
 Read = Callable[[torch.Size, torch.dtype], Tensor]
 
 _aten = torch.ops.aten
+_DEVICE = torch.device("cuda:0")
 _COPIES = (_aten._to_copy, _aten.copy_)
 _ALLOCATIONS = (_aten.empty, _aten.empty_like, _aten.empty_strided, _aten.new_empty, _aten.new_empty_strided)
 _VIEWS = (_aten._unsafe_view, _aten.detach, _aten.alias, _aten.lift_fresh, _aten._reshape_alias)  # by no schema
@@ -62,6 +70,43 @@ def zeros(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.full(shape, dtype == torch.bool, dtype=dtype)
 
 
+class _Call:
+    """An operator and what it is given: ``key`` is all that its results' shapes depend on."""
+
+    def __init__(self, func: Any, args: tuple, kwargs: dict) -> None:
+        self.func, self.on_device = func, False
+        self.tensors: list[Tensor] = []
+        parts: list[Any] = [func]
+        self._describe(args, parts)
+        for name, value in kwargs.items():
+            parts.append(name)
+            self._describe((value,), parts)
+        self.key = tuple(parts)
+
+    def _describe(self, values: Sequence[Any], parts: list[Any]) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                is_here = isinstance(value, FakeTensor)
+                self.on_device |= is_here
+                self.tensors.append(value)
+                parts += (is_here, value.shape, value.stride(), value.dtype)
+            elif isinstance(value, list | tuple):
+                parts.append(len(value))
+                self._describe(value, parts)
+            else:
+                self.on_device |= isinstance(value, torch.device) and value.type == "cuda"
+                parts += (type(value), value)
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Of an operator that ran: what it did, and shape, strides and type of its results; None of one in place."""
+
+    operator: Operator | None
+    results: list[tuple[torch.Size, tuple[int, ...], torch.dtype]] | None
+    is_single: bool = True
+
+
 class EmulatedCuda(TorchDispatchMode):
     """Device "cuda:0" on any machine, for this thread; it needs its number. Models are imported before it is there.
 
@@ -84,6 +129,7 @@ class EmulatedCuda(TorchDispatchMode):
         self.clock: SectionClock = _Sections(self._visit)
         self._read, self._memory_gib, self._fake = read, memory_gib, FakeTensorMode(allow_non_fake_inputs=True)
         self._bindings = OperatorsAlone()
+        self._known: dict[tuple, _Known] = {}
 
     @contextmanager
     def running(self) -> Iterator[EmulatedCuda]:
@@ -105,28 +151,46 @@ class EmulatedCuda(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        leaves = tree_leaves((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        to_device = any(isinstance(leaf, torch.device) and leaf.type == "cuda" for leaf in leaves)
         if func.namespace != "aten":  # what a tensor is asked about itself
             return func(*args, **kwargs)
-        if not to_device and not any(tensor.is_cuda for tensor in tensors):
+        call = _Call(func, args, kwargs)
+        if not call.on_device:
             with unset_fake_temporarily():
                 return func(*args, **kwargs)
+        if (known := self._known.get(call.key)) is not None:
+            return self._again(known, args[0])
         if func.overloadpacket is _aten.scaled_dot_product_attention:
             return self._attention(*args, **kwargs)
         if _is_composite(func):  # in inference mode operators come whole that are made up of others
             with self:
                 return func._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        if _is_view(func):
+            with in_kernel_invocation_manager(self._fake):
+                views = func(*args, **kwargs)
+            return tree_map_only(Tensor, self._wrapped, views)
         with self._bindings:
-            return self._operator(func, args, kwargs, tensors)
+            return self._operator(call, args, kwargs)
 
-    def _operator(self, func: Any, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
-        packet = func.overloadpacket
+    def _wrapped(self, shape_alone: Tensor) -> FakeTensor:
+        return FakeTensor(self._fake, shape_alone, _DEVICE)
+
+    def _again(self, known: _Known, first: Tensor) -> Any:
+        """What an operator gives that ran before on tensors of the same shapes."""
+        if known.operator is not None:
+            self.log.add(known.operator)
+        if known.results is None:
+            return first
+        with unset_fake_temporarily():
+            made = [self._wrapped(torch.empty_strided(*each[:2], dtype=each[2], device="meta")) for each in known.results]
+        self.memory.add(made, set())
+        return made[0] if known.is_single else tuple(made)
+
+    def _operator(self, call: _Call, args: tuple, kwargs: dict) -> Any:
+        func, packet, tensors = call.func, call.func.overloadpacket, call.tensors
         if packet is _aten._local_scalar_dense:
             with unset_fake_temporarily():
                 return self._to_host(torch.Size(()), tensors[0].dtype).item()
-        if packet in _COPIES and {tensor.device.type for tensor in tensors} | _target(kwargs) == {"cpu", "cuda"}:
+        if packet in _COPIES and {_place(tensor) for tensor in tensors} | _target(kwargs) == {"cpu", "cuda"}:
             return self._copy(packet, args, kwargs)
         if packet in _DATA_DEPENDENT:
             self.log.note("read by the host", _line())
@@ -139,12 +203,20 @@ class EmulatedCuda(TorchDispatchMode):
             raise NotImplementedError(
                 f"{_line()}: {func} gives as many numbers as its numbers say, and an emulated device has none"
             ) from error
-        made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        made = [result] if isinstance(result, Tensor) else [each for each in result if isinstance(each, Tensor)]
         self.memory.add(made, given)
+        operator = None
+        if packet not in _ALLOCATIONS:
+            operator = _described(func, args, kwargs, tensors, made)
+            self.log.add(operator)
         if torch.float64 in {tensor.dtype for tensor in (*tensors, *made)}:
             self.log.note("float64", _line())
-        if not _is_view(func) and packet not in _ALLOCATIONS:
-            self.log.add(_described(func, args, kwargs, tensors, made))
+        elif result is args[0]:
+            self._known[call.key] = _Known(operator, None)
+        elif packet not in (*_DATA_DEPENDENT, *_INDEXING) and isinstance(result, Tensor | tuple):
+            specs = [(each.shape, each.stride(), each.dtype) for each in made]
+            if isinstance(result, Tensor) or len(made) == len(result):
+                self._known[call.key] = _Known(operator, specs, isinstance(result, Tensor))
         return result
 
     @staticmethod
@@ -178,7 +250,7 @@ class EmulatedCuda(TorchDispatchMode):
         """Between host and device."""
         source = args[1] if packet is _aten.copy_ else args[0]
         dtype = kwargs.get("dtype") or source.dtype
-        if source.is_cuda:
+        if isinstance(source, FakeTensor):
             numbers = self._to_host(source.shape, dtype)
             if packet is _aten._to_copy:
                 return numbers
@@ -203,7 +275,7 @@ class EmulatedCuda(TorchDispatchMode):
         """One from the host is copied to the device; a mask on the device is read, and taken to be true throughout."""
         if index is None:
             return None
-        if not index.is_cuda:
+        if not isinstance(index, FakeTensor):
             self.log.note("copy to the device", _line())
             if index.dtype == torch.bool and index.ndim == 1:
                 with unset_fake_temporarily():
@@ -251,6 +323,10 @@ def _host_of(device: torch.device | str) -> torch.device | str:
     return "cpu" if torch.device(device).type == "cuda" else device
 
 
+def _place(tensor: Tensor) -> str:
+    return "cuda" if isinstance(tensor, FakeTensor) else tensor.device.type
+
+
 def _target(kwargs: dict) -> set[str]:
     device = kwargs.get("device")
     return set() if device is None else {torch.device(device).type}
@@ -268,7 +344,7 @@ def _is_view(func: Any) -> bool:
 
 
 def _described(func: Any, args: tuple, kwargs: dict, tensors: list[Tensor], made: list[Tensor]) -> Operator:
-    packet, given = func.overloadpacket, {id(tensor): tensor for tensor in tensors if tensor.is_cuda}
+    packet, given = func.overloadpacket, {id(tensor): tensor for tensor in tensors if isinstance(tensor, FakeTensor)}
     kind: Kind = "elementwise"
     if packet in PRODUCTS:
         kind = "convolution" if packet in _CONVOLUTIONS else "product"
