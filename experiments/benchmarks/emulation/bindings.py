@@ -91,5 +91,4 @@ _BINDINGS: dict[Callable, Callable] = {
     Tensor.__float__: lambda tensor: float(_aten._local_scalar_dense.default(tensor)),
     Tensor.cpu: lambda tensor: tensor.to("cpu"),
     Tensor.numpy: lambda tensor: tensor.to("cpu").numpy(),
-    Tensor.tolist: lambda tensor: tensor.to("cpu").tolist(),
 }

@@ -138,6 +138,7 @@ class EmulatedCuda(TorchDispatchMode):
         properties, generator = SimpleNamespace(total_memory=int(self._memory_gib * GIB)), torch.Generator
         with (
             _replaced(torch, "Generator", lambda device="cpu": generator(_host_of(device))),
+            _replaced(FakeTensor, "tolist", _tolist),
             _replaced(torch.cuda, "get_device_properties", lambda device=None: properties),
             self._bindings,
             self._fake,  # torch looks for no CUDA while it is there
@@ -146,7 +147,7 @@ class EmulatedCuda(TorchDispatchMode):
             yield self
 
     def begin_row(self, row: int) -> None:
-        """Say which row of the schedule comes."""
+        """Say which row of the schedule comes; OUTSIDE after the last."""
         self.log.place = Place(self.log.place.section, row)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -181,7 +182,9 @@ class EmulatedCuda(TorchDispatchMode):
         if known.results is None:
             return first
         with unset_fake_temporarily():
-            made = [self._wrapped(torch.empty_strided(*each[:2], dtype=each[2], device="meta")) for each in known.results]
+            made = [
+                self._wrapped(torch.empty_strided(*each[:2], dtype=each[2], device="meta")) for each in known.results
+            ]
         self.memory.add(made, set())
         return made[0] if known.is_single else tuple(made)
 
@@ -311,12 +314,20 @@ class _Sections(SectionClock):
 
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
+    is_own, before = name in vars(owner), getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        if is_own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def _tolist(tensor: Tensor) -> Any:
+    """In one read, where torch's own would take one for each number."""
+    return tensor.to("cpu").tolist()
 
 
 def _host_of(device: torch.device | str) -> torch.device | str:

@@ -9,7 +9,7 @@ from typing import Literal
 
 Kind = Literal["product", "convolution", "attention", "elementwise"]
 Event = Literal["read by the host", "copy to the device", "float64"]
-SETUP = -1  # the row of what comes before the first
+OUTSIDE = -1  # the row of what comes before the first, and after the last
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class OperatorLog:
     """
 
     def __init__(self, operators: Counter[tuple[Place, Operator]] | None = None) -> None:
-        self.place = Place("", SETUP)
+        self.place = Place("", OUTSIDE)
         self.operators: Counter[tuple[Place, Operator]] = Counter() if operators is None else operators
         self.incidents: Counter[Incident] = Counter()
 
@@ -88,31 +88,28 @@ class OperatorLog:
             sum(count * operator.num_bytes for operator, count in kept),
         )
 
-    def in_rows(self, event: Event) -> Counter[tuple[int, str]]:
-        """How often it happened in each row and line, text and decoding aside."""
-        found: Counter[tuple[int, str]] = Counter()
-        for incident, count in self.incidents.items():
-            if incident.event == event and is_in_row(incident.place):
-                found[incident.place.row, incident.line] += count
-        return found
+    def in_rows(self, event: Event) -> list[Incident]:
+        """Every time that it happened in a row, decoding aside."""
+        return [i for i in self.incidents.elements() if i.event == event and is_in_row(i.place)]
 
     def launches_by_row(self) -> Counter[int]:
-        """Text and decoding aside."""
+        """Decoding and compression aside."""
         rows: Counter[int] = Counter()
         for (place, _), count in self.operators.items():
-            if is_in_row(place):
+            if is_in_row(place) and place.section != "compression":
                 rows[place.row] += count
         return rows
 
 
 def is_in_row(place: Place) -> bool:
     """Whether it is of the sampler's loop, and not of what comes before or of the VAE."""
-    return place.row != SETUP and place.section != "vae"
+    return place.row != OUTSIDE and place.section != "vae"
 
 
 def with_layers(logs: Iterable[OperatorLog], num_layers: int) -> OperatorLog:
     """What a network of ``num_layers`` does, from what two of one and of two layers do: layers are alike, so that the
-    difference is what one more of them does, in every row. Incidents are the second one's."""
+    difference is what one more of them does, in every row. Totals are right; an operator on something of all layers is
+    there as sums of smaller and larger ones. Incidents are the second one's."""
     one, two = logs
     keys = one.operators.keys() | two.operators.keys()
     counts = {k: two.operators[k] + (num_layers - 2) * (two.operators[k] - one.operators[k]) for k in keys}

@@ -10,7 +10,7 @@ import torch
 from hydra.utils import get_object
 
 from experiments.benchmarks.emulation.device import EmulatedCuda, Read, zeros
-from experiments.benchmarks.emulation.operators import OperatorLog
+from experiments.benchmarks.emulation.operators import OUTSIDE, OperatorLog
 from experiments.job.job import Job
 from flowcache.method import Method
 from flowcache.sampler import IdlePart, sample
@@ -64,10 +64,10 @@ def emulate(
                 if decodes:
                     with device.clock("vae"), torch.inference_mode():
                         generation.decode(chunk, latent)
+                if chunk == generation.schedule.num_chunks - 1:
+                    device.begin_row(OUTSIDE)
     schedule = generation.schedule
-    return Emulated(
-        device.log, trace, len(schedule.rows), schedule.num_chunks, model.weights_bytes, device.memory.peak
-    )
+    return Emulated(device.log, trace, len(schedule.rows), schedule.num_chunks, model.weights_bytes, device.memory.peak)
 
 
 def _tell_rows(generation: Any, device: EmulatedCuda) -> None:

@@ -364,7 +364,8 @@ class SkyReelsGeneration(CachingGeneration):
                     branch.cache.finish(chunk - window.first_chunk, is_final=False)
         if self.video is not None:
             shown = given[:, :, : len(prefix) * self.sampling.causal_block_size] if prefix else None
-            self.video.open(shown, emit=self.emit_given_frames and index == 0)
+            with self.clock("vae"):
+                self.video.open(shown, emit=self.emit_given_frames and index == 0)
 
     def _hand_over(self, following: Window) -> Tensor:
         """Latents of the last frames, for the window that begins with them."""
