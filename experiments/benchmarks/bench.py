@@ -2,7 +2,8 @@
 
 latency: a method against vanilla, in turn. flops: counted while running, against the count from shapes. row: where a
 row's time goes. kv: every KV selector and store, and FlowCache's choice against the whole-matrix form. gpu: all that is
-measured on a GPU, at full size. predict: what a run would take on a GPU that is not here. ``python -m experiments.bench <name> --help`` explains one.
+measured on a GPU, at full size. predict: what a run would take on a GPU that is not here. ``python -m
+experiments.bench <name> --help`` explains one.
 """
 
 from __future__ import annotations

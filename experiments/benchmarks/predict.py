@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from hydra.utils import get_object
 
 from experiments.benchmarks.cards import CARDS, Card
-from experiments.benchmarks.emulation.operators import OperatorLog, with_layers
-from experiments.benchmarks.emulation.video import emulate
+from experiments.benchmarks.emulation.operators import OperatorLog, is_in_row, with_layers
+from experiments.benchmarks.emulation.video import Emulated, emulate
 from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.roofline import PARTS, roofline
 from experiments.job.errors import BadInput
@@ -88,11 +89,16 @@ def predicted_run(overrides: tuple[str, ...], method: str, *options: str) -> Run
     """Emulate a job's video with one and with two layers, and tell the whole network's."""
     subject = Subject(("setting=paper", EMULATED, *overrides))
     job, policy = subject.job(), _method(subject, method, *options)
-    one, two = (emulate(job, policy, layers) for layers in (1, 2))
+    one, two = (emulate(job, policy, layers, decodes=layers == 2) for layers in (1, 2))
     layers = _num_layers(job)
-    peak = two.peak_bytes + (layers - 2) * (two.peak_bytes - one.peak_bytes)
+    peak = two.peak_bytes + (layers - 2) * (_bytes_by_layers(two) - _bytes_by_layers(one))
     name = " ".join((method, *options))
     return Run(job.model_name, name, with_layers((one.log, two.log), layers), two.num_rows, peak)
+
+
+def _bytes_by_layers(made: Emulated) -> int:
+    """Of what grows with the network's layers: its weights and the KV caches."""
+    return made.weights_bytes["transformer"] + made.trace.kv_bytes_allocated
 
 
 def _method(subject: Subject, name: str, *options: str) -> Method:
@@ -107,8 +113,6 @@ def _method(subject: Subject, name: str, *options: str) -> Method:
 
 def _num_layers(job: Any) -> int:
     """Of the whole network, which costs nothing on device meta."""
-    from hydra.utils import get_object
-
     model = get_object(job.loader.replace("from_random", "on_meta"))(**job.random_weights, checkpoint=job.checkpoint)
     transformer = getattr(model, "dit", None) or model.network
     return transformer.config.num_layers
@@ -153,7 +157,7 @@ def operators_of(made: Run) -> dict[str, Any]:
             log.totals(lambda place, o: o.kind == "elementwise" and _group(place.section) == section).num_bytes / TERA
         )
 
-    in_rows = Counter(incident.event for incident, n in log.incidents.items() for _ in range(n) if _counts(incident))
+    in_rows = Counter(incident.event for incident in log.incidents.elements() if is_in_row(incident.place))
     return {
         "model": made.model,
         "method": made.method,
@@ -175,12 +179,6 @@ def operators_of(made: Run) -> dict[str, Any]:
 
 def _group(section: str) -> str:
     return section if section in ("vae", "compression") else "rows"
-
-
-def _counts(incident: Any) -> bool:
-    from experiments.benchmarks.emulation.operators import is_in_row
-
-    return is_in_row(incident.place)
 
 
 _PREDICTED = (

@@ -1,7 +1,7 @@
 """Whole videos on the emulated device, at the paper's size: what a row must not do on a GPU, and that it would show.
 
-Networks have two of their layers, which are alike; MAGI-1 takes 8 of its 64 steps a chunk and SkyReels-V2 6 of its 50
-in 117 of its 177 frames, two windows, so that minutes become seconds. Everything else is as in the paper: frames' sizes, tokens, chunks attended.
+Networks have two of their layers, which are alike. MAGI-1 takes 8 of its 64 steps a chunk, and SkyReels-V2 6 of its 50
+in 117 of its 177 frames, two windows; else minutes would pass. Tokens a chunk and chunks attended are the paper's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections import Counter
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from experiments.benchmarks.emulation.device import EmulatedCuda
 from experiments.benchmarks.emulation.operators import OperatorLog, Place, with_layers
@@ -154,9 +153,7 @@ def test_numbers_on_the_host_are_real_and_those_on_the_device_are_read():
     assert not isinstance(on_host, torch._subclasses.FakeTensor)
     events = Counter(incident.event for incident in device.log.incidents.elements())
     assert events == {"read by the host": 2, "copy to the device": 1}
-    assert not any(
-        isinstance(mode, FakeTensorMode) for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack()
-    )
+    assert type(torch.zeros(1)) is torch.Tensor
 
 
 def test_views_cost_nothing_and_broadcasts_count_once():

@@ -1,4 +1,4 @@
-"""What Python's bindings of tensors do, by operators alone: some ask for a CUDA device, which a CPU build cannot have."""
+"""What Python's bindings of tensors do, by operators alone: some ask for a CUDA device, which a CPU build has not."""
 
 from __future__ import annotations
 

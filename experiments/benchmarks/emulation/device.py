@@ -351,7 +351,7 @@ def _is_composite(func: Any) -> bool:
 @cache
 def _is_view(func: Any) -> bool:
     aliases = [value.alias_info for value in func._schema.returns]
-    return func.overloadpacket in _VIEWS or bool(aliases) and all(a is not None and not a.is_write for a in aliases)
+    return func.overloadpacket in _VIEWS or (bool(aliases) and all(a is not None and not a.is_write for a in aliases))
 
 
 def _described(func: Any, args: tuple, kwargs: dict, tensors: list[Tensor], made: list[Tensor]) -> Operator:

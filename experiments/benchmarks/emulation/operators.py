@@ -109,10 +109,12 @@ def is_in_row(place: Place) -> bool:
 def with_layers(logs: Iterable[OperatorLog], num_layers: int) -> OperatorLog:
     """What a network of ``num_layers`` does, from what two of one and of two layers do: layers are alike, so that the
     difference is what one more of them does, in every row. Totals are right; an operator on something of all layers is
-    there as sums of smaller and larger ones. Incidents are the second one's."""
+    there as sums of smaller and larger ones. The VAE has layers of its own: it and incidents are the second log's."""
     one, two = logs
-    keys = one.operators.keys() | two.operators.keys()
-    counts = {k: two.operators[k] + (num_layers - 2) * (two.operators[k] - one.operators[k]) for k in keys}
+    counts = dict(two.operators)
+    for key in one.operators.keys() | two.operators.keys():
+        if key[0].section != "vae":
+            counts[key] = two.operators[key] + (num_layers - 2) * (two.operators[key] - one.operators[key])
     whole = OperatorLog(Counter({key: count for key, count in counts.items() if count}))
     whole.incidents = two.incidents
     return whole
