@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from torch import Tensor
@@ -25,10 +25,14 @@ class PeakBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         given = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and id(leaf.untyped_storage()) not in given | self._made:
-                self._count(leaf)
+        self.add([leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)], given)
         return result
+
+    def add(self, results: Iterable[Tensor], given: Set[int]) -> None:
+        """Count an operator's results. ``given`` are the ids of the storages that it took, which are not made by it."""
+        for result in results:
+            if id(result.untyped_storage()) not in given and id(result.untyped_storage()) not in self._made:
+                self._count(result)
 
     def _count(self, made: Tensor) -> None:
         storage, size = made.untyped_storage(), made.untyped_storage().nbytes()

@@ -2,7 +2,8 @@
 
 latency: a method against vanilla, in turn. flops: counted while running, against the count from shapes. row: where a
 row's time goes. kv: every KV selector and store, and FlowCache's choice against the whole-matrix form. gpu: all that is
-measured on a GPU, at full size. ``python -m experiments.bench <name> --help`` explains one.
+measured on a GPU, at full size. predict: what a run would take on a GPU that is not here. ``python -m
+experiments.bench <name> --help`` explains one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ if TYPE_CHECKING:  # what needs torch is imported late: no help does
 
 BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "kv")}
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"
+BENCHMARKS["predict"] = "experiments.benchmarks.predict"
+WITHOUT_JOB = ("gpu", "predict")  # they make jobs of their own, on a device that may not be here
 
 
 def explain(arguments: list[str]) -> str:
@@ -38,8 +41,7 @@ def main(arguments: list[str]) -> int:
     overrides = [argument for argument in given if argument not in own]
     check_overrides(overrides)
     options = dict(argument.split("=", 1) for argument in own)
-    # The one on a GPU makes jobs of its own, of both models.
-    benchmark.run(overrides if name == "gpu" else _job(overrides), **options)
+    benchmark.run(overrides if name in WITHOUT_JOB else _job(overrides), **options)
     return 0
 
 

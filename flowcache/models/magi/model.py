@@ -119,6 +119,7 @@ class Magi:
         checkpoint: str | Path | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        num_layers: int | None = None,
     ) -> Magi:
         """A model of random weights, for measuring speed: what it generates means nothing.
 
@@ -126,9 +127,12 @@ class Magi:
             size, caption_tokens, checkpoint: as in ``on_meta``.
             device: where the weights are made; the text encoder is left out, and captions are random features.
             seed: of the weights.
+            num_layers: the first so many of the transformer's alone; they are alike.
         """
         device, seed = usable_device(device), plain(seed)
         config, vae_config = _configurations(size, checkpoint)
+        if num_layers is not None:
+            config = replace(config, dit=replace(config.dit, num_layers=num_layers))
         with torch.device("meta"):
             dit, vae = MagiDit(config.dit), MagiVae(vae_config or VaeConfig()).to(_vae_type(device))
         for module in (dit, vae):

@@ -309,8 +309,7 @@ class SkyReelsGeneration(CachingGeneration):
         return branch.cache.num_keys(member.first_key, member.last_key)
 
     def _compresses_within(self, branch: Branch, row: Row) -> bool:
-        """Whether the published compression comes between the chunks that the row finishes and the others; their keys
-        and values must be final with their last step."""
+        """Whether the published compression comes after the chunks that the row finishes, whose keys must be final."""
         return (
             self.method.kv.select.timing == "published"
             and not self.method.refresh_clean_kv
@@ -390,7 +389,8 @@ class SkyReelsGeneration(CachingGeneration):
                     branch.cache.finish(chunk - window.first_chunk, is_final=False)
         if self._frames is not None:
             shown = given[:, :, : len(prefix) * self.sampling.causal_block_size] if prefix else None
-            self._frames.open(shown, is_first=index == 0)
+            with self.clock("vae"):
+                self._frames.open(shown, is_first=index == 0)
 
     def _hand_over(self, following: Window) -> Tensor:
         """Latents of the last frames, for the window that begins with them."""

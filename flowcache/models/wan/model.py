@@ -92,6 +92,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         checkpoint: str | Path | None = None,
         device: torch.device | str = "cpu",
         seed: int = 0,
+        num_layers: int | None = None,
     ) -> Wan:
         """A model of random weights, for measuring speed: what it generates means nothing.
 
@@ -99,8 +100,9 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
             size, release, checkpoint: as in ``on_meta``.
             device: where the weights are made; the text encoder is left out, and captions are random features.
             seed: of the weights.
+            num_layers: the first so many of the transformer's alone; they are alike.
         """
-        return cls._with_random_weights(*_on_meta(size, release, checkpoint), device, seed)
+        return cls._with_random_weights(*_on_meta(size, release, checkpoint), device, seed, num_layers)
 
     @classmethod
     def on_meta(cls, size: str = "1.3B", release: str = "self_forcing", checkpoint: str | Path | None = None) -> Wan:

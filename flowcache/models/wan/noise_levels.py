@@ -43,5 +43,6 @@ def noised(clean: Tensor, noise: Tensor, level: float) -> Tensor:
 
 
 def clean_of(velocity: Tensor, latent: Tensor, level: float) -> Tensor:
-    """The clean latent that a velocity (noise - clean) makes of a latent; worked out in float64, in its type."""
-    return (latent.double() - level * velocity.double()).to(latent.dtype)
+    """The clean latent that a velocity (noise - clean) makes of a latent, in its type: one pass, where the source works
+    it out in float64 and rounds."""
+    return torch.sub(latent, velocity, alpha=level)

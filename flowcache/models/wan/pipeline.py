@@ -149,9 +149,13 @@ class WanPipeline(Generic[Network, Sampling]):
         sampling: Sampling,
         device: torch.device | str,
         seed: int,
+        num_layers: int | None = None,
     ) -> Self:
         """Of a transformer and a VAE on device "meta", by default the released one; without a text encoder."""
         device, seed = usable_device(device), plain(seed)
+        if num_layers is not None:
+            transformer.blocks = transformer.blocks[:num_layers]
+            transformer.register_to_config(num_layers=num_layers)
         if vae is None:
             with torch.device("meta"):
                 vae = AutoencoderKLWan().float()  # its defaults are the released one's
