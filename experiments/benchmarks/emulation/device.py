@@ -135,9 +135,9 @@ class EmulatedCuda(TorchDispatchMode):
     def running(self) -> Iterator[EmulatedCuda]:
         """Within it the device is there."""
         torch._C._ensureCUDADeviceGuardSet()  # of a CUDA build without a device
-        properties, generator = SimpleNamespace(total_memory=int(self._memory_gib * GIB)), torch.Generator
+        properties = SimpleNamespace(total_memory=int(self._memory_gib * GIB))
         with (
-            _replaced(torch, "Generator", lambda device="cpu": generator(_host_of(device))),
+            _replaced(torch, "Generator", _HostGenerator),
             _replaced(FakeTensor, "tolist", _tolist),
             _replaced(torch.cuda, "get_device_properties", lambda device=None: properties),
             self._bindings,
@@ -328,6 +328,13 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 def _tolist(tensor: Tensor) -> Any:
     """In one read, where torch's own would take one for each number."""
     return tensor.to("cpu").tolist()
+
+
+class _HostGenerator(torch.Generator):
+    """Draws on the host what is asked of the device; a class, for code that asks what a seed is."""
+
+    def __new__(cls, device: torch.device | str = "cpu") -> _HostGenerator:
+        return super().__new__(cls, _host_of(device))
 
 
 def _host_of(device: torch.device | str) -> torch.device | str:
