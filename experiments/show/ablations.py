@@ -102,14 +102,16 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     Args:
         frame: of ``settings_frame``.
         shown: ``figure`` of the experiment file: ``x`` and its ``label``, ``lines`` and what the legend calls them, and
-            what an option without a value (``none``) or with another is called (``names``).
+            what an option without a value (``none``) or with another is called (``names``; ``values`` of one option
+            alone). What is called "" is left out of the legend.
 
     Raises BadInput where no setting is compared with the baseline yet.
     """
     x, lines = shown["x"], shown["lines"]
 
-    def shown_value(value: Any) -> str:
+    def shown_value(value: Any, option: str) -> str:
         names = {_option(None): shown.get("none", "none"), "True": "yes", "False": "no", **shown.get("names", {})}
+        names |= {str(key): name for key, name in shown.get("values", {}).get(option, {}).items()}
         return names.get(_option(value), _option(value))
 
     options = [name for name in lines if name != "method"]
@@ -120,7 +122,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
     if frame.empty:
         raise BadInput(f"no video but {baseline}'s, or none that differs from it; make them with {_SWEEP}")
     numeric = not pd.api.types.is_bool_dtype(frame[x]) and pd.to_numeric(frame[x], errors="coerce").notna().all()
-    ticks = frame[x].map(shown_value)
+    ticks = frame[x].map(lambda value: shown_value(value, x))
     places = {tick: place for place, tick in enumerate(dict.fromkeys(ticks))}
     figure, panels = plt.subplots(2, 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, metric in zip(panels, ("psnr", "ssim"), strict=True):
@@ -134,7 +136,7 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
                 at[order],
                 group.loc[order, metric],
                 yerr=error_bars(group.loc[order, metric], group.loc[order, f"{metric}_ci95"], *RANGES[metric]),
-                label=", ".join(shown_value(group[name].iloc[0]) for name in lines),
+                label=", ".join(filter(None, (shown_value(group[name].iloc[0], name) for name in lines))),
                 elinewidth=0.6,
                 **look(names[0], looks[values[group.index[0]]], pairs[names[0]]),
             )
