@@ -10,7 +10,7 @@ import pytest
 from experiments.benchmarks import predict
 from experiments.benchmarks.cards import CARDS, Card
 from experiments.benchmarks.emulation.operators import Operator, OperatorLog, Place
-from experiments.benchmarks.predict import Run, measured, row_of
+from experiments.benchmarks.predict import Run, efficiency, measured, row_of
 from experiments.benchmarks.roofline import roofline, seconds_of
 from experiments.job.errors import BadInput
 
@@ -67,6 +67,14 @@ def test_figures_of_a_card_stand_beside(tmp_path):
     (folder / "d_magi_vanilla.json").write_text(json.dumps({"figures": {"latency_s": 7.5}}), encoding="utf-8")
     row = row_of(made, CARD, measured(tmp_path, CARD, made))
     assert (row["predicted_s"], row["measured_s"], row["fits"]) == (3.0, 7.5, "yes")
+
+
+def test_efficiency_is_the_speed_up_that_flops_allow():
+    product, add = (Operator("mm", "product", "bfloat16", 300, 0), Operator("add", "elementwise", "float32", 0, 3000))
+    vanilla = Run("magi", "vanilla", log_of(("transformer", product, 4)), 1, 0)
+    assert efficiency(Run("magi", "fast", log_of(("transformer", product, 1)), 1, 0), vanilla, CARD) == 1
+    half = log_of(("transformer", product, 1), ("transformer", add, 1))
+    assert efficiency(Run("magi", "fast", half, 1, 0), vanilla, CARD) == 0.5
 
 
 def test_an_unknown_card_is_refused_before_any_work():
