@@ -19,7 +19,10 @@ LIBRARY = (
     ("kv",),
     ("method",),
     ("models",),
-    ("sampler", "checkpoints"),
+    ("progress", "video", "checkpoints"),
+    ("sampler",),
+    ("methods",),
+    ("integrations",),
 )
 MOST_LINES = 400
 NETWORKS = ("network.py", "vae.py", "attention.py")

@@ -53,7 +53,9 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         named("flowcast_fest", "magi")
     with pytest.raises(ValueError, match=r"model='sky' is unknown; .*there are magi, skyreels"):
         named("vanilla", "sky")
-    with pytest.raises(ValueError, match="there is no plan 'sky'; there are magi_embedded, skyreels_embedded"):
+    with pytest.raises(
+        ValueError, match="there is no plan 'sky'; there are magi_embedded, magi_embedded_hold, skyreels_embedded"
+    ):
         plan("sky")
 
 

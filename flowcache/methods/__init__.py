@@ -1,17 +1,19 @@
 """The suite's methods by their names, at their options for a model and setting: the files of ``conf/``, without Hydra.
 
 The files here are what those compose to, and are written by ``python -m experiments.job.shipped``; a test holds them
-equal. Plans that methods were calibrated to lie in ``plans/``.
+equal. What methods were calibrated to lies in ``plans/`` and ``ratios/``.
 """
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from flowcache.kv.policy import KvPolicy
@@ -21,6 +23,7 @@ from flowcache.reuse.plan import Plan
 
 MODELS = ("magi", "skyreels", "wan", "wan_multistep")
 SETTINGS = ("embedded", "paper")
+CALIBRATED = {"plan": "plans", "table": "ratios"}  # folders of the files that options name
 
 
 def names() -> tuple[str, ...]:
@@ -53,7 +56,8 @@ def named(name: str, model: str, setting: str = "paper") -> Method:
 
 
 def of_description(description: Mapping[str, Any]) -> Method:
-    """The method that ``Method.described`` describes. Raises ValueError for a plan that is not here, or is another."""
+    """The method that ``Method.described`` describes. Raises ValueError for a calibration that is not here, or is
+    another."""
     options = dict(description)
     kv = dict(options.pop("kv"))
     store, budget = _part(kv.pop("store")), kv.pop("budget")
@@ -63,11 +67,7 @@ def of_description(description: Mapping[str, Any]) -> Method:
 
 def plan(name: str) -> Plan:
     """A calibrated plan by its name, such as "skyreels_embedded". Raises ValueError where there is none."""
-    path = files(__name__) / "plans" / f"{name}.json"
-    if not path.is_file():
-        known = sorted(each.name.removesuffix(".json") for each in (files(__name__) / "plans").iterdir())
-        raise ValueError(f"there is no plan {name!r}; there are {', '.join(known)}")
-    return Plan.read(str(path))
+    return Plan.read(_calibration("plan", name))
 
 
 @cache
@@ -79,16 +79,27 @@ def _described(model: str, setting: str) -> dict[str, Any]:
 def _part(described: Mapping[str, Any]) -> Part:
     options = dict(described)
     module, _, kind = options.pop("part").rpartition(".")
-    if isinstance(options.get("plan"), Mapping):
-        options["plan"] = _plan(options["plan"])
+    for option, value in options.items():
+        if isinstance(value, Mapping) and option in CALIBRATED:
+            options[option] = _same_calibration(option, value[option], value["sha256"])
     return getattr(import_module(module), kind)(**options)
 
 
-def _plan(described: Mapping[str, str]) -> Plan:
-    found = plan(described["plan"])
-    if found.sha256 != described["sha256"]:
+def _same_calibration(option: str, name: str, sha256: str) -> str:
+    path = _calibration(option, name)
+    own = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    if own != sha256:
         raise ValueError(
-            f"the plan {found.name} here is another (sha256 {found.sha256}) than the described one "
-            f"({described['sha256']}); give its file: Placed(plan=<path>)"
+            f"the {option} {name} here is another (sha256 {own}) than the described one ({sha256}); give the part its "
+            f"file: {option}=<path>"
         )
-    return found
+    return path
+
+
+def _calibration(option: str, name: str) -> str:
+    folder = files(__name__) / CALIBRATED[option]
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        known = sorted(each.name.removesuffix(".json") for each in folder.iterdir())
+        raise ValueError(f"there is no {option} {name!r}; there are {', '.join(known)}")
+    return str(path)

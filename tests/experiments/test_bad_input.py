@@ -208,7 +208,7 @@ IMPOSSIBLE = {
     ),
     "distance of another model": (
         ["method=flowcache_fast", "reuse.warmup_steps=1", "reuse.distance=colour"],
-        "distance='colour' is unknown to MAGI-1; choose 'embedded_latent', 'latent' or 'clean'",
+        "distance='colour' is unknown to MAGI-1; choose 'embedded_latent', 'latent', 'clean' or 'filtered_latent'",
     ),
     "quantity of another model": (
         ["forecast.quantity=residual"],

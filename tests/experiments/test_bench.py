@@ -23,7 +23,7 @@ from tests.kv.test_selectors import NAMES
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a benchmark first; there are flops, gpu, kv, latency, row"),
+        ([], "name a benchmark first; there are flops, gpu, kv, latency, predict, row"),
         (["rows"], "did you mean row"),
         (["row", "lengths=24"], "no key 'lengths'"),
         (["kv", "lengths"], "'lengths' is not of the form key=value"),

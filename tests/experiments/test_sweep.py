@@ -100,7 +100,7 @@ def test_a_run_with_nothing_to_make_shows_no_bar(tmp_path):
         ("ablation_lambda", ["vanilla", *(f"flowcache_fast, kv.mix_lambda {x}" for x in ["0", "0.03", "0.07"])]),
         ("long_video", ["vanilla", "flowcache_fast", "flowcache_fast, kv.budget 2 chunks"]),
         ("ablation_refresh", ["vanilla", "flowcache_slow, refresh_clean_kv true"]),
-        ("main_table", ["vanilla", "every_k"]),
+        ("main_table", ["vanilla", "ar_cache"]),
     ],
 )
 def test_settings_that_differ_are_named_and_told_apart(experiment, told):
