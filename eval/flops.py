@@ -78,7 +78,7 @@ class ExecutedFlops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.visits = [Visit("")]
-        self.clock: SectionClock = _Sections(self._visit)
+        self.clock: SectionClock = ToldSections(self._visit)
         self._open = [self.visits[0]]
 
     def by_section(self) -> dict[str, Visit]:
@@ -122,7 +122,7 @@ class ExecutedFlops(TorchDispatchMode):
             self._open.pop()
 
 
-class _Sections(SectionClock):
+class ToldSections(SectionClock):
     """A clock that also says which section runs."""
 
     def __init__(self, visit: Callable[[str], Any]) -> None:

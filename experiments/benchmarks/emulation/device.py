@@ -12,6 +12,7 @@ noted with the line of code that does it.
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from eval.flops import PRODUCTS
+from eval.flops import PRODUCTS, ToldSections
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks.emulation.bindings import OperatorsAlone
 from experiments.benchmarks.emulation.operators import Kind, Operator, OperatorLog, Place
@@ -126,7 +127,7 @@ class EmulatedCuda(TorchDispatchMode):
     def __init__(self, read: Read = zeros, memory_gib: float = 141.0) -> None:
         super().__init__()
         self.log, self.memory = OperatorLog(), PeakBytes()
-        self.clock: SectionClock = _Sections(self._visit)
+        self.clock: SectionClock = ToldSections(self._visit)
         self._read, self._memory_gib, self._fake = read, memory_gib, FakeTensorMode(allow_non_fake_inputs=True)
         self._bindings = OperatorsAlone()
         self._known: dict[tuple, _Known] = {}
@@ -299,19 +300,6 @@ class EmulatedCuda(TorchDispatchMode):
             self.log.place = Place(before, self.log.place.row)
 
 
-class _Sections(SectionClock):
-    """A clock that says which section runs."""
-
-    def __init__(self, visit: Callable[[str], Any]) -> None:
-        super().__init__("cpu")
-        self._visit = visit
-
-    @contextmanager
-    def __call__(self, section: str) -> Iterator[None]:
-        with self._visit(section), super().__call__(section):
-            yield
-
-
 @contextmanager
 def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     is_own, before = name in vars(owner), getattr(owner, name)
@@ -389,6 +377,7 @@ def _line() -> str:
     """The innermost line of this repository that is not of the emulation."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and path.parent != Path(__file__).parent:
+        is_own = path.is_relative_to(ROOT) and not path.is_relative_to(sys.prefix)  # .venv lies in the checkout
+        if is_own and path.parent != Path(__file__).parent:
             return f"{path.relative_to(ROOT).as_posix()}:{frame.lineno}"
     return "?"

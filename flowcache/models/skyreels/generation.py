@@ -145,7 +145,7 @@ class SkyReelsGeneration(CachingGeneration):
         if kind == "latent":
             return torch.stack([latent.flatten() for latent in shown])
         if kind == "embedded_latent":
-            return self._embed(chunks).unflatten(0, (len(chunks), -1))
+            return self.network.embed(torch.cat(shown, dim=2)).unflatten(0, (len(chunks), -1))
         if kind == "clean":
             return self._estimates(chunks, shown)
         if kind == "filtered_latent":
