@@ -175,7 +175,7 @@ def test_its_video_is_another_and_takes_less_attention_and_memory():
         for method in (vanilla(), vanilla(select=ForcingKv(heads=heads)))
     )
     videos = [torch.cat([latent for _, latent in sample(each)], dim=1) for each in (whole, kept)]
-    assert torch.equal(videos[0][:, :3], videos[1][:, :3])  # the first chunk has no past
+    torch.testing.assert_close(videos[0][:, :3], videos[1][:, :3], rtol=0, atol=1e-5)  # the first chunk has no past
     assert not torch.allclose(*videos, atol=1e-3)
     assert kept.kv_bytes_allocated < whole.kv_bytes_allocated / 2
     assert kept.kv_compressions == 5

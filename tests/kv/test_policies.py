@@ -108,7 +108,12 @@ def test_permuting_heads_permutes_what_attention_gives(name, store):
     sizes = (6, 3, 4, 2, 12)
     plain, moved = Video(policy, *sizes).run(5), Video(policy, *sizes).run(5, order)
     for ours, theirs in zip(plain, moved, strict=True):
-        torch.testing.assert_close(ours.unflatten(1, (3, 2))[:, order].flatten(1, 2), theirs, rtol=1e-4, atol=1e-5)
+        ours = ours.unflatten(1, (3, 2))[:, order].flatten(1, 2)
+        if store in ("int2", "quant_videogen", "quarot"):
+            # What these round to codes are products, whose last bits depend on place: a code may fall a step off.
+            assert (ours - theirs).abs().mean() < 0.01 < (ours - theirs.roll(2, 1)).abs().mean() / 10
+        else:
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 # Whole generations: windows, new prompts, threads.
@@ -155,7 +160,8 @@ def test_generations_in_threads_are_each_as_if_alone_and_leave_nothing_behind(wa
     allocated = first.kv_bytes_allocated
     alone = made(first)
     assert first.kv_bytes_used <= first.kv_bytes_allocated == allocated
-    with ThreadPoolExecutor(2) as pool:
+    # A new thread computes with as many threads as there are cores, which adds sums up in another order.
+    with ThreadPoolExecutor(2, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
         for latents in pool.map(made, [generation_of(way, name) for _ in range(2)]):
             assert torch.equal(latents, alone)
     # What the method's own parts hold: options, and what they held before.

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from baselines import quant_videogen
 from baselines.kivi import Kivi
 from baselines.quant_videogen import QuantVideoGen
 from baselines.quarot import QuaRot
@@ -93,6 +94,12 @@ class FromStoredStarts(QuantVideoGen):
         return rest.gather(2, index.expand(*index.shape[:-1], rest.shape[-1]))
 
 
+def in_doubles(x: Tensor, starts: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """`cluster`, so that tokens nearly as near to another centroid fall as in the official run on any machine."""
+    ids, centroids = cluster(x.double(), starts.double(), iterations)
+    return ids, centroids.float()
+
+
 def official_codes(name: str) -> Tensor:
     """Of [1, 2, 48, 32] numbers; packed with the first one in the highest bits."""
     packed, bits = tensors()[f"{name}.packed"], cases("qvg")[name]["bits"]
@@ -101,7 +108,8 @@ def official_codes(name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["qvg.released_form", "qvg.int4", "qvg.three_stages"])
-def test_quant_videogen_is_the_official_code(name):
+def test_quant_videogen_is_the_official_code(name, monkeypatch):
+    monkeypatch.setattr(quant_videogen, "cluster", in_doubles)
     case, golden = cases("qvg")[name], tensors()
     options = {option: case[option] for option in ("bits", "clusters", "stages")}
     store = FromStoredStarts(**options, iterations=case["iters"], group=case["block"], case=name)
@@ -122,7 +130,7 @@ def test_our_affine_grid_over_clusters_is_quant_videogens_asymmetric_form():
     name, golden = "qvg.asymmetric", tensors()
     case, x = cases("qvg")[name], golden["qvg.x"]
     starts = x.gather(2, golden[f"{name}.init_index"][0][None, ..., None].expand(1, 2, 8, 32))
-    ids, centroids = cluster(x, starts, case["iters"])
+    ids, centroids = in_doubles(x, starts, case["iters"])
     assert torch.equal(ids, golden[f"{name}.ids0"])
     rest = (x - of_ids(centroids, ids)).unflatten(-1, (-1, case["block"]))
     codes, scale, lowest = on_affine_grid(rest, case["bits"], torch.bfloat16)

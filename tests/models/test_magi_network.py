@@ -261,7 +261,7 @@ def test_a_lone_member_sees_only_itself_and_leaves_the_cache_alone(pack):
     lone = replace(members[2], alone=True)
     alone = dit(x[:, :, 12:], gates[:, :, 2:], [lone], cache)
     assert all(torch.equal(as_official(cache, layer, 0, 2), before[layer]) for layer in range(3))
-    close(alone, dit(x[:, :, 12:], gates[:, :, 2:], [replace(members[2], first_key_chunk=2)]), 1e-6)
+    close(alone, dit(x[:, :, 12:], gates[:, :, 2:], [replace(members[2], first_key_chunk=2)]), 1e-5)
     beside = dit(torch.cat([x, x[:, :, 12:]], dim=2), gates[:, :, [0, 1, 2, 2]], [*members, lone], cache)
     close(beside[:, :, 18:], alone, 1e-5)
 

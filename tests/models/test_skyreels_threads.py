@@ -33,7 +33,10 @@ def test_two_threads_make_what_each_makes_alone(tmp_path, given, offload):
 
     alone, together = [video(0), video(1)], [[], []]
 
+    num_threads = torch.get_num_threads()
+
     def work(i: int) -> None:
+        torch.set_num_threads(num_threads)  # a new thread has its own number, and adds sums up in another order
         together[i] += [video(i) for _ in range(2)]
 
     threads = [Thread(target=work, args=(i,)) for i in range(2)]
