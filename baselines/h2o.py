@@ -1,8 +1,8 @@
 """H2O (arXiv 2306.14048): the keys that got most attention in all of the video so far, and the newest ones.
 
-Attention is summed over every row that computes, from the first after a key is final, and the sum goes with a kept key
-(FMInference/H2O: H2OKVCache_LayerWise). The copy that circulates in R-KV, and in FlowCache's and MotionCache's
-repositories after it, is none: it looks at the last query alone and adds nothing up.
+Attention is summed over rows that compute, from the first after a key is final, and the sum goes with a kept key
+(FMInference/H2O: H2OKVCache_LayerWise, over every row, which is look_every=1). The copy that circulates in R-KV, and in
+FlowCache's and MotionCache's repositories after it, is none: it looks at the last query alone and adds nothing up.
 
 Published is one set for every query head; here query heads that share a key-value head decide by their mean. A row has
 thousands of queries, of which a sample spread over the newest chunk stands for all: the sum's order, but for noise.
@@ -16,15 +16,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from flowcache.kv.select.base import Entries
-from flowcache.kv.select.by_score import ByAttention, key_mask
+from flowcache.kv.select.by_score import Observing, key_mask
 from flowcache.kv.select.scores import attention_received
 
 
 @dataclass(kw_only=True)
-class H2o(ByAttention):
-    """Attributes: see ByScore and ByAttention; as published, half of the budget goes to the newest keys."""
+class H2o(Observing):
+    """Attributes: see ByScore, ByAttention and Observing; as published, half of the budget goes to the newest keys."""
 
-    observes: ClassVar[bool] = True
     adds_up: ClassVar[bool] = True
     recent_share: float = 0.5
     window: int | None = 256

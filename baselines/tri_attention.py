@@ -7,7 +7,7 @@ says how a key will be met: for every pair of channels f, the mean query m_f, th
 
 summed over the pairs, its mean over times 1, 2, 4 ... frames after the newest key, at the key's own place in the frame
 (WeianMao/triattention: longlive). There the statistics come from other videos, in a file; here from the queries of this
-one so far, a sample in every row, so that they fit the weights, the prompt and the size by themselves. Query heads that
+one so far, a sample in every few rows, so that they fit the weights, the prompt and the size by themselves. Query heads that
 share a key-value head count as one, which the published code refuses. It also takes keys that are left of the past for
 neighbours; here each keeps its own time.
 """
@@ -15,25 +15,23 @@ neighbours; here each keeps its own time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from flowcache.kv.select.base import Entries
-from flowcache.kv.select.by_score import ByAttention, key_mask
+from flowcache.kv.select.by_score import Observing, key_mask
 from flowcache.kv.store.base import StoreShape
 from flowcache.options import is_count
 
 
 @dataclass(kw_only=True)
-class TriAttention(ByAttention):
+class TriAttention(Observing):
     """Attributes: ``horizon_frames`` is the furthest time ahead, in latent frames; a row shows it ``window`` queries.
 
     What it remembers takes 12 bytes for every layer, key-value head and pair of channels.
     """
 
-    observes: ClassVar[bool] = True
     window: int | None = 64
     horizon_frames: int = 128
 

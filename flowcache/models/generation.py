@@ -54,11 +54,13 @@ class CacheShape:
 @dataclass
 class Branch:
     """One guidance branch: its cache (None where nothing is cached), the outputs that its forecasts look back on, and
-    the finished or given chunks whose keys and values are still to be encoded, oldest first."""
+    the finished or given chunks whose keys and values are still to be encoded, oldest first; and the rows since its
+    selector looked."""
 
     cache: KvCache | None
     history: OutputHistory
     awaiting: list[int] = field(default_factory=list)
+    unseen_rows: int = 0
 
 
 class CachingGeneration:
@@ -275,10 +277,18 @@ class CachingGeneration:
             length = 0
             if self._exceeds_budget(branch, end):
                 length = branch.cache.begin_compression(end - self.first_cached, scorer - self.first_cached)
-            elif select.observes and self._budget is not None:
+            elif self._looks(branch):
                 length = branch.cache.begin_observation(end - self.first_cached, scorer - self.first_cached)
             if length:
                 num_queries = select.num_queries(shape.tokens_per_frame, shape.tokens_per_chunk)
                 heads = (shape.query_heads, shape.num_heads, shape.head_channels)
                 work.append(self._count_compression(scorer, select.flops(*heads, num_queries, length)))
         return work
+
+    def _looks(self, branch: Branch) -> bool:
+        """Whether the selector looks at a row that compresses nothing."""
+        select = self.method.kv.select
+        if not select.observes or self._budget is None:
+            return False
+        branch.unseen_rows = (branch.unseen_rows + 1) % select.look_every
+        return branch.unseen_rows == 0

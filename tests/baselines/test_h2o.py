@@ -1,8 +1,9 @@
-"""H2O: attention of all rows so far adds up, goes with kept keys, and is gone with dropped ones."""
+"""H2O: attention of all rows looked at adds up, goes with kept keys, and is gone with dropped ones."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def write(cache: KvCache, keys: torch.Tensor, *chunks: int) -> None:
         cache.write(0, chunk, part, part)
 
 
-def test_what_every_row_attends_to_adds_up_and_goes_with_the_keys_that_stay():
+def test_what_rows_attend_to_adds_up_and_goes_with_the_keys_that_stay():
     cache, keys = running(recent_share=0.0)
     write(cache, keys, 0, 1)
     assert cache.begin_observation(1) == CHUNK
@@ -119,13 +120,13 @@ class Recorded(H2o):
 FIRST: dict[int, torch.Tensor] = {}
 
 
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(("window", "look_every"), [(None, 1), (3, 1), (3, 2)])
 @pytest.mark.parametrize("goldens", [magi_goldens, skyreels_goldens, wan_goldens], ids=["magi", "skyreels", "wan"])
-def test_every_row_that_computes_counts_once_in_every_layer(goldens, window):
+def test_every_row_that_is_looked_at_counts_once_in_every_layer(goldens, window, look_every):
     """A query's attention adds up to 1, so that the sums tell how many were seen."""
     length = {} if goldens is wan_goldens else {"num_chunks": 5}
     options = {} if goldens is not skyreels_goldens else {"guidance_scale": 1.0}  # one branch, and so one cache
-    method = vanilla(attention="cached", budget="1 chunk", select=Recorded(window=window))
+    method = vanilla(attention="cached", budget="1 chunk", select=Recorded(window=window, look_every=look_every))
     generation, trace = goldens.small_generation(method, **length, **options), Trace()
     compressed_in: list[int] = []
 
@@ -136,6 +137,9 @@ def test_every_row_that_computes_counts_once_in_every_layer(goldens, window):
     list(sample(generation, trace, observe=observe))
     rows = [row for row, work in trace.work if work.kind == "compression" and row <= compressed_in[0]]
     assert len(set(rows)) == len(rows) > 1
+    looks = rows[:-1]  # and the row that compresses
+    assert {later - row for row, later in pairwise(looks)} <= {look_every}
+    assert 1 <= rows[-1] - looks[-1] <= look_every
     shape = generation.caches[0].budget.tokens_per_frame, generation.caches[0].tokens_per_chunk
     expected = len(rows) * method.kv.select.num_queries(*shape)
     assert len(FIRST) > 1

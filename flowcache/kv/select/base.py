@@ -82,7 +82,8 @@ class KeySelector(Part, ABC):
             room, by the newest chunk of the last forward, however old; on SkyReels-V2: already in the row that finishes
             the chunk, before the chunks computed after it attend.
         biases: its selections may carry a ``bias``, which not every attention kernel takes.
-        observes: it looks in every row that computes, by ``observe``, and not only where something must go.
+        observes: it looks in rows that compute, by ``observe``, and not only where something must go: in every
+            ``look_every``-th.
         adds_up: what ``observe`` gives of each key is added up, and goes with the key.
     """
 
@@ -91,6 +92,7 @@ class KeySelector(Part, ABC):
     timing: ClassVar[Timing] = "sound"
     biases: ClassVar[bool] = False
     observes: ClassVar[bool] = False
+    look_every: ClassVar[int] = 1
     adds_up: ClassVar[bool] = False
 
     @abstractmethod
@@ -129,7 +131,7 @@ class KeySelector(Part, ABC):
 
     def flops(self, num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
         """Operations of ``select`` in one layer, matrix products only, multiply-add = 2; of one who observes those of
-        ``observe``, in every row."""
+        ``observe``, in every row that it looks at."""
         return 0
 
 

@@ -117,3 +117,21 @@ class ByAttention(ByScore):
 
     def flops(self, num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
         return 2 * num_heads * num_queries * length * (channels + 1)
+
+
+@dataclass(kw_only=True)
+class Observing(ByAttention):
+    """Looks at queries while nothing must go, too.
+
+    Attributes:
+        look_every: computing rows from one look to the next. A chunk's queries change little from row to row, and a look
+            in each would take several percent of a small model's time.
+    """
+
+    observes: ClassVar[bool] = True
+    look_every: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not is_count(self.look_every):
+            raise ValueError(f"look_every={self.look_every!r} must be a whole number of rows of at least 1")
