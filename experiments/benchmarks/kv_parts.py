@@ -122,7 +122,7 @@ def _store_line(name: str, sizes: Sizes, num_runs: int, device: str, plain_s: fl
         reading.append(timed(lambda: cache.read(0, 0, CHUNKS - 1), device))
         attending.append(timed(lambda: _attend(cache, query), device))
     whole_s = statistics.median(reading) + statistics.median(attending) * sizes.chunk / ATTENDING
-    more = "" if plain_s is None else f"{whole_s / plain_s - 1:+.1%}"
+    more = f"{whole_s:.3g} s" if plain_s is None else f"{whole_s / plain_s - 1:+.1%}"
     line = (
         f"{name:>14}  {cell(settling, memory.peak):>35}  {statistics.median(reading):>7.4f} s  {more:>9}  "
         f"{cache.bits_a_number:>13.2f}  {kv_text(deep.sizes, 2**30)}"
