@@ -45,12 +45,11 @@ def composition(reuse: str, forecast: str, kv: str, store: str) -> Method:
     )
 
 
-def same_policy(name: str, other: str) -> bool:
-    one, two = (composed([f"reuse={each}"]).reuse for each in (name, other))
-    texts = [
-        {key: value for key, value in each.items() if isinstance(value, str) and key != "name"} for each in (one, two)
-    ]
-    return texts[0] == texts[1]
+@cache
+def texts(reuse: str) -> dict[str, str]:
+    """What a policy's file says in words, its name aside."""
+    options = composed([f"reuse={reuse}"]).reuse.items()
+    return {key: value for key, value in options if isinstance(value, str) and key != "name"}
 
 
 def pairs(with_each_other: bool) -> list[tuple[str, str, str, str]]:
@@ -78,7 +77,7 @@ def _stop(row: Row, decision: Decision) -> None:
 def test_every_two_parts_run_or_are_refused_with_the_reason_before_any_work(name, reuse):
     loaded, short = model(name)
     ran, refused = [], {}
-    if any(same_policy(reuse, other) for other in CHOICES["reuse"][: CHOICES["reuse"].index(reuse)]):
+    if any(texts(reuse) == texts(other) for other in CHOICES["reuse"][: CHOICES["reuse"].index(reuse)]):
         chosen = [("cached", "hold", "full", "full_precision")]
     else:
         chosen = pairs(with_each_other=reuse == "every_k")
