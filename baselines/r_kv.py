@@ -70,5 +70,5 @@ class RKv(ByAttention):
         return (torch.stack(sums).unflatten(0, key.shape[:-2]) / length).softmax(-1)
 
     def flops(self, num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
-        attention = 2 * num_queries * length * (num_heads * channels + num_groups)
+        attention = 2 * num_queries * length * num_heads * channels
         return attention + 2 * num_groups * length**2 * channels

@@ -90,11 +90,12 @@ def test_products_and_convolutions_count():
     assert executed.visits[0].gemm_flops == 2 * (2 * 3 * 5 * 7) + 2 * 8 * 2 * 4 * (4 * 3 * 3)
 
 
-def test_a_product_of_bfloat16_into_float32_counts_as_any():
+def test_products_of_bfloat16_into_float32_count_as_any():
     left, right = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((6, 4), (4, 3)))
     with torch.inference_mode(), ExecutedFlops() as executed:
         assert torch.mm(left, right, out_dtype=torch.float32).dtype == torch.float32
-    assert executed.visits[0].gemm_flops == 2 * 6 * 4 * 3
+        assert torch.bmm(left[None], right[None], out_dtype=torch.float32).dtype == torch.float32
+    assert executed.visits[0].gemm_flops == 2 * (2 * 6 * 4 * 3)
 
 
 def test_a_section_within_another_is_taken_out_of_it():

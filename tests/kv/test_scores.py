@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from eval.peak_memory import PeakBytes
+from flowcache.kv.select import scores
 from flowcache.kv.select.base import keep_best
 from flowcache.kv.select.joint import Joint
 from flowcache.kv.select.scores import importance, position_weights, redundancy
@@ -86,6 +87,26 @@ def test_keys_in_half_precision_are_scored_in_single(case, config):
     scores = config.scores(query, key, 5)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, config.scores(query.float(), key.float(), 5), atol=1e-6, rtol=1e-5)
+
+
+def test_products_of_16_bits_that_add_up_in_float32_keep_the_same_keys(monkeypatch):
+    """As tensor cores do it: exact products, sums in another order."""
+    random, bmm, seen = torch.Generator().manual_seed(0), torch.bmm, []
+    query, key = (torch.randn(shape, generator=random).bfloat16() for shape in ((6, 300, 32), (2, 4000, 32)))
+    expected = select_keys(query, key, 3000, Joint(mix_lambda=0.5), 50, 300).indices
+
+    def product(left: Tensor, right: Tensor, out_dtype: torch.dtype | None = None) -> Tensor:
+        if out_dtype is None:
+            return bmm(left, right)
+        seen.append((left.dtype, right.dtype))
+        return bmm(left.double(), right.double()).to(out_dtype)
+
+    monkeypatch.setattr(torch, "bmm", product)
+    monkeypatch.setattr(scores, "_multiplies_into_float32", lambda keys: keys.dtype == torch.bfloat16)
+    kept = select_keys(query, key, 3000, Joint(mix_lambda=0.5), 50, 300).indices
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    for ours, theirs in zip(kept.tolist(), expected.tolist(), strict=True):
+        assert len({*ours} & {*theirs}) >= 0.999 * 3000
 
 
 @given(inputs, configs, st.integers(1, 50), st.sampled_from(["position", "score"]))

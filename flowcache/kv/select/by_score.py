@@ -116,7 +116,7 @@ class ByAttention(ByScore):
         return query[..., num_tokens - there + middles, :]
 
     def flops(self, num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
-        return 2 * num_heads * num_queries * length * (channels + 1)
+        return 2 * num_heads * num_queries * length * channels
 
 
 @dataclass(kw_only=True)

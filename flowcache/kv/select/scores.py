@@ -130,8 +130,7 @@ def position_weights(
 
 def scoring_flops(num_heads: int, num_groups: int, channels: int, num_queries: int, length: int) -> int:
     """Operations of importance and redundancy in one layer, matrix products only, multiply-add = 2."""
-    attention = num_heads * num_queries * length * channels + num_groups * num_queries * length
-    return 2 * (attention + 2 * num_groups * length * channels)
+    return 2 * length * channels * (num_heads * num_queries + 2 * num_groups)
 
 
 def _default_block_bytes(key: Tensor) -> int:
@@ -146,7 +145,7 @@ def _attention(query: Tensor, key: Tensor, norm: Tensor | None, block_bytes: int
     num_groups, length, channels = key.shape[-3:]
     num_queries = query.shape[-2]
     queries, keys = query.unflatten(-3, (num_groups, -1)).flatten(0, -4), key.flatten(0, -3)  # [N, R, Q, E], [N, L, E]
-    bytes_a_query = 4 * queries.shape[1] * (length + 2 * channels)  # its logits, and itself in float32 and scaled
+    bytes_a_query = 4 * queries.shape[1] * (length + channels)  # its logits, and itself in float32
     queries_a_block = min(num_queries, max(1, block_bytes // bytes_a_query))
     heads_a_block = max(1, block_bytes // (queries_a_block * bytes_a_query + 4 * length * channels))
 
@@ -154,23 +153,32 @@ def _attention(query: Tensor, key: Tensor, norm: Tensor | None, block_bytes: int
     total = torch.zeros(size, dtype=torch.float32, device=key.device)
     parts = (tensor.split(heads_a_block) for tensor in (queries, keys, norm.flatten(0, -2) == 0, total))
     for own_queries, own_keys, unusable, sums in zip(*parts, strict=True):
-        transposed = own_keys.float().transpose(1, 2)
+        given = own_keys if _multiplies_into_float32(own_keys) else own_keys.float()
         for block in own_queries.split(queries_a_block, dim=2):
-            sums += _summed_attention(block, transposed, unusable, per_head)
+            sums += _summed_attention(block, given.transpose(1, 2), unusable, per_head)
     return total.unflatten(0, key.shape[:-2])
 
 
 def _summed_attention(queries: Tensor, transposed: Tensor, unusable: Tensor, per_head: bool) -> Tensor:
     """Queries [N, R, Q, E], keys [N, E, L] and which not to attend to [N, L] -> attention summed over Q: [N, R, L] or
     [N, 1, L]."""
-    scaled = queries.float().flatten(1, 2) / math.sqrt(queries.shape[-1])
-    logits = torch.bmm(scaled, transposed).unflatten(1, queries.shape[1:3])
+    flat = queries.flatten(1, 2)
+    if _multiplies_into_float32(transposed):
+        logits = torch.bmm(flat.to(transposed.dtype), transposed, out_dtype=torch.float32)
+    else:
+        logits = torch.bmm(flat.float(), transposed)
+    logits = logits.unflatten(1, queries.shape[1:3])
     if not per_head:
         by_head = logits.unbind(1)
         logits = reduce(lambda highest, other: torch.maximum(highest, other, out=highest), by_head)[:, None]
-    logits.masked_fill_(unusable[:, None, None], -math.inf)
-    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_().flatten(0, 1)
-    return torch.bmm(1 / weights.sum(-1)[:, None], weights)[:, 0].unflatten(0, logits.shape[:2])
+    logits.div_(math.sqrt(queries.shape[-1])).masked_fill_(unusable[:, None, None], -math.inf)
+    return torch.softmax(logits, dim=-1, out=logits).sum(-2)
+
+
+def _multiplies_into_float32(keys: Tensor) -> bool:
+    """Whether a product need not convert them first: what two numbers of 16 bits give is exact in float32, in which
+    tensor cores add up."""
+    return keys.is_cuda and keys.dtype in (torch.bfloat16, torch.float16)
 
 
 def _summed_cosines(keys: Tensor, inverse: Tensor) -> Tensor:
