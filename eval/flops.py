@@ -36,10 +36,8 @@ ATTENTION = (
     torch.ops.aten._scaled_dot_product_cudnn_attention,
 )
 PRODUCTS = {operator: count for operator, count in flop_registry.items() if "attention" not in str(operator)}
-_bmm = PRODUCTS[torch.ops.aten.bmm]
-PRODUCTS[torch.ops.aten.bmm] = lambda a, b, *out_dtype, out_val: _bmm(
-    a, b, out_val=out_val
-)  # which torch's cannot take
+_bmm = PRODUCTS[torch.ops.aten.bmm]  # which cannot take the type of the result
+PRODUCTS[torch.ops.aten.bmm] = lambda left, right, *out_dtype, out_val: _bmm(left, right, out_val=out_val)
 
 
 class UnknownAttention(RuntimeError):
