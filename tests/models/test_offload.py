@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from experiments.job.paths import ROOT
 from flowcache import generate
 from flowcache.models.magi import Magi
-from flowcache.models.offload import Visits
+from flowcache.models.offload import Visits, is_short
 from flowcache.models.skyreels import SkyReels
 from tests.methods import chunkwise
 from tests.models.skyreels_pipeline import write_checkpoint
@@ -90,3 +91,20 @@ def test_skyreels_offloaded_makes_the_same_frames_and_leaves_nothing(tmp_path):
     assert (frames[0].int() - frames[1].int()).abs().max() <= 1
     assert isinstance(model.vae.presence, Visits)
     assert isinstance(model.text_encoder.presence, Visits)
+
+
+@pytest.mark.parametrize(("gib", "short"), [(24, True), (48, True), (80, False), (139, False)])
+def test_networks_leave_a_gpu_of_little_memory_alone(gib, short, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=gib * 2**30))
+    assert is_short(torch.device("cuda")) is short
+    assert not is_short(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("most_gib", [8, 0])
+def test_what_waits_for_a_gpu_is_pinned_up_to_a_limit(most_gib, monkeypatch):
+    pinned = []
+    monkeypatch.setattr("flowcache.models.offload.PINNED_GIB", most_gib)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.shape) or tensor.clone())
+    module = nn.Linear(3, 2)
+    Visits(module, "cuda")
+    assert pinned == ([module.weight.shape, module.bias.shape] if most_gib else [])

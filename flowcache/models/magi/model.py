@@ -32,7 +32,7 @@ from flowcache.models.magi.text import (
     null_mask,
 )
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
-from flowcache.models.offload import Visits
+from flowcache.models.offload import Visits, is_short
 from flowcache.models.random_weights import fill_random
 from flowcache.models.shapes import shapes_of
 
@@ -83,7 +83,8 @@ class Magi:
 
         Args:
             text_device: where the text encoder runs; by default ``device``.
-            offload: keep text encoder and VAE in host memory while they are not used. By default on CUDA.
+            offload: keep text encoder and VAE in host memory while they are not used. By default on a GPU of under
+                64 GiB.
         """
         if not Path(directory).is_dir():
             raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
@@ -101,7 +102,7 @@ class Magi:
         check_weights(vae, files.vae)
         channels = config.dit.caption_channels
         tokens = load_special_tokens(files.special_tokens, channels)
-        offload = device.type == "cuda" if offload is None else offload
+        offload = is_short(device) if offload is None else offload
         text = TextEncoder.from_pretrained(
             files.t5, config.dit.caption_max_length, text_device, channels=channels, offload=offload
         )

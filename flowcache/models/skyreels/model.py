@@ -52,7 +52,8 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
         Args:
             text_device: where the text encoder runs; by default ``device``.
             dtype: of the transformer; by default bfloat16 on CUDA, as upstream, and float32 elsewhere.
-            offload: keep text encoder and VAE in host memory while they are not used. By default on CUDA.
+            offload: keep text encoder and VAE in host memory while they are not used. By default on a GPU of under
+                64 GiB.
 
         Everything is checked before anything is loaded. Raises CheckpointError saying what is missing or wrong.
         """

@@ -59,7 +59,8 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
                 file's name tells, or Self-Forcing's.
             text_device: where the text encoder runs; by default ``device``.
             dtype: of the transformer; by default bfloat16 on CUDA and float32 elsewhere.
-            offload: keep text encoder and VAE in host memory while they are not used. By default on CUDA.
+            offload: keep text encoder and VAE in host memory while they are not used. By default on a GPU of under
+                64 GiB.
             lora_alpha: an adapter counts by this over its rank; by default by the alpha it holds, else by 1.
             weights: "generator_ema" or "generator"; by default those that the release's own command uses.
 

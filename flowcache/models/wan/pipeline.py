@@ -20,7 +20,7 @@ from flowcache.models.checkpoint import CheckpointError, weights_bytes
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_uint8
 from flowcache.models.inputs import plain
-from flowcache.models.offload import Visits
+from flowcache.models.offload import Visits, is_short
 from flowcache.models.random_weights import fill_random
 from flowcache.models.shapes import shapes_of
 from flowcache.models.wan.config import TEMPORAL_FACTOR
@@ -125,7 +125,7 @@ class WanPipeline(Generic[Network, Sampling]):
     ) -> Self:
         """Of a loaded transformer and where the other parts lie. Raises CheckpointError for a VAE or text encoder that
         is wrong."""
-        offload = device.type == "cuda" if offload is None else offload
+        offload = is_short(device) if offload is None else offload
         loaded = load_vae(vae, "cpu" if offload else device)
         try:
             decodes = WanVae(loaded, Visits(loaded, device) if offload else None)
