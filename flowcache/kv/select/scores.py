@@ -153,14 +153,16 @@ def _attention(query: Tensor, key: Tensor, norm: Tensor | None, block_bytes: int
     total = torch.zeros(size, dtype=torch.float32, device=key.device)
     parts = (tensor.split(heads_a_block) for tensor in (queries, keys, norm.flatten(0, -2) == 0, total))
     for own_queries, own_keys, unusable, sums in zip(*parts, strict=True):
-        given = own_keys if _multiplies_into_float32(own_keys) else own_keys.float()
+        given = own_keys.masked_fill(unusable[..., None], 0.0)
+        given = given if _multiplies_into_float32(given) else given.float()
+        hidden = torch.zeros_like(unusable, dtype=torch.float32).masked_fill_(unusable, -math.inf)
         for block in own_queries.split(queries_a_block, dim=2):
-            sums += _summed_attention(block, given.transpose(1, 2), unusable, per_head)
+            sums += _summed_attention(block, given.transpose(1, 2), hidden, per_head)
     return total.unflatten(0, key.shape[:-2])
 
 
-def _summed_attention(queries: Tensor, transposed: Tensor, unusable: Tensor, per_head: bool) -> Tensor:
-    """Queries [N, R, Q, E], keys [N, E, L] and which not to attend to [N, L] -> attention summed over Q: [N, R, L] or
+def _summed_attention(queries: Tensor, transposed: Tensor, hidden: Tensor, per_head: bool) -> Tensor:
+    """Queries [N, R, Q, E], keys [N, E, L] and what to add to logits [N, L] -> attention summed over Q: [N, R, L] or
     [N, 1, L]."""
     flat = queries.flatten(1, 2)
     if _multiplies_into_float32(transposed):
@@ -171,7 +173,7 @@ def _summed_attention(queries: Tensor, transposed: Tensor, unusable: Tensor, per
     if not per_head:
         by_head = logits.unbind(1)
         logits = reduce(lambda highest, other: torch.maximum(highest, other, out=highest), by_head)[:, None]
-    logits.div_(math.sqrt(queries.shape[-1])).masked_fill_(unusable[:, None, None], -math.inf)
+    torch.add(hidden[:, None, None], logits, alpha=1 / math.sqrt(queries.shape[-1]), out=logits)
     return torch.softmax(logits, dim=-1, out=logits).sum(-2)
 
 
