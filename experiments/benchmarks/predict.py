@@ -36,8 +36,8 @@ EMULATED = "device=cuda:0"
 BUDGET = "kv.budget=1 chunk"
 # By model, the methods whose predictions are published, with their overrides.
 PUBLISHED_RUNS: dict[str, tuple[tuple[str, ...], ...]] = {
-    "magi": (("vanilla",), ("flowcache_fast", BUDGET)),
-    "skyreels": (("vanilla",), ("flowcache_fast", BUDGET)),
+    "magi": (("vanilla",), ("flowcache_fast", BUDGET), ("flowcast_fast",)),
+    "skyreels": (("vanilla",), ("flowcache_fast", BUDGET), ("flowcast_fast",)),
     "wan": (("vanilla",), ("flowcast_fast",)),
 }
 
