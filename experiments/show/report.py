@@ -2,9 +2,10 @@
 
 ``python -m experiments.report [model=magi] [setting=embedded] [output_dir=outputs] [destination=folder] [clips=n]``.
 
-From finished records alone: the main table, measured apart from reported, quality against compute, the videos of every
-method side by side, and where each of them reused. ``destination`` is output_dir/report/<model>_<setting> if not given;
-``clips`` limits how many prompts' videos are copied into it. The page is report_template/.
+From finished records alone: the main table, measured apart from reported, what other papers report, quality against
+compute, the videos of every method side by side, and where each of them reused. ``destination`` is
+output_dir/report/<model>_<setting> if not given; ``clips`` limits how many prompts' videos are copied into it. The page
+is report_template/.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from experiments.records.collect import at_defaults, collect, flat, read_trace
 from experiments.show.attention import FLAG, another_video
 from experiments.show.first_clip import first_shown
 from experiments.show.methods import left_out
+from experiments.show.papers import Paper, paper_table, papers_of
 from experiments.show.reported import read_reported
 from experiments.show.results import Table, provenance
 from experiments.show.style import BLACK, COMPUTED, FORECAST, HELD, RANGES, REUSED, colour_and_marker, is_hollow
@@ -65,7 +67,8 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     measured = main_table(frame, job)
     source = provenance(frame)
     notes = left_out(frame, measured.index)
-    ours, _, *papers = describe(measured, pd.DataFrame(), job, source, notes)  # nothing paired is shown
+    ours, _, *reported = describe(measured, pd.DataFrame(), job, source, notes)  # nothing paired is shown
+    papers = papers_of(job.model_name)
     _, reported_source = read_reported(job.model_name)
     store = store_of(job)
     takes = find_takes(job, frame, list(measured.index))
@@ -80,7 +83,7 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         "methods": list(measured.index),
         "looks": {
             name: look_of(name)
-            for name in dict.fromkeys([*measured.index, *(name for each in papers for name in each.data["method"])])
+            for name in dict.fromkeys([*measured.index, *(name for each in reported for name in each.data["method"])])
         },
         "plot": quality_points(measured, job.baseline),
         "first": dict(zip(("clip", "frame"), first_shown(store, baselines), strict=True)),
@@ -122,7 +125,8 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         flagged=[note for note in ours.notes if note.startswith(FLAG)],
         actions={"computed": COMPUTED, "reused": REUSED, "forecast": FORECAST, "held": HELD},
         reported_source=reported_source,
-        tables={"measured": table_cells(ours), **({"reported": table_cells(*papers)} if papers else {})},
+        tables={"measured": table_cells(ours), **({"reported": table_cells(*reported)} if reported else {})},
+        papers=[{"name": paper.name, "title": paper.title, **paper_cells(paper)} for paper in papers],
         data=data,
     )
     with _atomic_folder(destination) as folder:
@@ -157,6 +161,12 @@ def table_cells(table: Table) -> dict[str, Any]:
         cells = [{"value": v, "text": text, "spread": spread} for v, (text, spread) in zip(values, texts, strict=True)]
         rows.append({"method": row["method"], "cells": cells})
     return {"headings": [c.heading for c in columns], "rows": rows}
+
+
+def paper_cells(paper: Paper) -> dict[str, Any]:
+    """A paper's table for the page, what is said above it, and its notes."""
+    table = paper_table(paper)
+    return {"table": table_cells(table), "text": table.text, "notes": table.notes}
 
 
 def _full(value: Any) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import matplotlib
@@ -133,6 +134,13 @@ def missing_notes(columns: Iterable[Column], data: pd.DataFrame) -> tuple[str, .
     return tuple(notes)
 
 
+def marks(texts: pd.Series, what: str) -> tuple[pd.Series, list[str]]:
+    """A letter for every different text, row by row, and what the letters say, each note with ``what`` before it."""
+    different = list(dict.fromkeys(texts.dropna()))
+    letter = dict(zip(different, ascii_lowercase, strict=False))
+    return texts.map(letter), [f"{what}, {letter[text]}: {text}" for text in different]
+
+
 @dataclass(frozen=True)
 class Destination:
     """The folder that a command's tables and figures go below; every file whole or not at all."""
@@ -193,7 +201,7 @@ def markdown(table: Table) -> str:
 def latex(stem: str, tables: Iterable[Table]) -> str:
     """One table environment each, for the packages booktabs and graphicx; spreads stand below their values."""
     parts = ["% \\usepackage{booktabs,graphicx}\n"]
-    for table in tables:
+    for place, table in enumerate(tables):
         rows = [
             [_escape(value) if not spread else _stacked(value, spread) for value, spread in row]
             for row in table.cells()
@@ -204,7 +212,7 @@ def latex(stem: str, tables: Iterable[Table]) -> str:
             index=False,
             column_format="l" + "r" * (len(headings) - 1),
             caption=(_escape(caption), _escape(table.title)),
-            label=f"tab:{stem}{table.suffix or ''}",
+            label=f"tab:{stem}{f'_{place}' if table.suffix is None else table.suffix}",
         )
         if len(headings) > _MOST_IN_A_COLUMN:  # both columns of a page
             text = text.replace("{table}", "{table*}")

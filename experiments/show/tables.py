@@ -1,7 +1,8 @@
 """The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
-Measured figures of this repository's runs, their paired differences, and the figures the paper reports, each a table of
-its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes them to results/tables/ instead.
+Measured figures of this repository's runs, their paired differences, and the figures that papers report, each paper's a
+table of its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes them to results/tables/
+instead.
 """
 
 from __future__ import annotations
@@ -21,8 +22,18 @@ from experiments.records.collect import at_defaults, collect, default_options
 from experiments.records.settings import value_text
 from experiments.show.attention import FLAG, another_video, told_another_video
 from experiments.show.methods import found_methods, left_out, quantities
+from experiments.show.papers import paper_table, papers_of
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
-from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
+from experiments.show.results import (
+    BOOTSTRAP,
+    Column,
+    Table,
+    destination,
+    marks,
+    missing_notes,
+    provenance,
+    publishing,
+)
 from experiments.show.summary import CAPTION_FLAGS, PFLOP, SEAMS, STREAMING
 from experiments.show.vbench_totals import VBenchTotal, read_total
 
@@ -227,10 +238,10 @@ def _add_vbench(row: dict, total: VBenchTotal, other: VBenchTotal) -> None:
 def describe(
     measured: pd.DataFrame, paired: pd.DataFrame, job: Job, source: str, notes: Iterable[str] = ()
 ) -> list[Table]:
-    """The tables of a model and setting: measured (with ``notes`` below it), paired differences, reported if anything
-    is."""
+    """The tables of a model and setting: measured (with ``notes`` below it), paired differences, and what
+    FlowCache reports, if it does."""
     reported, reported_source = read_reported(job.model_name)
-    letters, deviations = marks(measured["deviations"])
+    letters, deviations = marks(measured["deviations"], "Deviates")
     setting = setting_deviation(job.model_name, job.settings)
     ours, columns = measured.assign(deviates=letters).reset_index(), measured_columns(measured)
     others = list(measured.index[measured["another_video"]])
@@ -274,13 +285,6 @@ def with_shares(reported: pd.DataFrame) -> pd.DataFrame:
     return reported.assign(compute_left=share, efficiency=reported["speedup"] * share)
 
 
-def marks(deviations: pd.Series) -> tuple[pd.Series, list[str]]:
-    """A letter for every different deviation, by method, and what the letters say."""
-    different = list(dict.fromkeys(deviations.dropna()))
-    letter = dict(zip(different, "abcdefghijklmnopqrstuvwxyz", strict=False))
-    return deviations.map(letter), [f"Deviates, {letter[text]}: {text}" for text in different]
-
-
 @command("tables")
 def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
@@ -292,5 +296,6 @@ def main(arguments: list[str]) -> int:
     source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
     to = destination(job.output_dir, publish)
     notes = left_out(frame, measured.index)
-    to.save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source, notes))
+    others = map(paper_table, papers_of(job.model_name))
+    to.save_table(f"{job.model_name}_{job.setting_name}_main", *describe(measured, paired, job, source, notes), *others)
     return 0

@@ -17,8 +17,8 @@ from experiments.records import identity
 from experiments.records.collect import at_defaults, collect
 from experiments.show import tables
 from experiments.show.reported import method_deviation, read_reported, setting_deviation
-from experiments.show.results import Table, latex, markdown
-from experiments.show.tables import describe, main_table, marks, paired_table
+from experiments.show.results import Table, latex, markdown, marks
+from experiments.show.tables import describe, main_table, paired_table
 from experiments.show.vbench_totals import HOW, read_total
 from tests.experiments.made_records import job_of, made
 
@@ -186,7 +186,7 @@ def test_what_the_published_code_does_deviates_in_nothing():
 
 
 def test_marks_give_equal_deviations_one_letter():
-    letters, notes = marks(pd.Series({"a": "x", "b": None, "c": "y", "d": "x"}))
+    letters, notes = marks(pd.Series({"a": "x", "b": None, "c": "y", "d": "x"}), "Deviates")
     assert letters.dropna().to_dict() == {"a": "a", "c": "b", "d": "a"}
     assert notes == ["Deviates, a: x", "Deviates, b: y"]
 

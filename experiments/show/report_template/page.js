@@ -30,7 +30,8 @@ function mark(name, x, y, r) {
 }
 const chip = (name) => `<svg class="chip" viewBox="0 0 14 14" aria-hidden="true">${mark(name, 7, 7, 4.4)}</svg>`;
 for (const label of document.querySelectorAll("span.method")) {
-  label.insertAdjacentHTML("afterbegin", chip(label.textContent));
+  const name = label.textContent;
+  if (Object.hasOwn(data.looks, name)) label.insertAdjacentHTML("afterbegin", chip(name)); // not of a paper's alone
 }
 
 // Drawings are as wide as the page lets them be, so that none is cut off -----------------------------------------------
