@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -124,8 +124,8 @@ class Observing(ByAttention):
     """Looks at queries while nothing must go, too.
 
     Attributes:
-        look_every: computing rows from one look to the next. A chunk's queries change little from row to row, and a look
-            in each would take several percent of a small model's time.
+        look_every: computing rows from one look to the next. A chunk's queries change little from row to row, and a
+            look in each would take several percent of a small model's time.
     """
 
     observes: ClassVar[bool] = True
