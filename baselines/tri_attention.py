@@ -7,9 +7,9 @@ says how a key will be met: for every pair of channels f, the mean query m_f, th
 
 summed over the pairs, its mean over times 1, 2, 4 ... frames after the newest key, at the key's own place in the frame
 (WeianMao/triattention: longlive). There the statistics come from other videos, in a file; here from the queries of this
-one so far, a sample in every few rows, so that they fit the weights, the prompt and the size by themselves. Query heads that
-share a key-value head count as one, which the published code refuses. It also takes keys that are left of the past for
-neighbours; here each keeps its own time.
+one so far, a sample in every few rows, so that they fit the weights, the prompt and the size by themselves. Query heads
+that share a key-value head count as one, which the published code refuses. It also takes keys that are left of the past
+for neighbours; here each keeps its own time.
 """
 
 from __future__ import annotations
