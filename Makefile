@@ -4,6 +4,7 @@
 #   make test [ARGS="-k kv_cache"]          the tests, as many at once as there are cores; one by one with ARGS="-n 0"
 #   make test-numeric                       those that compare numbers, as another machine might round them
 #   make lint                               style checks, as CI runs them
+#   make docs                               the documentation as a site, in site/
 #   make clean                              remove .venv and caches; outputs/ stays
 
 # Tried in this order; name another with `make PYTHON=/path/to/python3.12 run`.
@@ -18,7 +19,7 @@ STAMP := $(VENV)/requirements.installed
 CAN_MAKE_VENV := import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))
 USABLE_VENV := import sys, pip; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: run test test-numeric lint setup clean
+.PHONY: run test test-numeric lint docs setup clean
 .DEFAULT_GOAL := run
 
 run: $(STAMP)
@@ -44,6 +45,10 @@ lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
 
+docs: $(STAMP)
+	@$(PIP) install -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --strict
+
 setup: $(STAMP)
 
 $(STAMP): requirements.txt
@@ -66,5 +71,5 @@ $(STAMP): requirements.txt
 	@mv $@.part $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

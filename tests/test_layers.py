@@ -19,7 +19,7 @@ LIBRARY = (
     ("kv",),
     ("method",),
     ("models",),
-    ("progress", "video", "checkpoints"),
+    ("progress", "video", "checkpoints", "console"),
     ("sampler",),
     ("methods",),
     ("integrations",),

@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 from tests.fetched import needs
 
 ROOT = Path(__file__).resolve().parents[1]
+ON_TOP = ("requirements-ray.txt", "requirements-docs.txt")
 
 STAND_IN_PYTHON = r"""#!/bin/sh
 # venv copies this file to .venv/bin/python, so both roles are played by it.
@@ -143,6 +144,13 @@ def test_half_made_venv_is_made_again(checkout: Checkout) -> None:
     assert calls[0] == "-m venv --clear .venv"
 
 
+def test_the_site_is_built_strictly_with_what_it_needs(checkout: Checkout) -> None:
+    done, calls = checkout.make("docs")
+    assert done.returncode == 0, done.stderr
+    assert installs(calls)[-1] == "-r requirements-docs.txt"
+    assert calls[-1] == "-m mkdocs build --strict"
+
+
 def test_no_recent_python_is_one_clear_error(checkout: Checkout) -> None:
     (checkout.path / "broken-python").touch()
     done, calls = checkout.make("run", python="./python no-such-python")
@@ -181,14 +189,16 @@ def test_requirements_are_exact_pins_with_torch_first_and_no_torchvision() -> No
     requirements = pins()
     assert next(iter(requirements)) == "torch"
     assert "torchvision" not in requirements
-    for requirement in [*requirements.values(), *pins("requirements-ray.txt").values()]:
+    more = [pin for file in ON_TOP for pin in pins(file).values()]
+    for requirement in [*requirements.values(), *more]:
         assert re.fullmatch(r"==[0-9][0-9a-z.]*", str(requirement.specifier)), f"{requirement} is no exact pin"
         assert requirement.url is None
 
 
-def test_ray_comes_on_top_and_moves_nothing() -> None:
-    assert "-c requirements.txt\n" in (ROOT / "requirements-ray.txt").read_text(encoding="utf-8")
-    assert not set(pins()) & set(pins("requirements-ray.txt"))
+@pytest.mark.parametrize("file", ON_TOP)
+def test_more_comes_on_top_and_moves_nothing(file: str) -> None:
+    assert "-c requirements.txt\n" in (ROOT / file).read_text(encoding="utf-8")
+    assert not set(pins()) & set(pins(file))
 
 
 def test_every_declared_dependency_is_pinned_inside_its_range() -> None:
