@@ -215,10 +215,10 @@ class MotionCache(ReusePolicy):
             wanted, begins_again = wanted & computes, begins_again & computes
         sums.masked_fill_(begins_again, 0.0)
         counts, most = wanted.sum((1, 2)).tolist(), sums.amax((1, 2)).tolist()
-        for i, chunk in enumerate(chunks):
-            self._sums[chunk], self.accumulated[chunk] = sums[i], most[i]
-            whole = counts[i] == wanted[i].numel()
-            self._wanted[chunk] = wanted[i] if counts[i] and not whole else whole
+        for chunk, own, tokens, count, largest in zip(chunks, sums, wanted, counts, most, strict=True):
+            self._sums[chunk], self.accumulated[chunk] = own, largest
+            whole = count == tokens.numel()
+            self._wanted[chunk] = tokens if count and not whole else whole
 
     def _weights(self, motion: Tensor, has_first: bool) -> Tensor:
         """Of motion [N, G, f, P], whose place they take. ``has_first``: of chunks that a video (window) begins with."""

@@ -3,8 +3,9 @@
 reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory. One whose records are
 not there is left out, and it is said how to make them; the exit code is 2 if all are. L1_rel has its own
 command, which runs the model. ``experiment=placement`` makes the curves of that experiment file alone, and
-``experiment=distilled`` the one figure of what methods save over step counts and models. Written to
-output_dir/figures/ (and output_dir/tables/); ``publish=true`` writes them to results/ instead.
+``experiment=distilled`` the one figure of what methods save over step counts and models (``embedded_distilled``; with
+``model=magi`` of that one alone, ``magi_embedded_distilled``). Written to output_dir/figures/ (and output_dir/tables/);
+``publish=true`` writes them to results/ instead.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from experiments.job.experiment import experiment_of, jobs_of, read_experiment
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, store_of
 from experiments.records.collect import at_defaults, collect, flat, read_trace
+from experiments.show import motion_split
 from experiments.show.attention import FLAG, another_video, other_baseline
 from experiments.show.frame_strips import draw_frames
 from experiments.show.long_video import draw_memory, kv_frame
@@ -137,7 +139,7 @@ def save_reuse_curve(subject: Subject) -> None:
 
 
 def save_curve(subject: Subject, reuse: Reuse, name: str) -> pd.DataFrame:
-    """The figure and the table of one quality, under the experiment's name; gives the points."""
+    """The figure and the tables of one quality, under the experiment's name; gives the points."""
     curves = reuse.curves
     points = reuse_points(reuse.videos, curves.quality)
     source = f"{subject.name}; {provenance(reuse.videos)}"
@@ -145,6 +147,8 @@ def save_curve(subject: Subject, reuse: Reuse, name: str) -> pd.DataFrame:
     compared = at_equal_compute(reuse.videos, curves)
     whole = f"{subject.job.model_name}_{subject.job.setting_name}_{stem}"
     subject.to.save_table(whole, *tables(points, compared, curves, reuse.baseline, source, reuse.notes))
+    if curves.by_motion and len(split := motion_split.by_motion(reuse.videos, curves)):
+        subject.to.save_table(f"{whole}_motion", motion_split.table(split, curves, reuse.baseline, source))
     subject.save(draw_reuse_curve(points, curves, reuse.baseline, subject.name), stem)
     return points
 
@@ -185,8 +189,8 @@ def save_kv_memory(subject: Subject) -> None:
 
 
 def save_savings(subject: Subject, name: str, savings: Savings) -> None:
-    """One figure and one table of all of the experiment's models that have videos, or of the one that the arguments
-    name. Raises BadInput where there are none."""
+    """One figure and one table of all of the experiment's models that have videos, on purpose, or of the one that the
+    arguments name, whose name the files have then. Raises BadInput where there are none."""
     named = [a.partition("=")[2] for a in subject.arguments if a.startswith("model=")]
     own = [a for a in subject.arguments if not a.startswith(("method=", "model=", "prompts=", "num_prompts="))]
     found = []
@@ -202,8 +206,9 @@ def save_savings(subject: Subject, name: str, savings: Savings) -> None:
     videos = pd.concat(found, ignore_index=True)
     rows = saved(videos, savings)
     source = f"{subject.job.setting_name}; {provenance(videos)}"
-    subject.to.save_table(f"{subject.job.setting_name}_{name}", table(rows, savings, source))
-    subject.to.save_figure(draw_savings(rows, savings), f"{subject.job.setting_name}_{name}")
+    stem = "_".join([*named[-1:], subject.job.setting_name, name])
+    subject.to.save_table(stem, table(rows, savings, source))
+    subject.to.save_figure(draw_savings(rows, savings), stem)
 
 
 FIGURES: dict[str, Callable[[Subject], None]] = {

@@ -80,6 +80,7 @@ class Curves:
         compared: the methods, without slow or fast, whose curves are compared with every other's; one, or several.
         quality: "psnr", or "latent_snr".
         shares: of the baseline's FLOPs, at which methods are compared.
+        by_motion: also make a table of each class of motion by itself, see experiments.show.motion_split.
         without: by option, what the curve of a method that has none for it is called besides; it is one of its own.
     """
 
@@ -89,6 +90,7 @@ class Curves:
     compared: str | Sequence[str]
     quality: str = "psnr"
     shares: Sequence[float] = COMPARED_SHARES
+    by_motion: bool = False
     without: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -229,8 +231,8 @@ def at_equal_compute(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:
         ours, theirs = by_method[compared], by_method[other]
         if theirs.keys() != ours.keys():
             continue
-        shares = {pair: _near(curves.shares, group["flops_share"]) for pair, group in ours.items()}
-        found = {name: _interpolated(key, shares, ours, theirs) for key, name in names.items()}
+        shares = {pair: near(curves.shares, group["flops_share"]) for pair, group in ours.items()}
+        found = {name: interpolated(key, shares, ours, theirs) for key, name in names.items()}
         for place, share in enumerate(curves.shares):
             row = {"compared": compared} if len(curves.all_compared) > 1 else {}
             row |= {"against": other, "compute_left": share}
@@ -241,13 +243,13 @@ def at_equal_compute(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _near(shares: Sequence[float], settings: pd.Series) -> np.ndarray:
-    """The shares, those a little beyond all settings moved to the nearest of them."""
+def near(shares: Sequence[float], settings: pd.Series) -> np.ndarray:
+    """float [shares], the shares, those a little beyond all settings moved to the nearest of them."""
     moved = np.clip(shares, settings.min(), settings.max())
     return np.where(np.abs(moved - shares) <= NEAR, moved, shares)
 
 
-def _interpolated(key: str, shares: Mapping[Any, np.ndarray], *methods: Mapping[Any, pd.DataFrame]) -> np.ndarray:
+def interpolated(key: str, shares: Mapping[Any, np.ndarray], *methods: Mapping[Any, pd.DataFrame]) -> np.ndarray:
     """[videos, methods, shares] of one quality, nan beyond a method's settings."""
     return np.array(
         [

@@ -16,6 +16,7 @@ from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,5 +107,5 @@ def latent_mask(tokens: Tensor, frames: int, rows: int, columns: int) -> Tensor:
 
 def latent_tokens(latents: Tensor, patch: int) -> Tensor:
     """Latents [1, C, f, h, w] -> what stands at their tokens, frame by frame: [1, f, P, C*patch*patch]."""
-    patches = latents.unflatten(4, (-1, patch)).unflatten(3, (-1, patch))  # [1, C, f, rows, patch, columns, patch]
-    return patches.permute(0, 2, 3, 5, 1, 4, 6).flatten(4).flatten(2, 3)
+    of_frames = F.pixel_unshuffle(latents.transpose(1, 2), patch)  # [1, f, C*patch*patch, rows, columns]
+    return of_frames.flatten(3).transpose(2, 3)

@@ -141,7 +141,8 @@ class DistanceMeter:
             now = features[chunks.index(common[0]) :][: len(common)].float()
             before = self._features[self._chunks.index(common[0]) :][: len(common)].float()
             changes, sizes = (now - before).abs_(), before.abs()
-            numbers = torch.stack([changes.flatten(1).mean(1), sizes.flatten(1).mean(1)], dim=1)
+            all_but_chunks = tuple(range(1, now.ndim))  # not flattened: features with tokens last would be copied
+            numbers = torch.stack([changes.mean(all_but_chunks), sizes.mean(all_but_chunks)], dim=1)
             if self.tokens:
                 numbers = torch.cat([numbers, changes.mean(2) / (sizes.mean(2) + 1e-8)], dim=1)
         self._chunks, self._features, self._window = chunks, features, row.window

@@ -72,9 +72,13 @@ def test_what_an_experiment_says_of_a_model_is_for_that_model(tmp_path):
     methods = {model: {job.method_name for job in of(model, "main_table")[0]} for model in MODELS}
     of_few_steps = {"fewer_steps", "x_cache"}
     in_part = {"motioncache_fast", "motioncache_slow"}
-    assert methods["skyreels"] == {path.stem for path in config_files("method")} - of_few_steps - in_part
+    assert methods["skyreels"] == {path.stem for path in config_files("method")} - of_few_steps
     assert methods["skyreels"] - methods["magi"] == {"vanilla_causal", "vanilla_kv"}  # on MAGI-1 the same as vanilla
     assert methods["wan"] - methods["magi"] == of_few_steps
+    assert methods["magi"] - methods["wan"] == in_part
+    in_full = {model: {job.method_name for job in of(model, "vbench_full")[0]} for model in MODELS}
+    assert in_full["magi"] == in_full["skyreels"] == methods["magi"]
+    assert in_full["wan"] == methods["magi"] - in_part
     lengths = [{job.num_frames for job in of(model, "long_video")[0]} for model in MODELS]
     assert lengths == [{1920}, {1777}, {813}]
     baselines = {model: of(model, "ablation_kv_budget")[1]["baseline"] for model in MODELS}

@@ -139,3 +139,14 @@ def test_the_command_says_what_to_make_where_there_are_no_videos(tmp_path, capsy
     said = capsys.readouterr().err
     assert "without wan: " in said
     assert "python -m experiments.sweep experiment=distilled model=wan" in said
+
+
+@pytest.mark.parametrize(("named", "stem"), [((), "embedded_distilled"), (("model=magi",), "magi_embedded_distilled")])
+def test_files_of_one_model_alone_are_not_those_of_all(jobs, tmp_path, monkeypatch, named, stem):
+    def own_jobs(name, arguments):
+        return [job for job in jobs if f"model={job.model_name}" in arguments], {"savings": vars(SAVINGS)}
+
+    monkeypatch.setattr(figures, "jobs_of", own_jobs)
+    assert figures.main(["experiment=distilled", *named, f"output_dir={tmp_path}"]) == 0
+    written = {path.name for folder in ("tables", "figures") for path in (tmp_path / folder).iterdir()}
+    assert written == {f"{stem}.{kind}" for kind in ("csv", "md", "tex", "png", "svg")}
