@@ -33,6 +33,7 @@ from experiments.show.results import BOOTSTRAP, Column, Table
 from experiments.show.style import COLUMN_WIDTH_IN, CURVE, LINE_STYLES, colour_and_marker, error_bars, styled
 
 COMPARED_SHARES = (0.3, 0.4, 0.5, 0.6, 0.75, 0.9)  # of the baseline's FLOPs, at which methods are compared
+SKIPS_BELOW = 0.999  # of the baseline's FLOPs; rounding of a share is far less
 NEAR = 0.02  # of a share that lies this little beyond the compared method's settings the nearest of them counts
 SETTING = ["family", "options"]
 BESIDE_PSNR = {"psnr_uncapped": ("uncapped_", "_db"), "lpips": ("lpips_", ""), "caption_right": ("caption_", "")}
@@ -250,16 +251,19 @@ def near(shares: Sequence[float], settings: pd.Series) -> np.ndarray:
 
 
 def interpolated(key: str, shares: Mapping[Any, np.ndarray], *methods: Mapping[Any, pd.DataFrame]) -> np.ndarray:
-    """[videos, methods, shares] of one quality, nan beyond a method's settings."""
-    return np.array(
-        [
-            [
-                np.interp(at, own[pair]["flops_share"], own[pair][key].astype(float), left=np.nan, right=np.nan)
-                for own in methods
-            ]
-            for pair, at in shares.items()
-        ]
-    )
+    """[videos, methods, shares] of one quality, nan beyond a method's settings.
+
+    A setting that skipped nothing made the baseline's video, and is no end of an interpolation: half-way to it nothing
+    would have been measured.
+    """
+
+    def along(own: pd.DataFrame, at: np.ndarray) -> np.ndarray:
+        skips = own[own["flops_share"] < SKIPS_BELOW]
+        if skips.empty:
+            return np.full(len(at), np.nan)
+        return np.interp(at, skips["flops_share"], skips[key].astype(float), left=np.nan, right=np.nan)
+
+    return np.array([[along(own[pair], at) for own in methods] for pair, at in shares.items()])
 
 
 def _difference(prefix: str, unit: str, pairs: np.ndarray) -> dict[str, Any]:

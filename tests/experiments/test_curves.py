@@ -119,6 +119,16 @@ def test_latents_are_compared_uncapped(jobs):
     assert "PSNR" not in text
 
 
+def test_nothing_is_interpolated_up_to_a_setting_that_skipped_nothing(jobs):
+    videos = videos_of(jobs, CURVES)
+    every_k = videos["family"] == "every_k"
+    most = videos[every_k].groupby(["prompt", "seed"])["flops_share"].transform("max") == videos["flops_share"][every_k]
+    videos.loc[most.index[most], ["flops_share", "psnr"]] = 1.0, 60.0
+    compared = at_equal_compute(videos, CURVES)
+    assert "every_k" not in set(compared["against"])
+    assert "every_k + corrected" in set(compared["against"])
+
+
 def test_psnr_is_shown_capped_and_as_measured(jobs):
     made(jobs[1], "a", 0.26, metrics={"psnr": "inf", "latent_snr": 140.0})
     videos = videos_of(jobs, CURVES)
