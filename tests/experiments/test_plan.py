@@ -203,8 +203,8 @@ def test_plan_true_of_a_sweep_tells_its_estimate_and_makes_nothing(tmp_path, mon
     arguments = [*SMALL, "num_prompts=1", f"output_dir={tmp_path}", "plan=true"]
     assert sweep.main(arguments) == 0
     first, second, third = capsys.readouterr().out.splitlines()
-    # Without those that are vanilla on MAGI-1, those of few-step models, and MotionCache.
-    made = len(config_files("method")) - 6
+    # Without those that are vanilla on MAGI-1, and those of few-step models.
+    made = len(config_files("method")) - 4
     assert first == f"{made} settings x 1 prompt, {made} videos to make"
     assert second.startswith("estimate: 1 vanilla of ")
     assert third == "plan=true: nothing was made; the same command without it does the work"
