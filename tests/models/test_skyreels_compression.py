@@ -286,7 +286,7 @@ def test_a_dry_run_compresses_its_counts():
     for _ in sample(model.generation("a cat", 177, method, 0, num_steps=20), trace):
         pass
     queries, tokens, layers, width = 10200, 20400, 30, 1536
-    scoring = 2 * layers * (queries * tokens * width + 12 * queries * tokens + 2 * tokens * width)
+    scoring = 2 * layers * (queries * tokens * width + 2 * tokens * width)
     counts = [work.flops for _, work in trace.work if work.kind == "compression"]
     assert set(counts) == {scoring}
     assert len(counts) == 2 * (3 + 3)  # branches; chunks 1 to 3 of windows of five, and the same after the overlap
