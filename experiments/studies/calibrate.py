@@ -37,7 +37,6 @@ from experiments.job.groups import CONF
 from experiments.job.job import Job, make_job, refuse_random_weights
 from experiments.job.paths import shown
 from experiments.job.units import counted
-from experiments.records.weights import weights_id
 from experiments.run.model_pool import Map, model_pool
 from experiments.run.runner import Runner
 from experiments.show.methods import known_methods
@@ -45,6 +44,7 @@ from experiments.show.results import publishing
 from experiments.studies import heads
 from experiments.studies.magnitudes import calibrate_magnitudes
 from experiments.studies.placement import Compute, Gaps, Position, Rule, gap_costs, place, positions
+from experiments.studies.provenance import made_for
 from experiments.studies.trials import Vanilla, tried, vanilla
 from flowcache.kv.head_map import HeadMap
 from flowcache.method import Method
@@ -151,12 +151,7 @@ def calibrate(job: Job, map_model: Map, shares: Sequence[float], num_tried: int)
     where = _positions(schedule)
     return {
         "part": "placed",
-        "model": job.model_name,
-        "setting": job.setting_name,
-        "weights": weights_id(job),
-        "options": {"num_frames": job.num_frames, **job.generation_options},
-        "prompts": list(job.prompts),
-        "seed": job.seed,
+        **made_for(job),
         "forecast": job.method.described()["forecast"],
         "times": list(where[0].times),
         "shares": {f"{share:g}": _by_window(where, found.steps) for share, found in best.items()},

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
-from experiments.records.weights import weights_id
 from experiments.run.model_pool import Map
+from experiments.studies.provenance import made_for
 from flowcache.kv.cache import KvCache
 from flowcache.method import Method
 from flowcache.sampler import sample
@@ -118,12 +118,7 @@ def head_map(job: Job, map_model: Map) -> dict[str, Any]:
     )
     return {
         "part": "heads",
-        "model": job.model_name,
-        "setting": job.setting_name,
-        "weights": weights_id(job),
-        "options": {"num_frames": job.num_frames, **job.generation_options},
-        "prompts": list(job.prompts),
-        "seed": job.seed,
+        **made_for(job),
         "chunk_frames": own,
         "mass": [[[round(share, DIGITS) for share in head] for head in layer] for layer in mass.tolist()],
         "fit": {"spread": round(spread.mean().item(), 6), "largest_spread": round(spread.max().item(), 6)},

@@ -13,8 +13,8 @@ from torch import Tensor
 from baselines.magcache import MagCache
 from baselines.magnitudes import Magnitudes
 from experiments.job.job import Job
-from experiments.records.weights import weights_id
 from experiments.run.model_pool import Map
+from experiments.studies.provenance import made_for
 from experiments.studies.trials import whole_run
 from flowcache.reuse.base import Decision
 from flowcache.reuse.plan import chunk_times
@@ -87,12 +87,7 @@ def calibrate_magnitudes(job: Job, map_model: Map) -> dict[str, Any]:
     schedule = runs[0].schedule
     made = {
         "part": "magcache",
-        "model": job.model_name,
-        "setting": job.setting_name,
-        "weights": weights_id(job),
-        "options": {"num_frames": job.num_frames, **job.generation_options},
-        "prompts": list(job.prompts),
-        "seed": job.seed,
+        **made_for(job),
         "forecast": job.method.described()["forecast"],
         "times": grid(schedule)[:-1],
         "ratios": [[round(float(ratio), DIGITS) for ratio in own] for own in mean],

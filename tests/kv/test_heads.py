@@ -386,24 +386,6 @@ def test_what_does_not_go_with_heads_is_refused_before_any_work():
         wan_goldens.small_generation(method(Never(), select=ForcingKv(heads=head_map())))
 
 
-def test_a_head_map_is_read_or_refused_in_one_message(tmp_path):
-    file = tmp_path / "small.json"
-    file.write_text('{"mass": [[[0.5, 0.25, 0.25]]], "chunk_frames": 1, "weights": "w"}', encoding="utf-8")
-    read = HeadMap.read(file)
-    assert (read.name, read.mass, read.chunk_frames, read.size) == ("small", (((0.5, 0.25, 0.25),),), 1, (1, 1))
-    assert read.provenance == {"weights": "w"}
-    assert read.described().keys() == {"heads", "sha256"}
-    for text, why in (
-        ("{", "cannot be read as a head map"),
-        ('{"mass": [[[0.5, 0.5]]], "chunk_frames": 2}', "more frames than a chunk's 2, and tells of 2"),
-        ('{"mass": [[[0.5, 0.2]]], "chunk_frames": 1}', "shares must add up to 1"),
-        ('{"mass": [[[0.5, 0.5]], [[1.0]]], "chunk_frames": 1}', "layer 1 has other heads or frames"),
-    ):
-        file.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=why):
-            HeadMap.read(file)
-
-
 def test_a_mean_over_heads_is_exact():
     cache = new_cache(always(KeepSet((0,), 0, 1), KeepSet((1, 2, 3), 0, 2)), [3] * 3)
     run(cache, draw([3] * 2), [3] * 2)

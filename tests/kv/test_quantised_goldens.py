@@ -16,7 +16,7 @@ from torch import Tensor
 from baselines import quant_videogen
 from baselines.kivi import Kivi
 from baselines.quant_videogen import QuantVideoGen
-from baselines.quarot import QuaRot
+from baselines.quarot import QuaRot, hadamard
 from flowcache.kv.store.base import StoreShape
 from flowcache.kv.store.clusters import cluster, of_ids
 from flowcache.kv.store.float8 import Float8
@@ -157,3 +157,10 @@ def test_codes_come_back_from_their_bytes(bits, size):
     packed = pack(codes, bits)
     assert packed.shape[-1] == -(-size * bits // 8)
     assert torch.equal(unpack(packed, bits, size), codes)
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 12, 32, 96])
+def test_a_hadamard_matrix_is_orthogonal_and_its_own_inverse(size):
+    matrix = hadamard(size)
+    torch.testing.assert_close(matrix @ matrix.mT, torch.eye(size))
+    assert torch.equal(matrix, matrix.mT)
