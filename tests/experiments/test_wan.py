@@ -18,6 +18,7 @@ from experiments.job.paths import ROOT
 from experiments.records import RecordStore, new_record, weights_id
 from experiments.run.dry_run import count
 from experiments.run.runner import Runner
+from flowcache.calibration import Calibration
 from flowcache.checkpoints import loaded_files
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.wan import Sampling
@@ -29,6 +30,10 @@ from tests.models.wan_goldens import tensors
 SMALL = ["model=wan", "setting.num_frames=21", "num_prompts=1", "metrics=[psnr,ssim]", "workers=1", "threads=1"]
 SMALL += ["latency_pairs=0", "wandb.mode=disabled", "prompts=a red circle moves left"]
 EVERY_METHOD = {"main_table", "vbench_full"}  # the experiments of all methods, each of which is run here by itself
+PLACED = ("flowcast_fast", "flowcast_slow", "shortest_path")
+WITHOUT_CALIBRATION = {"magcache": ["reuse.table=null"]} | {
+    name: ["reuse.plan=null"] for name in PLACED
+}  # of other weights
 LORA_ALPHA = "model.loading.lora_alpha=4"
 
 
@@ -74,8 +79,7 @@ def test_without_the_trained_model_it_says_what_to_do(command, monkeypatch, tmp_
 
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method") if "motioncache" not in path.stem])
 def test_every_method_runs_end_to_end(name, tmp_path):
-    without = ["reuse.table=null"] if name == "magcache" else []  # a table of other weights
-    job = job_of(f"method={name}", f"output_dir={tmp_path}", *without)
+    job = job_of(f"method={name}", f"output_dir={tmp_path}", *WITHOUT_CALIBRATION.get(name, ()))
     (record,) = Runner(job).run()
     trace = record.computed_fraction
     assert record.status == "finished"
@@ -112,7 +116,10 @@ def test_a_multirun_takes_lists_of_steps(command):
             ["setting.num_steps=8"],
             "num_steps=8 is of solver='unipc', and steps with fresh noise are a list; choose steps",
         ),
-        (["method=flowcast_fast", "forecast.correction=2"], "steps with fresh noise forget what they came from"),
+        (
+            ["method=flowcast_fast", "reuse.plan=null", "forecast.correction=2"],
+            "steps with fresh noise forget what they came from",
+        ),
         (["kv.budget=1 chunk"], "window_frames=12 does not leave; choose budget null, or window_frames='all' and sink"),
         (["model.options.steps=[500,1000]"], r"steps=\[500, 1000\] must fall from step to step"),
         (["model.options.window_frames=5"], "window_frames=5 cannot hold the sink of 3 latent frames"),
@@ -128,9 +135,9 @@ def test_what_does_not_fit_is_refused_before_any_work(overrides, message):
 
 
 def test_the_teacher_takes_its_own_steps_or_those_that_are_asked_for(teacher, tmp_path):
-    plain = job_of("method=flowcast_fast", f"output_dir={tmp_path}", checkpoint=teacher)
+    plain = job_of("method=flowcast_fast", "reuse.plan=null", f"output_dir={tmp_path}", checkpoint=teacher)
     assert Runner(plain).check("a red circle").schedule.num_steps == 8
-    corrected = ["method=flowcast_fast", "forecast.correction=2", "setting.num_steps=6"]
+    corrected = ["method=flowcast_fast", "reuse.plan=null", "forecast.correction=2", "setting.num_steps=6"]
     assert Runner(job_of(*corrected, checkpoint=teacher)).check("a red circle").schedule.num_steps == 6
     (record,) = Runner(plain).run()
     assert record.computed_fraction < 1
@@ -141,7 +148,10 @@ def test_the_model_takes_every_job_of_an_experiment(name):
     """Its settings, methods, budgets."""
     jobs, _ = jobs_of(name, [*SMALL[:1], f"checkpoint={stand_in_of_wan()}"])
     for job in jobs:
-        if not (job.method.kv.select.by_head or "magcache" in job.method_name):  # calibrated on other weights
+        parts = (job.method.reuse, job.method.kv.select)
+        if not any(
+            isinstance(value, Calibration) for part in parts for value in part.options.values()
+        ):  # of other weights
             Runner(job).check(job.prompts[0])
 
 
