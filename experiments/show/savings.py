@@ -56,9 +56,9 @@ def psnr_at(loss_db: float, half_db: float) -> float:
 
 
 def compute_at(psnr_db: float, shares: Sequence[float], psnrs_db: Sequence[float]) -> float:
-    """The least share of compute with so many dB, on the straight lines between a method's settings and vanilla, which
-    counts as ``PSNR_CAP_DB``. Where the cheapest setting has more, it is that one's."""
-    points = sorted(zip([*shares, 1.0], [*psnrs_db, PSNR_CAP_DB], strict=True))
+    """The least share of compute with so many dB, on the straight lines between a method's settings. Where the cheapest
+    setting has more, it is that one's; where none has as many, 1.0: nothing is credited that no setting showed."""
+    points = sorted(zip(shares, psnrs_db, strict=True))
     before = None
     for share, psnr in points:
         if psnr >= psnr_db:
@@ -70,8 +70,9 @@ def compute_at(psnr_db: float, shares: Sequence[float], psnrs_db: Sequence[float
 
 
 def videos_of(jobs: Iterable[Job], savings: Savings) -> pd.DataFrame:
-    """Finished videos of one model's jobs, without the baseline's, with ``model``, ``steps`` and ``family``; of every
-    step count only prompts and seeds that all of its settings have. Raises BadInput without any."""
+    """Finished videos of one model's jobs, without the baseline's, with ``model``, ``steps``, ``family`` and
+    ``vanilla_captions``, the share of the baseline's that show their caption; of every step count only prompts and
+    seeds that all of its settings have. Raises BadInput without any."""
     by_steps: dict[int, list[Job]] = {}
     for job in jobs:
         by_steps.setdefault(job.generation_options.get("num_steps", savings.steps), []).append(job)
@@ -92,10 +93,12 @@ def _of_steps(steps: int, jobs: Sequence[Job]) -> pd.DataFrame:
     videos = frame[listed].drop_duplicates(["method", "options", "prompt", "seed"])
     whole = videos.groupby(["prompt", "seed"])["options"].transform("size") == len(wanted)
     videos = videos[whole]
+    baseline = frame[(frame["method"] == jobs[0].baseline_name) & frame["prompt"].isin(videos["prompt"])]
     return videos.assign(
         model=jobs[0].model_name,
         steps=steps,
         family=videos["method"].map(family),
+        vanilla_captions=baseline["caption_right"].mean() if "caption_right" in baseline else math.nan,
         psnr=pd.to_numeric(videos["psnr"]).clip(upper=PSNR_CAP_DB),
     )
 
@@ -117,6 +120,7 @@ def saved(videos: pd.DataFrame, savings: Savings) -> pd.DataFrame:
                 left.setdefault((name, loss), []).append(1 - share)
         for name in dict.fromkeys(name for name, _ in left):
             row: dict[str, Any] = {"model": model, "steps": steps, "method": name, "n": len(half)}
+            row["vanilla_captions"] = own["vanilla_captions"].iloc[0]
             row["half_db"] = float(np.mean(list(half.values())))
             for loss in savings.losses_db:
                 key, values = f"{loss:g}_db", left[name, loss]
@@ -145,13 +149,16 @@ def table(rows: pd.DataFrame, savings: Savings, source: str) -> Table:
         "saves where its loss is so many dB, mean ± half-width of the 95 % interval over n videos, and how much "
         f"more than {savings.against} that is, video by video, with its 95 % bootstrap interval. {BOOTSTRAP} PSNR is "
         "against the video of the same number of steps; loss is what a method's error adds to that of half the steps, "
-        "so that as far from vanilla as those are is 3 dB. Between settings the share is interpolated, vanilla "
-        f"counting as {PSNR_CAP_DB:g} dB; a method whose cheapest setting loses less saves what that one does.",
+        "so that as far from vanilla as those are is 3 dB. Between settings the share is interpolated, and nowhere "
+        "else: a method whose cheapest setting loses less saves what that one does, and one of which every setting "
+        f"loses more saves nothing. A video counts as {PSNR_CAP_DB:g} dB at most. Where vanilla itself seldom shows its "
+        "caption, as at a number of steps that the weights were not trained for, savings say nothing.",
         (
             Column("model", "model"),
             Column("steps", "steps"),
             Column("method", "method"),
             Column("n", "n"),
+            Column("vanilla's captions right", "vanilla_captions", "{:.0%}"),
             Column("PSNR of half the steps dB", "half_db", "{:.1f}"),
             *(
                 Column(f"saved at {loss:g} dB", f"saved_{key}", "{:.1%}", f"± {{saved_{key}_ci95:.1%}}")

@@ -37,6 +37,8 @@ def jobs(tmp_path) -> list[Job]:
     jobs = []
     for steps, half in HALVES.items():
         jobs.append(job_of(tmp_path, "method=vanilla", f"setting.num_steps={steps}"))
+        for prompt in PROMPTS:
+            made(jobs[-1], prompt, caption={"right": steps == 8 or prompt == "a"})
         for overrides, share, psnr in SETTINGS:
             own = [override.replace("${half}", half) for override in overrides]
             jobs.append(job_of(tmp_path, *own, f"setting.num_steps={steps}"))
@@ -58,7 +60,7 @@ def test_a_loss_is_what_a_methods_error_adds_to_that_of_half_the_steps():
     ("psnr", "share"),
     [
         (60, 1.0),  # vanilla alone
-        (50, 0.75),  # half-way to it from 40 dB at a half
+        (41, 1.0),  # more than any setting: nothing is interpolated up to vanilla
         (40, 0.5),
         (30, 0.4),
         (25, 0.3),  # on a line that rises again
@@ -80,7 +82,8 @@ def test_savings_by_hand(jobs):
         (4, "fewer_steps", 2),
     ]
     by_method = rows.set_index(["steps", "method"])
-    for steps, half in ((8, 31.0), (4, 26.0)):
+    for steps, half, captions in ((8, 31.0, 1.0), (4, 26.0, 0.5)):
+        assert by_method.loc[(steps, "fewer_steps"), "vanilla_captions"] == captions
         assert by_method.loc[(steps, "fewer_steps"), "half_db"] == pytest.approx(half)
         assert by_method.loc[(steps, "fewer_steps"), KEY] == pytest.approx(0.5)  # what half the steps are
         # A third of the way from 25 dB at 0.3 to 40 dB at 0.5, whatever the prompt.
@@ -107,7 +110,8 @@ def test_the_table_says_in_words_what_a_loss_is(jobs):
     text = markdown(table(saved(videos, SAVINGS), SAVINGS, "made"))
     assert "as far from vanilla as those are is 3 dB" in text
     assert "more than fewer_steps, 3 dB" in text
-    assert len(collect(jobs[0])) == len(PROMPTS) * len(SETTINGS)
+    assert "| 50% | 26.0 |" in text
+    assert len(collect(jobs[0])) == len(PROMPTS) * (len(SETTINGS) + 1)
 
 
 def test_the_figure_has_a_row_a_model_and_a_column_a_loss(jobs):
