@@ -151,7 +151,7 @@ def table(rows: pd.DataFrame, savings: Savings, source: str) -> Table:
         "against the video of the same number of steps; loss is what a method's error adds to that of half the steps, "
         "so that as far from vanilla as those are is 3 dB. Between settings the share is interpolated, and nowhere "
         "else: a method whose cheapest setting loses less saves what that one does, and one of which every setting "
-        f"loses more saves nothing. A video counts as {PSNR_CAP_DB:g} dB at most. Where vanilla itself seldom shows its "
+        f"loses more saves nothing. A video counts as {PSNR_CAP_DB:g} dB at most. Where vanilla seldom shows its "
         "caption, as at a number of steps that the weights were not trained for, savings say nothing.",
         (
             Column("model", "model"),
