@@ -21,9 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from eval.eager import EagerDispatchMode
 from flowcache.clock import SectionClock
 from flowcache.trace import Trace
 
@@ -64,7 +64,7 @@ class Visit:
         return self.gemm_flops + self.attention_flops.total()
 
 
-class ExecutedFlops(TorchDispatchMode):
+class ExecutedFlops(EagerDispatchMode):
     """Counts every operator that PyTorch dispatches while it is active, on any device.
 
     Attention counts whole, whatever its mask. Without inference mode the math form of attention reaches it as matrix

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from eval.eager import EagerDispatchMode
 
-class PeakBytes(TorchDispatchMode):
+
+class PeakBytes(EagerDispatchMode):
     """Counts the bytes of tensors made while it is active; ``peak`` is the most alive at once.
 
     Views and operators in place make nothing. Scratch space inside an operator is not seen.

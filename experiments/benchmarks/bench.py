@@ -1,9 +1,10 @@
 """Benchmarks: ``python -m experiments.bench <name> [key=value ...]``, with a job's overrides and the benchmark's own.
 
 latency: a method against vanilla, in turn. flops: counted while running, against the count from shapes. row: where a
-row's time goes. kv: every KV selector and store, and FlowCache's choice against the whole-matrix form. gpu: all that is
-measured on a GPU, at full size. predict: what a run would take on a GPU that is not here. ``python -m
-experiments.bench <name> --help`` explains one.
+row's time goes. products: what skipping could gain at most, by the time that products take alone. kv: every KV
+selector and store, and FlowCache's choice against the whole-matrix form. gpu: all that is measured on a GPU, at full
+size. predict: what a run would take on a GPU that is not here. ``python -m experiments.bench <name> --help`` explains
+one.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from experiments.job.names import nearest
 if TYPE_CHECKING:  # what needs torch is imported late: no help does
     from experiments.job.job import Job
 
-BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "kv")}
+BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "products", "kv")}
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"
 BENCHMARKS["predict"] = "experiments.benchmarks.predict"
 WITHOUT_JOB = ("gpu", "predict")  # they make jobs of their own, on a device that may not be here

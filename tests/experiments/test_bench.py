@@ -11,6 +11,7 @@ import torch
 
 from eval.peak_memory import PeakBytes
 from experiments.benchmarks import bench, kv
+from experiments.benchmarks.products import Products
 from experiments.run.runner import Runner
 from flowcache.kv.select.joint import Joint
 from flowcache.method import VANILLA
@@ -23,7 +24,7 @@ from tests.kv.test_selectors import NAMES
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a benchmark first; there are flops, gpu, kv, latency, predict, row"),
+        ([], "name a benchmark first; there are flops, gpu, kv, latency, predict, products, row"),
         (["rows"], "did you mean row"),
         (["row", "lengths=24"], "no key 'lengths'"),
         (["kv", "lengths"], "'lengths' is not of the form key=value"),
@@ -36,6 +37,8 @@ from tests.kv.test_selectors import NAMES
         (["latency", "latency_repeats=0"], "latency_repeats=0 must be a whole number of at least 1"),
         (["latency", "setting.num_steps=62"], "choose a multiple of 4"),
         (["flops", "setting.num_frames=50"], "try num_frames=48"),
+        (["products", "products_repeats=x"], "products_repeats=x must be a whole number of at least 1"),
+        (["products", "method=vanilla"], "vanilla is what others are compared with; choose another method"),
         (["flops", "latency_repeats=2"], "no key 'latency_repeats'"),
     ],
 )
@@ -171,3 +174,26 @@ def test_flops_that_differ_fail(capsys, monkeypatch):
     monkeypatch.setattr(FlopCounter, "chunk", lambda self, *given: replace(counted(self, *given), gemm_flops=0))
     assert bench.main(["flops", *SMALL, "method=vanilla"]) == 1
     assert "FlopsDisagree: in row 0 the transformer executed" in capsys.readouterr().err
+
+
+def test_products_alone_are_those_of_the_run(capsys):
+    assert bench.main(["products", "products_repeats=2", *REUSING]) == 0
+    printed = capsys.readouterr().out
+    counts = [int(count.replace(",", "")) for count in re.findall(r"its ([\d,]+) products alone", printed)]
+    assert counts[1] < counts[0]
+    seconds = [list(map(float, own)) for own in re.findall(r" ([\d.]+) \(.*alone ([\d.]+) \(", printed)]
+    assert all(0 < alone < whole for whole, alone in seconds)
+    gains = re.findall(r"(speed-up|products alone) +([\d.]+)x, efficiency ([\d.]+) .* at ([\d.]+) of", printed)
+    assert [gain[0] for gain in gains] == ["speed-up", "products alone"]
+    assert all(float(own) == pytest.approx(float(gain) * float(left), rel=0.01) for _, gain, own, left in gains)
+
+
+def test_products_are_with_the_networks_own_weights_and_inputs_of_the_same_shapes():
+    layer, x = torch.nn.Linear(4, 3), torch.full((2, 4), 7.0)
+    with torch.inference_mode(), Products() as noted:
+        layer(x)
+        layer(x + 1)
+    (_, first, _), (_, second, _) = noted.calls
+    assert any(given is layer.weight for given in first)
+    assert [given.shape for given in first] == [given.shape for given in second]
+    assert all(one is other for one, other in zip(first, second, strict=True))  # no memory for each
