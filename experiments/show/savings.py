@@ -30,7 +30,7 @@ from experiments.show.results import BOOTSTRAP, Column, Table
 from experiments.show.reuse_curve import PSNR_CAP_DB
 from experiments.show.style import COLUMN_WIDTH_IN, LINE_STYLES, colour_and_marker, error_bars, styled
 
-STEPS = "reuse.steps"  # of fewer_steps
+LEAST_CAPTIONS = 0.5  # share of vanilla's videos that show theirs, below which there is nothing to save
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,13 @@ def table(rows: pd.DataFrame, savings: Savings, source: str) -> Table:
 
 @styled()
 def draw_savings(rows: pd.DataFrame, savings: Savings) -> Figure:
-    """A row a model, a column a loss: the share saved against the number of steps, a line a method."""
+    """A row a model, a column a loss: the share saved against the number of steps, a line a method. Numbers of steps at
+    which most of vanilla's videos do not show their caption are left out, and named. Raises BadInput where that is all."""
+    blank = rows["vanilla_captions"] < LEAST_CAPTIONS
+    left_out = rows[blank].drop_duplicates(["model", "steps"])
+    rows = rows[~blank]
+    if rows.empty:
+        raise BadInput("at no number of steps does vanilla show most captions, and there is nothing to save")
     models = [model for model in savings.families if model in set(rows["model"])]
     size = (2 * COLUMN_WIDTH_IN, 1.3 * len(models) + 0.8)
     figure, panels = plt.subplots(len(models), len(savings.losses_db), figsize=size, sharey=True, squeeze=False)
@@ -209,7 +215,15 @@ def draw_savings(rows: pd.DataFrame, savings: Savings) -> Figure:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
     figure.suptitle(
         "What skipping saves as steps become few; at 3 dB a video is as far from vanilla's as one of half the steps "
-        f"(n = {rows['n'].max()})",
+        f"(n = {rows['n'].max()})" + _told_blank(left_out),
         fontsize=7,
     )
     return figure
+
+
+def _told_blank(left_out: pd.DataFrame) -> str:
+    if left_out.empty:
+        return ""
+    counts = left_out.groupby("model", sort=False)["steps"].apply(lambda steps: " and ".join(map(str, sorted(steps))))
+    named = ", ".join(f"{model} of {steps} steps" for model, steps in counts.items())
+    return f"\nwithout {named}, of which vanilla does not show most captions"

@@ -154,3 +154,13 @@ def test_files_of_one_model_alone_are_not_those_of_all(jobs, tmp_path, monkeypat
     assert figures.main(["experiment=distilled", *named, f"output_dir={tmp_path}"]) == 0
     written = {path.name for folder in ("tables", "figures") for path in (tmp_path / folder).iterdir()}
     assert written == {f"{stem}.{kind}" for kind in ("csv", "md", "tex", "png", "svg")}
+
+
+def test_the_figure_leaves_out_and_names_what_vanilla_does_not_show(jobs):
+    rows = saved(videos_of(jobs, SAVINGS), SAVINGS)
+    figure = draw_savings(
+        rows.assign(vanilla_captions=[0.4 if steps == 4 else 1.0 for steps in rows["steps"]]), SAVINGS
+    )
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["8"]
+    assert "without magi of 4 steps, of which vanilla does not show most captions" in figure.get_suptitle()
+    plt.close(figure)
