@@ -181,7 +181,7 @@ def table(rows: pd.DataFrame, savings: Savings, source: str) -> Table:
 @styled()
 def draw_savings(rows: pd.DataFrame, savings: Savings) -> Figure:
     """A row a model, a column a loss: the share saved against the number of steps, a line a method. Numbers of steps at
-    which most of vanilla's videos do not show their caption are left out, and named. Raises BadInput where that is all."""
+    which most of vanilla's videos do not show their caption are left out, and named. Raises BadInput if all are."""
     blank = rows["vanilla_captions"] < LEAST_CAPTIONS
     left_out = rows[blank].drop_duplicates(["model", "steps"])
     rows = rows[~blank]
