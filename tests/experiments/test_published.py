@@ -85,8 +85,8 @@ def test_tables(output_dir, check):
 
 def test_figures(output_dir, check):
     make_records(output_dir, "main_table", 6)
-    drawn = forms("figures", "reuse_curve", "warmup_sweep", "pareto", "reuse_map", "frames")
-    check(figures.main, [PROMPTS], {*drawn, *forms("tables", "reuse_curve")})
+    drawn = forms("figures", "reuse_curve", "warmup_sweep", "pareto", "reuse_map")
+    check(figures.main, [PROMPTS], {*drawn, "figures/magi_embedded_frames.png", *forms("tables", "reuse_curve")})
 
 
 def test_ablations(output_dir, check):

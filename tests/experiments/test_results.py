@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 import re
+from io import BytesIO
 
+import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from PIL import Image
 
 from experiments.job.compose import baselines
 from experiments.job.experiment import listed_methods
 from experiments.show import style
 from experiments.show.methods import family, known_methods
 from experiments.show.results import Column, Destination, Table, latex, markdown, missing_notes, provenance
-from experiments.show.style import COLUMN_WIDTH_IN, PALETTE, colour_and_marker, look, styled
+from experiments.show.style import COLUMN_WIDTH_IN, PALETTE, STYLE, colour_and_marker, look, styled
 
 FAMILIES = len(style.COLOURS) * len(style.MARKERS)  # that look different, baselines aside
 COLUMNS = (
@@ -168,7 +171,6 @@ def test_a_full_disk_leaves_the_older_table_whole(tmp_path, monkeypatch):
 def drawn():
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2))
     axes.errorbar([0, 1], [1, 2], yerr=[0.1, 0.2], label="line")
-    axes.imshow(np.arange(6).reshape(2, 3), extent=(0, 1, 1, 2))
     axes.fill_between([0, 1], [1, 1], [2, 2], alpha=0.2)
     axes.legend()
     return figure
@@ -183,6 +185,22 @@ def test_figures_are_the_same_bytes_again_in_both_forms(tmp_path):
     assert contents(tmp_path) == first
     assert b"<dc:date>" not in first["figure.svg"]
     assert plt.get_fignums() == others
+
+
+def test_pictures_are_kept_once_and_in_few_bytes(tmp_path, capsys):
+    figure = drawn()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    figure.axes[0].imshow(noise, extent=(0, 1, 1, 2))
+    whole = BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(whole, format="png")
+    Destination(tmp_path).save_figure(figure, "figure")
+    assert set(contents(tmp_path)) == {"figure.png"}  # an SVG would hold the same pixels once more
+    assert capsys.readouterr().out.endswith("figure.png\n")
+    saved = BytesIO(contents(tmp_path)["figure.png"])
+    assert len(saved.getvalue()) < 0.6 * len(whole.getvalue())
+    shown, meant = (np.asarray(Image.open(png).convert("RGB"), float) for png in (saved, whole))
+    assert np.abs(shown - meant).mean() < 8  # of 255; of noise of all colours, which no figure shows
 
 
 def test_figures_are_a_column_wide_with_readable_text(tmp_path):
