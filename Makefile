@@ -3,7 +3,7 @@
 #   make run [ARGS="seed=1 device=cuda"]    the demonstration run
 #   make test [ARGS="-k kv_cache"]          the tests, as many at once as there are cores; one by one with ARGS="-n 0"
 #   make test-numeric                       those that compare numbers, as another machine might round them
-#   make lint                               style checks, as CI runs them
+#   make lint                               style, and types of the public names, as CI runs them
 #   make docs                               the documentation as a site, in site/
 #   make clean                              remove .venv and caches; outputs/ stays
 
@@ -44,6 +44,7 @@ test-numeric: $(STAMP)
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m mypy
 
 docs: $(STAMP)
 	@$(PIP) install -r requirements-docs.txt
@@ -71,5 +72,5 @@ $(STAMP): requirements.txt
 	@mv $@.part $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.evidence import EvidenceReader
 from flowcache.reuse.fingerprint import FingerprintMeter
-from flowcache.reuse.motion import MotionMeter
+from flowcache.reuse.motion import FrameSource, MotionMeter
 from flowcache.schedule import Row
 from flowcache.trace import Action, Trace, TraceEntry, Work
 
@@ -224,7 +224,7 @@ def _meter(policy: ReusePolicy, generation: Generation) -> DistanceMeter | Finge
 def _motion(policy: ReusePolicy, generation: Generation) -> MotionMeter | None:
     if policy.motion is None:
         return None
-    return MotionMeter(generation, policy.motion, policy.motion_across_windows)
+    return MotionMeter(cast(FrameSource, generation), policy.motion, policy.motion_across_windows)
 
 
 def _check_decision(decision: Decision, row: Row, policy: str) -> None:

@@ -144,3 +144,8 @@ def test_the_version_is_said_once():
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "flowcache.__version__"}
     assert f"version: {flowcache.__version__}" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert import_module("flowcache").__version__.count(".") == 2
+
+
+def test_every_public_name_is_type_checked_as_another_program_uses_it():
+    used = (ROOT / "tests" / "typed_use.py").read_text(encoding="utf-8")
+    assert [name for name in flowcache.__all__ if f"    {name},\n" not in used] == []

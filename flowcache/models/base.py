@@ -20,7 +20,7 @@ from flowcache.trace import Trace, Work
 MOST_SEED = 2**63 - 1  # what a table's integers hold
 
 
-def check_request(prompt: str, seed: int | torch.Generator) -> None:
+def check_request(prompt: str | None, seed: int | torch.Generator) -> None:
     """Refuse, before any work, a prompt that says nothing and a seed that no generator takes. Raises ValueError."""
     if not isinstance(prompt, str) or not prompt.strip():
         raise ValueError("the prompt is empty; say what the video shows")
@@ -44,8 +44,8 @@ class Generation(FeatureSource, Protocol):
     """One video in the making. It owns all state, so that two generations of one model never meet.
 
     The sampler calls ``start`` once, then for every row ``begin_row``, ``features`` (if the policy measures),
-    ``compute``, ``report``, ``advance``, ``frames`` (if the policy asks for motion), and ``finish`` for every chunk the
-    row finished.
+    ``compute``, ``report``, ``advance``, and ``finish`` for every chunk the row finished. Of a policy that asks for
+    motion it must be a ``flowcache.reuse.motion.FrameSource``, too.
     """
 
     schedule: Schedule
@@ -80,10 +80,6 @@ class Generation(FeatureSource, Protocol):
 
     def advance(self, row: Row, decision: Decision) -> None:
         """Let every active chunk take its step, with its new output or the forecast of it."""
-        ...
-
-    def frames(self, kind: str, chunks: tuple[int, ...]) -> Tensor:
-        """See flowcache.reuse.motion.FrameSource."""
         ...
 
     def finish(self, chunk: int) -> Tensor:
@@ -153,9 +149,15 @@ class VideoModel(Protocol):
     switches_prompts: bool
 
     def generation(
-        self, prompt: str | None, num_frames: int, method: Method, seed: int | torch.Generator, **options: Any
+        self,
+        prompt: str | None,
+        num_frames: int,
+        method: Method,
+        seed: int | torch.Generator,
+        *args: Any,
+        **options: Any,
     ) -> Generation:
-        """A fresh generation; ``options`` are the model's own (steps, size, prefix ...)."""
+        """A fresh generation; ``options`` are the model's own (steps, size, prefix ...), given by name."""
         ...
 
     def frames_of(self, num_chunks: int) -> int:

@@ -192,7 +192,7 @@ class Magi:
     @torch.inference_mode()
     def generation(
         self,
-        prompt: str,
+        prompt: str | None,
         num_frames: int,
         method: Method,
         seed: int | torch.Generator,

@@ -122,7 +122,7 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
     @torch.inference_mode()
     def generation(
         self,
-        prompt: str,
+        prompt: str | None,
         num_frames: int,
         method: Method,
         seed: int | torch.Generator,
