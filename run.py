@@ -23,6 +23,7 @@ from experiments.job.groups import CONF
 from experiments.job.help import run_help, without_fixed_groups
 from experiments.job.old_names import todays
 from experiments.job.process import set_up
+from experiments.job.recognise import recognised
 from experiments.job.terminal import replace_what_cannot_be_shown
 
 # Whatever needs torch is imported late, by a run: help and completion are there at once.
@@ -75,6 +76,7 @@ def main() -> int:
         if _COMPLETION & set(arguments) and any(argument.startswith("query=") for argument in arguments):
             print(completions())
             return 0
+        sys.argv[1:] = arguments = recognised(arguments)
         if not _ASKED_OF_HYDRA & set(arguments):
             from experiments.job.cli import check_jobs, check_overrides
             from experiments.run.launch import launcher_name, prepare

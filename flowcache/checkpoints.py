@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import inspect
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.inventory import Inventory
 from flowcache.models.magi import checkpoint as magi
+from flowcache.models.recognised import Recognised
 
 GIB = 2**30
 _FILE_SUFFIXES = (".pt", ".safetensors")  # of causal Wan, which is published as single files
+_PARTS = ("transformer", "vae", "text_encoder", "t5", "inference_weight")  # beginnings of folders in a checkpoint
+_PART_NAMES = ("model", "diffusion_pytorch_model")  # beginnings of files in them, whole or in shards
 
 
 def verify(directory: Path) -> Inventory:
@@ -37,6 +41,31 @@ def loaded_files(directory: Path, **beside: Path) -> dict[str, Path]:
     if unknown := sorted(beside.keys() - inspect.signature(found).parameters.keys()):
         raise CheckpointError(f"{directory} is of a family whose checkpoints take no {unknown[0]}; leave it out")
     return found(directory, **beside)
+
+
+def recognise(path: Path) -> Recognised:
+    """What the checkpoint in a directory or file is: family, released network, and the model that takes it.
+
+    Raises CheckpointError where it is of no family, which says what was looked for, and for a file out of a folder that
+    is a checkpoint as a whole.
+    """
+    if path.is_file() and (whole := _checkpoint_around(path)) is not None:
+        raise CheckpointError(f"{path} is one file of a checkpoint that is a folder; give checkpoint={whole}")
+    return import_module(".recognise", _family(path).__package__).recognise(path)
+
+
+def _checkpoint_around(file: Path) -> Path | None:
+    """The folder of a checkpoint that a file is a part of, by its name; None of a file that is one by itself."""
+    if file.suffix in _FILE_SUFFIXES and not (file.suffix == ".safetensors" and file.name.startswith(_PART_NAMES)):
+        return None
+    folders = [file.parent, *([file.parent.parent] if file.parent.name.startswith(_PARTS) else [])]
+    for folder in reversed(folders):
+        try:
+            _family(folder)
+        except CheckpointError:
+            continue
+        return folder
+    return None
 
 
 def _family(directory: Path) -> ModuleType:

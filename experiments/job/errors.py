@@ -121,13 +121,15 @@ def command(program: str, explain: Callable[[list[str]], str] | None = None) -> 
     def guard(main: _Main) -> _Main:
         @wraps(main)
         def guarded(arguments: list[str]) -> int:
+            from experiments.job.recognise import recognised  # imported late: it raises what is defined here
+
             replace_what_cannot_be_shown()
             try:
                 if HELP & set(arguments):
                     own = sys.modules[main.__module__].__doc__ or ""
                     print(plain(explain(arguments) if explain else own))
                     return 0
-                return main(todays(arguments))
+                return main(recognised(todays(arguments)))
             except KeyboardInterrupt:
                 return stopped(program)
             except Exception as error:
