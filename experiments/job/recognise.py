@@ -1,4 +1,4 @@
-"""``checkpoint=<directory or file>`` alone: model= and setting= are told from its files, and added before Hydra reads."""
+"""``checkpoint=<directory or file>`` alone: its files tell model= and setting=, which are added before Hydra reads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OURS = "flowcache.models."  # loaders whose checkpoints are told apart; another
 
 
 def recognised(arguments: list[str]) -> list[str]:
-    """Arguments ``key=value`` with the model and the setting of the checkpoint that they name, where those are not given.
+    """Arguments ``key=value`` with model and setting of the checkpoint that they name, where those are not given.
 
     What is added is said on stderr. Several checkpoints (of a multirun) must be alike. Raises BadInput for files that
     are of no model, or of another than the one given.
@@ -50,7 +50,8 @@ def recognised(arguments: list[str]) -> list[str]:
         raise BadInput(f"checkpoint= names checkpoints that need different choices: {told}; run a command for each")
     if first:
         print(f"checkpoint: {found[paths[0]].name} -> {' '.join(first)}", file=sys.stderr)
-    return [*arguments, *first]
+    place = max(place for place, argument in enumerate(arguments) if argument.startswith("checkpoint=")) + 1
+    return [*arguments[:place], *first, *arguments[place:]]  # beside it: Hydra takes none that -m parts from the others
 
 
 def _missing(found: Recognised, arguments: list[str]) -> list[str]:

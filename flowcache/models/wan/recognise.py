@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flowcache.models.checkpoint import CheckpointError
+from flowcache.models.checkpoint import CheckpointError, Stored
 from flowcache.models.recognised import Recognised
 from flowcache.models.wan.checkpoint import empty_transformer, sampling_of, transformer_headers
 from flowcache.models.wan.config import NETWORKS
-from flowcache.models.wan.files import locate
+from flowcache.models.wan.files import AVERAGED, PLAIN, locate
 from flowcache.models.wan.modules import read_config
 
 # Published files of many steps, before they are distilled (thu-ml/Causal-Forcing: ar_diffusion.pt).
@@ -25,13 +26,24 @@ def recognise(path: Path) -> Recognised:
     place = locate(path).transformer
     model = "wan_multistep" if takes_many_steps(place) else "wan"
     if place.is_file():
-        config = empty_transformer(place, transformer_headers(place)).config
+        config = empty_transformer(place, _headers(place)).config
     else:
         try:
             config = read_config(place)
         except CheckpointError:
             return Recognised("causal Wan", model, __package__)
     return Recognised("causal Wan", model, __package__, *size_and_width(config, NETWORKS))
+
+
+def _headers(file: Path) -> Mapping[str, Stored]:
+    """Of any of the sets of weights that a published file holds: which one is loaded, an option may say."""
+    try:
+        return transformer_headers(file)
+    except CheckpointError:
+        for weights in (AVERAGED, PLAIN):
+            with suppress(CheckpointError):
+                return transformer_headers(file, weights)
+        raise
 
 
 def takes_many_steps(transformer: Path) -> bool:
@@ -59,6 +71,9 @@ def size_and_width(
     if not isinstance(width, int):
         return None, None
     for size, network in networks.items():
-        if (width, num_layers) == (network["num_attention_heads"] * network["attention_head_dim"], network["num_layers"]):
+        if (width, num_layers) == (
+            network["num_attention_heads"] * network["attention_head_dim"],
+            network["num_layers"],
+        ):
             return size, width
     return None, width
