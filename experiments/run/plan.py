@@ -85,7 +85,8 @@ def count_work(job: Job, config: DictConfig) -> Work:
     vanilla = count(config, VANILLA)
     options = {key: value for key, value in config.model.on_meta.items() if key != "_target_"}
     model = get_object(config.model.on_meta["_target_"])(**options, checkpoint=find_checkpoint(config))
-    generation = model.generation("any prompt", job.num_frames, job.method, job.seed, **job.generation_options)
+    method = replace(job.method, reuse=Never())  # without weights there is nothing to measure and to decide by
+    generation = model.generation("any prompt", job.num_frames, method, job.seed, **job.generation_options)
     schedule = generation.schedule
     return Work(
         schedule.num_chunks,

@@ -105,7 +105,8 @@ def test_fewer_steps_cost_what_a_shorter_list_does(tmp_path):
 
 def test_a_multirun_takes_lists_of_steps(command):
     lists = ["method=fewer_steps", "reuse.steps=[0,1,3],[0,3]"]
-    code, said = command(*SMALL[:-1], f"checkpoint={stand_in_of_wan()}", *lists, "prompts='a red circle'", "-m")
+    given = [*SMALL[:-1], f"checkpoint={stand_in_of_wan()}", "setting=embedded"]
+    code, said = command(*given, *lists, "prompts='a red circle'", "-m")
     assert (code, said) == (0, "")
 
 
