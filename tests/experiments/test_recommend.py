@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from contextlib import redirect_stdout
+from functools import cache
+from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,8 +18,9 @@ from experiments.job.groups import CONF, groups
 from experiments.job.job import make_job
 from experiments.job.paths import ROOT
 from experiments.run.plan import count_work
+from experiments.studies import recommend
 from experiments.studies.memory import bytes_of
-from experiments.studies.recommend import main, read_rules
+from experiments.studies.recommend import Choice, asked, choose, main, read_rules, told_method
 from experiments.studies.recorded import TABLES, kv_figures, method_figures
 
 EMBEDDED = ROOT / "experiments" / "embedded"
@@ -27,12 +32,23 @@ SHORT = {
 }
 
 
-def recommended(capsys, folder: str, *arguments: str, code: int = 0) -> str:
-    capsys.readouterr()
-    given = [f"checkpoint={EMBEDDED / folder}", *SHORT[folder], *arguments]
-    found, said = main(given), capsys.readouterr()
-    assert found == code, said.err
-    return said.out
+@pytest.fixture(autouse=True)
+def _nothing_counted(monkeypatch):
+    """Counting whole videos takes seconds each, and is tested by itself (test_dry_run.py)."""
+    trace = SimpleNamespace(trace=SimpleNamespace(flops=10**12))
+    monkeypatch.setattr(recommend, "count", lambda config, method: trace)
+
+
+@cache
+def recommended(folder: str, *arguments: str, code: int = 0) -> str:
+    with redirect_stdout(StringIO()) as said:
+        assert main([f"checkpoint={EMBEDDED / folder}", *SHORT[folder], *arguments]) == code
+    return said.getvalue()
+
+
+def chosen(model: str, situation: str, *arguments: str) -> Choice:
+    rules = read_rules()
+    return choose(compose_config([f"model={model}"]), rules, situation, asked(arguments, rules))
 
 
 def commands_in(said: str) -> list[list[str]]:
@@ -45,11 +61,9 @@ def rows(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_plan_of_these_weights_is_taken_at_the_least_share_that_keeps_the_loss(capsys):
-    said = recommended(capsys, "magi")
-    assert "magi, setting=embedded: 8 steps a chunk" in said  # few, by this short setting
-    said = recommended(capsys, "skyreels")
-    assert "the plan skyreels_embedded was made on these weights" in said
+def test_a_plan_of_these_weights_is_taken_at_the_least_share_that_keeps_the_loss():
+    said = recommended("skyreels")
+    assert "skyreels, setting=embedded: 10 steps a chunk; the plan skyreels_embedded was made on these weights" in said
     assert "method=flowcast_fast reuse.share=0.35" in said
     row = next(r for r in rows("skyreels_embedded_placement.csv") if r["told"] == "reuse.share 0.35")
     psnr, share = float(row["psnr"]), float(row["compute_left"])
@@ -60,45 +74,66 @@ def test_a_plan_of_these_weights_is_taken_at_the_least_share_that_keeps_the_loss
     assert "results/tables/skyreels_embedded_placement.csv" in said
     assert "full size" not in said
     assert "time      no record of it" in said
-
-
-@pytest.mark.parametrize(("loss", "share"), [("fast", "0.25"), ("visually_lossless", "0.35"), ("57", "0.5")])
-def test_the_loss_chooses_the_share(loss, share, capsys):
-    (run, planned) = commands_in(recommended(capsys, "skyreels", f"loss={loss}"))
-    assert f"reuse.share={share}" in run
+    run, planned = commands_in(said)
+    assert "baseline=vanilla_kv" in run
     assert planned == [*run, "plan=true"]
 
 
-def test_a_loss_that_no_record_keeps_is_said(capsys):
-    said = recommended(capsys, "wan", "loss=59")
-    assert "no record on this family keeps 59 dB by this method; this is the nearest" in said
+@pytest.mark.parametrize(("loss", "share"), [("fast", "0.25"), ("visually_lossless", "0.35"), ("57", "0.5")])
+def test_the_loss_chooses_the_share(loss, share):
+    found = chosen("skyreels", "many_steps_with_plan", f"loss={loss}")
+    assert found.overrides == ["method=flowcast_fast", f"reuse.share={share}"]
+    assert found.keeps
+
+
+def test_a_loss_that_no_record_keeps_is_said():
+    found = chosen("wan", "few_steps", "loss=59")
+    assert found.overrides == ["method=ar_cache", "reuse.threshold=2", "reuse.warmup_steps=0"]
+    wish = asked(["loss=59"], read_rules())
+    assert "no record on this family keeps 59 dB by this method; this is the nearest" in "\n".join(
+        told_method(found, wish, "embedded")
+    )
 
 
 def test_a_share_is_taken_as_it_is_where_the_plan_has_it(capsys):
-    said = recommended(capsys, "skyreels", "share=0.5")
-    assert "reuse.share=0.5" in said
-    assert main([f"checkpoint={EMBEDDED / 'skyreels'}", "share=0.3"]) == 2
-    assert "share=0.3 is none of the plan skyreels_embedded's, which has 0.15, 0.2, 0.25" in capsys.readouterr().err
+    assert chosen("skyreels", "many_steps_with_plan", "share=0.5").overrides[1] == "reuse.share=0.5"
+    unrecorded = chosen("skyreels", "many_steps", "share=0.3")
+    assert unrecorded.overrides == ["method=flowcast_online", "reuse.share=0.3"]
+    told = "\n".join(told_method(unrecorded, asked(["share=0.3"], read_rules()), "embedded"))
+    assert "there is no record of this method at this option" in told
+    assert main([f"checkpoint={EMBEDDED / 'magi'}", "share=0.3"]) == 2
+    assert "share=0.3 is none of the plan magi_embedded's, which has 0.15, 0.2, 0.25" in capsys.readouterr().err
 
 
-def test_few_steps_take_what_is_recorded_for_few_steps(capsys):
-    said = recommended(capsys, "wan")
+def test_few_steps_take_what_is_recorded_for_few_steps():
+    said = recommended("wan")
     assert "4 steps a chunk" in said
     assert "method=ar_cache reuse.threshold=3 reuse.warmup_steps=0" in said
     assert "wan_embedded_field.csv" in said
+    assert "note      a threshold fits the weights that it was found on" in said
     assert "experiments.calibrate" not in said
-    said = recommended(capsys, "wan", "share=0.6")  # less than it leaves
-    assert "method=fewer_steps reuse.steps=[0,3]" in said
+    assert chosen("wan", "few_steps", "share=0.6").overrides == ["method=fewer_steps", "reuse.steps=[0,3]"]
 
 
-def test_without_a_plan_calibration_comes_first(capsys, tmp_path):
+def test_full_size_says_that_nothing_is_measured_there():
+    rules, wish = read_rules(), asked([], read_rules())
+    config = compose_config(["model=magi", "setting=paper"])
+    told = "\n".join(told_method(choose(config, rules, "many_steps", wish), wish, "paper"))
+    assert "method=flowcast_online reuse.share=" in told
+    assert (
+        "measured on the embedded model of this family, 64 videos: results/tables/magi_embedded_placement.csv" in told
+    )
+    assert "nothing is measured at full size" in told
+
+
+def test_without_a_plan_calibration_comes_first(tmp_path):
     plan = json.loads((CONF / "plans" / "wan_multistep_embedded.json").read_text(encoding="utf-8"))
     other = tmp_path / "other.json"
     other.write_text(json.dumps(plan | {"weights": "0" * 16}), encoding="utf-8")
-    said = recommended(capsys, "wan_teacher", f"reuse.plan={other}", f"output_dir={tmp_path}", "memory=1GiB")
+    said = recommended("wan_teacher", f"reuse.plan={other}", f"output_dir={tmp_path}", "memory=1GiB")
     assert "no plan was made on these weights" in said
     assert "method=flowcast_online reuse.share=0.35" in said
-    calibrate, later, run, planned = commands_in(said)
+    calibrate, later, run, _ = commands_in(said)
     assert calibrate[:4] == ["python", "-m", "experiments.calibrate", "reuse=placed"]
     assert "model=wan_multistep" in calibrate
     assert f"reuse.plan={tmp_path}/plans/wan_multistep_embedded.json" in later
@@ -107,9 +142,9 @@ def test_without_a_plan_calibration_comes_first(capsys, tmp_path):
     assert not any("reuse.plan" in word for word in run)
 
 
-@pytest.mark.parametrize("folder", SHORT)
-def test_commands_can_be_pasted(folder, capsys):
-    for call in commands_in(recommended(capsys, folder, "memory=2GiB")):
+@pytest.mark.parametrize("folder", ["skyreels", "wan"])
+def test_commands_can_be_pasted(folder):
+    for call in commands_in(recommended(folder)):
         assert call[:2] == ["python", "run.py"]
         check_overrides(call[2:])
         check_jobs(call[2:], multirun=False)
@@ -118,15 +153,13 @@ def test_commands_can_be_pasted(folder, capsys):
 # Memory.
 
 
-def test_the_first_policy_that_fits_is_taken_in_the_order_of_the_rules(capsys):
-    magi = ["setting.num_steps=16", "setting.num_frames=192"]
-    whole = recommended(capsys, "magi", *magi)
+def test_the_first_policy_that_fits_is_taken_in_the_order_of_the_rules():
+    whole = recommended("magi")
     assert "kv=full: everything is kept" in whole
     assert "no limit was given" in whole
     peak = float(whole.partition("memory    ")[2].partition(" MiB")[0])
-    said = recommended(capsys, "magi", *magi, f"memory={peak + 0.1}MiB")
-    assert "kv=full" in said
-    said = recommended(capsys, "magi", *magi, f"memory={peak - 0.6}MiB")
+    kv = float(whole.partition("KV cache ")[2].partition(" MiB")[0])
+    said = recommended("magi", f"memory={peak - kv / 4:.2f}MiB")
     assert "KV policy   kv/store=bfloat16: everything is kept, in 16 bits" in said
     assert "tried     the whole KV cache: takes" in said
     row = next(r for r in rows("magi_embedded_kv_precision.csv") if r["method"] == "vanilla_kv + bfloat16")
@@ -134,9 +167,10 @@ def test_the_first_policy_that_fits_is_taken_in_the_order_of_the_rules(capsys):
     assert "kv/store=bfloat16" in commands_in(said)[0]
 
 
-def test_nothing_that_fits_is_said(capsys):
-    said = recommended(capsys, "wan", "memory=5MiB", code=1)
+def test_nothing_that_fits_is_said():
+    said = recommended("wan", "memory=5MiB", code=1)
     assert "none fits memory=5 MiB" in said
+    assert "at least, from shapes" in said
     assert "tried     kv/store=int4: takes" in said
     assert "kv=sink_recent kv.budget=2 chunks: refused: " in said  # of a model with a window
     assert "ask for less" in said
