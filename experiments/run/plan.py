@@ -85,8 +85,7 @@ def count_work(job: Job, config: DictConfig) -> Work:
     vanilla = count(config, VANILLA)
     options = {key: value for key, value in config.model.on_meta.items() if key != "_target_"}
     model = get_object(config.model.on_meta["_target_"])(**options, checkpoint=find_checkpoint(config))
-    method = replace(job.method, reuse=Never())  # without weights there is nothing to measure and to decide by
-    generation = model.generation("any prompt", job.num_frames, method, job.seed, **job.generation_options)
+    generation = generation_of(job, model)
     schedule = generation.schedule
     return Work(
         schedule.num_chunks,
@@ -99,6 +98,12 @@ def count_work(job: Job, config: DictConfig) -> Work:
         _whole_cache_bytes(model, job),
         activation_bytes(generation, job),
     )
+
+
+def generation_of(job: Job, model: Any, prompt: str = "any prompt") -> Any:
+    """The job's, of a method that measures nothing: its decisions are given. Raises what the model's does."""
+    method = replace(job.method, reuse=Never())
+    return model.generation(prompt, job.num_frames, method, job.seed, **job.generation_options)
 
 
 def _whole_cache_bytes(model: Any, job: Job) -> int:
@@ -144,7 +149,7 @@ def activation_bytes(generation: Any, job: Job) -> int:
 def probe(job: Job, model: Any) -> Probe:
     """Time three of the fullest rows; the rows before compute only where a chunk starts, so that this is soon there."""
     started = _now(job)
-    generation = model.generation(job.prompts[0], job.num_frames, job.method, job.seed, **job.generation_options)
+    generation = generation_of(job, model, job.prompts[0])
     text_s = _now(job) - started
     start, decisions = probed_rows(generation.schedule)
     trace, times = Trace(), [_now(job)]

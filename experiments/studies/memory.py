@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from omegaconf import DictConfig
 from experiments.job.errors import BadInput
 from experiments.job.job import Job
 from experiments.job.model import find_checkpoint
-from experiments.run.plan import activation_bytes, decode_bytes
+from experiments.run.plan import activation_bytes, decode_bytes, generation_of
 from flowcache.checkpoints import verify
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.offload import ROOM_GIB
-from flowcache.reuse.never import Never
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "MB": 10**6, "GB": 10**9}
 _FORM = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
@@ -92,9 +91,8 @@ def memory_of(job: Job, model: Any, text_bytes: int, limit: int | None, on_gpu: 
 
     Raises BadInput for what the model refuses.
     """
-    method = replace(job.method, reuse=Never())  # without weights nothing can be decided by what they give
     try:
-        generation = model.generation("any prompt", job.num_frames, method, job.seed, **job.generation_options)
+        generation = generation_of(job, model)
     except (CheckpointError, ValueError) as error:
         raise BadInput(str(error)) from error
     kv = generation.kv_bytes_allocated

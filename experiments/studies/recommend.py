@@ -12,7 +12,6 @@ Exit codes: 0 something is proposed, 1 nothing fits the memory, 2 bad input.
 from __future__ import annotations
 
 import shlex
-import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from experiments.job.units import counted, flops_text
 from experiments.records.weights import weights_id
 from experiments.run.calibrated import check_calibrations
 from experiments.run.dry_run import count
+from experiments.studies.calibrate import SHARES
 from experiments.studies.memory import Memory, amount, bytes_of, memory_of, model_on_meta, text_encoder_bytes
 from experiments.studies.recorded import Figures, Speed, kv_figures, method_figures, speed
 from flowcache.method import VANILLA
@@ -228,29 +228,25 @@ def told_kv(tried: Sequence[KvChoice], limit: int | None, setting: str) -> list[
     return [*found, *lines]
 
 
-def told_commands(job: Job, choice: Choice, tried: KvChoice, overrides: list[str], has_plan: bool, few: bool) -> list:
-    """What to paste; first the calibration, where no plan is there and one would help."""
-    run = ["python", "run.py", *overrides, *choice.overrides, *tried.overrides]
-    lines = []
-    if not has_plan and not few:
-        file = f"{job.model_name}_{job.setting_name}.json"
-        calibrate = ["python", "-m", "experiments.calibrate", "reuse=placed", *overrides]
-        planned = [f"method={PLANNED}", *(o for o in choice.overrides if o.startswith(f"{SHARE}="))]
-        plan = shown(job.output_dir / "plans" / file)
-        later = ["python", "run.py", *overrides, *planned, f"{PLAN}={plan}", *tried.overrides]
-        lines += [
-            "no plan is calibrated for these weights. Make one first (docs/calibrate.md), and run by it:",
-            f"  {shlex.join(calibrate)}",
-            f"  {shlex.join(later)}",
-            "until then:",
-        ]
-    else:
-        lines.append("run it:")
+def told_calibration(job: Job, planned: Choice, kv: list[str], overrides: list[str], setting: str) -> list[str]:
+    """How to make the plan that is missing, what it brings on record, and the run by it."""
+    shares = [each.partition("=")[2] for each in planned.overrides if each.startswith(f"{SHARE}=")]
+    calibrate = ["python", "-m", "experiments.calibrate", "reuse=placed", *overrides]
+    calibrate += [f"shares={share}" for share in shares if float(share) not in SHARES]
+    file = shown(job.output_dir / "plans" / f"{job.model_name}_{job.setting_name}.json")
+    later = ["python", "run.py", *overrides, *planned.overrides, f"{PLAN}={file}", *kv]
+    figures = planned.figures
+    brings = (
+        "what it brings is not on record for this family"
+        if figures is None
+        else f"{figures.quality} at {figures.compute_left:.3f} of its compute, {source(figures, setting)}"
+    )
     return [
-        *lines,
-        f"  {shlex.join(run)}",
-        "what it takes here, before it starts:",
-        f"  {shlex.join([*run, 'plan=true'])}",
+        "no plan is calibrated for these weights; make one first (docs/calibrate.md), then run by it:",
+        f"  {shlex.join(calibrate)}",
+        f"  {shlex.join(later)}",
+        f"  ({brings})",
+        "until then:",
     ]
 
 
@@ -305,8 +301,15 @@ def _recommend(
         return 1
     chosen = compose_config([*base, *choice.overrides, *last.overrides])
     print(_told_compute(chosen, make_job(chosen)), end="\n\n")
-    print(*told_commands(job, choice, last, base, plan is not None, few), sep="\n")
-    sys.stdout.flush()
+    if few or plan:
+        print("run it:")
+    else:
+        planned = choose(config, rules, "many_steps_with_plan", wish)
+        print(*told_calibration(job, planned, last.overrides, base, setting), sep="\n")
+    run = ["python", "run.py", *base, *choice.overrides, *last.overrides]
+    print(
+        f"  {shlex.join(run)}\nwhat it takes here, before it starts:\n  {shlex.join([*run, 'plan=true'])}", flush=True
+    )
     return 0
 
 

@@ -17,10 +17,10 @@ from experiments.job.experiment import read_experiment
 from experiments.job.groups import CONF, groups
 from experiments.job.job import make_job
 from experiments.job.paths import ROOT
-from experiments.run.plan import count_work
+from experiments.run.plan import count_work, probe
 from experiments.studies import recommend
 from experiments.studies.memory import bytes_of
-from experiments.studies.recommend import Choice, asked, choose, main, read_rules, told_method
+from experiments.studies.recommend import Choice, asked, choose, main, read_rules, told_calibration, told_method
 from experiments.studies.recorded import TABLES, kv_figures, method_figures
 
 EMBEDDED = ROOT / "experiments" / "embedded"
@@ -113,6 +113,21 @@ def test_few_steps_take_what_is_recorded_for_few_steps():
     assert "note      a threshold fits the weights that it was found on" in said
     assert "experiments.calibrate" not in said
     assert chosen("wan", "few_steps", "share=0.6").overrides == ["method=fewer_steps", "reuse.steps=[0,3]"]
+
+
+def test_a_calibration_makes_the_share_that_was_asked_for_and_tells_what_it_brings():
+    job = make_job(compose_config(["model=skyreels"]))
+    told = {}
+    for share in ("0.3", "0.35"):
+        planned = chosen("skyreels", "many_steps_with_plan", f"share={share}")
+        told[share] = "\n".join(told_calibration(job, planned, ["kv/store=int4"], ["model=skyreels"], "embedded"))
+    assert "experiments.calibrate reuse=placed model=skyreels shares=0.3\n" in told["0.3"]
+    assert "not on record" in told["0.3"]
+    assert "experiments.calibrate reuse=placed model=skyreels\n" in told["0.35"]
+    assert "(54.5 ± 1.8 dB of PSNR against vanilla_kv at 0.352 of its compute, measured on" in told["0.35"]
+    assert "reuse.share=0.35 reuse.plan=outputs/plans/skyreels_embedded.json kv/store=int4\n" in told["0.35"]
+    nothing = Choice("flowcast_fast", ["method=flowcast_fast"], None, None, False, None)
+    assert "shares=" not in "\n".join(told_calibration(job, nothing, [], [], "paper"))
 
 
 def test_full_size_says_that_nothing_is_measured_there():
@@ -229,8 +244,10 @@ def test_records_of_another_setting_are_the_embedded_models():
 
 
 def test_a_method_that_measures_can_be_planned():
-    overrides = ["model=skyreels", "method=flowcast_online", *SHORT["skyreels"]]
+    overrides = ["model=skyreels", "method=flowcast_online", "setting.num_frames=37", "setting.num_steps=5"]
     config = compose_config(overrides)
-    work = count_work(make_job(config), config)
+    job = make_job(config)
+    work = count_work(job, config)
     assert work.at_most
     assert work.activation_bytes > 0
+    assert probe(job, job.load_model()).rows_s > 0
