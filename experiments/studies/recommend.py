@@ -301,10 +301,10 @@ def _recommend(
         return 1
     chosen = compose_config([*base, *choice.overrides, *last.overrides])
     print(_told_compute(chosen, make_job(chosen)), end="\n\n")
-    if few or plan:
+    planned = choose(config, rules, f"{situation}_with_plan", wish) if plan is None else choice
+    if plan is not None or planned.method != PLANNED:
         print("run it:")
     else:
-        planned = choose(config, rules, "many_steps_with_plan", wish)
         print(*told_calibration(job, planned, last.overrides, base, setting), sep="\n")
     run = ["python", "run.py", *base, *choice.overrides, *last.overrides]
     print(

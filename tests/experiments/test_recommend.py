@@ -107,11 +107,14 @@ def test_a_share_is_taken_as_it_is_where_the_plan_has_it(capsys):
 
 def test_few_steps_take_what_is_recorded_for_few_steps():
     said = recommended("wan")
-    assert "4 steps a chunk" in said
-    assert "method=ar_cache reuse.threshold=3 reuse.warmup_steps=0" in said
+    assert "4 steps a chunk; the plan wan_embedded was made on these weights" in said
+    assert "method=flowcast_fast reuse.share=0.65" in said
     assert "wan_embedded_field.csv" in said
-    assert "note      a threshold fits the weights that it was found on" in said
     assert "experiments.calibrate" not in said
+    found = chosen("wan", "few_steps")
+    assert found.overrides == ["method=ar_cache", "reuse.threshold=3", "reuse.warmup_steps=0"]
+    told = "\n".join(told_method(found, asked([], read_rules()), "embedded"))
+    assert "note      a threshold fits the weights that it was found on" in told
     assert chosen("wan", "few_steps", "share=0.6").overrides == ["method=fewer_steps", "reuse.steps=[0,3]"]
 
 
