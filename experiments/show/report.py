@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
@@ -33,7 +33,7 @@ from experiments.show.first_clip import first_shown
 from experiments.show.methods import left_out
 from experiments.show.papers import Paper, paper_table, papers_of
 from experiments.show.reported import read_reported
-from experiments.show.results import Table, provenance
+from experiments.show.results import Column, Table, provenance
 from experiments.show.style import BLACK, COMPUTED, FORECAST, HELD, RANGES, REUSED, colour_and_marker, is_hollow
 from experiments.show.tables import describe, main_table
 
@@ -97,17 +97,10 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
         ],
     }
     size = [job.generation_options[side] for side in ("width", "height")]
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("index.html").render(
+    page = template(TEMPLATE).render(
         mark=MARK,
-        style=(TEMPLATE / "report.css").read_text(encoding="utf-8"),
-        script="\n".join((TEMPLATE / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS),
+        style=joined(TEMPLATE / "report.css"),
+        script=joined(*(TEMPLATE / f"{name}.js" for name in SCRIPTS)),
         model=job.model_name,
         setting=job.setting_name,
         size=size,
@@ -140,6 +133,17 @@ def build(job: Job, destination: Path, clips: int | None = None) -> Path:
     return destination / "index.html"
 
 
+def template(folder: Path) -> Template:
+    """A folder's page, which escapes what it is given."""
+    options = {"autoescape": True, "undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=FileSystemLoader(folder), **options).get_template("index.html")
+
+
+def joined(*paths: Path) -> str:
+    """Of text files, for within a page."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
 def look_of(method: str) -> dict[str, Any]:
     """Of a method's mark, as in the figures; black is the page's ink, which is light on a dark page."""
     colour, marker = colour_and_marker(method)
@@ -156,11 +160,13 @@ def table_cells(table: Table) -> dict[str, Any]:
     _, *columns = table.shown
     rows = []
     for _, row in table.data.iterrows():
-        texts = [column.cell(row) for column in columns]
-        values = [_full(row[column.key]) for column in columns]
-        cells = [{"value": v, "text": text, "spread": spread} for v, (text, spread) in zip(values, texts, strict=True)]
-        rows.append({"method": row["method"], "cells": cells})
+        rows.append({"method": row["method"], "cells": [table_cell(column, row) for column in columns]})
     return {"headings": [c.heading for c in columns], "rows": rows}
+
+
+def table_cell(column: Column, row: pd.Series) -> dict[str, str | None]:
+    text, spread = column.cell(row)
+    return {"value": _full(row[column.key]), "text": text, "spread": spread}
 
 
 def paper_cells(paper: Paper) -> dict[str, Any]:

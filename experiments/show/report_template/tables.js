@@ -1,6 +1,6 @@
 // Tables: a heading sorts; what does not fit is said, and one press away -------------------------------------------------
 
-/** Rows in the order of one column; what has no value stays last either way. */
+/** Rows in the order of one column, each body's by themselves; what has no value stays last either way. */
 function sortTable(table, column, direction) {
   const value = (row) => row.cells[column].dataset.value;
   const compare = (a, b) => {
@@ -9,7 +9,7 @@ function sortTable(table, column, direction) {
     const difference = Number(x) - Number(y);
     return direction * (Number.isNaN(difference) ? x.localeCompare(y) : difference);
   };
-  table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
+  for (const body of table.tBodies) body.append(...[...body.rows].sort(compare));
   table.querySelectorAll("thead th").forEach((th, i) => {
     if (i === column) th.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
     else th.removeAttribute("aria-sort");
