@@ -1,7 +1,8 @@
 """For mkdocs.yml: pages link to each other as files of the repository, and the site follows them wherever those lie.
 
 Pages of docs/ keep their names; whatever else is linked to, from README.md or a table to a notebook, is taken along
-under its path in the repository. Links are rewritten accordingly, so that the Markdown is right where it lies.
+under its path in the repository. Links are rewritten accordingly, so that the Markdown is right where it lies; those of
+a page of HTML too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HOME = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")  # of the navigation, outside of docs/
 _FENCED = re.compile(r"^(```.*?^```)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(\]\()(?![a-z]+:|#)([^)\s#]*)")
+_LINK_OF_HTML = re.compile(r'(\b(?:href|src)=")(?![a-z]+:|#)([^"#]*)')
 
 
 def linked(text: str) -> list[str]:
@@ -49,14 +51,30 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if files.get_file_from_path(site_path(path)) is None:
             if not (ROOT / path).is_file():
                 continue  # strict building names the page that links to it
-            files.append(File.generated(config, site_path(path), abs_src_path=str(ROOT / path)))
+            files.append(taken_along(path, config))
         elif not path.startswith("docs/"):
             continue  # taken along already
         if path.endswith(".md"):
             text = (ROOT / path).read_text(encoding="utf-8")
             found = [target_path(path, link) for link in linked(text)]
             waiting += [other for other in found if not other.startswith("docs/")]
+        elif path.endswith(".html"):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            waiting += [target_path(path, match[2]) for match in _LINK_OF_HTML.finditer(text)]
     return files
+
+
+def taken_along(path: str, config: MkDocsConfig) -> File:
+    """A file of the repository for the site; HTML with its links as the site has them."""
+    if not path.endswith(".html"):
+        return File.generated(config, site_path(path), abs_src_path=str(ROOT / path))
+
+    def rewritten(match: re.Match[str]) -> str:
+        target = re.sub(r"README\.md$", "index.md", site_path(target_path(path, match[2])))
+        return match[1] + relpath(re.sub(r"\.md$", ".html", target), dirname(site_path(path)))
+
+    text = (ROOT / path).read_text(encoding="utf-8")
+    return File.generated(config, site_path(path), content=_LINK_OF_HTML.sub(rewritten, text))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:

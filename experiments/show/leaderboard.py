@@ -1,7 +1,8 @@
-"""One page of all results, to pass on: ``python -m experiments.leaderboard [publish=true] [output_dir=outputs] [videos=folder]``.
+"""One page of all results, to pass on:
+``python -m experiments.leaderboard [publish=true] [output_dir=outputs] [videos=folder]``.
 
-Every method of every family at equal compute: curves, paired differences, and one table that sorts and filters, measured
-apart from reported. It is made from the tables of results/tables and results/reported alone; no model runs. The page is
+Every method of every family at equal compute: curves, paired differences, and one table that sorts and filters,
+measured apart from reported. It is made from results/tables and results/reported alone; no model runs. The page is
 output_dir/leaderboard/index.html, or results/leaderboard/index.html with publish=true. ``videos`` names a folder with
 finished records, whose short videos of one prompt a family are taken along.
 """
@@ -39,8 +40,8 @@ COMMAND = "python -m experiments.leaderboard publish=true"
 
 
 def make_page(folder: Path) -> str:
-    """The page for a folder, whose links lead from there; videos that lie in it are shown. The same tables give the same
-    text."""
+    """The page for a folder, whose links lead from there; videos that lie in it are shown. The same tables give the
+    same text."""
     families, groups, data = [], [], {}
     clips = videos_of(folder)
     for model, (title, checkpoint) in FAMILIES.items():
@@ -66,7 +67,9 @@ def make_page(folder: Path) -> str:
     methods = [{"name": name, "told": comment_of(name), "traits": traits_of(name)} for name in known_methods()]
     names = {name for each in families for table in each["paired"] for name in (row["method"] for row in table["rows"])}
     names |= {row["method"] for group in groups for row in group["rows"]} | set(known_methods())
-    looks = {name: look_of(name) for name in sorted(names) if traits_of(name) and " + " not in name and ", " not in name}
+    looks = {
+        name: look_of(name) for name in sorted(names) if traits_of(name) and " + " not in name and ", " not in name
+    }
     return template(TEMPLATE).render(
         style=joined(OF_REPORT / "report.css", TEMPLATE / "leaderboard.css"),
         script=joined(
@@ -105,7 +108,9 @@ def write_page(folder: Path) -> Path:
     """Save the page of a folder; whole or not at all. Raises BadInput where there is no table to make it from."""
     stems = [f"{model}_{SETTING}" for model in FAMILIES]
     if not any(read_published(f"{stem}_main") for stem in stems):
-        raise BadInput(f"{shown(TABLES)} has no {stems[0]}_main.csv or other main table; make it with experiments.tables")
+        raise BadInput(
+            f"{shown(TABLES)} has no {stems[0]}_main.csv or other main table; make it with experiments.tables"
+        )
     page = make_page(folder)
     with atomic_path(folder / "index.html") as temporary:
         temporary.write_text(page, encoding="utf-8")

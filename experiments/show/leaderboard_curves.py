@@ -22,7 +22,8 @@ PAIRED = ("field", "placement")
 SHARES = (0.25, 0.35, 0.5)  # of the compute, that differences are shown at; all that there are where none is of these
 _QUALITIES = {"psnr": "", "latent_snr": "_latent_snr"}  # by column, the ending of its tables' names
 _TITLES = {"psnr": "PSNR to {}, dB", "latent_snr": "latents' signal to noise, to {}'s, dB"}
-_DASHES = ("", "6 3", "2 3", "8 3 2 3")  # of curves in one colour and marker
+_SHORT = {"psnr": "PSNR", "latent_snr": "latents"}
+_DASHES = ("", "6 3", "2 3", "8 3 2 3")  # of curves in one colour, in their order
 
 
 def curves_of(stem: str) -> list[dict[str, Any]]:
@@ -39,7 +40,8 @@ def curves_of(stem: str) -> list[dict[str, Any]]:
             videos = table.data["n"].max()
             curves.append(
                 {
-                    "name": f"{told}, {videos} videos a point: {'PSNR' if quality == 'psnr' else 'latents'}",
+                    "name": f"{told}, {videos} videos a point: {_SHORT[quality]}",
+                    "short": _SHORT[quality],
                     "title": title + (f" (a video counts at most {PSNR_CAP_DB:g})" if capped else ""),
                     "baseline": table.baseline or "the baseline",
                     "lines": lines,
@@ -56,7 +58,7 @@ def _lines(table: Published, quality: str, is_curve: bool) -> list[dict[str, Any
     lines, alike = [], {}
     for name, mine in data.groupby(names):
         look = look_of(str(name).partition(" + ")[0].partition(", ")[0])
-        seen = alike.setdefault((look["colour"], look["marker"]), [])
+        seen = alike.setdefault(look["colour"], [])
         seen.append(name)
         points = [_point(row, quality, highest) for _, row in mine.sort_values("compute_left").iterrows()]
         lines.append({"method": name, "look": look, "dash": _DASHES[(len(seen) - 1) % len(_DASHES)], "points": points})

@@ -1,7 +1,7 @@
 """Rows of the leaderboard's table: every published setting of a family, measured here, and what papers report of it.
 
-Measured rows are of four tables: each method at its own options, the points of the equal-compute curves, KV policies and
-KV precision. Reported ones are a group of their own, with the digits that the paper gives.
+Measured rows are of four tables: each method at its own options, the points of the equal-compute curves, KV policies
+and KV precision. Reported ones are a group of their own, with the digits that the paper gives.
 """
 
 from __future__ import annotations
@@ -38,18 +38,25 @@ _NOTHING = {"value": None, "text": "-", "spread": ""}
 
 
 def groups_of(model: str, stem: str, title: str) -> list[dict[str, Any]]:
-    """A family's groups of rows that sort among themselves: what was measured here, and what papers report.
+    """A family's groups of rows that sort among themselves: what was measured here against the same baseline, and what
+    papers report.
 
     Args:
         model: of conf/model.
         stem: that the names of its tables begin with.
         title: of the family.
     """
-    measured = [row for name, make in _TABLES.items() if (table := _table(stem, name)) for row in make(table)]
+    by_baseline: dict[str, list[dict[str, Any]]] = {}
+    for name, rows_of in _TABLES.items():
+        table = _table(stem, name)
+        if table is not None:
+            by_baseline.setdefault(table.baseline or "its baseline", []).extend(rows_of(table))
     groups = [
-        {"family": model, "kind": "measured", "title": f"{title}, measured here", "rows": measured},
-        {"family": model, "kind": "reported", "title": f"{title}, reported by papers", "rows": reported_rows(model)},
+        {"family": model, "kind": "measured", "title": f"{title}, measured here against {baseline}", "rows": rows}
+        for baseline, rows in by_baseline.items()
     ]
+    reported = reported_rows(model)
+    groups.append({"family": model, "kind": "reported", "title": f"{title}, reported by papers", "rows": reported})
     return [group for group in groups if group["rows"]]
 
 
@@ -102,7 +109,13 @@ def _measured_rows(table: Published, names: pd.Series, told: pd.Series, data: pd
     keys = {key for column in COLUMNS for key in _keys(column)}
     data = data.reindex(columns=[*data.columns, *sorted(keys - set(data.columns))])
     data["another_video"] = data["another_video"].eq(True)
-    source = {"link": table.path, "name": table.path.stem, "machine": table.machine, "codes": table.codes, "doubt": None}
+    source = {
+        "link": table.path,
+        "name": table.path.stem.partition("_embedded_")[2],
+        "machine": table.machine,
+        "codes": table.codes,
+        "doubt": None,
+    }
     rows = []
     for name, options, (_, row) in zip(names, told, data.iterrows(), strict=True):
         cells = [table_cell(column, row) for column in COLUMNS]

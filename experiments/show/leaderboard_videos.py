@@ -57,7 +57,7 @@ def take_videos(models: list[str], output_dir: Path, folder: Path) -> list[str]:
         with atomic_path(folder / place) as temporary:
             shutil.copyfile(path, temporary)
     with atomic_path(folder / FOLDER / INDEX) as temporary:
-        temporary.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
     return left_out
 
 

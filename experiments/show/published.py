@@ -50,8 +50,8 @@ class Published:
 
 
 def read_published(stem: str, ending: str = "") -> Published | None:
-    """The table ``<stem><ending>.csv`` with the caption of ``<stem>.md``, beside which it was saved; None if there is no
-    such CSV."""
+    """The table ``<stem><ending>.csv`` with the caption of ``<stem>.md``, beside which it was saved; None if there is
+    no such CSV."""
     data, text = TABLES / f"{stem}{ending}.csv", TABLES / f"{stem}.md"
     if not data.is_file():
         return None

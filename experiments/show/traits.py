@@ -1,7 +1,7 @@
-"""What a method of a table is, by its name: its kind, whether it needs calibrating, and where docs/methods.md tells it.
+"""What a method of a table is, by its name: its kind, whether it needs calibrating, where docs/methods.md tells it.
 
-Names are those of tables: a method of conf/method, or its family ("flowcache"), with parts put in its place after a plus
-("flowcache + corrected", "vanilla_kv + snapkv"), and after a comma what it lacks ("flowcast, plain rule").
+Names are those of tables: a method of conf/method, or its family ("flowcache"); after a plus a part in place of its own
+("flowcache + corrected", "vanilla_kv + snapkv"); after a comma what it lacks ("flowcast, plain rule").
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ def traits_of(name: str) -> Traits | None:
         group = next((g for g in _KINDS_OF_PARTS if (CONF / g / f"{word}.yaml").is_file()), None)
         if group is None:
             return None
-        found.append(Traits(_KINDS_OF_PARTS[group], _is_calibrated(group, word), SECTIONS.get(group, SECTIONS["method"])))
+        found.append(
+            Traits(_KINDS_OF_PARTS[group], _is_calibrated(group, word), SECTIONS.get(group, SECTIONS["method"]))
+        )
     last = max(found, key=lambda each: KINDS.index(each.kind))
     lacks = ", " in name
     return Traits(last.kind, not lacks and any(each.calibrated for each in found), last.section)

@@ -17,7 +17,7 @@ function drawMark(parent, look, x, y, r) {
 
 const figuresOf = (line, point, curve) => {
   const lines = [line.method + (point.told && point.told !== line.method ? `, ${point.told}` : "")];
-  lines.push(`${curve.title}: ${point.value.toFixed(2)}`);
+  lines.push(`${curve.short}: ${point.value.toFixed(2)} dB`);
   if (point.interval) lines.push(`95 % interval ${point.interval[0].toFixed(2)} to ${point.interval[1].toFixed(2)}`);
   lines.push(`compute left: ${point.compute_left.toFixed(3)}`, `n = ${point.n}`);
   return lines.join("\n");
