@@ -79,6 +79,7 @@ def make_page(folder: Path) -> str:
         families=families,
         groups=groups,
         headings=[column.heading for column in COLUMNS],
+        speedup=[column.key for column in COLUMNS].index("speedup"),
         methods=methods,
         kinds=KINDS,
         data={"looks": looks, "families": data},

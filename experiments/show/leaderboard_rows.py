@@ -73,8 +73,9 @@ def _main_rows(table: Published) -> list[dict[str, Any]]:
 
 def _curve_rows(table: Published) -> list[dict[str, Any]]:
     """With the PSNR that the main tables have too: uncapped, without identical videos."""
-    capped = ["psnr", "psnr_ci95"]
-    data = table.data.drop(columns=capped).rename(columns=lambda name: name.replace("psnr_uncapped", "psnr"))
+    data = table.data.drop(columns=["psnr", "psnr_ci95"], errors="ignore").rename(
+        columns=lambda name: name.replace("psnr_uncapped", "psnr")
+    )
     return _measured_rows(table, data["family"], data["told"], data)
 
 
@@ -114,6 +115,7 @@ def _measured_rows(table: Published, names: pd.Series, told: pd.Series, data: pd
         "name": table.path.stem.partition("_embedded_")[2],
         "machine": table.machine,
         "codes": table.codes,
+        "busy": table.is_timed_on_a_busy_machine,
         "doubt": None,
     }
     rows = []
@@ -166,4 +168,4 @@ def _reported_row(
         place = [column.key for column in COLUMNS].index("kv_mib")
         cells[place] = {"value": None, "text": f"{smaller}x smaller", "spread": ""}
     row = {"method": name, "options": setting, "cells": cells, "link": path, "name": title, "machine": None}
-    return row | {"codes": (), "doubt": doubt} | _told(traits_of(as_named_here(name)))
+    return row | {"codes": (), "busy": False, "doubt": doubt} | _told(traits_of(as_named_here(name)))

@@ -30,7 +30,7 @@ class Published:
     @property
     def baseline(self) -> str | None:
         """Whose videos the others are compared with."""
-        found = re.search(r"against (\w+)'s\b", self.caption)
+        found = re.search(r"(?:against|of) (\w+)'s video", self.caption)
         return found[1] if found else None
 
     @property
@@ -44,8 +44,12 @@ class Published:
         found = re.search(r"\bcode (.*)$", "; ".join(self._source()))
         return tuple(found[1].split(", ")) if found else ()
 
+    @property
+    def is_timed_on_a_busy_machine(self) -> bool:
+        return any("above the machine's cores" in part for part in self._source())
+
     def _source(self) -> list[str]:
-        found = re.search(r" here \(([^()]*)\)", self.caption)
+        found = re.search(r" here \((.*?)\)\. ", self.caption)
         return found[1].split("; ") if found else []
 
 
