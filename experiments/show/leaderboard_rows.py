@@ -120,9 +120,20 @@ def _measured_rows(table: Published, names: pd.Series, told: pd.Series, data: pd
     }
     rows = []
     for name, options, (_, row) in zip(names, told, data.iterrows(), strict=True):
-        cells = [table_cell(column, row) for column in COLUMNS]
+        cells = [_cell(column, row) for column in COLUMNS]
         rows.append({"method": name, "options": "" if pd.isna(options) else options, "cells": cells, **source})
     return [row | _told(traits_of(row["method"])) for row in rows]
+
+
+def _cell(column: Column, row: pd.Series) -> dict[str, str | None]:
+    """A PSNR says how many videos it leaves out, for they are the baseline's own; of nothing else it is endless."""
+    cell = table_cell(column, row)
+    identical = row.get("identical_videos", float("nan"))
+    if column.key != "psnr" or pd.isna(identical):
+        return cell
+    if cell["value"] is None:
+        return {"value": "Infinity", "text": "identical", "spread": ""}
+    return cell | {"spread": f"{cell['spread']}; {identical:.0f} identical".removeprefix("; ")}
 
 
 def _keys(column: Column) -> set[str]:

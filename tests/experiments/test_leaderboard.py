@@ -105,10 +105,14 @@ def test_measured_figures_are_the_tables_own_and_reported_ones_stand_apart(page)
     for model in FAMILIES:
         measured = [row for family, kind, rows in groups if (family, kind) == (model, "measured") for row in rows]
         main = pd.read_csv(TABLES / f"{model}_embedded_main.csv")
+        if "identical_videos" in main:
+            main.loc[main["psnr"].isna() & main["identical_videos"].notna(), "psnr"] = float("inf")
         for _, own in main.iterrows():
             (row,) = (row for row in measured if row[0] == own["method"] and row[-1] == "main")
             for key in ("compute_left", "psnr", "ssim", "lpips", "caption_right", "n"):
-                assert row[place[key]] == ("" if pd.isna(own[key]) else repr(float(own[key])))
+                assert row[place[key]] == (
+                    "" if pd.isna(own[key]) else repr(float(own[key])).replace("inf", "Infinity")
+                )
         reported = [row for family, kind, rows in groups if (family, kind) == (model, "reported") for row in rows]
         assert len(reported) == len(reported_rows(model))
     magi = [row for family, kind, rows in groups if (family, kind) == ("magi", "reported") for row in rows]
@@ -118,6 +122,20 @@ def test_measured_figures_are_the_tables_own_and_reported_ones_stand_apart(page)
         "2.38",
         "19.27",
         "0.4311",
+    ]
+
+
+def test_what_is_identical_is_ahead_of_every_psnr(tables):
+    (tables / "wan_embedded_main.csv").write_text(
+        "method,n,psnr,psnr_ci95,psnr_n,identical_videos\nevery_k,8,,,,8\nscope,8,40,2,5,3\nvanilla,8,,,,\n",
+        encoding="utf-8",
+    )
+    (group, _) = groups_of("wan", "wan_embedded", "W")
+    cells = [row["cells"][[column.key for column in COLUMNS].index("psnr")] for row in group["rows"]]
+    assert [(cell["value"], cell["text"], cell["spread"]) for cell in cells] == [
+        ("Infinity", "identical", ""),
+        ("40.0", "40.00", "± 2.00 (n 5); 3 identical"),
+        (None, "-", ""),
     ]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from experiments.job.paths import ROOT
+from experiments.show import leaderboard
 from experiments.show.leaderboard import FAMILIES
+from tests.experiments.test_leaderboard import make_videos
 
 PAGE = ROOT / "results" / "leaderboard" / "index.html"
 
@@ -102,6 +104,24 @@ def test_nothing_is_wider_than_the_page_in_chromium(page, width):
             ".every(box => Math.abs(box.firstElementChild.clientWidth + 16 - box.clientWidth) < 2)"
         )
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_videos_follow_the_slider_and_show_their_difference_in_chromium(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(leaderboard, "FAMILIES", {"magi": FAMILIES["magi"]})
+    make_videos(tmp_path)
+    assert leaderboard.main([f"output_dir={tmp_path}", f"videos={tmp_path}"]) == 0
+    page = browser.new_page()
+    page.goto((tmp_path / "leaderboard" / "index.html").as_uri())
+    if not page.evaluate("document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64000a\"')"):
+        pytest.skip("this Chromium plays no H.264; install a build that does (Debian: apt-get install chromium)")
+    page.locator(".frame-number").fill("3")
+    page.wait_for_function("[...document.querySelectorAll('video')].every(v => v.readyState >= 2 && !v.seeking)")
+    times = page.eval_on_selector_all("video", "videos => videos.map(v => v.currentTime)")
+    assert times == pytest.approx([3.5 / 24] * 2, abs=1e-3)
+    page.locator(".difference").check()
+    assert page.locator(".clips canvas:visible").count() == 1
+    assert page.locator(".clips canvas:visible").evaluate("canvas => canvas.width") == 64  # drawn on
+    page.close()
 
 
 def test_without_scripts_all_rows_are_there_in_chromium(browser):

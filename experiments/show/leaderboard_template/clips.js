@@ -29,7 +29,7 @@ for (const box of document.querySelectorAll(".clips")) {
   };
   const seek = (frame) => {
     slider.value = frame;
-    for (const video of videos) video.currentTime = (frame + 0.5) / clip.fps;
+    for (const video of videos) video.currentTime = (Number(frame) + 0.5) / clip.fps;
   };
   const pause = () => {
     play.textContent = "Play";
