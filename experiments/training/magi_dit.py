@@ -4,6 +4,9 @@ A quarter of the steps give every chunk a noise level of its own (diffusion forc
 state that the sampler really visits: finished ones clean and without a caption, four in the window a quarter of the
 schedule apart, later ones absent.
 
+Every step draws one of the step counts that the checkpoint is for: chunks in the window stand a quarter of its schedule
+apart, and the network is told its step size.
+
 With ``guidance`` above 1 the weights that training goes on from are distilled: where a chunk is noisiest the target is
 their velocity guided towards the caption, as MAGI-1's distilled checkpoints were made to do without a second pass.
 """
@@ -82,7 +85,7 @@ class Batches:
         session: TrainingSession,
     ) -> None:
         self.latents, self.scenes, self.model, self.recipe = latents, scenes, model, recipe
-        self.table = timesteps(recipe["num_steps_of_schedule"])
+        self.tables = {count: timesteps(count) for count in recipe["num_steps_of_schedule"]}
         self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer()
         self.teacher = teacher
@@ -97,10 +100,10 @@ class Batches:
         shift = self.recipe["shift_independent"]
         return clean, scenes, u / (u + shift * (1 - u)), 0
 
-    def staggered(self) -> tuple[Tensor, list[Scene], Tensor, int]:
-        """The same, in a state of the sampler: a random row of a generation with window 4."""
+    def staggered(self, count: int) -> tuple[Tensor, list[Scene], Tensor, int]:
+        """The same, in a state of the sampler: a random row of a generation of ``count`` steps with window 4."""
         batch, num_chunks, window = self.recipe["batch_staggered"], self.recipe["num_chunks"], 4
-        steps = self.recipe["num_steps_of_schedule"] // window
+        steps, table = count // window, self.tables[count]
         # While the window fills, the layout is decided; afterwards chunks mostly continue the ones before.
         opening = self.choice.random() < self.recipe["opening_share"]
         stage = self.choice.randrange(window) if opening else self.choice.randrange(window, num_chunks + window - 1)
@@ -111,7 +114,7 @@ class Batches:
         for chunk in range(first, last + 1):
             position = (stage - chunk) * steps + sub_step
             low = position.long()
-            times[:, chunk] = torch.lerp(self.table[low], self.table[low + 1], position - low)
+            times[:, chunk] = torch.lerp(table[low], table[low + 1], position - low)
         return clean, scenes, times, first
 
     def _clips(self, batch: int, first_chunk: int, end_chunk: int) -> tuple[Tensor, list[Scene]]:
@@ -155,7 +158,9 @@ class Batches:
 
     def loss(self, staggered: bool) -> Tensor:
         """Mean squared error of the velocity over the chunks that are being denoised."""
-        clean, scenes, times, num_clean = self.staggered() if staggered else self.independent()
+        counts = list(self.tables)
+        count = self.choice.choice(counts) if len(counts) > 1 else counts[0]
+        clean, scenes, times, num_clean = self.staggered(count) if staggered else self.independent()
         batch, num_chunks = times.shape
         noise = torch.randn(clean.shape, generator=self.generator)
         frame_times = times.repeat_interleave(6, dim=1)[:, None, :, None, None]
@@ -166,21 +171,22 @@ class Batches:
         dropped = torch.rand(batch, generator=self.generator) < self.recipe["caption_dropout"]
         remaining = self.choice.randrange(num_chunks, num_chunks + MAX_DURATION)
 
-        def velocity(model: TextAndDit, dropped: Tensor) -> Tensor:
+        def velocity(model: TextAndDit, dropped: Tensor, count: int) -> Tensor:
             captions = self.captions(model, scenes, num_chunks, num_clean, dropped, remaining)
             members = [Member(chunk, captions[chunk]) for chunk in range(num_chunks)]
             flags = dropped[:, None].expand(-1, num_chunks).clone()
             flags[:, :num_clean] = False
-            step_size = step_size_number(self.recipe["num_steps_of_schedule"], 1.0)
-            return model.dit(noisy, model.dit.gates(times, flags, step_size), members)
+            gates = model.dit.gates(times, flags, step_size_number(count, 1.0))
+            return model.dit(noisy, gates, members)
 
         target = clean - noise
         if self.teacher is not None:
             with torch.no_grad():
-                null = velocity(self.teacher, torch.ones_like(dropped))
-                guided = null + self.recipe["guidance"] * (velocity(self.teacher, dropped) - null)
+                # The teacher's velocity at the count that it was trained for holds for all: it is that of an ODE.
+                null = velocity(self.teacher, torch.ones_like(dropped), counts[0])
+                guided = null + self.recipe["guidance"] * (velocity(self.teacher, dropped, counts[0]) - null)
             target = torch.where(frame_times < self.recipe["guidance_until"], guided, target)
-        return (velocity(self.model, dropped) - target)[:, :, num_clean * 6 :].square().mean()
+        return (velocity(self.model, dropped, count) - target)[:, :, num_clean * 6 :].square().mean()
 
 
 def train_dit(vae: VaeConfig, dit: DitConfig, t5: dict, recipe: dict, directory: Path) -> None:

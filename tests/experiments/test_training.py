@@ -1,6 +1,8 @@
 """The data and the optimiser behind the embedded weights."""
 
 import json
+import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,9 +26,11 @@ from eval.scenes import (
 )
 from experiments.job.paths import ROOT
 from experiments.training.captions import build_tokenizer
+from experiments.training.magi_dit import Batches
 from experiments.training.optimiser import Optimiser, orthogonalise
 from experiments.training.train_embedded import main
 from flowcache.models.magi import Magi
+from flowcache.schedule import timesteps
 
 EMBEDDED = ROOT / "experiments" / "embedded" / "magi"
 
@@ -145,6 +149,7 @@ vae.config.embed_dim=64 vae.config.depth=1
 dit.recipe.num_steps=2 dit.recipe.num_clips=2 dit.recipe.batch_independent=1 dit.recipe.batch_staggered=1
 dit.config.num_layers=1 dit.config.hidden_size=64 dit.config.num_attention_heads=2 dit.config.kv_channels=32
 dit.config.ffn_hidden_size=64 decoder.recipe.num_steps=1 decoder.recipe.clips_per_process=1
+dit.recipe.num_steps_of_schedule=[64,16]
 """
 
 
@@ -155,6 +160,7 @@ def test_every_stage_runs_and_the_export_loads(tmp_path):
     logged = [json.loads(line) for line in (tmp_path / "run" / "dit.jsonl").read_text(encoding="utf-8").splitlines()]
     assert logged[-1]["step"] == 2
     model = Magi.from_pretrained(tmp_path / "weights")
+    assert model.config.runtime.trained_num_steps == (64, 16)
     trained = torch.load(tmp_path / "run" / "dit.pt", weights_only=True)["model"]
     assert torch.equal(model.dit.final_linear.linear.weight, trained["dit.final_linear.linear.weight"].half().float())
     assert model.config.runtime.scale_factor == json.loads(
@@ -182,6 +188,24 @@ def test_training_goes_on_from_a_checkpoint_with_its_autoencoder_and_words(tmp_p
         words = AutoTokenizer.from_pretrained(t5)("a red circle moving left on a dark background").input_ids
         rows.append(load_file(t5 / "model.safetensors")["shared.weight"][words])
     assert torch.equal(*rows)
+
+
+@pytest.mark.parametrize("count", [64, 8])
+def test_chunks_stand_as_in_a_generation_of_so_many_steps(count):
+    recipe = {"num_steps_of_schedule": [64, 8], "batch_staggered": 3, "num_chunks": 8, "opening_share": 0.5}
+    recipe |= {"clean_t": 0.9999, "motion_weights": {}}
+    session = SimpleNamespace(generator=generator(), choice=random.Random(0))
+    scenes = training_scenes()[:2]
+    batches = Batches(torch.zeros(2, 1, 48, 1, 1), scenes, None, None, recipe, session)
+    table = timesteps(count)
+    for _ in range(20):
+        _, _, times, num_clean = batches.staggered(count)
+        assert (times[:, :num_clean] == recipe["clean_t"]).all()
+        # Where in the schedule each chunk in the window stands, in steps.
+        after = torch.searchsorted(table, times[:, num_clean:].contiguous(), right=True).clamp(1, count)
+        before = table[after - 1]
+        places = after - 1 + (times[:, num_clean:] - before) / (table[after] - before)
+        assert torch.allclose(places.diff(dim=1), torch.tensor(-count / 4), atol=1e-3)
 
 
 def test_guidance_is_distilled_from_the_checkpoint_that_training_goes_on_from(tmp_path):
