@@ -20,6 +20,7 @@ from experiments.show.claims import the_one
 from flowcache.kv.select.full import Everything
 from flowcache.kv.select.joint import Joint
 from flowcache.method import Method
+from flowcache.reuse.placed import Placed
 
 MODELS = ("magi", "skyreels", "wan")
 
@@ -56,6 +57,8 @@ def test_every_experiment_expands_to_jobs_with_the_baseline_first(path, model, t
         assert {experiment["figure"]["x"], *experiment["figure"]["lines"]} <= known
     for claim in experiment.get("claims", []):
         assert the_one(jobs, claim["of"]) != the_one(jobs, claim["against"])
+    planned = [job.method.reuse for job in jobs if isinstance(job.method.reuse, Placed)]
+    assert all(reuse.share in reuse.plan.shares for reuse in planned if reuse.plan is not None)
 
 
 @pytest.mark.parametrize("model", MODELS)
