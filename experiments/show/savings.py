@@ -88,9 +88,9 @@ def _of_steps(steps: int, jobs: Sequence[Job]) -> pd.DataFrame:
         frame = collect(jobs[0])
     except BadInput:
         return pd.DataFrame()
-    wanted = {(job.method_name, job_options(job)) for job in jobs if not job.is_baseline}
-    listed = [pair in wanted for pair in zip(frame["method"], frame["options"], strict=True)]
-    videos = frame[listed].drop_duplicates(["method", "options", "prompt", "seed"])
+    # By options alone: a video that another name of the same options was made under is not made again.
+    wanted = {job_options(job) for job in jobs if not job.is_baseline}
+    videos = frame[frame["options"].isin(wanted)].drop_duplicates(["options", "prompt", "seed"])
     whole = videos.groupby(["prompt", "seed"])["options"].transform("size") == len(wanted)
     videos = videos[whole]
     baseline = frame[(frame["method"] == jobs[0].baseline_name) & frame["prompt"].isin(videos["prompt"])]

@@ -98,6 +98,15 @@ def test_only_prompts_that_every_setting_of_a_step_count_has(jobs):
         videos_of([job_of(jobs[0].output_dir, "method=vanilla", "setting.num_steps=2")], SAVINGS)
 
 
+def test_a_video_of_the_same_options_counts_under_whatever_name_it_was_made(tmp_path, jobs):
+    fast, slow = ("method=flowcache_fast", "method=flowcache_slow")
+    own = job_of(tmp_path, fast, "reuse.threshold=0.5", "reuse.warmup_steps=1", "setting.num_steps=8")
+    for prompt in PROMPTS:
+        made(job_of(tmp_path, slow, "reuse.threshold=0.5", "reuse.warmup_steps=1", "setting.num_steps=8"), prompt, 0.4)
+    videos = videos_of([*jobs, own], SAVINGS)
+    assert set(videos[videos["steps"] == 8]["family"]) == {"every_k + linear", "fewer_steps", "flowcache"}
+
+
 def test_without_half_the_steps_there_is_no_loss(jobs):
     videos = videos_of(jobs, SAVINGS)
     others = videos[videos["flops_share"] != 0.5]
