@@ -10,6 +10,7 @@ inputs of the same shapes, and compares that with the whole generation, without 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -101,10 +102,9 @@ def run(job: Job, products_repeats: str = "6") -> None:
     left = [flops[job.method_name] / flops[job.baseline]] * repeats
     for title, seconds in (("speed-up", whole), ("products alone", alone)):
         gain = speedup(seconds[job.method_name], seconds[job.baseline], left)
-        print(
-            f"{title:18} {gain.median:.3f}x, efficiency {gain.efficiency[0]:.3f} "
-            f"({gain.efficiency[1]:.3f}-{gain.efficiency[2]:.3f}) at {left[0]:.3f} of the FLOPs"
-        )
+        middle, low, high = gain.efficiency
+        interval = "" if math.isnan(low) else f" (95 % {low:.3f}-{high:.3f})"  # there is none of few pairs
+        print(f"{title:18} {gain.median:.3f}x, efficiency {middle:.3f}{interval} at {left[0]:.3f} of the FLOPs")
 
 
 def _seconds(job: Job, action: Callable[[], Any]) -> float:

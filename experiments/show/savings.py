@@ -215,7 +215,7 @@ def draw_savings(rows: pd.DataFrame, savings: Savings) -> Figure:
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
     figure.suptitle(
         "What skipping saves as steps become few; at 3 dB a video is as far from vanilla's as one of half the steps "
-        f"(n = {rows['n'].max()})" + _told_blank(left_out),
+        f"(n = {' to '.join(map(str, sorted({rows['n'].min(), rows['n'].max()})))})" + _told_blank(left_out),
         fontsize=7,
     )
     return figure
