@@ -109,7 +109,7 @@ def plans(job: Job, runs: Sequence[Vanilla], shares: Sequence[float], rules: Seq
             for p, each in zip(found, own, strict=True)
         ]
         for share, kept in zip(shares, placed, strict=True):
-            steps, left = place(share, found, own, costs, compute)
+            steps, left = place(share, found, own, costs, compute, rule.row_cost)
             kept.append(Found(rule, steps, left, None))
     return placed
 

@@ -18,7 +18,7 @@ from experiments.job.errors import BadInput
 from experiments.job.paths import ROOT
 from experiments.run.calibrated import check_calibrations
 from experiments.studies import calibrate
-from experiments.studies.placement import NO_STEP, Compute, Gaps, Position, Rule, gap_costs, place, positions
+from experiments.studies.placement import NO_STEP, Compute, Gaps, Position, Rule, gap_costs, paths, place, positions
 from experiments.studies.trials import Recorder
 from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
@@ -33,7 +33,7 @@ SMALL = ["setting.num_frames=48", "setting.num_steps=8", "workers=1", "threads=1
 
 
 def position(jumps: tuple[int, ...] = (), index: int = 0) -> Position:
-    return Position(0, index, TIMES, jumps, (0,))
+    return Position(0, index, TIMES, jumps, (0,), (tuple(range(STEPS)),))
 
 
 def gram(outputs: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_no_other_path_is_cheaper(forecast, jumps):
     inner = range(1, STEPS - 1)
     paths = [(0, *chosen, STEPS - 1) for n in range(len(inner) + 1) for chosen in combinations(inner, n)]
     for price in (1e-6, 1e-4, 1e-2, 1.0):
-        found = gaps.path(costs, price)
+        found = gaps.path(costs, [price] * STEPS)
         assert set(jumps) <= set(found)
         best = min(cost_of(path, gaps, costs, price) for path in paths)
         assert cost_of(tuple(found), gaps, costs, price) == pytest.approx(best, rel=1e-9)
@@ -95,13 +95,37 @@ def test_one_price_for_all_positions_leaves_the_share_that_is_nearest():
     found = [position(), position(index=1)]
     gaps = [Gaps(each, Hold(), 0.5, STEPS) for each in found]
     costs = [gap_costs(each, [gram(outputs(n))], Rule(), 9.0 if n == 0 else 1.0) for n, each in enumerate(gaps)]
-    found = [Position(0, n, TIMES, (), (n,)) for n in range(2)]
+    found = [Position(0, n, TIMES, (), (n,), (tuple(range(n, n + STEPS)),)) for n in range(2)]
     compute = Compute({n: np.ones(STEPS) for n in range(2)}, fixed=2.0)
     for share in (0.4, 0.6, 0.8):
-        steps, left = place(share, found, gaps, costs, compute)
+        steps, left = place(share, found, gaps, costs, compute, row_cost=0.25)
         assert left == pytest.approx((2 + sum(map(len, steps))) / (2 + 2 * STEPS))
         assert left == pytest.approx(share, abs=0.1)
         assert len(steps[0]) >= len(steps[1])  # whose errors weigh more
+
+
+def test_every_path_is_the_cheapest_while_the_others_stay():
+    """Beside every other path of one position, with what the rows then cost."""
+    found = [Position(0, n, TIMES, (), (n,), (tuple(range(3 * n, 3 * n + STEPS)),)) for n in range(3)]
+    gaps = [Gaps(each, Linear(), 0.5, STEPS) for each in found]
+    costs = [gap_costs(each, [gram(outputs(n))], Rule(), 1.0) for n, each in enumerate(gaps)]
+    inner = range(1, STEPS - 1)
+    others = [(0, *chosen, STEPS - 1) for n in range(len(inner) + 1) for chosen in combinations(inner, n)]
+    price, row_cost, shared = 0.003, 0.5, []
+
+    def total(chosen):
+        rows = {position.rows[0][step] for position, own in zip(found, chosen, strict=True) for step in own}
+        errors = [cost_of(tuple(own), *each, 0.0) for own, *each in zip(chosen, gaps, costs, strict=True)]
+        return sum(errors) + price * (sum(map(len, chosen)) + row_cost * len(rows)), len(rows)
+
+    for cost in (0.0, row_cost):
+        chosen = paths(price, cost, found, gaps, costs)
+        shared.append(sum(map(len, chosen)) - total(chosen)[1])
+    least, _ = total(chosen)
+    for index in range(3):
+        for other in others:
+            assert total([other if n == index else own for n, own in enumerate(chosen)])[0] >= least - 1e-12
+    assert shared[1] > shared[0]  # without a row's own cost nothing gathers
 
 
 def test_chunks_stand_alike_where_the_same_neighbours_finish_at_the_same_steps():
@@ -109,6 +133,7 @@ def test_chunks_stand_alike_where_the_same_neighbours_finish_at_the_same_steps()
     found = positions(schedule, {chunk: chunk_times(schedule, chunk) for chunk in range(6)})
     assert [p.chunks for p in found] == [(0,), (1,), (2,), (3, 4, 5)]
     assert [p.jumps for p in found] == [(), (6,), (6,), (6,)]
+    assert found[3].rows == (tuple(range(6, 14)), tuple(range(8, 16)), tuple(range(10, 18)))
     windows = diffusion_forcing_schedule(9, range(900, 100, -100), ar_step=2, window_chunks=5, overlap_chunks=2)
     chunks = [chunk for window in windows.windows for chunk in window.generated]
     found = positions(windows, {chunk: chunk_times(windows, chunk) for chunk in chunks})
