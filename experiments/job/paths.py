@@ -16,8 +16,18 @@ ROOT = Path(__file__).parents[2]
 def inside_root(path: str) -> Path:
     """A path to read: a relative one counts from where the program is started if it is there, else from the repository.
 
-    A leading ~ is the home folder.
+    A leading ~ is the home folder, and a name on the hub (hf://owner/name) what is downloaded under it.
+    Raises BadInput where that fails.
     """
+    if str(path).startswith("hf://"):
+        from experiments.job.errors import BadInput
+        from flowcache.hub import on_disk  # imported late: paths need no torch
+        from flowcache.models.checkpoint import CheckpointError
+
+        try:
+            return on_disk(path)
+        except CheckpointError as error:
+            raise BadInput(str(error)) from error
     path = os.path.expanduser(str(path))
     return Path(path) if os.path.isabs(path) or os.path.exists(path) else ROOT / path
 

@@ -11,6 +11,7 @@ from warnings import warn
 import torch
 from torch import Tensor
 
+from flowcache.hub import on_disk
 from flowcache.kernels import AUTO, one_layer, set_kernels
 from flowcache.method import Method
 from flowcache.models.base import check_request, noise_source
@@ -73,7 +74,7 @@ class Magi:
         text_device: torch.device | str | None = None,
         offload: bool | None = None,
     ) -> Magi:
-        """Load a checkpoint directory.
+        """Load a checkpoint directory, or one by its name on the hub (``hf://owner/name/folder``).
 
         It holds the transformer under ``inference_weight.distill`` or ``inference_weight`` (as downloaded) and
         ``config.json`` (the official JSON of the checkpoint; the released networks do without), and in it or around it
@@ -86,10 +87,11 @@ class Magi:
             offload: keep text encoder and VAE in host memory while they are not used. By default on a GPU of under
                 64 GiB.
         """
-        if not Path(directory).is_dir():
+        directory = on_disk(directory)
+        if not directory.is_dir():
             raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
         device, text_device = usable_device(device), usable_device(text_device or device)
-        files = locate(Path(directory))
+        files = locate(directory)
         config, vae_config = files.config, read_vae_config(files.vae)
         if vae_config.z_chans != config.dit.latent_channels:
             raise CheckpointError(

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
+from flowcache.hub import on_disk
 from flowcache.method import Method
 from flowcache.models.base import check_request, noise_source
 from flowcache.models.checkpoint import CheckpointError, read_headers
@@ -44,7 +45,8 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
         dtype: torch.dtype | None = None,
         offload: bool | None = None,
     ) -> SkyReels:
-        """Load a checkpoint in diffusers' layout, such as SkyReels-V2-DF-1.3B-540P-Diffusers.
+        """Load a checkpoint in diffusers' layout, such as SkyReels-V2-DF-1.3B-540P-Diffusers, or one by its name
+        on the hub (``hf://owner/name``).
 
         It holds the folders transformer, vae, text_encoder and tokenizer, and may hold ``sampling.json`` with settings
         that differ from the paper's (see Sampling). The transformer may be under the original names.
@@ -57,7 +59,7 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
 
         Everything is checked before anything is loaded. Raises CheckpointError saying what is missing or wrong.
         """
-        directory = Path(directory)
+        directory = on_disk(directory)
         if not directory.is_dir():
             raise CheckpointError(f"no checkpoint directory at {directory}; give the path of a downloaded checkpoint")
         device, text_device = usable_device(device), usable_device(text_device or device)

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
+from flowcache.hub import on_disk
 from flowcache.method import Method
 from flowcache.models.base import noise_source
 from flowcache.models.checkpoint import CheckpointError
@@ -54,7 +55,8 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
         """Load a published file (Self-Forcing, Causal-Forcing, LongLive, Rolling Forcing), or a folder of diffusers.
 
         Args:
-            checkpoint, base, lora: where the parts lie, see flowcache.models.wan.files.locate. Beside the transformer
+            checkpoint, base, lora: where the parts lie, on the disk or on the hub (``hf://owner/name/file``), see
+                flowcache.models.wan.files.locate. Beside the transformer
                 ``sampling.json`` may hold settings (see Sampling); without, they are those of the release that the
                 file's name tells, or Self-Forcing's.
             text_device: where the text encoder runs; by default ``device``.
@@ -66,7 +68,7 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
 
         Everything is checked before anything is loaded. Raises CheckpointError saying what is missing or wrong.
         """
-        files = locate(checkpoint, base, lora)
+        files = locate(*(None if place is None else on_disk(place) for place in (checkpoint, base, lora)))
         device, text_device = usable_device(device), usable_device(text_device or device)
         # Everything is there before minutes of loading begin.
         channels, decoded = empty_transformer(files.transformer).config.in_channels, empty_vae(files.vae).config.z_dim
