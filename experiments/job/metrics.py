@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import ListConfig
 
+from eval import flow_jump
 from eval.lpips import ARCHITECTURES
 from eval.ssim import MIN_SIDE, MIN_SIDE_SKIMAGE
 from experiments.job.errors import BadInput
@@ -21,6 +22,7 @@ METRICS = {
     "lpips": ARCHITECTURES["alex"].min_side,
     "lpips_vgg": ARCHITECTURES["vgg"].min_side,
     "caption": 1,  # of other sizes than the embedded models' it says so
+    "flow_jump": flow_jump.MIN_SIDE,  # needs no reference
     "latent_snr": 1,  # in dB; of latents, which are then kept beside the video
 }
 

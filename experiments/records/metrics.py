@@ -15,6 +15,7 @@ MODULES = {
     "lpips": "eval.lpips",
     "lpips_vgg": "eval.lpips",
     "caption": "eval.caption_score",
+    "flow_jump": "eval.flow_jump",
     "latent_snr": "eval.latent_error",
 }
 _MEASURED_OTHERWISE = "measured by other code than today's; the run.py command that made the video measures it again"

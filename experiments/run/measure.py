@@ -28,6 +28,7 @@ QUALITY: dict[str, Callable[..., float]] = {
     "lpips_vgg": partial(lpips, net="vgg"),
 }
 COMPARED = {*QUALITY, LATENT_SNR}  # with the baseline's video
+FLOW_JUMP = "flow_jump"
 ON_DEVICE = ("ssim", "lpips", "lpips_vgg")  # the others are numpy's and scikit-image's
 
 
@@ -61,7 +62,7 @@ def lacking(record: Record, names: tuple[str, ...], is_baseline: bool) -> tuple[
 
 
 def _told(record: Record, name: str) -> bool:
-    if name == LATENT_SNR:
+    if name in (LATENT_SNR, FLOW_JUMP):
         return name in record.metrics  # without latents only making the video again changes anything
     if name in QUALITY:
         return name in record.metrics and not (name in record.notes and _available(name))
@@ -92,6 +93,13 @@ def caption(
         return asdict(score(frames, prompt, chunk_frames, first_chunk_frames)), None
     except ValueError as error:
         return None, str(error)
+
+
+def motion_jump(frames: ndarray, chunk_frames: int, first_chunk_frames: int) -> float | None:
+    """How far motion breaks at chunk borders, in pixels; None of a video of one chunk."""
+    from eval.flow_jump import flow_jump  # imported late, as above
+
+    return flow_jump(frames, [0, *range(first_chunk_frames, len(frames), chunk_frames)])
 
 
 def describe_work(record: Record, trace: Trace) -> None:

@@ -318,12 +318,13 @@ class Runner:
                 metrics, notes = metrics | value, notes | reason
         else:
             metrics, notes = {}, {}
-        if "caption" in names and self.job.random_weights is None:
-            chunks = (self.model.chunk_frames, self.model.frames_of(1))
-            record.caption, reason = measure.caption(frames, record.prompt, *chunks)
-            if reason:
-                notes["caption"] = reason
         if self.job.random_weights is None:
+            chunks = (self.model.chunk_frames, self.model.frames_of(1))
+            if "caption" in names:
+                record.caption, reason = measure.caption(frames, record.prompt, *chunks)
+                notes |= {"caption": reason} if reason else {}
+            if measure.FLOW_JUMP in names:
+                metrics[measure.FLOW_JUMP] = measure.motion_jump(frames, *chunks)
             measured = [name for name in names if name in metrics or name == "caption"]
             record.metrics_code = record.metrics_code | {name: metric_code(name) for name in measured}
         old_notes = {name: note for name, note in record.notes.items() if name not in names}

@@ -120,6 +120,7 @@ _ROWS = (
     ("caption: all three right", "caption_right", "{:.0%}"),
     ("seam ratio at chunk borders", "seam_ratio", "{:.2f}"),
     ("jump at chunk borders, pixels", "position_jump_pixels", "{:.2f}"),
+    ("break of optical flow there, pixels", "flow_jump", "{:.2f}"),
     ("bits a number of finished chunks' keys and values", "kv_bits", "{:.3g}"),
     ("KV cache in use, at most, MiB", "kv_mib", "{:.2f}"),
     ("KV cache allocated, MiB", "kv_allocated_mib", "{:.2f}"),

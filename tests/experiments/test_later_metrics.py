@@ -212,6 +212,16 @@ def test_a_metric_of_changed_code_is_measured_again_and_no_video_is_made(argumen
     assert (Runner(more).plan().unfinished, after.notes) == ((), {})
 
 
+def test_a_break_of_motion_is_measured_later_of_a_baseline_too(arguments):
+    later = job_of(arguments, "method=vanilla", "metrics=[flow_jump]")
+    assert Runner(later).plan().lacking == ("flow_jump",)
+    Runner(later).run()
+    assert Runner(later).plan().lacking == ()
+    (record, *_) = finished(later)
+    assert record.metrics["flow_jump"] is None  # of one chunk; and that it was measured is known
+    assert set(record.metrics_code) == {"flow_jump"}
+
+
 def test_a_captions_code_counts_too(arguments, monkeypatch):
     job = job_of(arguments, "method=vanilla", "metrics=[caption]")
     (record, _) = Runner(job).run()
