@@ -9,9 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.color import rgb2gray
-from skimage.registration import optical_flow_tvl1
-from skimage.transform import downscale_local_mean
 
 from eval.clips import Clip, check_clip
 
@@ -52,6 +49,10 @@ def _jump(frames: Clip, border: int) -> float:
 
 def _flow(frames: Clip, index: int) -> NDArray[np.float32]:
     """From the frame before ``index`` to it, [2, h, w] (down, right), in pixels of the clip."""
+    from skimage.color import rgb2gray  # imported late: a second, that a run with nothing to do does without
+    from skimage.registration import optical_flow_tvl1
+    from skimage.transform import downscale_local_mean
+
     factor = -(-max(frames.shape[1:3]) // MAX_SIDE)
     before, after = (
         downscale_local_mean(rgb2gray(frames[i]), (factor, factor)).astype(np.float32) for i in (index - 1, index)

@@ -9,8 +9,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from experiments.job.paths import ROOT, inside_root
 from experiments.studies import recommend
-from flowcache.hub import on_disk
 from flowcache.models.checkpoint import CheckpointError
+from flowcache.models.hub import on_disk
 from flowcache.models.magi import Magi
 
 EMBEDDED = ROOT / "experiments" / "embedded"

@@ -21,8 +21,8 @@ def inside_root(path: str) -> Path:
     """
     if str(path).startswith("hf://"):
         from experiments.job.errors import BadInput
-        from flowcache.hub import on_disk  # imported late: paths need no torch
         from flowcache.models.checkpoint import CheckpointError
+        from flowcache.models.hub import on_disk  # imported late: paths need no torch
 
         try:
             return on_disk(path)

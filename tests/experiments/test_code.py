@@ -13,6 +13,7 @@ from textwrap import dedent
 
 import pytest
 
+from eval.flow_jump import flow_jump
 from eval.latent_error import latent_snr_db
 from experiments.job.job import Job
 from experiments.job.metrics import METRICS
@@ -22,7 +23,7 @@ from experiments.records.code import code_hash, library_hash, modules_of, module
 from experiments.records.identity import code_modules
 from experiments.records.metrics import MODULES, metric_code
 from experiments.run.latents import LATENT_SNR
-from experiments.run.measure import QUALITY
+from experiments.run.measure import FLOW_JUMP, QUALITY
 from flowcache.forecast.base import Forecast
 from flowcache.forecast.hold import Hold
 from flowcache.forecast.linear import Linear
@@ -223,7 +224,7 @@ def test_parts_are_told_apart_by_their_class_at_any_depth(small_job):
 
 def test_every_metric_names_the_module_that_measures_it():
     assert set(MODULES) == set(METRICS)
-    functions = {**QUALITY, LATENT_SNR: latent_snr_db}
+    functions = {**QUALITY, LATENT_SNR: latent_snr_db, FLOW_JUMP: flow_jump}
     measured = {name: getattr(function, "func", function).__module__ for name, function in functions.items()}
     assert measured == {name: module for name, module in MODULES.items() if name != "caption"}
 

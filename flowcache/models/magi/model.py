@@ -11,13 +11,13 @@ from warnings import warn
 import torch
 from torch import Tensor
 
-from flowcache.hub import on_disk
 from flowcache.kernels import AUTO, one_layer, set_kernels
 from flowcache.method import Method
 from flowcache.models.base import check_request, noise_source
 from flowcache.models.checkpoint import CheckpointError, check_weights, load_weights, weights_bytes
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats, as_uint8
+from flowcache.models.hub import on_disk
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.magi.attention import CaptionKv
 from flowcache.models.magi.checkpoint import locate, read_vae_config

@@ -9,12 +9,12 @@ import torch
 from diffusers import AutoencoderKLWan, SkyReelsV2Transformer3DModel
 from torch import Tensor
 
-from flowcache.hub import on_disk
 from flowcache.method import Method
 from flowcache.models.base import check_request, noise_source
 from flowcache.models.checkpoint import CheckpointError, read_headers
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
+from flowcache.models.hub import on_disk
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.skyreels.checkpoint import empty_transformer, load_transformer, read_sampling
 from flowcache.models.skyreels.config import NETWORKS, Sampling

@@ -10,12 +10,12 @@ import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import Tensor
 
-from flowcache.hub import on_disk
 from flowcache.method import Method
 from flowcache.models.base import noise_source
 from flowcache.models.checkpoint import CheckpointError
 from flowcache.models.device import usable_device
 from flowcache.models.frames import as_floats
+from flowcache.models.hub import on_disk
 from flowcache.models.inputs import Frames, given_frames, plain
 from flowcache.models.wan.blocks import Blocks, pixel_frames
 from flowcache.models.wan.checkpoint import empty_transformer, load_transformer, sampling_of
