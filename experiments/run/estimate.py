@@ -47,8 +47,9 @@ def estimate(jobs: Sequence[Job], seen: set[str] | None = None) -> list[Share]:
     seen, seconds = set() if seen is None else seen, _Seconds()
     for job in jobs:
         runner, kind = Runner(job), _kind(job, job.method)
-        for prompt, record in zip(runner.prompts, runner.records(runner.prompts), strict=True):
+        for prompt in runner.prompts:
             key = new_record(job, job.method_name, job.method, prompt).key
+            record = runner.store.find(key)
             if (record is None or job.force) and key not in seen:
                 missing[kind][job.seed, prompt] = job
                 seen.add(key)
