@@ -13,7 +13,8 @@ from pathlib import Path
 from experiments.committed.inputs import inputs_of
 from experiments.committed.ledger import Made, read_ledger, write_ledger
 from experiments.committed.listed import SWEEP, Result
-from experiments.committed.plan import State, command_text, state_of, time_text, wrong_files
+from experiments.committed.plan import State, command_text, reason, time_text, wrong_files
+from experiments.committed.videos import Videos
 from experiments.job.paths import ROOT
 from experiments.job.units import counted
 
@@ -56,21 +57,21 @@ class Maker:
         """All that are not up to date as their turn comes, in order."""
         outcomes = []
         for place, planned in enumerate(states, 1):
-            label = planned.result.label
-            state = state_of(planned.result, planned.videos, self._noted(label), self.version, self.root)
-            if state.why is None:
+            result, label = planned.result, planned.result.label
+            why = reason(result, planned.videos, self._noted(label), self.version, self.root)
+            if why is None:
                 print(f"[{place} of {len(states)}] {label}: up to date, skipped", flush=True)
-                outcomes.append(Outcome(planned.result, None))
+                outcomes.append(Outcome(result, None))
                 continue
-            print(f"[{place} of {len(states)}] {label}: to make: {state.why}", flush=True)
-            outcomes.append(outcome := self._make(state))
+            print(f"[{place} of {len(states)}] {label}: to make: {why}", flush=True)
+            outcomes.append(outcome := self._make(result, planned.videos))
             told = outcome.error or f"made in {time_text(outcome.seconds or 0.0)}"
             print(f"[{place} of {len(states)}] {label}: {told}", flush=True)
         return outcomes
 
-    def _make(self, state: State) -> Outcome:
+    def _make(self, result: Result, videos: Videos) -> Outcome:
         """One result. What it took is noted however it ends; that it is finished, only if its files are."""
-        result, started, drawn_s, error = state.result, time.monotonic(), 0.0, None
+        started, drawn_s, error = time.monotonic(), 0.0, None
         before = self._noted(result.label)
         noted = before if before is not None and before.version == self.version else None
         spent_s = 0.0 if noted is None else noted.seconds
@@ -83,19 +84,19 @@ class Maker:
                     error = f"failed: {command_text(words)} ended with exit code {code}"
                     break
                 drawn_s += 0.0 if words[0] == SWEEP else time.monotonic() - begun
-            error = error or self._not_made(state)
+            error = error or self._not_made(result)
             if error is None:
                 finished = datetime.now(UTC).isoformat(timespec="seconds")
-                inputs = inputs_of(result, state.videos)
+                inputs = inputs_of(result, videos)
                 made = replace(made, drawn_s=round(drawn_s, 1), finished=finished, inputs=inputs)
         finally:
             seconds = time.monotonic() - started
             self._note(result.label, replace(made, seconds=round(spent_s + seconds, 1)))
         return Outcome(result, seconds, error)
 
-    def _not_made(self, state: State) -> str | None:
+    def _not_made(self, result: Result) -> str | None:
         """What its commands left undone, though each said that it had done its work."""
-        wrong = wrong_files(state.result, self.version, self.root)
+        wrong = wrong_files(result, self.version, self.root)
         return None if wrong is None else f"failed: its commands ended well, but {wrong}"
 
     def _noted(self, label: str) -> Made | None:

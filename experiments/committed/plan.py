@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from experiments.committed.listed import Result
 from experiments.committed.said import said_by
 from experiments.committed.videos import Videos
 from experiments.job.units import counted
-from experiments.records import Record
+from experiments.records import SCHEMA_VERSION
 from experiments.run.estimate import basis, estimate, pairs_s, total_s
 
 
@@ -39,19 +39,17 @@ def state_of(
     result: Result, videos: Videos, made: Made | None, version: str, root: Path, seen: set[str] | None = None
 ) -> State:
     """``made`` is what was noted of it; ``seen`` see ``estimate``."""
-    found = videos.finished()
-    why = _reason(result, videos, found, made, version, root)
+    why, num_finished = reason(result, videos, made, version, root), len(videos.finished())
     if why is None:
-        return State(result, videos, len(found), None)
-    return State(result, videos, len(found), why, *_left(videos, made, seen))
+        return State(result, videos, num_finished, None)
+    return State(result, videos, num_finished, why, *_left(videos, made, seen))
 
 
-def _reason(
-    result: Result, videos: Videos, found: Mapping[str, Record], made: Made | None, version: str, root: Path
-) -> str | None:
+def reason(result: Result, videos: Videos, made: Made | None, version: str, root: Path) -> str | None:
     """Why a result is to be made; None where it is of this version and of all that there is to make it from."""
     if wrong := wrong_files(result, version, root):
         return wrong
+    found = videos.finished()
     if to_make := len(videos.keys) - len(found):
         return f"{counted(to_make, 'video')} to make"
     if to_complete := videos.to_complete(found):
@@ -74,6 +72,8 @@ def wrong_files(result: Result, version: str, root: Path) -> str | None:
             return f"{name} is of {'no version' if said.version is None else f'version {said.version}'} of the code"
         if said is not None and said.is_mixed:
             return f"{name} is in part of other code"
+        if said is not None and said.record_format not in (None, SCHEMA_VERSION):
+            return f"{name} is of records of format {said.record_format}, today's is {SCHEMA_VERSION}"
     return None
 
 

@@ -39,9 +39,9 @@ def said_by(path: Path) -> Said | None:
     """None for a file of a kind that says nothing of itself, such as CSV, whose Markdown does."""
     if path.suffix == ".md":
         lines = path.read_text(encoding="utf-8").splitlines()
-        headings = [line for line in lines if line.startswith("| ")]
-        has_n = any("n" in map(str.strip, line.strip("| ").split("|")) for line in headings)
-        return _said(lines[0], source_of(lines[0]).machine, has_n)
+        caption = lines[0] if lines else ""
+        has_n = any("n" in map(str.strip, line.split("|")) for line in lines if line.startswith("| "))
+        return _said(caption, source_of(caption).machine, has_n)
     if path.suffix == ".png":
         with Image.open(path) as picture:
             return _described(picture.text.get("Description", ""))
