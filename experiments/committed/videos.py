@@ -33,10 +33,11 @@ class Videos:
 
     def to_complete(self, finished: Mapping[str, Record]) -> int:
         """How many of those that are there lack a metric, or a time that is asked for."""
-        runners = {id(job): Runner(job) for own in self.jobs for job in own}
+        runners: dict[int, Runner] = {}  # of a job for all of its videos
         lacking = 0
         for key, record in finished.items():
-            runner = runners[id(self.keys[key])]
+            job = self.keys[key]
+            runner = runners.setdefault(id(job), Runner(job))
             lacking += bool(runner.lacking(record)) or runner.lacks_time(record)
         return lacking
 

@@ -73,7 +73,10 @@ def test_an_item_is_a_result_for_each_name_and_model(read):
           counted: true
           commands: [sweep experiment=<name> num_prompts=2, "figures show=a,b"]
           reads: [conf/<name>]
-          files: [results/tables/<model>_<name>, results/figures/<name>_<model>, results/tables/<model>_<name>_paired.csv]
+          files:
+            - results/tables/<model>_<name>
+            - results/figures/<name>_<model>
+            - results/tables/<model>_<name>_paired.csv
         - {names: [page], commands: [notebooks.build <name>], files: [notebooks/<name>.ipynb]}
     """)
     assert [result.label for result in results] == ["one magi", "one wan", "two magi", "two wan", "page"]
