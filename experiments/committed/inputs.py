@@ -44,14 +44,15 @@ def files_below(path: Path) -> list[Path]:
 
 
 def _room(command: str) -> Path:
-    """The folder of the code that a command is: of an experiment's, the room of its module."""
-    module = command if "." in command else import_module(f"experiments.commands.{command}").MODULE
-    return ROOT.joinpath(*module.split(".")[:2] if module.startswith("experiments.") else module.split(".")[:1])
+    """Where the code is that a command is: of an experiment's, the room of its module; of another, that module."""
+    if "." in command:
+        return ROOT.joinpath(*command.split(".")).with_suffix(".py")
+    return ROOT.joinpath(*import_module(f"experiments.commands.{command}").MODULE.split(".")[:2])
 
 
 @cache  # a room has some fifty files
 def _code_hash(room: Path) -> str:
-    """Of a folder's modules, without comments and layout, and of its templates."""
+    """Of a module, or a folder's, without comments and layout, and of its templates."""
     digest = hashlib.sha256()
     for path in files_below(room):
         if path.suffix == ".py":

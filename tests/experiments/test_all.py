@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from experiments.committed import all as every
-from experiments.committed.inputs import inputs_of
+from experiments.committed.inputs import _room, files_below, inputs_of
 from experiments.committed.ledger import read_ledger
 from experiments.committed.listed import Result
 from experiments.committed.make import Maker, Outcome, run_command, told_outcomes
 from experiments.committed.plan import State, reason, state_of, time_text, told_state, told_total
 from experiments.committed.videos import Videos, videos_of
+from experiments.job.paths import ROOT
 from experiments.records import SCHEMA_VERSION, RecordStore
 from tests.experiments.made_records import made
 from tests.experiments.made_results import COUNTED, DRAWN, FILES, NEW, NOTED, OLD, save, save_both, write
@@ -112,6 +113,26 @@ def test_a_result_is_up_to_date_until_something_that_it_is_made_from_changes(dra
     (root / FILES[0]).unlink()
     (root / FILES[3]).unlink()
     assert reason(result, videos, noted, NEW, root) == f"{FILES[0]} is missing, and 1 more"
+
+
+def test_what_a_command_is_counts_as_the_room_of_its_module_or_as_the_module():
+    names = ("tables", "l1_rel", "bench", "notebooks.build")
+    rooms = {name: _room(name).relative_to(ROOT).as_posix() for name in names}
+    assert rooms == {
+        "tables": "experiments/show",
+        "l1_rel": "experiments/studies",
+        "bench": "experiments/benchmarks",
+        "notebooks.build": "notebooks/build.py",
+    }
+
+
+def test_files_that_say_nothing_to_a_command_are_no_input():
+    names = {path.relative_to(ROOT).as_posix() for path in files_below(ROOT / "conf")}
+    assert {"conf/config.yaml", "conf/plans/magi_embedded.json"} <= names
+    assert not {"conf/results.yaml", "conf/experiment/field.yaml", "conf/training/magi.yaml"} & names
+    field = ROOT / "conf" / "experiment" / "field.yaml"
+    assert files_below(field) == [field]  # which its own commands name
+    assert not [path for path in files_below(ROOT / "experiments" / "show") if path.suffix == ".pyc"]
 
 
 class Commands:
