@@ -1,7 +1,8 @@
 """The suite around the library, room by room; each imports only from those before it (tests/test_layers.py).
 
 job: how a job is read. records: how it is kept. show: tables, figures, the report. run: how videos are made. training:
-the embedded models. studies and benchmarks: what is measured beside the main job. commands: the command line.
+the embedded models. studies and benchmarks: what is measured beside the main job. committed: all results, again.
+commands: the command line.
 """
 
 from pathlib import Path

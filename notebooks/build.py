@@ -16,6 +16,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from eval.atomic import atomic_path
+from experiments.show.results import made_by
 
 FOLDER = Path(__file__).parent
 NAMES = (
@@ -63,6 +64,7 @@ def execute(notebook: NotebookNode, timeout_s: float | None = None) -> NotebookN
     client.execute(env={**os.environ, **quiet})
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the clock's times: a rerun would change every cell
+    notebook.metadata["made_by"] = made_by()
     return notebook
 
 

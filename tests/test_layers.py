@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("job", "records", "show", "run", "training", "studies", "benchmarks", "commands")
+ROOMS = ("job", "records", "show", "run", "training", "studies", "benchmarks", "committed", "commands")
 # Of the library, each may import those before it and its own.
 LIBRARY = (
     ("options", "part", "schedule", "clock", "kernels", "trace"),

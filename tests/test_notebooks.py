@@ -6,6 +6,7 @@ import nbformat
 import pytest
 from nbclient.exceptions import CellExecutionError
 
+from experiments.records import code_version
 from notebooks import build
 
 TIMEOUT_S = 600  # a cell; all cells of a notebook take well under a minute on two idle cores
@@ -58,6 +59,11 @@ def test_a_failing_assertion_in_a_notebook_fails_its_run():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("assert 1 == 2, 'they differ'")])
     with pytest.raises(CellExecutionError, match="they differ"):
         build.execute(notebook)
+
+
+def test_a_notebook_says_which_code_ran_it():
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])
+    assert build.execute(notebook).metadata["made_by"] == f"version {code_version()}"
 
 
 def test_an_unknown_notebook_names_the_known_ones():

@@ -27,7 +27,7 @@ from experiments.benchmarks.gpu.subject import Subject
 from experiments.benchmarks.roofline import PARTS, roofline
 from experiments.job.errors import BadInput
 from experiments.show.reported import read_reported
-from experiments.show.results import PUBLISHED, Column, Destination, Table, markdown, publishing
+from experiments.show.results import PUBLISHED, Column, Destination, Table, made_by, markdown, publishing
 from flowcache.method import Method
 
 OPTIONS = ("device", "publish")
@@ -212,7 +212,8 @@ def table_of(rows: Sequence[Mapping[str, Any]], card: Card | None = None) -> Tab
     of = "" if card is None else f" Of one {card.title}."
     return Table(
         "Predicted, not timed.",
-        f"Seconds of a whole video at the paper's setting, and what they are made up of.{of}",
+        f"Seconds of a whole video at the paper's setting, and what they are made up of.{of} Nothing was run or "
+        f"timed; {made_by()}.",
         _PREDICTED,
         pd.DataFrame(rows),
         (
@@ -227,7 +228,8 @@ def table_of(rows: Sequence[Mapping[str, Any]], card: Card | None = None) -> Tab
 def operators_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return Table(
         "Operators of a whole video, emulated.",
-        "Reads by the host, copies to the device and float64 operators are those within rows.",
+        "Reads by the host, copies to the device and float64 operators are those within rows. Nothing was run or "
+        f"timed; {made_by()}.",
         _OPERATORS,
         pd.DataFrame(rows),
     )

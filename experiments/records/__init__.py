@@ -3,7 +3,7 @@ experiments.records`` lists, shows, verifies and prunes them.
 """
 
 from experiments.records.checksum import sha256
-from experiments.records.code import library_hash
+from experiments.records.code import code_version, library_hash
 from experiments.records.identity import new_record, todays_code, todays_key
 from experiments.records.record import SCHEMA_VERSION, TIMED, Record, Status, untimed
 from experiments.records.store import RecordStore, maker, store_of
@@ -15,6 +15,7 @@ __all__ = [
     "Record",
     "RecordStore",
     "Status",
+    "code_version",
     "library_hash",
     "maker",
     "new_record",

@@ -49,9 +49,19 @@ def code_hash(modules: Iterable[str]) -> str:
 
 def library_hash() -> str:
     """Of all models and methods, and what they are run and timed by."""
-    paths = (path for name in ("flowcache", "baselines") for path in (ROOT / name).rglob("*.py"))
+    return code_hash([*_modules("flowcache", "baselines"), "eval.latency"])
+
+
+def code_version() -> str:
+    """Of all that makes, times and measures videos: what a table or figure says that it is of."""
+    return code_hash(_modules(*PACKAGES))
+
+
+def _modules(*packages: str) -> list[str]:
+    """All of some packages, by name."""
+    paths = (path for name in packages for path in (ROOT / name).rglob("*.py"))
     names = (path.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for path in paths)
-    return code_hash([*(name.removesuffix(".__init__") for name in names), "eval.latency"])
+    return [name.removesuffix(".__init__") for name in names]
 
 
 def modules_used(modules: Iterable[str], root: Path = ROOT) -> list[str]:

@@ -23,7 +23,16 @@ from experiments.records.settings import told_apart
 from experiments.records.timings import commonest_way, timed
 from experiments.show import claims
 from experiments.show.kv_memory import KV_USES
-from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, provenance, publishing
+from experiments.show.results import (
+    BOOTSTRAP,
+    Column,
+    Table,
+    destination,
+    drawn_from,
+    missing_notes,
+    provenance,
+    publishing,
+)
 from experiments.show.style import COLUMN_WIDTH_IN, RANGES, colours_and_markers, error_bars, look, styled
 from experiments.show.summary import missing, summarise
 
@@ -167,9 +176,9 @@ def main(arguments: list[str]) -> int:
     job, title = jobs[0], experiment["title"]
     videos = video_frame(record for each in jobs for record in finished(each))
     stem = f"{job.model_name}_{job.setting_name}_{name}"
-    source = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames; {provenance(videos)}"
+    subject = f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames"
     notes = (*claims.notes(experiment.get("claims", []), jobs), *experiment.get("notes", []))
     to = destination(job.output_dir, publish)
-    to.save_table(stem, table(frame, told_by, title, job.baseline, source, notes))
-    to.save_figure(draw(frame, experiment["figure"], title, job.baseline), stem)
+    to.save_table(stem, table(frame, told_by, title, job.baseline, f"{subject}; {provenance(videos)}", notes))
+    to.save_figure(draw(frame, experiment["figure"], title, job.baseline), stem, drawn_from(subject, videos))
     return 0

@@ -1,11 +1,11 @@
 """Figures from records: ``python -m experiments.figures [model=magi] [setting=embedded] [output_dir=outputs]``.
 
-reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory. One whose records are
-not there is left out, and it is said how to make them; the exit code is 2 if all are. L1_rel has its own
-command, which runs the model. ``experiment=placement`` makes the curves of that experiment file alone, and
-``experiment=distilled`` the one figure of what methods save over step counts and models (``embedded_distilled``; with
-``model=magi`` of that one alone, ``magi_embedded_distilled``). Written to output_dir/figures/ (and output_dir/tables/);
-``publish=true`` writes them to results/ instead.
+reuse_curve and warmup_sweep (with their points as a table), pareto, reuse_map, frames, kv_memory;
+``show=pareto,frames`` makes those alone. One whose records are not there is left out, and it is said how to make them;
+the exit code is 2 if all are. L1_rel has its own command, which runs the model. ``experiment=placement`` makes the
+curves of that experiment file alone, and ``experiment=distilled`` the one figure of what methods save over step counts
+and models (``embedded_distilled``; with ``model=magi`` of that one alone, ``magi_embedded_distilled``). Written to
+output_dir/figures/ (and output_dir/tables/); ``publish=true`` writes them to results/ instead.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.experiment import experiment_of, jobs_of, read_experiment
 from experiments.job.job import Job, make_job
+from experiments.job.names import nearest
 from experiments.records import Record, RecordStore, store_of
-from experiments.records.collect import at_defaults, collect, flat, read_trace
+from experiments.records.collect import at_defaults, collect, finished, flat, read_trace, video_frame
 from experiments.show import motion_split
 from experiments.show.attention import FLAG, another_video, other_baseline
 from experiments.show.frame_strips import draw_frames
 from experiments.show.long_video import draw_memory, kv_frame
 from experiments.show.methods import found_methods
 from experiments.show.pareto import draw_pareto, pareto_points
-from experiments.show.results import Destination, destination, provenance, publishing
+from experiments.show.results import Destination, destination, drawn_from, provenance, publishing
 from experiments.show.reuse_curve import (
     NO_VIDEOS,
     Curves,
@@ -69,8 +70,10 @@ class Subject:
     def name(self) -> str:
         return f"{self.job.model_name}, {self.job.setting_name}"
 
-    def save(self, figure: Figure, stem: str) -> None:
-        self.to.save_figure(figure, f"{self.job.model_name}_{self.job.setting_name}_{stem}")
+    def save(self, figure: Figure, stem: str, videos: pd.DataFrame) -> None:
+        """Of these videos."""
+        stem = f"{self.job.model_name}_{self.job.setting_name}_{stem}"
+        self.to.save_figure(figure, stem, drawn_from(self.name, videos))
 
     def takes(self) -> dict[str, Record]:
         """By method, the record of the job's first prompt at default options, of those whose files are there.
@@ -135,7 +138,8 @@ def save_reuse_curve(subject: Subject) -> None:
     reuse = reuse_of(subject)
     points = save_curve(subject, reuse, CURVE)
     if points["line"].notna().any():
-        subject.save(draw_warmup_sweep(points, reuse.curves, reuse.baseline, subject.name), "warmup_sweep")
+        figure = draw_warmup_sweep(points, reuse.curves, reuse.baseline, subject.name)
+        subject.save(figure, "warmup_sweep", reuse.videos)
 
 
 def save_curve(subject: Subject, reuse: Reuse, name: str) -> pd.DataFrame:
@@ -149,7 +153,7 @@ def save_curve(subject: Subject, reuse: Reuse, name: str) -> pd.DataFrame:
     subject.to.save_table(whole, *tables(points, compared, curves, reuse.baseline, source, reuse.notes))
     if curves.by_motion and len(split := motion_split.by_motion(reuse.videos, curves)):
         subject.to.save_table(f"{whole}_motion", motion_split.table(split, curves, reuse.baseline, source))
-    subject.save(draw_reuse_curve(points, curves, reuse.baseline, subject.name), stem)
+    subject.save(draw_reuse_curve(points, curves, reuse.baseline, subject.name), stem, reuse.videos)
     return points
 
 
@@ -158,12 +162,15 @@ def save_pareto(subject: Subject) -> None:
     videos = reuse.subject.videos
     same = (videos["method"] == reuse.baseline) & videos["prompt"].isin(reuse.videos["prompt"])
     baseline_flops = videos.loc[same, "flops"].mean()
-    subject.save(draw_pareto(pareto_points(reuse.videos), reuse.baseline, baseline_flops, subject.name), "pareto")
+    figure = draw_pareto(pareto_points(reuse.videos), reuse.baseline, baseline_flops, subject.name)
+    subject.save(figure, "pareto", reuse.videos)
 
 
 def save_reuse_map(subject: Subject) -> None:
-    traces = {name: read_trace(subject.store, record) for name, record in subject.takes().items()}
-    subject.save(draw_reuse_map(traces, f"{subject.job.prompts[0]!r} ({subject.name})"), "reuse_map")
+    found = subject.takes()
+    traces = {name: read_trace(subject.store, record) for name, record in found.items()}
+    figure = draw_reuse_map(traces, f"{subject.job.prompts[0]!r} ({subject.name})")
+    subject.save(figure, "reuse_map", video_frame(found.values()))
 
 
 def save_frames(subject: Subject) -> None:
@@ -180,12 +187,14 @@ def save_frames(subject: Subject) -> None:
     prompt = f"{subject.job.prompts[0]!r} ({subject.name})"
     if others:
         prompt += f". {FLAG} another video from the start; baseline={other_baseline(subject.job)} shows caching alone"
-    subject.save(draw_frames(original, videos, num_chunks, prompt, baseline), "frames")
+    figure = draw_frames(original, videos, num_chunks, prompt, baseline)
+    subject.save(figure, "frames", video_frame(found.values()))
 
 
 def save_kv_memory(subject: Subject) -> None:
     jobs, _ = jobs_of("long_video", list(subject.arguments))
-    subject.save(draw_memory(kv_frame(jobs), subject.name), "kv_memory")
+    figure = draw_memory(kv_frame(jobs), subject.name)
+    subject.save(figure, "kv_memory", video_frame(record for job in jobs for record in finished(job)))
 
 
 def save_savings(subject: Subject, name: str, savings: Savings) -> None:
@@ -208,7 +217,7 @@ def save_savings(subject: Subject, name: str, savings: Savings) -> None:
     source = f"{subject.job.setting_name}; {provenance(videos)}"
     stem = "_".join([*named[-1:], subject.job.setting_name, name])
     subject.to.save_table(stem, table(rows, savings, source))
-    subject.to.save_figure(draw_savings(rows, savings), stem)
+    subject.to.save_figure(draw_savings(rows, savings), stem, drawn_from(subject.job.setting_name, videos))
 
 
 FIGURES: dict[str, Callable[[Subject], None]] = {
@@ -220,9 +229,20 @@ FIGURES: dict[str, Callable[[Subject], None]] = {
 }
 
 
+def shown_of(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The figures that ``show=`` names, all without it, and the other arguments. Raises BadInput for an unknown one."""
+    asked = [argument.partition("=")[2] for argument in arguments if argument.startswith("show=")]
+    names = list(dict.fromkeys(asked[-1].split(","))) if asked else list(FIGURES)
+    for name in names:
+        if name not in FIGURES:
+            raise BadInput(f"show={asked[-1]}: {name!r} is no figure of this command; {nearest(name, list(FIGURES))}")
+    return names, [argument for argument in arguments if not argument.startswith("show=")]
+
+
 @command("figures")
 def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
+    shown, arguments = shown_of(arguments)
     named = any(argument.startswith("experiment=") for argument in arguments)
     name, arguments = experiment_of(arguments)
     check_overrides(arguments)
@@ -236,10 +256,10 @@ def main(arguments: list[str]) -> int:
             save_curve(subject, reuse, name)
         return 0
     num_missing = 0
-    for name, save in FIGURES.items():
+    for name in shown:
         try:
-            save(subject)
+            FIGURES[name](subject)
         except BadInput as missing:
             print(f"figures: no {name}: {missing}", file=sys.stderr)
             num_missing += 1
-    return 2 if num_missing == len(FIGURES) else 0
+    return 2 if num_missing == len(shown) else 0

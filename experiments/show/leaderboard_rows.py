@@ -113,9 +113,9 @@ def _measured_rows(table: Published, names: pd.Series, told: pd.Series, data: pd
     source = {
         "link": table.path,
         "name": table.path.stem.partition("_embedded_")[2],
-        "machine": table.machine,
-        "codes": table.codes,
-        "busy": table.is_timed_on_a_busy_machine,
+        "machine": table.source.machine,
+        "codes": table.source.codes,
+        "busy": table.source.is_timed_on_a_busy_machine,
         "doubt": None,
     }
     rows = []

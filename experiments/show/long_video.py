@@ -32,7 +32,7 @@ from experiments.records.collect import finished, read_trace, video_frame
 from experiments.records.settings import labels
 from experiments.records.timings import commonest_way, timed
 from experiments.show import claims
-from experiments.show.results import Column, Table, destination, provenance, publishing
+from experiments.show.results import Column, Table, destination, drawn_from, provenance, publishing
 from experiments.show.reuse_curve import PSNR_CAP_DB
 from experiments.show.style import COLUMN_WIDTH_IN, colours_and_markers, look, styled
 
@@ -239,14 +239,14 @@ def main(arguments: list[str]) -> int:
         raise BadInput(f"experiment {name} has no long videos: its file says nothing under by_chunk")
     chunks = chunk_frame(jobs)
     stem = f"{jobs[0].model_name}_{jobs[0].setting_name}"
-    source = provenance(video_frame(record for job in jobs for record in finished(job)))
+    videos = video_frame(record for job in jobs for record in finished(job))
     subject = f"{jobs[0].model_name}, {jobs[0].setting_name}"
     title, baseline = experiment["title"], jobs[0].baseline
     notes = (*claims.notes(experiment.get("claims", []), jobs), *experiment.get("notes", []))
-    described = table(chunks, title, baseline, f"{subject}; {source}", notes)
-    to = destination(jobs[0].output_dir, publish)
+    described = table(chunks, title, baseline, f"{subject}; {provenance(videos)}", notes)
+    to, source = destination(jobs[0].output_dir, publish), drawn_from(subject, videos)
     to.save_table(f"{stem}_{name}", described)
-    to.save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_{name}")
+    to.save_figure(draw(chunks, f"{title} ({subject})", baseline), f"{stem}_{name}", source)
     memory = "kv_memory" if name == "long_video" else f"{name}_memory"
-    to.save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_{memory}")
+    to.save_figure(draw_memory(kv_frame(jobs), subject), f"{stem}_{memory}", source)
     return 0

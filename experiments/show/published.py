@@ -1,5 +1,5 @@
-"""Tables that were saved before (experiments.show.results), read again: the CSV's figures, and from the Markdown's
-caption where they come from."""
+"""Tables and figures that were saved before (experiments.show.results), read again: a CSV's figures, and from the
+Markdown's caption, or a figure's description, where they come from."""
 
 from __future__ import annotations
 
@@ -10,6 +10,44 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.show.results import TABLES
+
+_OTHER_PART = re.compile(r"videos side by side|torch |seed |version |weights |code |n = ")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a caption or a description says of where its figures come from, in parts as ``provenance`` writes them.
+
+    Attributes:
+        parts: the subject first, then the machine.
+    """
+
+    parts: tuple[str, ...] = ()
+
+    @property
+    def machine(self) -> str | None:
+        return self.parts[1] if len(self.parts) > 1 and not _OTHER_PART.match(self.parts[1]) else None
+
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """Of the code that made its videos, in the caption's order."""
+        found = re.search(r"\bcode (.*)$", "; ".join(self.parts))
+        return tuple(found[1].split(", ")) if found else ()
+
+    @property
+    def is_timed_on_a_busy_machine(self) -> bool:
+        return any("above the machine's cores" in part for part in self.parts)
+
+
+def source_of(caption: str) -> Source:
+    """Of a table: "... here (subject; machine; ...). ..."; without parts where its caption names none."""
+    found = re.search(r" here \((.*?)\)(?:\. |: )", caption)
+    return described_source(found[1]) if found else Source()
+
+
+def described_source(description: str) -> Source:
+    """Of a figure, whose description is nothing else."""
+    return Source(tuple(description.split("; ")))
 
 
 @dataclass(frozen=True)
@@ -34,23 +72,8 @@ class Published:
         return found[1] if found else None
 
     @property
-    def machine(self) -> str | None:
-        source = self._source()
-        return source[1] if len(source) > 1 else None
-
-    @property
-    def codes(self) -> tuple[str, ...]:
-        """Of the code that made its videos, in the caption's order."""
-        found = re.search(r"\bcode (.*)$", "; ".join(self._source()))
-        return tuple(found[1].split(", ")) if found else ()
-
-    @property
-    def is_timed_on_a_busy_machine(self) -> bool:
-        return any("above the machine's cores" in part for part in self._source())
-
-    def _source(self) -> list[str]:
-        found = re.search(r" here \((.*?)\)\. ", self.caption)
-        return found[1].split("; ") if found else []
+    def source(self) -> Source:
+        return source_of(self.caption)
 
 
 def read_published(stem: str, ending: str = "") -> Published | None:

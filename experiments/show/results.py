@@ -14,11 +14,14 @@ import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from eval.atomic import atomic_path
 from eval.statistics import MIN_RESAMPLED
 from experiments.job.errors import BadInput
 from experiments.job.paths import ROOT, shown
+from experiments.job.units import counted
+from experiments.records import SCHEMA_VERSION, code_version
 from experiments.show.attention import FLAG
 from experiments.show.style import STYLE
 
@@ -161,8 +164,11 @@ class Destination:
         print(contents[f"{stem}.md"])
         print(f"written in {shown(self.folder / 'tables')}: {', '.join(contents)}")
 
-    def save_figure(self, figure: Figure, stem: str) -> None:
-        """In figures/, as PNG of 256 colours, and as SVG where it shows no pictures; the same again, the same bytes."""
+    def save_figure(self, figure: Figure, stem: str, source: str) -> None:
+        """In figures/, as PNG of 256 colours, and as SVG where it shows no pictures; the same again, the same bytes.
+
+        ``source`` says where it comes from, as ``drawn_from`` does: both files keep it as their description.
+        """
         # Ticks are made only now, so that their style is needed; ids in the SVG come from content and name, not at
         # random.
         written = [".png"] if any(axes.images for axes in figure.axes) else [".png", ".svg"]
@@ -170,18 +176,20 @@ class Destination:
             for suffix in written:
                 with atomic_path(self.folder / "figures" / f"{stem}{suffix}") as temporary:
                     if suffix == ".png":
-                        _palette_png(figure, temporary)
+                        _palette_png(figure, temporary, source)
                     else:
-                        figure.savefig(temporary, format="svg", metadata={"Date": None})
+                        figure.savefig(temporary, format="svg", metadata={"Date": None, "Description": source})
         plt.close(figure)
         print(f"written {shown(self.folder / 'figures' / stem)}{' and '.join(written)}")
 
 
-def _palette_png(figure: Figure, path: Path) -> None:
+def _palette_png(figure: Figure, path: Path, source: str) -> None:
     """A third of the bytes of a PNG of all colours, and no difference that is seen."""
-    whole = BytesIO()
+    whole, told = BytesIO(), PngInfo()
     figure.savefig(whole, format="png")
-    Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, format="PNG", optimize=True)
+    told.add_text("Description", source)
+    palette = Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    palette.save(path, format="PNG", optimize=True, pnginfo=told)
 
 
 def destination(output_dir: Path, publish: bool) -> Destination:
@@ -244,7 +252,8 @@ def _stacked(value: str, spread: str) -> str:
 
 
 def provenance(videos: pd.DataFrame) -> str:
-    """Machine, how it was used, weights and code of a frame of videos (experiments.collect).
+    """Machine, how it was used, weights and code of a frame of videos (experiments.collect), and which version of all
+    code it was collected by, as what format of records.
 
     Where methods were timed against a baseline, also how busy the machine was before that.
     """
@@ -254,8 +263,26 @@ def provenance(videos: pd.DataFrame) -> str:
     torch = _distinct(videos["environment_packages"].map(lambda packages: packages["torch"]))
     return (
         f"{machines}; videos side by side x threads each: {_distinct(used)}{_load(videos)}{_otherwise(videos)}; "
-        f"torch {torch}; weights {_distinct(videos['weights'])}, code {_distinct(videos['code'])}"
+        f"torch {torch}; {_version(videos)}; weights {_distinct(videos['weights'])}, code {_distinct(videos['code'])}"
     )
+
+
+def drawn_from(subject: str, videos: pd.DataFrame) -> str:
+    """What a figure is of, of how many videos, and their ``provenance``: its description."""
+    pairs = len(videos[["prompt", "seed"]].drop_duplicates())
+    number = counted(pairs, "prompt" if videos["seed"].nunique() == 1 else "video")
+    return f"{subject}, n = {number}; {provenance(videos)}"
+
+
+def made_by() -> str:
+    """Which version of the code makes tables and figures now: one for all models, methods and metrics."""
+    return f"version {code_version()}"
+
+
+def _version(videos: pd.DataFrame) -> str:
+    others = int((~videos["is_todays_code"]).sum())
+    told = f" but for {others} of {len(videos)} videos" if others else ""
+    return f"{made_by()}{told}, records of format {SCHEMA_VERSION}"
 
 
 def _load(videos: pd.DataFrame) -> str:

@@ -293,7 +293,8 @@ def main(arguments: list[str]) -> int:
     frame = collect(job)
     measured = main_table(frame, job)
     paired = paired_table(frame, job, list(measured.index))
-    source = f"{job.model_name}, {job.setting_name} setting; {provenance(frame)}"
+    shown = pd.concat([at_defaults(frame, job, name) for name in measured.index]).drop_duplicates("key")
+    source = f"{job.model_name}, {job.setting_name} setting; {provenance(shown)}"
     to = destination(job.output_dir, publish)
     notes = left_out(frame, measured.index)
     others = map(paper_table, papers_of(job.model_name))

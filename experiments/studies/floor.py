@@ -30,7 +30,7 @@ from experiments.job.job import Job, make_job, refuse_random_weights
 from experiments.records import weights_id
 from experiments.run import environment
 from experiments.run.model_pool import model_pool
-from experiments.show.results import Column, Table, destination, publishing
+from experiments.show.results import Column, Table, destination, made_by, publishing
 from flowcache.sampler import sample
 
 METHOD = "vanilla"  # unless another is given
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str]) -> int:
     machine = environment.describe(job.device)
     source = (
         f"{job.model_name}, {job.setting_name}, {job.method_name}; {machine.get('gpu', machine['cpu'])}; "
-        f"seed {job.seed}; weights {weights_id(job)}"
+        f"seed {job.seed}; {made_by()}; weights {weights_id(job)}"
     )
     to = destination(job.output_dir, publish)
     to.save_table(f"{job.model_name}_{job.setting_name}_floor", table(pd.DataFrame(rows), source))

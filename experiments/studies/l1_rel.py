@@ -29,7 +29,7 @@ from experiments.job.units import counted
 from experiments.records import new_record, weights_id
 from experiments.run import environment
 from experiments.run.runner import Runner
-from experiments.show.results import Column, Table, destination, publishing
+from experiments.show.results import Column, Table, destination, made_by, publishing
 from experiments.show.style import COLUMN_WIDTH_IN, styled
 from flowcache.method import VANILLA
 from flowcache.reuse.base import Decision
@@ -232,9 +232,10 @@ def main(arguments: list[str]) -> int:
     stem, subject = f"{job.model_name}_{job.setting_name}_l1_rel", f"{job.model_name}, {job.setting_name}"
     machine = environment.describe(job.device)
     code = new_record(job, job.method_name, job.method, job.prompts[0]).code
-    source = f"{subject}; {machine.get('gpu', machine['cpu'])}; weights {weights_id(job)}, code {code}"
+    source = f"{machine.get('gpu', machine['cpu'])}; {made_by()}; weights {weights_id(job)}, code {code}"
+    drawn = f"{subject}, n = {counted(data['prompt'].nunique(), 'prompt')}; {source}"
     to = destination(job.output_dir, publish)
-    to.save_table(stem, table(data, source))
-    to.save_figure(draw_process(data, subject), stem)
-    to.save_figure(draw_steps(data, subject), f"{stem}_steps")
+    to.save_table(stem, table(data, f"{subject}; {source}"))
+    to.save_figure(draw_process(data, subject), stem, drawn)
+    to.save_figure(draw_steps(data, subject), f"{stem}_steps", drawn)
     return 0

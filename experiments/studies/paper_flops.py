@@ -20,10 +20,9 @@ from experiments.job.errors import BadInput, command
 from experiments.job.groups import config_files
 from experiments.job.method import make_method
 from experiments.job.paths import inside_root
-from experiments.records import library_hash
 from experiments.run.dry_run import KINDS, PFLOP, Count, count
 from experiments.show.reported import read_reported
-from experiments.show.results import Column, Table, destination, publishing
+from experiments.show.results import Column, Table, destination, made_by, publishing
 from flowcache.kv.policy import KvPolicy
 from flowcache.method import VANILLA, Method
 from flowcache.reuse.never import Never
@@ -214,7 +213,7 @@ def tables(model: str, rows: pd.DataFrame) -> tuple[Table, Table]:
     kinds = [kind for kind in KINDS if rows[kind].any()]
     split = (Column(name.replace("_", "-"), name, "{:.4g}") for name in (*_PARTS.values(), *kinds))
     meanings = "; ".join(f"*{kind.replace('_', '-')}*: {KINDS[kind]}" for kind in kinds) + "."
-    source = f"{_COUNTED} {_setting(model)}; code {library_hash()}."
+    source = f"{_COUNTED} {_setting(model)}; {made_by()}."
     return (
         Table("Compute at the paper's setting.", source, _COMPUTE, rows, _NOTES),
         Table(

@@ -34,7 +34,7 @@ from experiments.records import weights_id
 from experiments.run import environment
 from experiments.run.calibrated import check_calibrations
 from experiments.run.model_pool import Map, model_pool
-from experiments.show.results import BOOTSTRAP, Column, Table, destination, publishing
+from experiments.show.results import BOOTSTRAP, Column, Table, destination, made_by, publishing
 from experiments.studies.calibrate import calibrate, calibration_job, text_of
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
@@ -212,8 +212,8 @@ def main(arguments: list[str]) -> int:
             rows += rows_of(name, settings[name], study, overrides, map_model, videos)
     machine = environment.describe(base.device)
     source = (
-        f"{base.model_name}, {base.setting_name}; {machine.get('gpu', machine['cpu'])}; seed {base.seed}; weights "
-        f"{weights_id(base)}; {counted(len(rows), 'row')}"
+        f"{base.model_name}, {base.setting_name}; {machine.get('gpu', machine['cpu'])}; seed {base.seed}; {made_by()}; "
+        f"weights {weights_id(base)}; {counted(len(rows), 'row')}"
     )
     to = destination(base.output_dir, publish)
     to.save_table(f"{base.model_name}_{base.setting_name}_robustness", table(rows, source))

@@ -25,7 +25,7 @@ from experiments.job.job import Job, make_job, refuse_random_weights
 from experiments.job.units import counted
 from experiments.records import weights_id
 from experiments.run import environment
-from experiments.show.results import BOOTSTRAP, Column, Table, destination, missing_notes, publishing
+from experiments.show.results import BOOTSTRAP, Column, Table, destination, made_by, missing_notes, publishing
 from experiments.studies.calibrate import calibration_job
 
 if TYPE_CHECKING:  # diffusers is optional
@@ -149,7 +149,8 @@ def main(arguments: list[str]) -> int:
         f"{job.model_name}, {job.setting_name}, {stock.sampling.num_steps} steps, ar_step {stock.sampling.ar_step}, "
         f"chunks of {stock.sampling.causal_block_size} latent frames; {machine.get('gpu', machine['cpu'])}, "
         f"{counted(job.threads, 'thread')}; torch {machine['packages']['torch']}, diffusers "
-        f"{machine['packages']['diffusers']}; seed {job.seed}; weights {weights_id(job)}; code {stock.code}"
+        f"{machine['packages']['diffusers']}; seed {job.seed}; {made_by()}; weights {weights_id(job)}; code "
+        f"{stock.code}"
     )
     to = destination(job.output_dir, publish)
     to.save_table(f"{job.model_name}_{job.setting_name}_stock_caches", table(frame_of(figures), job, source))

@@ -102,7 +102,7 @@ def test_figures_have_it(output_dir, monkeypatch):
         monkeypatch.setitem(STYLE, key, 40)
     drawn: dict[str, list[str]] = {}
 
-    def save_figure(self, figure, stem):
+    def save_figure(self, figure, stem, source):
         drawn[stem] = [text.get_text() for text in figure.findobj(Text)]
         plt.close(figure)
 

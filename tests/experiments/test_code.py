@@ -19,7 +19,7 @@ from experiments.job.job import Job
 from experiments.job.metrics import METRICS
 from experiments.job.paths import ROOT
 from experiments.records import code, new_record
-from experiments.records.code import code_hash, library_hash, modules_of, modules_used, statements
+from experiments.records.code import code_hash, code_version, library_hash, modules_of, modules_used, statements
 from experiments.records.identity import code_modules
 from experiments.records.metrics import MODULES, metric_code
 from experiments.run.latents import LATENT_SNR
@@ -244,6 +244,14 @@ def test_the_librarys_hash_is_of_every_model_and_method(tree):
     after = library_hash()
     change(tree / "eval" / "psnr.py")
     assert (after != before, library_hash()) == (True, after)
+
+
+def test_a_version_is_of_every_metric_too(tree):
+    before = code_version()
+    change(tree / "eval" / "psnr.py")
+    after = code_version()
+    change(tree / "baselines" / "every_k.py")
+    assert len({before, after, code_version()}) == 3
 
 
 def test_comments_docstrings_and_layout_are_no_other_code():

@@ -7,7 +7,7 @@ import pytest
 from experiments.job.cli import compose_config
 from experiments.job.job import make_job
 from experiments.run.dry_run import count
-from experiments.run.estimate import ASSUMED_RATES, Share, estimate, told
+from experiments.run.estimate import ASSUMED_RATES, Share, estimate, pairs_s, told
 from tests.experiments.conftest import SMALL
 from tests.experiments.made_records import made
 
@@ -54,3 +54,23 @@ def test_a_video_that_two_jobs_share_counts_once_and_each_seed_for_itself(jobs):
     vanilla = jobs[0]
     shares = estimate([vanilla, vanilla, replace(vanilla, seed=4)])
     assert [share.num_videos for share in shares] == [4]
+
+
+def test_a_video_that_was_counted_before_is_left_out(jobs):
+    vanilla, flowcache, _ = jobs
+    seen = set()
+    assert [share.num_videos for share in estimate([vanilla], seen)] == [2]
+    assert [share.method_name for share in estimate([vanilla, flowcache], seen)] == ["flowcache_fast"]
+    assert estimate(jobs[:2], seen) == []
+
+
+def test_pairs_take_the_baseline_once_more_and_of_finished_videos_their_own_time(jobs):
+    vanilla, flowcache, every_k = (replace(job, latency_pairs=1) for job in jobs)
+    for prompt, seconds in zip(vanilla.prompts, (300.0, 500.0), strict=True):
+        made(vanilla, prompt, latency_s=seconds)
+    made(flowcache, flowcache.prompts[0], share=0.5, latency_s=100.0)
+    # All were timed on another machine: vanilla's is taken anew, flowcache's too and beside it vanilla's, which is made
+    # once more beside every_k's, that is still to be made.
+    assert pairs_s([vanilla, flowcache, every_k]) == 400 + (100 + 400) + 400
+    untimed = [replace(job, latency_pairs=0) for job in jobs]
+    assert pairs_s(untimed) == 0

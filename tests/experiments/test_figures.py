@@ -187,6 +187,20 @@ def test_the_command_makes_what_it_can_says_what_is_missing_and_repeats_itself(j
     assert {path.name: path.read_bytes() for path in (made_in / "figures").iterdir()} == first
 
 
+def test_it_makes_those_that_are_named_and_fails_where_they_cannot_be(job, made_in, capsys):
+    arguments = ["prompts=[a,b]", f"output_dir={job.output_dir}"]
+    assert figures.main([*arguments, "show=pareto"]) == 0
+    assert {path.name for path in (made_in / "figures").iterdir()} == {
+        "magi_embedded_pareto.png",
+        "magi_embedded_pareto.svg",
+    }
+    assert capsys.readouterr().err == ""
+    assert figures.main([*arguments, "show=frames,reuse_map"]) == 2
+    assert capsys.readouterr().err.count("figures: no ") == 2
+    assert figures.main([*arguments, "show=pareto,frame"]) == 2
+    assert "show=pareto,frame: 'frame' is no figure of this command; did you mean frames?" in capsys.readouterr().err
+
+
 def test_without_videos_or_sweeps_it_says_how_to_make_them(tmp_path, made_in, capsys):
     assert figures.main([f"output_dir={tmp_path}"]) == 2
     said = capsys.readouterr().err
@@ -326,7 +340,7 @@ def test_frames_of_another_video_say_so(tmp_path, monkeypatch):
         made(job_of(tmp_path, "model=skyreels", f"method={method}"), "a", share)
     add_files(job)
     drawn = []
-    monkeypatch.setattr(Subject, "save", lambda self, figure, stem: drawn.append(figure))
+    monkeypatch.setattr(Subject, "save", lambda self, figure, stem, videos: drawn.append(figure))
     figures.save_frames(Subject(job, (), Destination(tmp_path)))
     labels = [axes.get_ylabel().partition("\n")[0] for axes in drawn[0].axes]
     assert labels[:2] == ["vanilla", "flowcache_fast †"]

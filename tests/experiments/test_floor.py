@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from experiments.studies import floor
+from tests.experiments.made_results import check_says_all
 
 
 def test_every_number_drawn_is_moved_by_its_own_and_other_seeds_draw_the_same():
@@ -48,3 +49,4 @@ def test_the_command_makes_its_table(tmp_path, model):
     by_way = data.set_index("way")["median_db"]
     assert by_way["noise moved by 1e-06"] > by_way["noise moved by 1e-04"] > 40
     assert by_way["bfloat16 products"] > 20
+    check_says_all(tmp_path / "tables" / f"{model}_embedded_floor.md")

@@ -206,7 +206,7 @@ def test_what_is_not_measured_yet_is_said(tables):
     assert "flowcast ahead at 0.35" in articles["skyreels"]
     assert "Below is what is." not in articles["wan"]
     assert "code not told" not in page  # nor is a machine, which it would stand beside
-    assert read_published("magi_embedded_main").machine is None
+    assert read_published("magi_embedded_main").source.machine is None
 
 
 def test_what_tables_say_is_escaped(tables, tmp_path, monkeypatch):

@@ -10,9 +10,10 @@ import pytest
 from experiments.benchmarks import predict
 from experiments.benchmarks.cards import CARDS, Card
 from experiments.benchmarks.emulation.operators import Operator, OperatorLog, Place
-from experiments.benchmarks.predict import Run, efficiency, measured, row_of
+from experiments.benchmarks.predict import Run, efficiency, measured, operators_table, row_of, table_of
 from experiments.benchmarks.roofline import roofline, seconds_of
 from experiments.job.errors import BadInput
+from experiments.records import code_version
 
 CARD = Card(
     title="A card",
@@ -93,3 +94,8 @@ def test_cards_are_ordered_as_their_data_sheets_are():
     h200, h100, a800, rtx_4090 = (CARDS[name] for name in ("h200", "h100", "a800", "4090"))
     assert h200.memory > h100.memory > a800.memory > rtx_4090.memory
     assert h100.product > a800.product > rtx_4090.product
+
+
+def test_tables_say_which_code_predicted_them_and_that_nothing_was_timed():
+    for table in (table_of([]), table_of([], CARD), operators_table([])):
+        assert table.text.endswith(f" Nothing was run or timed; version {code_version()}.")

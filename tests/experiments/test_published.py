@@ -13,14 +13,16 @@ from eval.video_io import write_lossless
 from experiments.benchmarks import bench
 from experiments.benchmarks.gpu import command as gpu
 from experiments.benchmarks.gpu.cases import Work
+from experiments.committed.said import said_by
 from experiments.job.errors import BadInput
 from experiments.job.experiment import jobs_of
-from experiments.records import RecordStore
+from experiments.records import RecordStore, code_version
 from experiments.show import ablations, figures, long_video, report, results, tables
 from experiments.show.results import TABLES, publishing
 from experiments.show.style import STYLE
 from experiments.studies import l1_rel, paper_flops
 from tests.experiments.made_records import made, trace
+from tests.experiments.made_results import check_says_all
 from tests.experiments.test_figures import process
 
 PROMPTS = "prompts=[a,b,c,d,e,f,g,h]"  # as many as the experiments take
@@ -34,7 +36,8 @@ def output_dir(tmp_path):
 @pytest.fixture
 def check(monkeypatch, tmp_path, output_dir, capsys):
     """That ``main(arguments)`` leaves a stand-in for results/ alone, says where it wrote instead, and writes the same
-    files there once it is asked to."""
+    files there once it is asked to; and that each says of which code, and unless it is ``counted`` of how many videos
+    on which machine it is."""
     for key in ("figure.dpi", "savefig.dpi"):
         monkeypatch.setitem(STYLE, key, 40)
     published = tmp_path / "results"
@@ -45,7 +48,7 @@ def check(monkeypatch, tmp_path, output_dir, capsys):
         found = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
         return {str(path) for path in found if path.parts[0] in ("tables", "figures", "gpu")}
 
-    def check(main, arguments: list[str], expected: set[str]) -> None:
+    def check(main, arguments: list[str], expected: set[str], counted: bool = False) -> None:
         arguments = [*arguments, f"output_dir={output_dir}"]
         assert main(arguments) == 0
         assert not published.exists()
@@ -55,6 +58,11 @@ def check(monkeypatch, tmp_path, output_dir, capsys):
         assert main([*arguments, "publish=true"]) == 0
         assert written(published) == expected
         assert str(published) in capsys.readouterr().out
+        for name in (name for name in expected if not name.startswith("gpu/")):
+            said = said_by(published / name)
+            assert said is None or said.version == code_version(), name
+            if name.endswith((".md", ".png", ".svg")) and not counted:
+                check_says_all(published / name)
 
     return check
 
@@ -112,7 +120,8 @@ def test_l1_rel(check, monkeypatch):
 def test_paper_flops(check, monkeypatch):
     rows = pd.read_csv(TABLES / "magi_paper_flops.csv").to_dict("records")
     monkeypatch.setattr(paper_flops, "rows_of", lambda model: iter(rows))
-    check(paper_flops.main, ["model=magi"], {f"tables/magi_paper_flops.{ending}" for ending in ("md", "tex", "csv")})
+    made = {f"tables/magi_paper_flops.{ending}" for ending in ("md", "tex", "csv")}
+    check(paper_flops.main, ["model=magi"], made, counted=True)
 
 
 def test_bench_gpu(check, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from io import BytesIO
+from xml.sax.saxutils import escape
 
 import matplotlib
 import numpy as np
@@ -15,11 +16,23 @@ from PIL import Image
 
 from experiments.job.compose import baselines
 from experiments.job.experiment import listed_methods
+from experiments.records import code_version
 from experiments.show import style
 from experiments.show.methods import family, known_methods
-from experiments.show.results import Column, Destination, Table, latex, markdown, missing_notes, provenance
+from experiments.show.results import (
+    Column,
+    Destination,
+    Table,
+    drawn_from,
+    latex,
+    markdown,
+    missing_notes,
+    provenance,
+)
 from experiments.show.style import COLUMN_WIDTH_IN, PALETTE, STYLE, colour_and_marker, look, styled
 
+SOURCE = "magi, embedded, n = 8 prompts; a CPU"
+OF = f"version {code_version()}, records of format 3"
 FAMILIES = len(style.COLOURS) * len(style.MARKERS)  # that look different, baselines aside
 COLUMNS = (
     Column("method", "method"),
@@ -88,6 +101,7 @@ def videos(baseline_latency_s: list[float], load: list[float | None]) -> pd.Data
             "environment_cores": 2,
             "weights": "w",
             "code": "c",
+            "is_todays_code": True,
             "latency_s": 1.0,
             "timed_otherwise": None,
             "baseline_latency_s": baseline_latency_s,
@@ -110,7 +124,28 @@ def videos(baseline_latency_s: list[float], load: list[float | None]) -> pd.Data
 )
 def test_the_source_says_how_busy_the_machine_was_before_timing(baseline_latency_s, load, told):
     source = provenance(videos(baseline_latency_s, load))
-    assert source == f"a CPU; videos side by side x threads each: 2 x 1{told}; torch 2; weights w, code c"
+    assert source == f"a CPU; videos side by side x threads each: 2 x 1{told}; torch 2; {OF}; weights w, code c"
+
+
+def test_the_source_says_which_version_of_all_code_and_how_many_videos_are_of_another():
+    frame = videos([1.0, 1.0], [1.0, 1.0]).assign(is_todays_code=[True, False])
+    assert f"; torch 2; version {code_version()} but for 1 of 2 videos, records of format 3; w" in provenance(frame)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "seeds", "told"), [("aab", [1, 1, 1], "2 prompts"), ("aaab", [1, 2, 1, 1], "3 videos")]
+)
+def test_a_figures_description_counts_each_video_once(prompts, seeds, told):
+    frame = videos([1.0] * len(seeds), [1.0] * len(seeds)).assign(prompt=[*prompts], seed=seeds)
+    assert drawn_from("magi, embedded", frame) == f"magi, embedded, n = {told}; {provenance(frame)}"
+
+
+def test_a_figures_files_keep_where_it_comes_from(tmp_path):
+    source = "magi, embedded, n = 8 prompts; a CPU with <&> in its name; version 0123456789abcdef"
+    Destination(tmp_path).save_figure(drawn(), "figure", source)
+    assert Image.open(tmp_path / "figures" / "figure.png").text == {"Description": source}
+    svg = (tmp_path / "figures" / "figure.svg").read_text(encoding="utf-8")
+    assert f"<dc:description>{escape(source)}</dc:description>" in svg
 
 
 def test_the_source_says_which_times_are_left_out():
@@ -178,10 +213,10 @@ def drawn():
 
 def test_figures_are_the_same_bytes_again_in_both_forms(tmp_path):
     to, others = Destination(tmp_path), plt.get_fignums()
-    to.save_figure(drawn(), "figure")
+    to.save_figure(drawn(), "figure", SOURCE)
     first = contents(tmp_path)
     assert set(first) == {"figure.png", "figure.svg"}
-    to.save_figure(drawn(), "figure")
+    to.save_figure(drawn(), "figure", SOURCE)
     assert contents(tmp_path) == first
     assert b"<dc:date>" not in first["figure.svg"]
     assert plt.get_fignums() == others
@@ -194,7 +229,7 @@ def test_pictures_are_kept_once_and_in_few_bytes(tmp_path, capsys):
     whole = BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(whole, format="png")
-    Destination(tmp_path).save_figure(figure, "figure")
+    Destination(tmp_path).save_figure(figure, "figure", SOURCE)
     assert set(contents(tmp_path)) == {"figure.png"}  # an SVG would hold the same pixels once more
     assert capsys.readouterr().out.endswith("figure.png\n")
     saved = BytesIO(contents(tmp_path)["figure.png"])
@@ -205,7 +240,7 @@ def test_pictures_are_kept_once_and_in_few_bytes(tmp_path, capsys):
 
 def test_figures_are_a_column_wide_with_readable_text(tmp_path):
     figure = drawn()
-    Destination(tmp_path).save_figure(figure, "figure")
+    Destination(tmp_path).save_figure(figure, "figure", SOURCE)
     width, height = plt.imread(tmp_path / "figures" / "figure.png").shape[1::-1]
     assert (width, height) == (round(300 * COLUMN_WIDTH_IN), 600)  # at 300 dots an inch, nothing cut off or added
     sizes = [text.get_fontsize() for axes in figure.axes for text in axes.get_xticklabels() + axes.legend_.get_texts()]

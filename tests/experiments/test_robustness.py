@@ -11,6 +11,7 @@ from experiments.job.groups import CONF
 from experiments.job.job import make_job
 from experiments.studies import robustness
 from flowcache.reuse.never import Never
+from tests.experiments.made_results import check_says_all
 
 STUDY = OmegaConf.to_container(OmegaConf.load(CONF / "studies" / "robustness.yaml"))
 
@@ -68,6 +69,7 @@ def test_the_command_makes_its_table_of_a_small_setting(tmp_path, monkeypatch, c
     assert (data["n"] == 2).all()
     assert data["ours_share"].between(0.3, 0.8).all()
     assert (data["ours_db"] > 0).all()
+    check_says_all(tmp_path / "tables" / "magi_embedded_robustness.md")
 
 
 def test_a_setting_that_is_not_there_is_refused(tmp_path, capsys):

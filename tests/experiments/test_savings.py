@@ -16,6 +16,7 @@ from experiments.show import figures
 from experiments.show.results import markdown
 from experiments.show.savings import Savings, compute_at, draw_savings, psnr_at, saved, table, videos_of
 from tests.experiments.made_records import job_of, made
+from tests.experiments.made_results import check_says_all
 
 PROMPTS = ("a", "b")
 SAVINGS = Savings(losses_db=(1, 3, 10), against="fewer_steps", families=("magi", "skyreels"))
@@ -163,6 +164,8 @@ def test_files_of_one_model_alone_are_not_those_of_all(jobs, tmp_path, monkeypat
     assert figures.main(["experiment=distilled", *named, f"output_dir={tmp_path}"]) == 0
     written = {path.name for folder in ("tables", "figures") for path in (tmp_path / folder).iterdir()}
     assert written == {f"{stem}.{kind}" for kind in ("csv", "md", "tex", "png", "svg")}
+    for name in (f"tables/{stem}.md", f"figures/{stem}.png", f"figures/{stem}.svg"):
+        check_says_all(tmp_path / name)
 
 
 def test_the_figure_leaves_out_and_names_what_vanilla_does_not_show(jobs):

@@ -23,6 +23,7 @@ from experiments.studies import stock_caches
 from experiments.studies.stock_videos import STOCK, Made, Row, Stock
 from flowcache.method import Method
 from flowcache.reuse.chunkwise import Chunkwise
+from tests.experiments.made_results import check_says_all
 
 STUDY = OmegaConf.to_container(OmegaConf.load(CONF / "studies" / "stock_caches.yaml"))
 SMALL = ["setting.num_frames=37", "setting.num_steps=4", "setting.height=32", "setting.width=32", "threads=1"]
@@ -136,6 +137,7 @@ def test_the_command_makes_its_table_and_goes_on_where_it_was_stopped(tmp_path, 
     made.clear()
     assert stock_caches.main(given) == 0
     assert made == [STOCK, "vanilla"], "the rest was there"
+    check_says_all(tmp_path / "tables" / "skyreels_embedded_stock_caches.md")
 
 
 def test_without_diffusers_the_message_says_what_to_install(tmp_path, monkeypatch, capsys):
