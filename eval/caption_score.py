@@ -1,7 +1,7 @@
-"""Does a generated clip show what its caption says? Answered by tracking the shape; no learned model.
+"""Does a generated clip show what its caption says? Answered by tracking the shapes; no learned model.
 
-For clips of the embedded models only, whose captions follow the grammar of `eval.scenes`: one coloured shape on a
-plain background, on a torus (a shape leaving on one side comes in on the other).
+For clips of the embedded models only, whose captions follow the grammar of `eval.scenes`: one or two coloured shapes on
+an even or striped background, on a torus (a shape leaving on one side comes in on the other).
 
 One rule decides every attribute: it is seen when it holds in at least 90 % of the frames, and None otherwise. So a clip
 that changes colour half-way, loses its shape, or falls apart into several blobs is wrong, never an average.
@@ -9,7 +9,7 @@ that changes colour half-way, loses its shape, or falls apart into several blobs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,11 +18,24 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import maximum_filter1d, uniform_filter1d
 
+from eval.backdrop import LAG_FRAMES, Backdrop, camera, even_backdrop, palette, striped_backdrop
 from eval.clips import Clip, check_clip
-from eval.scenes import BACKGROUNDS, COLOURS, DIRECTIONS, SHAPES, SIZE, WALL, Scene, depth_inside, scene_of
+from eval.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    DIRECTIONS,
+    SHAPES,
+    SIZE,
+    SPEEDS,
+    WALL,
+    Scene,
+    Thing,
+    depth_inside,
+    scene_of,
+)
 
 CHUNK_FRAMES = 24
-ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "background_right", "right")
+ATTRIBUTES = ("colour_right", "shape_right", "motion_right", "background_right", "camera_right", "right")
 
 MIN_SHARE = 0.9  # of the frames (for motion: of the moments) in which an attribute must hold
 MAX_COLOUR_DISTANCE = 80.0  # RGB levels; the closest two colours of the palette are 119 apart
@@ -30,7 +43,7 @@ MIN_CONTRAST = 50.0  # RGB levels from the background; the faintest pair, purple
 MIN_IOU = 0.7  # with the best template; below it a frame shows no shape, or more than one
 CORE_RADIUS = 5.0  # pixels around the centre that lie well inside every shape
 STILL_SPEED = 0.3  # pixels a frame
-LAG_FRAMES = 3  # a velocity is read over this many frames: the tracker's jitter divides by it
+BETWEEN_SPEEDS = sum(SPEEDS.values()) / 2  # pixels a frame; slower is drifting
 WALL_TOLERANCE = 4.0  # pixels a bouncing shape's centre may go beyond where the data turns it back
 MIN_DIFFERENCE = 0.1  # grey levels, mean over a frame; frames closer than that look identical
 
@@ -40,6 +53,7 @@ _SCALES = (0.85, 1.0, 1.15)  # a slightly small circle is still a circle
 _SMOOTHING_FRAMES = 9  # the match with the templates is averaged over so many frames before a shape is named
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -47,9 +61,9 @@ class CaptionScore:
     """What was seen in a clip (None: nothing that holds throughout) and whether its caption says so.
 
     Attributes:
-        colour, shape, motion, background: words of the caption grammar.
-        speed_pixels: median pixels a frame (the data's is 2); None for a shape that stays still.
-        right: colour, shape and motion are all right.
+        colour, shape, motion, background, camera: words of the caption grammar; of two shapes "red and blue".
+        speed_pixels: median pixels a frame of the first shape; None where it stays still.
+        right: colour, shape and motion are all right; on stripes, background and camera too.
         seam_ratio: mean absolute difference of the two frames at a chunk border, averaged over the borders, divided by
             the median of that difference inside chunks; both are at least 0.1 grey levels. 1.0 is no seam; None where
             there is no chunk border.
@@ -62,10 +76,12 @@ class CaptionScore:
     motion: str | None
     speed_pixels: float | None
     background: str | None
+    camera: str | None
     colour_right: bool
     shape_right: bool
     motion_right: bool
     background_right: bool
+    camera_right: bool
     right: bool
     seam_ratio: float | None
     position_jump_pixels: float | None
@@ -95,38 +111,92 @@ def _score(frames: Clip, scene: Scene, chunk: NDArray[np.intp], is_part: bool) -
     """`score`; a part of a clip shows a bounce as well where the shape is on its way from one wall to the other."""
     # Colour planes: arithmetic on an innermost axis of three is several times slower.
     pixels = frames.reshape(len(frames), SIZE * SIZE, 3).transpose(0, 2, 1).astype(np.float32, order="C")
-    background_rgb = _background(frames)
-    mask = _foreground(pixels, background_rgb)
+    backdrop = striped_backdrop(frames) if scene.striped else even_backdrop(frames)
+    seen = [_seen(_alone(pixels, backdrop, thing, scene), backdrop, chunk) for thing in scene.things]
+    background = _agreed(_nearest(backdrop.tone, palette(scene.striped)), tuple(BACKGROUNDS))
+    pan = "" if backdrop.waves is None else camera(backdrop.waves, chunk, MIN_SHARE)
+
+    pairs = list(zip(seen, scene.things, strict=True))
+    right = {
+        "colour_right": all(one.colour == thing.colour for one, thing in pairs),
+        "shape_right": all(one.shape == thing.shape for one, thing in pairs),
+        "motion_right": all(_moves(one, thing, is_part) for one, thing in pairs),
+        "background_right": background == scene.background,
+        "camera_right": pan == scene.camera,
+    }
+    behind = ("background_right", "camera_right") if scene.striped else ()
+    jumps = [_position_jump(one.path, chunk) for one in seen if one.path is not None]
+    return CaptionScore(
+        colour=_joined(one.colour for one in seen),
+        shape=_joined(one.shape for one in seen),
+        motion=_joined(one.motion for one in seen),
+        speed_pixels=seen[0].speed,
+        background=background,
+        camera=pan,
+        **right,
+        right=all(right[name] for name in ("colour_right", "shape_right", "motion_right", *behind)),
+        seam_ratio=_seam_ratio(pixels, chunk),
+        position_jump_pixels=max((jump for jump in jumps if jump is not None), default=None),
+    )
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What was seen of one shape; path: float64 [F, 2] (x, y) in pixels, None where there is none throughout."""
+
+    colour: str | None = None
+    shape: str | None = None
+    motion: str | None = None
+    speed: float | None = None
+    path: Floats | None = None
+
+
+def _seen(pixels: Floats32, backdrop: Backdrop, chunk: NDArray[np.intp]) -> _Seen:
+    """The one shape in pixels [F, 3, 4096]."""
+    mask = _foreground(pixels, backdrop.rgb)
     centre = _centre(mask)
     iou = _template_iou(mask, centre)
     visible = iou.max(axis=1) >= MIN_IOU
-
-    colour = shape = motion = speed = path = None
-    if visible.mean() >= MIN_SHARE:
-        colour = _agreed(_core_colour(pixels, centre)[visible], tuple(COLOURS))
-        smooth = uniform_filter1d(iou[visible], _SMOOTHING_FRAMES, axis=0, mode="nearest")
-        shape = _agreed(smooth.argmax(axis=1), SHAPES)
-        path = _path(centre, visible)
-        motion, speed = _motion(path, chunk)
-    background = _agreed(_nearest(background_rgb, BACKGROUNDS), tuple(BACKGROUNDS))
-
-    colour_right, shape_right, motion_right = colour == scene.colour, shape == scene.shape, motion == scene.motion
-    if is_part and scene.motion == "bouncing" and motion in ("moving up", "moving down"):
-        motion_right = _between_walls(path)
-    return CaptionScore(
-        colour=colour,
-        shape=shape,
-        motion=motion,
-        speed_pixels=speed,
-        background=background,
-        colour_right=colour_right,
-        shape_right=shape_right,
-        motion_right=motion_right,
-        background_right=background == scene.background,
-        right=colour_right and shape_right and motion_right,
-        seam_ratio=_seam_ratio(pixels, chunk),
-        position_jump_pixels=None if path is None else _position_jump(path, chunk),
+    if visible.mean() < MIN_SHARE:
+        return _Seen()
+    smooth = uniform_filter1d(iou[visible], _SMOOTHING_FRAMES, axis=0, mode="nearest")
+    path = _path(centre, visible)
+    motion, speed = _motion(path, chunk)
+    return _Seen(
+        _agreed(_core_colour(pixels, centre)[visible], tuple(COLOURS)),
+        _agreed(smooth.argmax(axis=1), SHAPES),
+        motion,
+        speed,
+        path,
     )
+
+
+def _alone(pixels: Floats32, backdrop: Backdrop, thing: Thing, scene: Scene) -> Floats32:
+    """The pixels with the other shape painted over, where the scene has one: all that differs from the background
+    towards its colour rather than towards the thing's. So neither hides what should not be there at all."""
+    others = [other for other in scene.things if other != thing]
+    if not others:
+        return pixels
+    difference = pixels - backdrop.rgb
+
+    def likeness(colour: str) -> Floats32:
+        towards = np.array(COLOURS[colour], dtype=np.float32) - backdrop.tone
+        return np.einsum("fcp,fc->fp", difference, towards / np.linalg.norm(towards, axis=1, keepdims=True))
+
+    theirs = likeness(others[0].colour) > likeness(thing.colour)
+    return np.where(theirs[:, None], backdrop.rgb, pixels)
+
+
+def _moves(seen: _Seen, thing: Thing, is_part: bool) -> bool:
+    if is_part and thing.motion == "bouncing" and seen.motion in ("moving up", "moving down"):
+        return seen.path is not None and _between_walls(seen.path)
+    return seen.motion == thing.motion
+
+
+def _joined(words: Iterable[str | None]) -> str | None:
+    """Words of all shapes, "red and blue"; None where one was not seen."""
+    said = list(words)
+    return None if None in said else " and ".join(word for word in said if word is not None)
 
 
 def per_chunk(
@@ -185,24 +255,18 @@ def _nearest(rgb: NDArray[np.float32], *palettes: dict[str, tuple[int, int, int]
     return np.where((square.min(axis=-1) <= MAX_COLOUR_DISTANCE**2) & (best < len(palettes[0])), best, -1)
 
 
-def _background(frames: Clip) -> NDArray[np.float32]:
-    """Colour of the background in each frame, [F, 3]: a shape covers an eighth of a frame, so the median misses it."""
-    lattice = frames[:, ::3, ::3].reshape(len(frames), -1, 3).transpose(0, 2, 1)
-    return np.median(np.ascontiguousarray(lattice), axis=2).astype(np.float32)
-
-
 def _sharpened(coverage: NDArray[np.float32]) -> NDArray[np.float32]:
     """Without the faint noise around a shape and inside it. Much steeper, and edges would jump from pixel to pixel."""
     return np.clip((coverage - 0.125) / 0.75, 0, 1)
 
 
-def _foreground(pixels: NDArray[np.float32], background_rgb: NDArray[np.float32]) -> NDArray[np.float32]:
+def _foreground(pixels: Floats32, background_rgb: Floats32) -> Floats32:
     """How much of each pixel [F, 3, 4096] something else than the background covers, 0 to 1, [F, 64, 64].
 
     A pixel's distance from the background grows in proportion to that; the unit is the mean distance of the pixels that
     clearly differ, weighted by the distance itself so that the shape's edge hardly counts.
     """
-    distance = np.sqrt(np.square(pixels - background_rgb[:, :, None]).sum(axis=1))
+    distance = np.sqrt(np.square(pixels - background_rgb).sum(axis=1))
     clear = np.where(distance > MIN_CONTRAST, distance, 0)
     unit = np.einsum("fp,fp->f", clear, clear) / np.maximum(clear.sum(axis=1), 1)
     return _sharpened(distance / np.maximum(unit, 2 * MIN_CONTRAST)[:, None]).reshape(-1, SIZE, SIZE)
@@ -279,10 +343,11 @@ def _motion(path: Floats, chunk: NDArray[np.intp]) -> tuple[str | None, float | 
     velocity = (path[start + LAG_FRAMES] - path[start]) / LAG_FRAMES
     if _share(np.hypot(*velocity.T) < STILL_SPEED):
         return "staying still", None
-    for motion, (x, y) in DIRECTIONS.items():
+    for way, (x, y) in DIRECTIONS.items():
         along, across = velocity @ (x, y), np.abs(velocity @ (y, x))
         if _share((along >= STILL_SPEED) & (across <= along / 2)):
-            return motion, float(np.median(along))
+            speed = float(np.median(along))
+            return f"{'moving' if speed > BETWEEN_SPEEDS else 'drifting'} {way}", speed
     if _bounces(path, velocity):
         return "bouncing", float(np.median(np.abs(velocity[:, 1])))
     return None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from eval.scenes import all_scenes
+from eval.scenes import grammar_words
 
 
 def build_tokenizer(max_length: int | None = None) -> PreTrainedTokenizerFast:
@@ -13,8 +13,7 @@ def build_tokenizer(max_length: int | None = None) -> PreTrainedTokenizerFast:
 
     ``max_length`` is the longest caption that the tokenizer says it is made for; None leaves that open.
     """
-    words = sorted({word for scene in all_scenes() for word in scene.caption.split()})
-    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *words])}
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *grammar_words()])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

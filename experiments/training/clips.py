@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def to_model_range(frames: Tensor) -> Tensor:
     return frames.transpose(0, 1).float() / 127.5 - 1.0
 
 
-def draw_clips(session: TrainingSession, scenes: list[Scene], num_frames: int, batch: int) -> Tensor:
-    """Clips of random scenes, float32 [batch, 3, num_frames, H, W] in [-1, 1]."""
-    picks = [session.choice.choice(scenes) for _ in range(batch)]
-    return torch.stack([to_model_range(render(scene, num_frames, session.generator)) for scene in picks])
+def draw_clips(session: TrainingSession, scenes: Iterator[Scene], num_frames: int, batch: int) -> Tensor:
+    """Clips of the next scenes, float32 [batch, 3, num_frames, H, W] in [-1, 1]."""
+    clips = [render(next(scenes), num_frames, session.generator) for _ in range(batch)]
+    return torch.stack([to_model_range(clip) for clip in clips])

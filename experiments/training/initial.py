@@ -38,14 +38,8 @@ def start_from_magi(checkpoint: Path, recipe: dict, directory: Path) -> None:
     model.dit.load_state_dict(_floats(checkpoint / folder / "model.safetensors"))
     special = _floats(checkpoint / "special_tokens.safetensors")
     model.special_tokens.copy_(torch.cat([special[name] for name in model.special_token_names]))
-    text = _floats(checkpoint / "t5" / "model.safetensors")
-    words = json.loads((checkpoint / "t5" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    before, table = text["shared.weight"], text["shared.weight"].clone()
-    for word, row in build_tokenizer().get_vocab().items():
-        if word in words:  # words of the grammar may have moved, come or gone since
-            table[row] = before[words[word]]
-    _load_text_encoder(model.t5, text | {"shared.weight": table}, checkpoint / "t5")
-    _put(directory, vae=vae, decoder=vae, dit=model, teacher=model)
+    _load_text_encoder(model.t5, checkpoint / "t5", checkpoint / "t5" / "tokenizer.json")
+    _put(directory, **_autoencoder(vae, recipe), dit=model, teacher=model)
 
 
 def start_from_skyreels(checkpoint: Path, recipe: dict, directory: Path) -> None:
@@ -56,9 +50,8 @@ def start_from_skyreels(checkpoint: Path, recipe: dict, directory: Path) -> None
     vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
     model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
     model.transformer.load_state_dict(_floats(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"))
-    text = checkpoint / "text_encoder"
-    _load_text_encoder(model.text_encoder, _floats(text / "model.safetensors"), text)
-    _put(directory, vae=vae, decoder=vae, dit=model)
+    _load_text_encoder(model.text_encoder, checkpoint / "text_encoder", checkpoint / "tokenizer" / "tokenizer.json")
+    _put(directory, **_autoencoder(vae, recipe), dit=model)
 
 
 def start_from_skyreels_for_wan(checkpoint: Path, recipe: dict, directory: Path) -> None:
@@ -74,15 +67,26 @@ def start_from_skyreels_for_wan(checkpoint: Path, recipe: dict, directory: Path)
     weights["condition_embedder.time_proj.bias"] += rate
     model = TextAndWan(recipe["dit"]["transformer"], recipe["dit"]["text"])
     model.transformer.load_state_dict({name: each for name, each in weights.items() if not name.startswith("fps_")})
-    text = checkpoint / "text_encoder"
-    _load_text_encoder(model.text_encoder, _floats(text / "model.safetensors"), text)
+    _load_text_encoder(model.text_encoder, checkpoint / "text_encoder", checkpoint / "tokenizer" / "tokenizer.json")
     _put(directory, vae=vae, decoder=vae, dit=model)
 
 
-def _load_text_encoder(encoder: nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    missing, unexpected = encoder.load_state_dict(weights, strict=False)
+def _load_text_encoder(encoder: nn.Module, source: Path, tokenizer: Path) -> None:
+    """Weights of ``source``; words of the grammar may have moved, come or gone since its ``tokenizer`` was written."""
+    weights = _floats(source / "model.safetensors")
+    words = json.loads(tokenizer.read_text(encoding="utf-8"))["model"]["vocab"]
+    before, table = weights["shared.weight"], weights["shared.weight"].clone()
+    for word, row in build_tokenizer().get_vocab().items():
+        if word in words:
+            table[row] = before[words[word]]
+    missing, unexpected = encoder.load_state_dict(weights | {"shared.weight": table}, strict=False)
     if unexpected or set(missing) - {"encoder.embed_tokens.weight"}:  # one table under two names
         raise RuntimeError(f"{source} does not fit the recipe's text encoder: {[*missing, *unexpected]}")
+
+
+def _autoencoder(vae: nn.Module, recipe: dict) -> dict[str, nn.Module]:
+    """What the autoencoder starts from, and what stands for its finished decoder where it is not trained on."""
+    return {"vae": vae} if recipe["vae"]["train_on"] else {"vae": vae, "decoder": vae}
 
 
 def _put(directory: Path, **stages: nn.Module) -> None:

@@ -28,6 +28,7 @@ from eval.scenes import Scene
 from experiments.training.captions import build_tokenizer
 from experiments.training.latents import encoded_clips
 from experiments.training.magi_vae import MagiAutoencoder
+from experiments.training.precision import mixed_precision
 from experiments.training.session import TrainingSession, is_main
 from flowcache.models.magi.attention import CaptionKv, Member
 from flowcache.models.magi.config import DitConfig
@@ -177,7 +178,8 @@ class Batches:
             flags = dropped[:, None].expand(-1, num_chunks).clone()
             flags[:, :num_clean] = False
             gates = model.dit.gates(times, flags, step_size_number(count, 1.0))
-            return model.dit(noisy, gates, members)
+            with mixed_precision():
+                return model.dit(noisy, gates, members).float()
 
         target = clean - noise
         if self.teacher is not None:

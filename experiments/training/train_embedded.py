@@ -52,7 +52,7 @@ def train_magi(recipe: dict) -> None:
     transformer = partial(train_dit, vae, DitConfig(**recipe["dit"]["config"]), recipe["dit"]["t5"])
     if recipe["initial"] is not None:
         start_from_magi(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
-    train(recipe, partial(MagiAutoencoder, vae), transformer, export_magi, recipe["initial"] is None)
+    train(recipe, partial(MagiAutoencoder, vae), transformer, export_magi)
 
 
 def train_skyreels(recipe: dict) -> None:
@@ -68,7 +68,7 @@ def train_skyreels(recipe: dict) -> None:
     transformer = partial(train_transformer, vae, dit["transformer"], dit["text"], sampling)
     if recipe["initial"] is not None:
         start_from_skyreels(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
-    train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels, recipe["initial"] is None)
+    train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels)
 
 
 def train_wan(recipe: dict) -> None:
@@ -103,7 +103,6 @@ def train(
     autoencoder: Callable[[], Any],
     train_transformer: Callable[[dict, Path], None],
     export: Callable[[dict, Path, Path], None],
-    trains_autoencoder: bool = True,
 ) -> None:
     """Autoencoder, transformer, the decoder once more, and the checkpoint."""
     from eval.scenes import held_out_scenes
@@ -111,6 +110,7 @@ def train(
     from experiments.training.session import run_workers
 
     directory, destination, workers = ROOT / recipe["directory"], ROOT / recipe["destination"], recipe["num_processes"]
+    trains_autoencoder = recipe["initial"] is None or recipe["vae"]["train_on"]
     if trains_autoencoder:
         run_workers(train_vae, workers, autoencoder, recipe["vae"]["recipe"], directory)
     run_workers(train_transformer, workers, recipe["dit"]["recipe"], directory)

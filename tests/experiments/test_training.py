@@ -2,27 +2,34 @@
 
 import json
 import random
+from dataclasses import replace
+from itertools import islice
 from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
 from eval.scenes import (
+    BACKGROUNDS,
     NUM_HELD_OUT,
     SIZE,
     SPEED,
     WALL,
     Scene,
     all_scenes,
+    depth_inside,
+    held_out_rich_scenes,
     held_out_scenes,
     render,
+    rich_training_scenes,
     scene_of,
     training_scenes,
+    two_shape_scenes,
 )
 from experiments.job.paths import ROOT
 from experiments.training.captions import build_tokenizer
@@ -55,7 +62,48 @@ def test_default_prompts_are_the_held_out_captions():
     assert len({s.motion for s in first}) >= 5
 
 
-@given(st.sampled_from(all_scenes()))
+def rich_scenes(number: int) -> list[Scene]:
+    return [*held_out_rich_scenes(), *islice(rich_training_scenes(random.Random(0)), number)]
+
+
+def test_no_scene_of_the_held_out_halves_is_trained_on_in_any_order():
+    held_out = held_out_rich_scenes()
+    assert len(held_out) == len(set(held_out)) == NUM_HELD_OUT
+    looks = {(frozenset(scene.things), scene.background, scene.camera, scene.striped) for scene in held_out}
+    trained = list(islice(rich_training_scenes(random.Random(0)), 20000))
+    assert not looks & {(frozenset(scene.things), scene.background, scene.camera, scene.striped) for scene in trained}
+    assert not set(held_out_scenes()) & set(trained)
+    shares = [
+        sum(scene.striped for scene in trained),
+        sum(scene.second is not None for scene in trained),
+        sum(scene in set(training_scenes()) for scene in trained),
+    ]
+    assert [share / len(trained) for share in shares] == pytest.approx([0.25, 0.25, 0.4], abs=0.02)
+
+
+def test_rich_prompts_are_the_held_out_rich_captions():
+    prompts = (ROOT / "experiments" / "prompts" / "embedded_rich.txt").read_text(encoding="utf-8").splitlines()
+    assert prompts == [scene.caption for scene in held_out_rich_scenes()]
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "a red circle moving left on a dark background panning left",  # nothing there that could be seen to move
+        "a red circle moving left and a red square moving right on a dark background",
+        "a red circle moving left and a blue square moving up on a dark background",  # they might meet
+        "a red circle moving left and a blue square moving left on a striped dark background",
+        "a red circle moving left and a blue square moving left and a green square moving left on a dark background",
+        "a red circle on a dark background",
+        "a red circle moving left on a striped dark background panning up",
+    ],
+)
+def test_a_caption_outside_the_grammar_is_refused(caption):
+    with pytest.raises(ValueError, match="outside the grammar"):
+        scene_of(caption)
+
+
+@given(st.sampled_from([*all_scenes(), *rich_scenes(300)]))
 def test_captions_read_back_as_their_scenes(scene):
     assert scene_of(scene.caption.upper()) == scene
 
@@ -67,6 +115,36 @@ def test_a_moving_shape_moves_by_its_speed_around_the_torus():
     assert torch.equal(clip[SIZE // shift], clip[0])
     still = render(Scene("red", "square", "staying still", "light"), 5, generator(1))
     assert (still == still[0]).all()
+
+
+def test_a_drifting_shape_moves_at_half_the_speed():
+    clip = render(Scene("red", "circle", "drifting up", "dark"), 9, generator())
+    assert torch.equal(clip[8], clip[0].roll(-8, dims=-2))
+
+
+@pytest.mark.parametrize(("camera", "shift"), [("", 0), ("panning left", -2), ("panning right", 2)])
+def test_stripes_move_with_the_camera_and_the_shape_does_not(camera, shift):
+    scene = Scene("red", "circle", "staying still", "grey", striped=True, camera=camera)
+    clip = render(scene, 6, generator())
+    background = render(replace(scene, colour="blue"), 6, generator()) == clip  # wherever no shape is
+    for frame in range(1, 6):
+        both = background[frame].all(0) & background[0].all(0).roll(frame * shift, dims=-1)
+        assert torch.equal(clip[frame][:, both], clip[0].roll(frame * shift, dims=-1)[:, both])
+    assert torch.equal(background, background[:1].expand_as(background))
+
+
+@given(st.sampled_from(two_shape_scenes()), st.integers(0, 1000))
+@settings(max_examples=30, deadline=None)
+def test_two_shapes_never_meet(scene, seed):
+    """Each covers as much as it does alone."""
+    frames = render(scene, 65, generator(seed))
+    paper = torch.tensor(BACKGROUNDS[scene.background], dtype=torch.uint8)[:, None, None]
+    areas = [
+        depth_inside(thing.shape, *torch.meshgrid(torch.arange(-32.0, 32), torch.arange(-32.0, 32), indexing="xy"))
+        for thing in scene.things
+    ]
+    alone = sum((area > -0.5).sum().item() for area in areas)
+    assert ((frames != paper).any(1).sum((1, 2)) >= 0.97 * alone).all()
 
 
 def test_a_bouncing_shape_goes_up_and_down_between_the_walls():
@@ -82,7 +160,7 @@ def test_a_bouncing_shape_goes_up_and_down_between_the_walls():
 
 def test_every_word_of_the_grammar_is_one_token():
     tokenizer = build_tokenizer()
-    for scene in all_scenes()[::37]:
+    for scene in [*all_scenes()[::37], *rich_scenes(100)]:
         ids = tokenizer(scene.caption)["input_ids"]
         assert len(ids) == len(scene.caption.split()) + 1
         assert tokenizer.unk_token_id not in ids
