@@ -38,7 +38,7 @@ NO_NUMBERS := tests/experiments tests/test_setup.py tests/test_notebooks.py test
 	tests/eval/test_video_io.py tests/eval/test_metric_memory.py
 
 test-numeric: $(STAMP)
-	MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default $(PYTEST) -p tests.rounding -m 'not slow' \
+	MKL_CBWR=COMPATIBLE ATEN_CPU_CAPABILITY=default FLOWCACHE_TEST_EXAMPLES=15 $(PYTEST) -p tests.rounding -m 'not slow' \
 		$(addprefix --ignore=,$(NO_NUMBERS)) tests $(ARGS)
 
 lint: $(STAMP)

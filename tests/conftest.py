@@ -11,7 +11,9 @@ from hypothesis import settings
 # Of tiny models one thread is the fastest. Tests that need one to pass are wrong: sums are then added in another order.
 torch.set_num_threads(int(os.environ.get("FLOWCACHE_TEST_THREADS", "1")))
 # The same examples every time, so that a red test is red for everyone; deadlines would only measure the machine's load.
-settings.register_profile("suite", derandomize=True, deadline=None, max_examples=60)
+# FLOWCACHE_TEST_EXAMPLES: of a test that has been through all of them once already.
+examples = int(os.environ.get("FLOWCACHE_TEST_EXAMPLES", "60"))
+settings.register_profile("suite", derandomize=True, deadline=None, max_examples=examples)
 settings.load_profile("suite")
 
 

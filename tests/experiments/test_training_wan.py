@@ -11,6 +11,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from eval.scenes import held_out_scenes
 from experiments.training import precision
+from experiments.training.captions import build_tokenizer
 from experiments.training.export import link_shared_weights
 from experiments.training.initial import start_from_skyreels_for_wan
 from experiments.training.skyreels_vae import WanAutoencoder
@@ -111,6 +112,7 @@ def test_the_teacher_starts_as_skyreels_at_its_usual_frame_rate(tmp_path):
     source.save_pretrained(tmp_path / "from" / "transformer")
     UMT5EncoderModel(UMT5Config(**TEXT)).save_pretrained(tmp_path / "from" / "text_encoder")
     WanAutoencoder(**vae).vae.save_pretrained(tmp_path / "from" / "vae")
+    build_tokenizer().save_pretrained(tmp_path / "from" / "tokenizer")
     recipe = {"vae": {"config": vae}, "dit": {"transformer": TRANSFORMER, "text": TEXT}}
     (tmp_path / "to").mkdir()
     start_from_skyreels_for_wan(tmp_path / "from", recipe, tmp_path / "to")
