@@ -94,7 +94,7 @@ class Scene:
         return f"{' and '.join(thing.caption for thing in self.things)} on a {background}"
 
 
-def all_scenes() -> list[Scene]:
+def plain_scenes() -> list[Scene]:
     """Every scene of the plain half of the grammar, in a fixed order."""
     return [Scene(*values) for values in itertools.product(COLOURS, SHAPES, PLAIN_MOTIONS, BACKGROUNDS)]
 
@@ -151,7 +151,7 @@ def held_out_scenes() -> list[Scene]:
     A fixed random draw, ordered so that the first few already show most attributes: each next scene is the one whose
     attributes were seen least so far.
     """
-    return _spread(random.Random(2602).sample(all_scenes(), NUM_HELD_OUT))
+    return _spread(random.Random(2602).sample(plain_scenes(), NUM_HELD_OUT))
 
 
 def held_out_rich_scenes() -> list[Scene]:
@@ -173,17 +173,17 @@ def _spread(left: list[Scene]) -> list[Scene]:
     return ordered
 
 
-def training_scenes() -> list[Scene]:
+def plain_training_scenes() -> list[Scene]:
     """Every plain scene that is not held out, in a fixed order."""
     held_out = set(held_out_scenes())
-    return [scene for scene in all_scenes() if scene not in held_out]
+    return [scene for scene in plain_scenes() if scene not in held_out]
 
 
-def rich_training_scenes(choice: random.Random) -> Iterator[Scene]:
+def training_scenes(choice: random.Random) -> Iterator[Scene]:
     """Scenes without end that are not held out: of every ten four plain ones, one that drifts, two or three on stripes
     and two or three of two shapes."""
     held_out = {_unordered(scene) for scene in held_out_rich_scenes()}
-    kinds = [training_scenes(), *([s for s in kind() if _unordered(s) not in held_out] for kind in RICH_KINDS)]
+    kinds = [plain_training_scenes(), *([s for s in kind() if _unordered(s) not in held_out] for kind in RICH_KINDS)]
     while True:
         yield choice.choice(choice.choices(kinds, (0.4, 0.1, 0.25, 0.25))[0])
 
@@ -210,7 +210,7 @@ def scene_of(caption: str) -> Scene:
                 return scene
     raise ValueError(
         f"caption {caption!r} is outside the grammar of the embedded model's data; "
-        f"write it like {all_scenes()[0].caption!r} (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
+        f"write it like {plain_scenes()[0].caption!r} (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
         f"motions {', '.join(MOTIONS)}; backgrounds {', '.join(BACKGROUNDS)}, or striped ones such as "
         f"'striped dark background panning left'; two shapes of two colours that move along one axis are joined by "
         f"'and')"

@@ -65,7 +65,7 @@ class Rule:
         first_ratio: weight of a window's first chunk's squared errors in that of its third and later ones, which follow
             from it; the second has its square root.
         row_cost: of a row that computes anything, in steps of a chunk. Embedded MAGI-1's forward takes 6.0 ms of one
-            chunk and 5.1 ms a chunk of five, which makes 0.23 (two cores with AVX-512, medians).
+            chunk and 5.1 ms a chunk of five, which makes 0.23 (two cores, AMD EPYC, medians of 3 runs in turn).
     """
 
     length_power: float = 0.5

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from eval.scenes import Scene, render, rich_training_scenes
+from eval.scenes import Scene, render, training_scenes
 from experiments.training.clips import draw_clips, to_model_range
 from experiments.training.session import TrainingSession
 
@@ -62,7 +62,7 @@ def train_vae(make: Callable[[], Autoencoder], recipe: dict, directory: Path) ->
     phases = recipe["phases"]
     num_steps = sum(phase["num_steps"] for phase in phases)
     session = TrainingSession(directory, "vae", vae, vae.matrices_in, {**recipe, "num_steps": num_steps})
-    scenes = rich_training_scenes(session.choice)
+    scenes = training_scenes(session.choice)
     ends = list(accumulate(phase["num_steps"] for phase in phases))
     while not session.finished:
         phase = phases[bisect_right(ends, session.optimiser.step_count)]
@@ -87,7 +87,7 @@ def polish_decoder(make: Callable[[], Autoencoder], recipe: dict, directory: Pat
     vae = load_autoencoder(make, directory / "vae.pt").train()
     vae.encoder.requires_grad_(False)
     session = TrainingSession(directory, "decoder", vae, vae.matrices_in, recipe)
-    scenes = rich_training_scenes(session.choice)
+    scenes = training_scenes(session.choice)
     while not session.finished:
         video = draw_clips(session, scenes, recipe["num_frames"], recipe["clips_per_process"])
         with torch.no_grad():

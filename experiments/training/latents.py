@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from eval.atomic import atomic_path
-from eval.scenes import Scene, render, rich_training_scenes
+from eval.scenes import Scene, render, training_scenes
 from experiments.training.autoencoder import Autoencoder, load_autoencoder
 from experiments.training.clips import to_model_range
 from experiments.training.session import is_main
@@ -32,7 +32,7 @@ def encoded_clips(
     """
     rank, num_processes = dist.get_rank(), dist.get_world_size()
     path = directory / f"latents_{rank}_of_{num_processes}.pt"
-    scenes = rich_training_scenes(random.Random(recipe["seed"]))
+    scenes = training_scenes(random.Random(recipe["seed"]))
     chosen = list(islice(scenes, rank, recipe["num_clips"], num_processes))
     if not path.exists():
         vae = load_autoencoder(make, directory / "vae.pt")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
@@ -21,13 +22,14 @@ from eval.scenes import (
     SPEED,
     WALL,
     Scene,
-    all_scenes,
     depth_inside,
     held_out_rich_scenes,
     held_out_scenes,
+    plain_scenes,
+    plain_training_scenes,
     render,
-    rich_training_scenes,
     scene_of,
+    striped_scenes,
     training_scenes,
     two_shape_scenes,
 )
@@ -47,11 +49,11 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_held_out_and_training_scenes_part_all_scenes():
-    held_out, training = held_out_scenes(), training_scenes()
+    held_out, training = held_out_scenes(), plain_training_scenes()
     assert len(held_out) == NUM_HELD_OUT == 64
     assert not set(held_out) & set(training)
-    assert set(held_out) | set(training) == set(all_scenes())
-    assert len(all_scenes()) == 6 * 3 * 6 * 3
+    assert set(held_out) | set(training) == set(plain_scenes())
+    assert len(plain_scenes()) == 6 * 3 * 6 * 3
 
 
 def test_default_prompts_are_the_held_out_captions():
@@ -63,20 +65,20 @@ def test_default_prompts_are_the_held_out_captions():
 
 
 def rich_scenes(number: int) -> list[Scene]:
-    return [*held_out_rich_scenes(), *islice(rich_training_scenes(random.Random(0)), number)]
+    return [*held_out_rich_scenes(), *islice(training_scenes(random.Random(0)), number)]
 
 
 def test_no_scene_of_the_held_out_halves_is_trained_on_in_any_order():
     held_out = held_out_rich_scenes()
     assert len(held_out) == len(set(held_out)) == NUM_HELD_OUT
     looks = {(frozenset(scene.things), scene.background, scene.camera, scene.striped) for scene in held_out}
-    trained = list(islice(rich_training_scenes(random.Random(0)), 20000))
+    trained = list(islice(training_scenes(random.Random(0)), 20000))
     assert not looks & {(frozenset(scene.things), scene.background, scene.camera, scene.striped) for scene in trained}
     assert not set(held_out_scenes()) & set(trained)
     shares = [
         sum(scene.striped for scene in trained),
         sum(scene.second is not None for scene in trained),
-        sum(scene in set(training_scenes()) for scene in trained),
+        sum(scene in set(plain_training_scenes()) for scene in trained),
     ]
     assert [share / len(trained) for share in shares] == pytest.approx([0.25, 0.25, 0.4], abs=0.02)
 
@@ -103,7 +105,7 @@ def test_a_caption_outside_the_grammar_is_refused(caption):
         scene_of(caption)
 
 
-@given(st.sampled_from([*all_scenes(), *rich_scenes(300)]))
+@given(st.sampled_from([*plain_scenes(), *rich_scenes(300)]))
 def test_captions_read_back_as_their_scenes(scene):
     assert scene_of(scene.caption.upper()) == scene
 
@@ -160,10 +162,17 @@ def test_a_bouncing_shape_goes_up_and_down_between_the_walls():
 
 def test_every_word_of_the_grammar_is_one_token():
     tokenizer = build_tokenizer()
-    for scene in [*all_scenes()[::37], *rich_scenes(100)]:
+    for scene in [*plain_scenes()[::37], *rich_scenes(100)]:
         ids = tokenizer(scene.caption)["input_ids"]
         assert len(ids) == len(scene.caption.split()) + 1
         assert tokenizer.unk_token_id not in ids
+
+
+@pytest.mark.parametrize("model", ["skyreels", "wan"])
+def test_the_longest_caption_fits(model):
+    recipe = OmegaConf.load(ROOT / "conf" / "training" / f"{model}.yaml").dit.recipe
+    longest = max(len(scene.caption.split()) for scene in [*striped_scenes(), *two_shape_scenes()])
+    assert longest + 1 <= recipe.caption_length  # with the end token
 
 
 @given(st.integers(2, 24), st.integers(2, 24), st.integers(0, 1000))
@@ -273,7 +282,7 @@ def test_chunks_stand_as_in_a_generation_of_so_many_steps(count):
     recipe = {"num_steps_of_schedule": [64, 8], "batch_staggered": 3, "num_chunks": 8, "opening_share": 0.5}
     recipe |= {"clean_t": 0.9999, "motion_weights": {}}
     session = SimpleNamespace(generator=generator(), choice=random.Random(0))
-    scenes = training_scenes()[:2]
+    scenes = plain_training_scenes()[:2]
     batches = Batches(torch.zeros(2, 1, 48, 1, 1), scenes, None, None, recipe, session)
     table = timesteps(count)
     for _ in range(20):

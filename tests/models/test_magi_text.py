@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from eval.scenes import all_scenes
+from eval.scenes import plain_scenes
 from experiments.job.paths import ROOT
 from flowcache.models.magi.captions import clean_caption
 from flowcache.models.magi.text import (
@@ -155,7 +155,7 @@ def test_captions_are_cleaned_as_officially(caption):
 def test_the_embedded_models_captions_are_clean_as_they_are():
     prompts = [
         *(ROOT / "experiments" / "prompts" / "embedded.txt").read_text(encoding="utf-8").splitlines(),
-        *(scene.caption for scene in all_scenes()),
+        *(scene.caption for scene in plain_scenes()),
     ]
     assert len(prompts) > 100
     assert [clean_caption(prompt) for prompt in prompts] == prompts
