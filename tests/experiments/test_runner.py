@@ -31,8 +31,8 @@ from tests.fetched import needs_vgg
 CURVES = Curves(option="reuse.warmup_steps", title="warm-up", at=5, compared="flowcache")
 
 
-@pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
+@pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])  # loaded once for all methods
 def test_every_method_runs_end_to_end(name, model, num_frames, small_job):
     job = small_job(f"model={model}", f"method={name}", "num_prompts=1", f"setting.num_frames={num_frames}")
     (record,) = Runner(job).run()
