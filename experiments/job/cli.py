@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from experiments.job.compose import composed
+from experiments.job.compose import composed, parsed
 from experiments.job.errors import BadInput
 from experiments.job.groups import groups
 from experiments.job.job import check_config
@@ -91,10 +90,9 @@ def _values(override: Override) -> list[str]:
     return list(map(str, override.sweep_string_iterator()))
 
 
-@lru_cache(maxsize=1024)
 def _parsed(argument: str) -> Override:
     try:
-        return OverridesParser.create().parse_override(argument)
+        return parsed(argument)
     except HydraException as error:
         key, _, value = argument.partition("=")
         as_list = f"; in a list quote every text: {typed(key, 'one', 'two', as_list=True)}" if "[" in value else ""

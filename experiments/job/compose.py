@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache, lru_cache
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -19,16 +23,47 @@ from flowcache.method import Method
 
 
 def composed(overrides: list[str]) -> DictConfig:
-    """Raises BadInput for what Hydra refuses."""
-    GlobalHydra.instance().clear()
+    """Raises BadInput for what Hydra refuses.
+
+    Hydra takes a tenth of a second, so that it is asked once for each choice from the groups, and settings are put into
+    a copy of its answer as it puts them. Whatever else there is, and what does not fit, is left to it and its words.
+    """
     try:
-        with initialize_config_dir(version_base=None, config_dir=str(CONF)):
-            return compose("config", overrides=overrides)
+        given = [parsed(override) for override in overrides]
+        settings = [override for override in given if _is_setting(override)]
+        config = copy.deepcopy(_chosen(tuple(o.input_line for o in given if not _is_setting(o)), CONF))
+        try:
+            for setting in settings:
+                OmegaConf.update(config, setting.key_or_group, setting.value(), merge=True)
+        except OmegaConfBaseException:
+            return _chosen.__wrapped__(tuple(overrides), CONF)
+        return config
     except (HydraException, OmegaConfBaseException) as error:
         raise BadInput(f"configuration: {error}") from error
 
 
-@lru_cache
+@lru_cache(maxsize=1024)
+def parsed(override: str) -> Override:
+    """Of one ``key=value``. Raises HydraException."""
+    return OverridesParser.create().parse_override(override)
+
+
+def _is_setting(override: Override) -> bool:
+    """A value for a key that is there: no choice from a group or list of values, nothing added or taken out, none of
+    Hydra's own."""
+    plain = override.type is OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    is_choice = (CONF / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
+    return plain and not is_choice and not override.is_hydra_override()
+
+
+@lru_cache(maxsize=256)
+def _chosen(overrides: tuple[str, ...], conf: Path) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base=None, config_dir=str(conf)):
+        return compose("config", overrides=list(overrides))
+
+
+@cache
 def named_method(name: str, model: str, setting: str) -> tuple[Method, dict[str, str]]:
     """A method by the name of its file, at its own options for a model and setting, and its parts' names by group."""
     config = composed([f"model={model}", f"setting={setting}", f"method={name}"])

@@ -1,7 +1,8 @@
 """Every two parts together on every model: it runs, or is refused with a reason.
 
-All of them at once would be thousands of videos. Made from the files of conf/, so that a new part is in it by being
-there. A file that only gives another number to the policy of another file runs once.
+Every composition would be thousands of videos, and so would a video for every two parts. Those here hold several pairs
+each, and where one is refused its pairs have videos of their own. Made from the files of conf/, so that a new part is
+in it by being there. A file that only gives another number to the policy of another file runs once.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ NUM_STEPS, NUM_ROWS = 8, 6
 
 @cache
 def model(name: str) -> tuple[Any, dict[str, int]]:
-    """It, and the settings of a short video; where steps are a list, there are few enough."""
+    """It, and the settings of a short, small video; where steps are a list, there are few enough."""
     config = composed([f"model={name}"])
-    short = {"height": config.setting.height, "width": config.setting.width}
+    short = {"height": config.setting.height // 2, "width": config.setting.width // 2}
     short |= {} if config.setting.num_steps is None else {"num_steps": NUM_STEPS}
     return get_object(config.model.loader)(embedded(name)), short
 
@@ -52,15 +53,29 @@ def texts(reuse: str) -> dict[str, str]:
     return {key: value for key, value in options if isinstance(value, str) and key != "name"}
 
 
-def pairs(with_each_other: bool) -> list[tuple[str, str, str, str]]:
-    """(attention, forecast, kv, store): each of the three kinds by itself, and each two of them or not."""
-    kinds = [CHOICES[kind] for kind in ("forecast", "kv", "kv/store")]
-    plain = ("hold", "full", "full_precision")
-    found = {}  # in order
-    for varied in combinations(range(3), 2 if with_each_other else 1):
-        found |= dict.fromkeys(product(*(kinds[i] if i in varied else (plain[i],) for i in range(3))))
-    cached = [("cached", *parts) for parts in found]
-    return cached + [("native", forecast, "full", "full_precision") for forecast in CHOICES["forecast"]]
+FORECASTS, KEPT, STORES = (CHOICES[kind] for kind in ("forecast", "kv", "kv/store"))
+PLAIN = ("hold", "full", "full_precision")
+Parts = tuple[str, str, str]  # forecast, kv, store
+
+
+def each_once() -> list[Parts]:
+    """All parts, in as few compositions as there are of the kind with most."""
+    most = max(map(len, (FORECASTS, KEPT, STORES)))
+    return [tuple(kind[i % len(kind)] for kind in (FORECASTS, KEPT, STORES)) for i in range(most)]
+
+
+def each_pair() -> list[Parts]:
+    """Every two parts, of different kinds."""
+    places = product(range(len(FORECASTS)), range(len(KEPT)))
+    return [(FORECASTS[i], KEPT[j], STORES[(i + j) % len(STORES)]) for i, j in places]
+
+
+def with_plain(parts: Parts, number: int) -> list[Parts]:
+    """As many of the parts at a time, beside those that do least."""
+    return [
+        tuple(part if i in kept else plain for i, (part, plain) in enumerate(zip(parts, PLAIN, strict=True)))
+        for kept in combinations(range(3), number)
+    ]
 
 
 class _Enough(Exception):
@@ -72,32 +87,50 @@ def _stop(row: Row, decision: Decision) -> None:
         raise _Enough
 
 
+def made_or_refused(name: str, reuse: str, parts: Parts, attention: str = "cached") -> str | None:
+    """The reason of a refusal; None where it ran."""
+    loaded, short = model(name)
+    method = replace(composition(reuse, *parts), attention=attention)
+    try:
+        generation = loaded.generation("a red circle", loaded.frames_of(3), method, 0, **short)
+    except ValueError as error:
+        return str(error)
+    trace = Trace()
+    with suppress(_Enough):
+        list(sample(generation, trace, observe=_stop))
+    assert generation.latents.isfinite().all()
+    assert {entry.row for entry in trace.entries} == set(range(NUM_ROWS))
+    return None
+
+
+def test_as_few_compositions_hold_every_part_and_every_pair():
+    for place, kind in enumerate((FORECASTS, KEPT, STORES)):
+        assert {parts[place] for parts in each_once()} == set(kind)
+    for one, other in combinations(range(3), 2):
+        held = {(parts[one], parts[other]) for parts in each_pair()}
+        assert held == set(product((FORECASTS, KEPT, STORES)[one], (FORECASTS, KEPT, STORES)[other]))
+    assert with_plain(("linear", "joint", "int8"), 2) == [
+        ("linear", "joint", "full_precision"),
+        ("linear", "full", "int8"),
+        ("hold", "joint", "int8"),
+    ]
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("reuse", CHOICES["reuse"])
 def test_every_two_parts_run_or_are_refused_with_the_reason_before_any_work(name, reuse):
-    loaded, short = model(name)
-    ran, refused = [], {}
     if any(texts(reuse) == texts(other) for other in CHOICES["reuse"][: CHOICES["reuse"].index(reuse)]):
-        chosen = [("cached", "hold", "full", "full_precision")]
-    else:
-        chosen = pairs(with_each_other=reuse == "every_k")
-    for attention, *parts in chosen:
-        method = replace(composition(reuse, *parts), attention=attention)
-        try:
-            generation = loaded.generation("a red circle", loaded.frames_of(3), method, 0, **short)
-        except ValueError as error:
-            refused[attention, *parts] = str(error)
-            continue
-        trace = Trace()
-        with suppress(_Enough):
-            list(sample(generation, trace, observe=_stop))
-        assert generation.latents.isfinite().all()
-        assert {entry.row for entry in trace.entries} == set(range(NUM_ROWS))
-        ran.append(parts)
-    assert len(ran) + len(refused) == len(chosen)
-    for reason in refused.values():
-        # Which model, and either what to choose or what it cannot follow.
-        assert "choose" in reason or "cannot follow" in reason
+        made_or_refused(name, reuse, PLAIN)
+        return
+    chosen, together = (each_pair(), 2) if reuse == "every_k" else (each_once(), 1)
+    apart: dict[Parts, None] = {}  # in order
+    for parts in chosen:
+        if made_or_refused(name, reuse, parts) is not None:
+            apart |= dict.fromkeys(with_plain(parts, together))
+    for parts in apart:
+        made_or_refused(name, reuse, parts)
+    for forecast in FORECASTS:
+        made_or_refused(name, reuse, (forecast, "full", "full_precision"), attention="native")
 
 
 def test_some_compositions_are_refused_and_most_run():

@@ -31,16 +31,17 @@ from tests.fetched import needs_vgg
 CURVES = Curves(option="reuse.warmup_steps", title="warm-up", at=5, compared="flowcache")
 
 
-@pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
+@pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])  # loaded once for all methods
 def test_every_method_runs_end_to_end(name, model, num_frames, small_job):
-    job = small_job(f"model={model}", f"method={name}", "num_prompts=1", f"setting.num_frames={num_frames}")
+    size = [f"setting.num_frames={num_frames}", "setting.height=32", "setting.width=32"]
+    job = small_job(f"model={model}", f"method={name}", "num_prompts=1", *size)
     (record,) = Runner(job).run()
     assert record.status == "finished"
     assert record.latency_s > 0
     assert record.flops > 0
     frames = read_lossless(RecordStore(job.output_dir).video_path(record.key))
-    assert frames.shape == (num_frames, 64, 64, 3)
+    assert frames.shape == (num_frames, 32, 32, 3)
     trace = pd.read_parquet(RecordStore(job.output_dir).trace_path(record.key))
     assert len(trace) == 16  # two chunks of eight steps
     assert (trace["action"] == "compute").mean() == record.computed_fraction
