@@ -91,9 +91,11 @@ class Parallel:
         return found
 
     def run(self, forwards: Sequence[tuple[int, Callable[[], Tensor], int]], like: Tensor) -> list[Tensor]:
-        """What some forwards give, each with its guidance branch and how many chunks it is of: the processes take those
-        of their own branches, all of them, before they hand them on. ``like`` is a chunk of what they give, [1, C, b, h,
-        w], and they give as many, one after another along b."""
+        """What some forwards give, each with its guidance branch and how many chunks it is of.
+
+        A process takes all of its own branch's before it hands them on. Each gives its chunks one after another along
+        b, and ``like`` is a chunk, [1, C, b, h, w].
+        """
         found = []
         for branch, forward, chunks in forwards:
             size = (*like.shape[:2], chunks * like.shape[2], *like.shape[3:])
