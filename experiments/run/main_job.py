@@ -67,6 +67,10 @@ def _lead(job: Job, config: DictConfig, console: Console) -> list[Record]:
 
         runner.check(plan.to_make[0])
         print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
+        if job.plan:
+            from experiments.run.fits import print_fits
+
+            print_fits(job, config, console)
     if job.plan:
         console.print("      plan=true: nothing was made; the same command without it does the work", markup=False)
         return []
