@@ -46,6 +46,7 @@ class Fit:
         least, most = (f"{self.needs(card):.3g}" for card in (CARDS_GB[0], CARDS_GB[-1]))
         text = f" ({most} with the text encoder, which leaves cards of under {ROOM_GIB} GiB)" if least != most else ""
         host = f" and {amount(self.memory.host)} of host memory" if self.memory.host else ""
+        text += "" if "VAE" in self.memory.weights else " (the VAE, of no checkpoint, comes on top)"
         cards = ", ".join(map(str, self.cards_gb)) + " GB" if self.cards_gb else "none"
         return f"{least} GiB{text}{host}; fits {cards}"
 
