@@ -175,17 +175,18 @@ class TokenSplit:
         world, rank = self.parallel.world, self.parallel.rank
         by_part = [x.unflatten(2, (self.parts, -1)) for x in xs]
         sent = [torch.cat([x.chunk(world, dim=1)[to].flatten() for x in by_part]) for to in range(world)]
-        shapes = [
-            [(x.shape[0], x.shape[1] // world, self.parts, self._size(r) * x.shape[3] // self._size(rank), x.shape[4])
-             for x in by_part]
-            for r in range(world)
-        ]  # fmt: skip
-        received = self.parallel.exchange(sent, [[sum(map(math.prod, of_rank))] for of_rank in shapes])
+
+        def shape(x: Tensor, sender: int) -> tuple[int, ...]:
+            batch, heads, parts, numbers, channels = x.shape
+            return batch, heads // world, parts, numbers // self._size(rank) * self._size(sender), channels
+
+        shapes = [[shape(x, sender) for x in by_part] for sender in range(world)]
+        received = self.parallel.exchange(sent, [[sum(map(math.prod, each))] for each in shapes])
         found = [
-            [part.view(shape) for part, shape in zip(flat.split([*map(math.prod, own)]), own, strict=True)]
-            for flat, own in zip(received, shapes, strict=True)
+            [part.view(own) for part, own in zip(flat.split([*map(math.prod, each)]), each, strict=True)]
+            for flat, each in zip(received, shapes, strict=True)
         ]
-        return [torch.cat(of_ranks, dim=3).flatten(2, 3) for of_ranks in zip(*found, strict=True)]
+        return [torch.cat(of_senders, dim=3).flatten(2, 3) for of_senders in zip(*found, strict=True)]
 
     def to_tokens(self, x: Tensor, heads: int, tokens: int) -> Tensor:
         """All N*T tokens of this process's heads, along the dimensions ``heads`` and ``tokens`` -> its tokens of all
