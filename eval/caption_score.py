@@ -43,7 +43,7 @@ MIN_CONTRAST = 50.0  # RGB levels from the background; the faintest pair, purple
 MIN_IOU = 0.7  # with the best template; below it a frame shows no shape, or more than one
 CORE_RADIUS = 5.0  # pixels around the centre that lie well inside every shape
 STILL_SPEED = 0.3  # pixels a frame
-BETWEEN_SPEEDS = sum(SPEEDS.values()) / 2  # pixels a frame; slower is drifting
+BETWEEN_SPEEDS = sum(SPEEDS.values()) / 2  # pixels a frame; faster is racing
 WALL_TOLERANCE = 4.0  # pixels a bouncing shape's centre may go beyond where the data turns it back
 MIN_DIFFERENCE = 0.1  # grey levels, mean over a frame; frames closer than that look identical
 
@@ -120,7 +120,7 @@ def _score(frames: Clip, scene: Scene, chunk: NDArray[np.intp], is_part: bool) -
     right = {
         "colour_right": all(one.colour == thing.colour for one, thing in pairs),
         "shape_right": all(one.shape == thing.shape for one, thing in pairs),
-        "motion_right": all(_moves(one, thing, is_part) for one, thing in pairs),
+        "motion_right": all(_moves(one, scene.motion, is_part) for one in seen),
         "background_right": background == scene.background,
         "camera_right": pan == scene.camera,
     }
@@ -187,10 +187,10 @@ def _alone(pixels: Floats32, backdrop: Backdrop, thing: Thing, scene: Scene) -> 
     return np.where(theirs[:, None], backdrop.rgb, pixels)
 
 
-def _moves(seen: _Seen, thing: Thing, is_part: bool) -> bool:
-    if is_part and thing.motion == "bouncing" and seen.motion in ("moving up", "moving down"):
+def _moves(seen: _Seen, motion: str, is_part: bool) -> bool:
+    if is_part and motion == "bouncing" and seen.motion in ("moving up", "moving down"):
         return seen.path is not None and _between_walls(seen.path)
-    return seen.motion == thing.motion
+    return seen.motion == motion
 
 
 def _joined(words: Iterable[str | None]) -> str | None:
@@ -347,7 +347,7 @@ def _motion(path: Floats, chunk: NDArray[np.intp]) -> tuple[str | None, float | 
         along, across = velocity @ (x, y), np.abs(velocity @ (y, x))
         if _share((along >= STILL_SPEED) & (across <= along / 2)):
             speed = float(np.median(along))
-            return f"{'moving' if speed > BETWEEN_SPEEDS else 'drifting'} {way}", speed
+            return f"{'racing' if speed > BETWEEN_SPEEDS else 'moving'} {way}", speed
     if _bounces(path, velocity):
         return "bouncing", float(np.median(np.abs(velocity[:, 1])))
     return None, None

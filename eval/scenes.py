@@ -4,8 +4,8 @@ The data of the embedded models. Small enough to learn in hours on a CPU, and ev
 generated video by tracking the shapes (eval/caption_score.py). Rendering is anti-aliased and exact, so motion is smooth
 at sub-pixel speeds and a clip's frames are a function of (scene, start) alone.
 
-The plain half of the grammar has one shape at one speed on an even background. The rich half adds a slower speed
-("drifting"), a second shape, and backgrounds of stripes that stand still or that a camera pans over.
+The plain half of the grammar has one shape at one speed on an even background. The rich half adds a faster speed
+("racing"), a second shape, and backgrounds of stripes that stand still or that a camera pans over.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle")
 BACKGROUNDS = {"dark": (18, 18, 26), "grey": (118, 118, 122), "light": (236, 234, 228)}
 STRIPES = {"dark": (54, 54, 62), "grey": (154, 154, 158), "light": (200, 198, 192)}  # every other stripe of a pattern
-SPEEDS = {"moving": 2.0, "drifting": 1.0}  # pixels a frame
+SPEEDS = {"moving": 2.0, "racing": 4.0}  # pixels a frame
 SPEED = SPEEDS["moving"]  # of a bouncing shape and of a camera too
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 VELOCITIES = {
     f"{pace} {way}": (speed * x, speed * y) for pace, speed in SPEEDS.items() for way, (x, y) in DIRECTIONS.items()
 }
 MOTIONS = (*VELOCITIES, "bouncing", "staying still")
-PLAIN_MOTIONS = tuple(motion for motion in MOTIONS if not motion.startswith("drifting"))
+PLAIN_MOTIONS = tuple(motion for motion in MOTIONS if not motion.startswith("racing"))
 CAMERAS = {"": 0.0, "panning left": -SPEED, "panning right": SPEED}  # pixels a frame that the background moves
 NUM_HELD_OUT = 64  # of each half of the grammar
 
@@ -52,15 +52,14 @@ _START_GRID = 8  # pixels; see `render`
 
 @dataclass(frozen=True, order=True)
 class Thing:
-    """A shape and what it does."""
+    """A shape of a colour."""
 
     colour: str
     shape: str
-    motion: str
 
     @property
     def caption(self) -> str:
-        return f"a {self.colour} {self.shape} {self.motion}"
+        return f"a {self.colour} {self.shape}"
 
 
 @dataclass(frozen=True, order=True)
@@ -68,11 +67,12 @@ class Scene:
     """What a caption says.
 
     Attributes:
-        colour, shape, motion: of the shape that is named first.
+        colour, shape: of the shape that is named first.
+        motion: of it, and of the other if there is one.
         background: its colour.
         striped: the background has upright stripes.
         camera: which way stripes move in the picture, a key of ``CAMERAS``; without stripes none could be seen.
-        second: another shape, of another colour. Both move along one axis, half a frame apart, and never meet.
+        second: another shape, of another colour. The two move side by side, half a frame apart, and never meet.
     """
 
     colour: str
@@ -85,13 +85,13 @@ class Scene:
 
     @property
     def things(self) -> tuple[Thing, ...]:
-        first = Thing(self.colour, self.shape, self.motion)
+        first = Thing(self.colour, self.shape)
         return (first,) if self.second is None else (first, self.second)
 
     @property
     def caption(self) -> str:
         background = f"{'striped ' * self.striped}{self.background} background {self.camera}".strip()
-        return f"{' and '.join(thing.caption for thing in self.things)} on a {background}"
+        return f"{' and '.join(thing.caption for thing in self.things)} {self.motion} on a {background}"
 
 
 def plain_scenes() -> list[Scene]:
@@ -99,10 +99,10 @@ def plain_scenes() -> list[Scene]:
     return [Scene(*values) for values in itertools.product(COLOURS, SHAPES, PLAIN_MOTIONS, BACKGROUNDS)]
 
 
-def drifting_scenes() -> list[Scene]:
-    """Every scene of one slow shape on an even background."""
-    drifting = [motion for motion in MOTIONS if motion not in PLAIN_MOTIONS]
-    return [Scene(*values) for values in itertools.product(COLOURS, SHAPES, drifting, BACKGROUNDS)]
+def racing_scenes() -> list[Scene]:
+    """Every scene of one fast shape on an even background."""
+    racing = [motion for motion in MOTIONS if motion not in PLAIN_MOTIONS]
+    return [Scene(*values) for values in itertools.product(COLOURS, SHAPES, racing, BACKGROUNDS)]
 
 
 def striped_scenes() -> list[Scene]:
@@ -115,28 +115,15 @@ def striped_scenes() -> list[Scene]:
 
 def two_shape_scenes() -> list[Scene]:
     """Every scene of two shapes."""
-    things = [Thing(*values) for values in itertools.product(COLOURS, SHAPES, MOTIONS)]
-    pairs = itertools.product(things, things)
+    things = [Thing(*values) for values in itertools.product(COLOURS, SHAPES)]
     return [
-        Scene(*astuple(one), background, second=other)
-        for one, other in pairs
-        if one.colour != other.colour and _axis_of(one, other) is not None
-        for background in BACKGROUNDS
+        Scene(one.colour, one.shape, motion, background, second=other)
+        for one, other, motion, background in itertools.product(things, things, MOTIONS, BACKGROUNDS)
+        if one.colour != other.colour
     ]
 
 
-RICH_KINDS = (drifting_scenes, striped_scenes, two_shape_scenes)
-
-
-def _axis_of(*things: Thing) -> int | None:
-    """The axis (0: x, 1: y) that all move along, 0 where all stay still; None where they move along both."""
-    axes = set()
-    for thing in things:
-        if thing.motion in VELOCITIES:
-            axes.add(0 if VELOCITIES[thing.motion][0] else 1)
-        elif thing.motion == "bouncing":
-            axes.add(1)
-    return None if len(axes) > 1 else next(iter(axes), 0)
+RICH_KINDS = (racing_scenes, striped_scenes, two_shape_scenes)
 
 
 def grammar_words() -> list[str]:
@@ -155,7 +142,7 @@ def held_out_scenes() -> list[Scene]:
 
 
 def held_out_rich_scenes() -> list[Scene]:
-    """The 64 rich scenes never trained on: 16 that drift, 24 on stripes, 24 of two shapes, in turns."""
+    """The 64 rich scenes never trained on: 16 that race, 24 on stripes, 24 of two shapes, in turns."""
     choice = random.Random(10825)
     chosen = [choice.sample(kind(), number) for kind, number in zip(RICH_KINDS, (16, 24, 24), strict=True)]
     ordered = [_spread(scenes) for scenes in chosen]
@@ -180,7 +167,7 @@ def plain_training_scenes() -> list[Scene]:
 
 
 def training_scenes(choice: random.Random) -> Iterator[Scene]:
-    """Scenes without end that are not held out: of every ten four plain ones, one that drifts, two or three on stripes
+    """Scenes without end that are not held out: of every ten four plain ones, one that races, two or three on stripes
     and two or three of two shapes."""
     held_out = {_unordered(scene) for scene in held_out_rich_scenes()}
     kinds = [plain_training_scenes(), *([s for s in kind() if _unordered(s) not in held_out] for kind in RICH_KINDS)]
@@ -190,11 +177,12 @@ def training_scenes(choice: random.Random) -> Iterator[Scene]:
 
 def _unordered(scene: Scene) -> tuple[object, ...]:
     """Equal for scenes that look the same."""
-    return (frozenset(scene.things), scene.background, scene.striped, scene.camera)
+    return (frozenset(scene.things), scene.motion, scene.background, scene.striped, scene.camera)
 
 
 _CAPTION = re.compile(
-    r"a (?P<things>.+) on a (?P<striped>striped )?(?P<background>\w+) background(?: (?P<camera>panning \w+))?"
+    r"a (?P<first>\w+ \w+)(?: and a (?P<second>\w+ \w+))? (?P<motion>\w+(?: \w+)?)"
+    r" on a (?P<striped>striped )?(?P<background>\w+) background(?: (?P<camera>panning \w+))?"
 )
 
 
@@ -202,52 +190,51 @@ def scene_of(caption: str) -> Scene:
     """The scene a caption describes. Raises ValueError for a caption outside the grammar."""
     match = _CAPTION.fullmatch(caption.strip().lower())
     if match is not None:
-        things = [tuple(thing.split(" ", 2)) for thing in match["things"].split(" and a ")]
-        second = Thing(*things[1]) if len(things) == 2 and len(things[1]) == 3 else None
-        if len(things) <= 2 and len(things[0]) == 3:
-            scene = Scene(*things[0], match["background"], bool(match["striped"]), match["camera"] or "", second)
-            if _is_said(scene) and scene.caption == caption.strip().lower():
-                return scene
+        scene = Scene(
+            *match["first"].split(),
+            match["motion"],
+            match["background"],
+            bool(match["striped"]),
+            match["camera"] or "",
+            Thing(*match["second"].split()) if match["second"] else None,
+        )
+        if _is_said(scene):
+            return scene
     raise ValueError(
         f"caption {caption!r} is outside the grammar of the embedded model's data; "
         f"write it like {plain_scenes()[0].caption!r} (colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; "
         f"motions {', '.join(MOTIONS)}; backgrounds {', '.join(BACKGROUNDS)}, or striped ones such as "
-        f"'striped dark background panning left'; two shapes of two colours that move along one axis are joined by "
-        f"'and')"
+        f"'striped dark background panning left'; two shapes of two colours are joined by 'and')"
     )
 
 
 def _is_said(scene: Scene) -> bool:
     """Whether the grammar has the scene."""
     return (
-        all(t.colour in COLOURS and t.shape in SHAPES and t.motion in MOTIONS for t in scene.things)
+        all(thing.colour in COLOURS and thing.shape in SHAPES for thing in scene.things)
+        and scene.motion in MOTIONS
         and scene.background in BACKGROUNDS
         and scene.camera in CAMERAS
         and (scene.striped or not scene.camera)
         and len({thing.colour for thing in scene.things}) == len(scene.things)
-        and (scene.second is None or (not scene.striped and _axis_of(*scene.things) is not None))
+        and not (scene.second and scene.striped)
     )
 
 
 def render(scene: Scene, num_frames: int, generator: torch.Generator) -> Tensor:
     """One clip of a scene, uint8 [num_frames, 3, 64, 64]; the generator draws where everything starts.
 
-    Starts lie on a grid of 8 pixels, and a shape moves by 8 pixels in a latent frame (4 frames), or by 4 where it
-    drifts: at the start of every latent frame it is back on the 8-pixel grid of the latents or half-way, and a wall
-    turns it there too. Stripes stand on that grid. Few distinct patches, which a small model draws sharply and places
+    Starts lie on a grid of 8 pixels, and a shape moves by 8 pixels in a latent frame (4 frames), or by 16 where it
+    races: at the start of every latent frame it is back on the 8-pixel grid of the latents, and a wall turns it there
+    too. Stripes stand on that grid. Few distinct patches, which a small model draws sharply and places
     exactly.
     """
     start = torch.randint(0, SIZE // _START_GRID, (2,), generator=generator) * float(_START_GRID)
     grid = torch.arange(SIZE, dtype=torch.float32)
     frames = _backdrop(scene, num_frames, generator)
-    axis = _axis_of(*scene.things)
-    for index, thing in enumerate(scene.things):
-        if index:
-            # In a lane of its own, half a frame away; along it anywhere.
-            along = torch.randint(0, SIZE // _START_GRID, (), generator=generator) * float(_START_GRID)
-            lane = (start[1 - axis] + SIZE / 2) % SIZE
-            start = torch.stack([along, lane] if axis == 0 else [lane, along])
-        centre = _path(thing.motion, start, num_frames)
+    for thing in scene.things:
+        centre = _path(scene.motion, start, num_frames)
+        start = _beside(scene.motion, start, generator)  # where the other shape starts
         # The frame is a torus: a shape leaving on one side comes in on the other.
         dx = (grid[None, :] - centre[:, :1] + SIZE / 2) % SIZE - SIZE / 2
         dy = (grid[None, :] - centre[:, 1:] + SIZE / 2) % SIZE - SIZE / 2
@@ -267,6 +254,14 @@ def _backdrop(scene: Scene, num_frames: int, generator: torch.Generator) -> Tens
     moved = phase + torch.arange(num_frames, dtype=torch.float32) * CAMERAS[scene.camera]
     place = (torch.arange(SIZE, dtype=torch.float32)[None] - moved[:, None]) / STRIPE_WIDTH
     return torch.where((place.floor() % 2 == 0)[:, None, None, :], background, stripe)
+
+
+def _beside(motion: str, start: Tensor, generator: torch.Generator) -> Tensor:
+    """A start for another shape, in a lane of its own half a frame away, and along it anywhere."""
+    along = torch.randint(0, SIZE // _START_GRID, (), generator=generator) * float(_START_GRID)
+    upright = motion == "bouncing" or VELOCITIES.get(motion, (1, 0))[0] == 0
+    lane = (start[0 if upright else 1] + SIZE / 2) % SIZE
+    return torch.stack([lane, along] if upright else [along, lane])
 
 
 def _path(motion: str, start: Tensor, num_frames: int) -> Tensor:

@@ -31,8 +31,9 @@ from experiments.show.attention import FLAG, another_video, other_baseline
 from experiments.show.frame_strips import draw_frames
 from experiments.show.long_video import draw_memory, kv_frame
 from experiments.show.methods import found_methods
+from experiments.show.noise_floor import noise_floor
 from experiments.show.pareto import draw_pareto, pareto_points
-from experiments.show.results import Destination, destination, drawn_from, provenance, publishing
+from experiments.show.results import PUBLISHED, Destination, destination, drawn_from, provenance, publishing
 from experiments.show.reuse_curve import (
     NO_VIDEOS,
     Curves,
@@ -70,10 +71,14 @@ class Subject:
     def name(self) -> str:
         return f"{self.job.model_name}, {self.job.setting_name}"
 
+    @property
+    def stem(self) -> str:
+        """Of its files' names."""
+        return f"{self.job.model_name}_{self.job.setting_name}"
+
     def save(self, figure: Figure, stem: str, videos: pd.DataFrame) -> None:
         """Of these videos."""
-        stem = f"{self.job.model_name}_{self.job.setting_name}_{stem}"
-        self.to.save_figure(figure, stem, drawn_from(self.name, videos))
+        self.to.save_figure(figure, f"{self.stem}_{stem}", drawn_from(self.name, videos))
 
     def takes(self) -> dict[str, Record]:
         """By method, the record of the job's first prompt at default options, of those whose files are there.
@@ -110,6 +115,11 @@ class Reuse:
     @property
     def baseline(self) -> str:
         return self.subject.job.baseline
+
+    def floor_db(self, quality: str) -> float | None:
+        """What rounding alone leaves of the baseline's video, where that was measured."""
+        folders = self.subject.to.folder, PUBLISHED
+        return noise_floor(folders, self.subject.stem, self.baseline, self.videos["weights"].unique(), quality)
 
 
 def reuse_of(subject: Subject) -> Reuse:
@@ -149,11 +159,12 @@ def save_curve(subject: Subject, reuse: Reuse, name: str) -> pd.DataFrame:
     source = f"{subject.name}; {provenance(reuse.videos)}"
     stem = name if curves.quality == "psnr" else f"{name}_{curves.quality}"
     compared = at_equal_compute(reuse.videos, curves)
-    whole = f"{subject.job.model_name}_{subject.job.setting_name}_{stem}"
+    whole = f"{subject.stem}_{stem}"
     subject.to.save_table(whole, *tables(points, compared, curves, reuse.baseline, source, reuse.notes))
     if curves.by_motion and len(split := motion_split.by_motion(reuse.videos, curves)):
         subject.to.save_table(f"{whole}_motion", motion_split.table(split, curves, reuse.baseline, source))
-    subject.save(draw_reuse_curve(points, curves, reuse.baseline, subject.name), stem, reuse.videos)
+    figure = draw_reuse_curve(points, curves, reuse.baseline, subject.name, reuse.floor_db(curves.quality))
+    subject.save(figure, stem, reuse.videos)
     return points
 
 
@@ -162,7 +173,8 @@ def save_pareto(subject: Subject) -> None:
     videos = reuse.subject.videos
     same = (videos["method"] == reuse.baseline) & videos["prompt"].isin(reuse.videos["prompt"])
     baseline_flops = videos.loc[same, "flops"].mean()
-    figure = draw_pareto(pareto_points(reuse.videos), reuse.baseline, baseline_flops, subject.name)
+    points, floor_db = pareto_points(reuse.videos), reuse.floor_db("psnr")
+    figure = draw_pareto(points, reuse.baseline, baseline_flops, subject.name, floor_db)
     subject.save(figure, "pareto", reuse.videos)
 
 

@@ -1,7 +1,7 @@
 """Methods at equal compute, by what moves: a table of its own, where an experiment says ``by_motion`` under ``curves``.
 
 Papers claim most where much or little moves, and the embedded models' captions say the motion (eval.scenes): shapes
-stay still, move on, or bounce off a wall. Of two shapes the livelier counts.
+stay still, move on, or bounce off a wall. Two shapes move alike.
 """
 
 from __future__ import annotations
@@ -22,12 +22,10 @@ CLASSES = ("staying still", "moving on", "bouncing")
 def motion_class(prompt: str) -> str | None:
     """One of ``CLASSES``; None for a prompt outside the grammar of the embedded models' captions."""
     try:
-        motions = {thing.motion for thing in scene_of(prompt).things}
+        motion = scene_of(prompt).motion
     except ValueError:
         return None
-    if "bouncing" in motions:
-        return "bouncing"
-    return "moving on" if motions & set(VELOCITIES) else "staying still"
+    return "moving on" if motion in VELOCITIES else motion
 
 
 def by_motion(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:

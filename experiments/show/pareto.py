@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from eval.statistics import mean_and_interval
 from experiments.job.units import flop_unit
+from experiments.show.noise_floor import draw_floor
 from experiments.show.reuse_curve import PSNR_CAP_DB, SETTING
 from experiments.show.style import BLACK, COLUMN_WIDTH_IN, RANGES, colour_and_marker, error_bars, styled
 
@@ -42,8 +43,10 @@ def on_front(cost: pd.Series, quality: pd.Series) -> pd.Series:
 
 
 @styled()
-def draw_pareto(points: pd.DataFrame, baseline: str, baseline_flops: float, subject: str) -> Figure:
-    """A panel a quality: all settings, with intervals on the front, and the baseline's compute."""
+def draw_pareto(
+    points: pd.DataFrame, baseline: str, baseline_flops: float, subject: str, floor_db: float | None = None
+) -> Figure:
+    """A panel a quality: all settings, with intervals on the front, the baseline's compute and the floor of PSNR."""
     unit, scale = flop_unit(baseline_flops)
     figure, panels = plt.subplots(len(QUALITIES), 1, figsize=(COLUMN_WIDTH_IN, 3.9), sharex=True)
     for axes, (quality, label) in zip(panels, QUALITIES.items(), strict=True):
@@ -65,6 +68,7 @@ def draw_pareto(points: pd.DataFrame, baseline: str, baseline_flops: float, subj
             axes.errorbar(best["flops"] / scale, best[quality], yerr=bars, elinewidth=0.6, **look)
         axes.axvline(baseline_flops / scale, color=BLACK, linestyle=":", linewidth=0.8, label=f"{baseline}'s compute")
         axes.set_ylabel(label.format(baseline))
+    draw_floor(panels[0], floor_db, baseline)
     panels[-1].set_xlabel(f"executed {unit} a video (mean)")
     panels[0].set_title(f"Pareto front, 95 %, n = {points['n'].max()} ({subject})")
     handles, labels = panels[0].get_legend_handles_labels()

@@ -29,6 +29,7 @@ from experiments.job.units import counted
 from experiments.records.collect import at_defaults, flat, job_options
 from experiments.records.settings import told_apart, value_text
 from experiments.show.methods import family, found_methods
+from experiments.show.noise_floor import draw_floor
 from experiments.show.results import BOOTSTRAP, Column, Table
 from experiments.show.style import COLUMN_WIDTH_IN, CURVE, LINE_STYLES, colour_and_marker, error_bars, styled
 
@@ -337,8 +338,10 @@ def tables(
 
 
 @styled()
-def draw_reuse_curve(points: pd.DataFrame, curves: Curves, baseline: str, subject: str) -> Figure:
-    """Quality against compute left, a line a method; ``subject`` says of what."""
+def draw_reuse_curve(
+    points: pd.DataFrame, curves: Curves, baseline: str, subject: str, floor_db: float | None = None
+) -> Figure:
+    """Quality against compute left, a line a method, and one for the floor; ``subject`` says of what."""
     figure, axes = plt.subplots(figsize=(COLUMN_WIDTH_IN, 2.5))
     groups = list(on_line(points, curves).groupby("family"))
     alike: dict[str, int] = {}  # curves of one colour, such as a method's with other parts: other lines
@@ -347,6 +350,7 @@ def draw_reuse_curve(points: pd.DataFrame, curves: Curves, baseline: str, subjec
         style = LINE_STYLES[alike.get(colour, 0) % len(LINE_STYLES)]
         alike[colour] = alike.get(colour, 0) + 1
         _curve(axes, mine, name, curves, colour, marker, style)
+    draw_floor(axes, floor_db, baseline)
     axes.set_title(f"Reuse at equal compute, {curves.title} {curves.at:g} ({subject})")
     axes.set_xlabel(f"compute left (share of {baseline}'s executed FLOPs)")
     axes.set_ylabel(f"{curves.shown.title} to {baseline}, dB (mean, 95 %, n = {points['n'].max()})")

@@ -181,7 +181,8 @@ def test_the_command_makes_what_it_can_says_what_is_missing_and_repeats_itself(j
     both = {f"magi_embedded_{name}.{form}" for name in drawn for form in ("png", "svg")}
     assert set(first) == both | {"magi_embedded_frames.png"}
     said = capsys.readouterr().err
-    assert said.count("\n") == 1
+    assert said.count("\n") == 3
+    assert said.count("figures: no line for what rounding alone does to vanilla's videos of these weights; python") == 2
     assert "figures: no kv_memory: no finished long videos; make them first with python -m experiments.sweep" in said
     assert figures.main(arguments) == 0
     assert {path.name: path.read_bytes() for path in (made_in / "figures").iterdir()} == first
