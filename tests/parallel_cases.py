@@ -74,7 +74,7 @@ HEADS = {
     "skyreels_native": Case(skyreels_goldens, vanilla()),
     "skyreels_flowcache": Case(skyreels_goldens, FLOWCACHE),
     "skyreels_flowcast": Case(skyreels_goldens, FLOWCAST),
-    "wan_flowcache": Case(wan_goldens, FLOWCACHE),
+    "wan_flowcache": Case(wan_goldens, FLOWCACHE, WAN_GUIDED),
     "wan_flowcast": Case(wan_goldens, FLOWCAST, WAN_GUIDED),
     "wan_window": Case(
         wan_goldens, every_k(every=2, warmup_steps=1), {"num_frames": 15, "window_frames": 9, "sink_frames": 3}
