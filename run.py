@@ -18,7 +18,7 @@ os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands its errors on, for one line 
 import hydra
 from omegaconf import DictConfig
 
-from experiments.job.errors import HELP, complain, stopped
+from experiments.job.errors import HELP, RanksFailed, complain, stopped
 from experiments.job.groups import CONF
 from experiments.job.help import run_help, without_fixed_groups
 from experiments.job.old_names import todays
@@ -55,6 +55,8 @@ def job(config: DictConfig) -> None:
             raise
         if is_launched():
             raise sendable(error) from None
+        if isinstance(error, RanksFailed):  # the other processes are not where this one is: no further job
+            raise
         _exit_codes.append(complain("run.py", error))
 
 

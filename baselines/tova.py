@@ -6,7 +6,7 @@ The last token's attention, its mean over all heads (NVIDIA/kvpress: TOVAPress);
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from flowcache.kv.select.scores import attention_received
 class Tova(ByAttention):
     """Attributes: see ByScore and ByAttention."""
 
+    heads_apart: ClassVar[bool] = False
     window: int | None = None
     window_over: Literal["frame", "chunk"] = "frame"
 

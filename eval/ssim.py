@@ -38,7 +38,8 @@ def ssim(video: Clip, reference: Clip, *, device: str | torch.device = "cpu") ->
     # Imported when used: torchmetrics takes seconds to import.
     from torchmetrics.image import StructuralSimilarityIndexMeasure
 
-    metric = StructuralSimilarityIndexMeasure(data_range=1.0).to(device)
+    # Where processes make a video together, one of them measures it: it must not wait for the others' measurements.
+    metric = StructuralSimilarityIndexMeasure(data_range=1.0, sync_on_compute=False).to(device)
     frames_per_batch = max(1, MAX_BATCH_PIXELS // (video.shape[1] * video.shape[2]))
     with full_float32():
         for start in range(0, len(video), frames_per_batch):

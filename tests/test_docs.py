@@ -33,7 +33,7 @@ PAGES = sorted(
 )
 IDS = [str(path.relative_to(ROOT)) for path in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-STARTS = ("python ", "make ", "pip ", "flowcache-bench ", "docker ")
+STARTS = ("python ", "torchrun ", "make ", "pip ", "flowcache-bench ", "docker ")
 LAUNCHING = ("hydra/launcher", "hydra.launcher")
 DEVICE = ("device=", "attention_backend=")  # which this machine need not have
 
@@ -198,6 +198,13 @@ def is_option(key: str) -> bool:
 
 def check_call(call: list[str], folder: Path) -> None:
     program, *words = [word for word in call if not re.fullmatch(r"\[.*\]", word)]
+    if program == "torchrun":
+        option, processes, *words = words
+        assert (option, words[0]) == ("--nproc-per-node", "run.py")
+        with pytest.MonkeyPatch.context() as started:
+            started.setenv("WORLD_SIZE", processes)
+            check_call(["python", *words], folder)
+        return
     if program == "flowcache-bench":
         if words:
             program, words = "python", [*commands(ROOT)[words[0]], *words[1:]]
@@ -247,6 +254,7 @@ def test_every_command_composes(line, tmp_path):
     "line",
     [
         "python run.py sead=1",
+        "torchrun --nproc-per-node 2 run.py",
         "python run.py method=flowcache_fsat",
         "python run.py -m method=vanilla,every_l",
         "python run.py reuse.threshold=-1",

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("job", "records", "show", "run", "training", "studies", "benchmarks", "committed", "commands")
 # Of the library, each may import those before it and its own.
 LIBRARY = (
-    ("options", "part", "schedule", "clock", "kernels", "trace"),
+    ("options", "part", "schedule", "clock", "kernels", "trace", "parallel"),
     ("reuse",),
     ("forecast",),
     ("kv",),

@@ -14,6 +14,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from experiments.job.old_names import todays
+from experiments.job.process import leads
 from experiments.job.terminal import replace_what_cannot_be_shown
 
 _Main = Callable[[list[str]], int]
@@ -59,6 +60,11 @@ class CasesFailed(Exception):
         self.__cause__ = failures[0][1]
 
 
+class RanksFailed(Exception):
+    """One of the processes that make a video together failed, and all end; the message says which and why. Exit code
+    1."""
+
+
 class TaskFailed(Exception):
     """A task that a launcher started failed: its error as one line, since not every error can be sent. Exit code 1."""
 
@@ -74,7 +80,7 @@ HELP = {"--help", "-h"}
 def explain(error: BaseException) -> str:
     """One line: what went wrong, and which knob to turn."""
     text = f"{type(error).__name__}: {' '.join(str(error).split())}"
-    if isinstance(error, (VideoLost, RunFailed, CasesFailed, TaskFailed)):
+    if isinstance(error, (VideoLost, RunFailed, CasesFailed, RanksFailed, TaskFailed)):
         return str(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without importing torch for it
         return f"the GPU is out of memory ({text}); {_LESS_MEMORY}; or take another device=; {_GO_ON}"
@@ -96,6 +102,8 @@ def complain(program: str, error: Exception) -> int:
     """Say in one line what is wrong; returns the exit code, 2 for bad input and 1 for a failure."""
     bad_input = isinstance(error, (BadInput, HydraException, OmegaConfBaseException))
     message = str(error) if bad_input else explain(error)
+    if bad_input and not leads():  # the process that does says the same
+        return 2
     print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
     return 2 if bad_input else 1
 

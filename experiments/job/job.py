@@ -26,6 +26,7 @@ from experiments.job.metrics import check_frame_size, read_metrics
 from experiments.job.model import beside_checkpoint, checkpoint_of, find_checkpoint, load_model, random_sizes
 from experiments.job.paths import check_writable, inside_root, results_folder
 from experiments.job.prompts import read_prompts, refuse_unreadable
+from experiments.job.ranks import check_ranks, device_of_rank, num_ranks, part_of
 from flowcache.kernels import AUTO
 from flowcache.method import Method
 from flowcache.models.base import MOST_SEED
@@ -43,7 +44,8 @@ class Job:
     ``label`` is what it is called: its method, and in a sweep the options that tell it from others of that method.
     ``random_weights`` is None where the weights are the checkpoint's; otherwise what the loader of random ones takes
     beside a checkpoint, whose configuration then counts, if there is one. ``plan`` is whether only the plan is told;
-    None tells it before full-size videos, and False never.
+    None tells it before full-size videos, and False never. ``parallel`` is what the processes of torchrun share out, of
+    which ``ranks`` make a video together.
     """
 
     model_name: str
@@ -63,6 +65,8 @@ class Job:
     device: str
     attention_backend: str
     compile: bool
+    parallel: str
+    ranks: int
     metrics: tuple[str, ...]
     baseline: str
     latency_pairs: int
@@ -88,6 +92,7 @@ class Job:
             **(self.loading if self.random_weights is None else {"weights": "random", **self.random_weights}),
             **({} if self.attention_backend == AUTO else {"attention_backend": self.attention_backend}),
             **({"compile": True} if self.compile else {}),
+            **({} if self.parallel == "none" else {"parallel": self.parallel, "ranks": self.ranks}),
         }
 
     @property
@@ -111,8 +116,9 @@ class Job:
         check_device(self.device)
         random = None if self.random_weights is None else tuple(self.random_weights.items())
         beside, kernels = (*self.files.items(), *self.loading.items()), (self.attention_backend, self.compile)
+        part = part_of(self.parallel)
         try:
-            return load_model(self.loader, self.checkpoint, self.device, beside, random, *kernels)
+            return load_model(self.loader, self.checkpoint, self.device, beside, random, *kernels, part)
         except (CheckpointError, FileNotFoundError, ValueError) as error:
             raise BadInput(str(error)) from error
 
@@ -122,11 +128,14 @@ def make_job(config: DictConfig) -> Job:
     check_types(config)
     setting, model, options = config.setting, config.model, generation_options(config)
     device, prompts = known_device(config.device), read_prompts(config)
+    check_ranks(config.parallel, device, config.workers)
+    device, ranks = device_of_rank(device), num_ranks()
     check_kernel(config.attention_backend, device)
-    workers = default_workers(setting.embedded, device, len(prompts)) if config.workers is None else config.workers
+    shared_out = len(prompts) if ranks == 1 else 1  # processes of torchrun make one video at a time
+    workers = default_workers(setting.embedded, device, shared_out) if config.workers is None else config.workers
     check_whole_numbers({"workers": workers, "setting.fps": setting.fps}, smallest=1)
     check_whole_numbers({"latency_pairs": config.latency_pairs})
-    threads = default_threads(setting.embedded, device, workers) if config.threads is None else config.threads
+    threads = default_threads(setting.embedded, device, workers * ranks) if config.threads is None else config.threads
     check_whole_numbers({"threads": threads}, smallest=1)
     if config.threads is not None and threads > max(MOST_THREADS, os.cpu_count() or 1):
         raise BadInput(f"threads={threads} on {os.cpu_count()} cores only makes them wait for each other; lower it")
@@ -165,6 +174,8 @@ def make_job(config: DictConfig) -> Job:
         device=device,
         attention_backend=config.attention_backend,
         compile=config.compile,
+        parallel=config.parallel,
+        ranks=ranks,
         metrics=read_metrics(config.metrics),
         baseline=config.baseline,
         latency_pairs=config.latency_pairs,

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from experiments.job.errors import BadInput
 from experiments.job.names import nearest
 from experiments.job.paths import ROOT, inside_root
+from flowcache.parallel import ALONE, Parallel
 
 
 def find_checkpoint(config: DictConfig) -> Path | None:
@@ -74,6 +75,7 @@ def load_model(
     random: tuple[tuple[str, Any], ...] | None,
     attention_backend: str,
     compiled: bool,
+    parallel: Parallel = ALONE,
 ) -> Any:
     """The model, the same again for what follows on one checkpoint. Raises BadInput, CheckpointError,
     FileNotFoundError or ValueError.
@@ -87,6 +89,8 @@ def load_model(
     disable_progress_bar()  # it would draw into ours
     model = _loader(loader, checkpoint, device, beside, random)()
     model.set_kernels(attention_backend, compiled)
+    if parallel is not ALONE:
+        model.set_parallel(parallel)
     return model
 
 

@@ -20,6 +20,11 @@ def set_up() -> None:
     warnings.showwarning = _show
 
 
+def leads() -> bool:
+    """Whether this process is the one that prints, keeps records and measures, of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _show(message: Warning | str, *where: object) -> None:
     """Without the place in the code, which tells its user nothing."""
     print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)

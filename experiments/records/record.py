@@ -63,8 +63,8 @@ class Record:
         computed_fraction: chunk steps computed over all chunk steps.
         kv_bytes_allocated, kv_bytes_used_peak: of the caches of all branches.
         kv_bytes_by_use: of those allocated: "entries" in the type that they are held in, "codes", their "scales" (and
-            lowest numbers, ids, centroids), the "read_buffer" in which a layer is put in order, and what a "selection"
-            remembers. Empty in records of before it was told.
+            lowest numbers, ids, centroids), those in "host" memory, the "read_buffer" in which a layer is put in order,
+            and what a "selection" remembers. Empty in records of before it was told.
         kv_bits: of a number of a finished chunk, with what its code is read by; 0 in records of before it was told, and
             without a cache.
         forecast_bytes_peak: of the outputs that forecasts look back on.

@@ -9,13 +9,14 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from experiments.job.errors import RunFailed
+from experiments.job.errors import RanksFailed, RunFailed
 from experiments.job.job import Job, make_job
 from experiments.job.paths import shown
 from experiments.job.units import counted
 from experiments.records import Record
 from experiments.records.timings import timed, ways
 from experiments.run import environment
+from experiments.run.ranks import dismiss, follow, meet
 from experiments.run.runner import Plan, Runner
 from experiments.run.workers import run_jobs
 from experiments.show.summary import print_summary
@@ -29,6 +30,22 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     """
     console = console or Console()
     job = make_job(config)
+    if not meet(job):
+        follow(job)
+        return []
+    try:
+        records = _lead(job, config, console)
+    except RanksFailed:
+        raise
+    except BaseException:
+        dismiss(job)
+        raise
+    dismiss(job)
+    return records
+
+
+def _lead(job: Job, config: DictConfig, console: Console) -> list[Record]:
+    """Do all of the job but what other processes do with this one."""
     runner = Runner(job)
     plan = runner.plan()
     console.print(
@@ -39,7 +56,8 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
         f"{counted(len(plan.references_to_make), 'reference')} to make first; results go to {shown(job.output_dir)}\n"
         f"{_told_lacking(plan)}"
         f"{_told_untimed(plan, runner)}"
-        f"      on {job.device}: {counted(job.workers, 'worker')}, {counted(job.threads, 'thread')} each",
+        f"      on {job.device}: {counted(job.workers, 'worker')}, {counted(job.threads, 'thread')} each"
+        f"{_told_ranks(job)}",
         markup=False,
     )
     if plan.to_make and (busy := environment.told_busy()):
@@ -49,6 +67,10 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
 
         runner.check(plan.to_make[0])
         print_plan(job, config, runner.model, len(plan.to_make), len(plan.references_to_make), console)
+        if job.plan:
+            from experiments.run.fits import print_fits
+
+            print_fits(job, config, console)
     if job.plan:
         console.print("      plan=true: nothing was made; the same command without it does the work", markup=False)
         return []
@@ -69,6 +91,10 @@ def run_job(config: DictConfig, console: Console | None = None) -> list[Record]:
     if failed is not None:
         raise failed
     return records
+
+
+def _told_ranks(job: Job) -> str:
+    return "" if job.parallel == "none" else f"; parallel={job.parallel}: {job.ranks} processes a video"
 
 
 def _told_lacking(plan: Plan) -> str:

@@ -20,6 +20,7 @@ from experiments.job.model import find_checkpoint
 from experiments.job.units import counted, flops_text
 from experiments.run import environment
 from experiments.run.dry_run import count
+from experiments.run.ranks import together
 from experiments.show.kv_memory import kv_text
 from flowcache.kv.policy import KvPolicy
 from flowcache.method import VANILLA
@@ -146,6 +147,11 @@ def activation_bytes(generation: Any, job: Job) -> int:
     return peak
 
 
+def probe_here(job: Job) -> Probe:
+    """``probe`` of the job's own model, in each process that makes its videos."""
+    return probe(job, job.load_model())
+
+
 def probe(job: Job, model: Any) -> Probe:
     """Time three of the fullest rows; the rows before compute only where a chunk starts, so that this is soon there."""
     started = _now(job)
@@ -208,7 +214,7 @@ def print_plan(
             f"      kv.budget={job.method.kv.budget} saves no memory here: the KV cache takes "
             f"{allocated / GIB:.3g} GiB with it and {work.kv_bytes_without_budget / GIB:.3g} without"
         )
-    probed = probe(job, model)
+    probed = together(job, probe_here)
     video_s, reference_s = (probed.video_s(flops, work.num_chunks) for flops in (work.flops, work.vanilla_flops))
     total = num_videos * video_s + num_references * reference_s
     console.print(

@@ -17,9 +17,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from eval.atomic import atomic_path
-from eval.latency import Take, take
+from eval.latency import Take
 from eval.video_io import read_lossless, write_lossless, write_mp4
-from experiments.job.errors import BadInput, Failure, RunFailed, VideoLost
+from experiments.job.errors import BadInput, Failure, RanksFailed, RunFailed, VideoLost
 from experiments.job.job import Job
 from experiments.records import Record, maker, new_record, store_of
 from experiments.records.metrics import metric_code
@@ -28,6 +28,7 @@ from experiments.records.timings import ways
 from experiments.run import environment, measure
 from experiments.run.calibrated import check_calibrations
 from experiments.run.latents import LATENT_SNR, has_latents, keeps_latents, latent_snr, read_latents, write_latents
+from experiments.run.ranks import timed
 from flowcache.kernels import compile_seconds
 from flowcache.method import Method
 from flowcache.reuse.never import Never
@@ -160,7 +161,7 @@ class Runner:
             try:
                 if not self._finish_unclaimed(prompt, progress, wait):
                     busy.append(prompt)
-            except (OSError, BadInput):
+            except (OSError, BadInput, RanksFailed):
                 raise
             except Exception as error:
                 failures.append(Failure(self.job.label, prompt, error))
@@ -380,10 +381,9 @@ class Runner:
         return self._take(method, prompt, self.job.num_frames)
 
     def _take(self, method: Method, prompt: str, num_frames: int) -> Take:
-        job, kept = self.job, keeps_latents(self.job)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
-            taken = take(self.model, prompt, num_frames, method, job.seed, job.device, kept, **job.generation_options)
+            taken = timed(self.job, method, prompt, num_frames, keeps_latents(self.job))
         texts = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
         taken.trace.remarks = list(dict.fromkeys([*taken.trace.remarks, *texts]))  # told once, with the figures
         return taken

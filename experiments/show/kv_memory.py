@@ -9,6 +9,7 @@ KV_USES = {
     "entries": "full precision",
     "codes": "codes",
     "scales": "scales, centroids",
+    "host": "in host memory",
     "read_buffer": "read buffer",
     "selection": "selection",
 }

@@ -29,8 +29,8 @@ from experiments.job.units import counted, flops_text
 from experiments.records.weights import weights_id
 from experiments.run.calibrated import check_calibrations
 from experiments.run.dry_run import count
+from experiments.run.memory import Memory, amount, bytes_of, memory_of, model_on_meta, text_encoder_bytes
 from experiments.studies.calibrate import SHARES
-from experiments.studies.memory import Memory, amount, bytes_of, memory_of, model_on_meta, text_encoder_bytes
 from experiments.studies.recorded import Figures, Speed, kv_figures, method_figures, speed
 from flowcache.method import VANILLA
 

@@ -60,6 +60,7 @@ def plan_budget(
     bytes_of: Callable[[Budget | None], int],
     device: torch.device | str,
     query_heads: int = 0,
+    devices: int = 1,
 ) -> Budget | None:
     """The budget of a generation's caches, or None where nothing is ever dropped.
 
@@ -69,6 +70,7 @@ def plan_budget(
         refreshes: finished chunks' keys and values are encoded once more, so that they are final a row later.
         bytes_of: what all caches of the generation take together, with a budget or without.
         query_heads: see Budget.
+        devices: of equal memory, that share the caches out.
 
     Raises ValueError for a budget that is too small, not whole units of what is kept together, or beyond the device's
     memory; the message names one that would do.
@@ -87,7 +89,7 @@ def plan_budget(
 
     if unit in BYTES:
         limit = _whole_number(amount * BYTES[unit])
-        _check_memory(text, limit, device)
+        _check_memory(text, limit // devices, device)
         if limit >= bytes_of(None):
             return None
         if limit < bytes_of(budget_of(least)):
@@ -110,7 +112,7 @@ def plan_budget(
             f"the smallest that would do is '{least} tokens', and the nearest '{nearest} tokens'"
         )
     budget = None if kept >= longest else budget_of(kept)
-    _check_memory(text, bytes_of(budget), device)
+    _check_memory(text, bytes_of(budget) // devices, device)
     return budget
 
 

@@ -101,8 +101,8 @@ class HeadCache(KvCache):
         policy.select.check_heads(num_layers, num_heads)
         if policy.store.settles:
             raise ValueError(
-                f"{type(policy.store).__name__} leaves the first and newest chunks as they are, and "
-                f"{type(policy.select).__name__} keeps no others; choose kv/store=full_precision or bfloat16"
+                f"{type(policy.store).__name__} holds finished chunks as wholes, and {type(policy.select).__name__} "
+                "keeps other frames of them in each head; choose kv/store=full_precision or bfloat16"
             )
         self._starts, self._frame = tuple(starts), tokens_per_frame
         self._frames_per_position = tokens_per_position // tokens_per_frame

@@ -12,6 +12,7 @@ from flowcache.clock import SectionClock
 from flowcache.kernels import AUTO
 from flowcache.kv.store.base import Sizes
 from flowcache.method import Method
+from flowcache.parallel import Parallel
 from flowcache.reuse.base import Decision
 from flowcache.reuse.distance import FeatureSource
 from flowcache.schedule import Row, Schedule
@@ -179,4 +180,8 @@ class VideoModel(Protocol):
 
         Raises ValueError for an unknown backend.
         """
+        ...
+
+    def set_parallel(self, parallel: Parallel) -> None:
+        """What this process computes of every generation from now on, see flowcache.parallel."""
         ...

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from flowcache.forecast.base import Forecast
 from flowcache.kernels import AUTO
 from flowcache.method import Method
+from flowcache.parallel import Parallel
 from flowcache.schedule import Schedule
 
 # The kernels that take a mask of numbers, see flowcache.kernels.
@@ -27,6 +28,7 @@ class Capabilities:
     decisions: fields of ``flowcache.reuse.base.Decision`` beyond ``compute`` that it can follow.
     heads: its layers attend through their cache, in which each head may keep other frames.
     cacheless: its "native" and "causal" attention compute a window as a whole, without a cache.
+    shares_keys: a finished chunk's keys are one guidance branch's in all of them.
     """
 
     model: str
@@ -38,6 +40,7 @@ class Capabilities:
     decisions: tuple[str, ...] = ()
     heads: bool = False
     cacheless: bool = False
+    shares_keys: bool = False
 
     def quantity(self, forecast: Forecast) -> str:
         """What is forecast: as asked for, or the model's own first, of those that can be corrected if it corrects."""
@@ -110,7 +113,7 @@ def check_method(
                 f"{type(method.kv.select).__name__} says what heads keep in the cache, and "
                 f"attention={method.attention!r} has none; choose attention='cached'"
             )
-        if not store.lossless:
+        if store.settles or not store.lossless:
             raise ValueError(
                 f"{type(store).__name__} is how a cache is stored, and attention={method.attention!r} has "
                 "none; choose attention='cached'"
@@ -129,6 +132,59 @@ def check_method(
         )
 
 
+def check_parallel(
+    parallel: Parallel, method: Method, able: Capabilities, num_branches: int, num_heads: int, tokens_per_frame: int
+) -> None:
+    """Refuse to share a video out where a process would lack what the method or the model needs. Raises ValueError.
+
+    ``num_heads`` are the network's key-value heads.
+    """
+    if parallel.kind == "none":
+        return
+    asked, kind, select = f"parallel={parallel.kind}", type(method.reuse).__name__, method.kv.select
+    if "tokens" in method.reuse.uses:
+        raise ValueError(
+            f"{asked}: {kind} computes single tokens of a chunk, by what all of them and all branches did, of which "
+            "a process has its share; choose parallel=none, or a policy that computes chunks as a whole"
+        )
+    if parallel.by_branch:
+        if num_branches != parallel.world:
+            guided = f"{num_branches} guidance branches" if num_branches > 1 else "no guidance branches"
+            raise ValueError(
+                f"{asked} needs as many processes as branches, and {able.model} has {guided} with these settings for "
+                f"{parallel.world} processes; choose {'2 processes, or ' if num_branches > 1 else ''}parallel=heads"
+            )
+        if "branches" in method.reuse.uses:
+            raise ValueError(
+                f"{asked}: {kind} has each guidance branch skip by itself, and the other process would wait for it; "
+                "choose parallel=heads, or a policy that decides for all branches"
+            )
+        store = method.kv.store
+        if able.shares_keys and store.settles and not store.lossless:
+            raise ValueError(
+                f"{asked}: on {able.model} all branches hold one's keys of finished chunks, and codes of "
+                f"{type(store).__name__} are handed to no other process; choose parallel=heads, or "
+                "kv/store=full_precision, bfloat16 or host"
+            )
+        return
+    if num_heads % parallel.world:
+        raise ValueError(
+            f"{asked}: {num_heads} key-value heads cannot be shared out among {parallel.world} processes; choose a "
+            f"number that divides them: {_either([n for n in range(2, num_heads + 1) if num_heads % n == 0])}"
+        )
+    if tokens_per_frame < parallel.world:
+        raise ValueError(
+            f"{asked}: frames of {tokens_per_frame} tokens cannot be shared out among {parallel.world} processes; "
+            "choose fewer"
+        )
+    if not select.heads_apart and (select.by_head or method.kv.budget is not None):
+        raise ValueError(
+            f"{asked}: {type(select).__name__} chooses keys by all heads of a layer, and a process has its share of "
+            "them; choose parallel=none or branches, or a selector by which each head chooses for itself, such as "
+            "kv=joint"
+        )
+
+
 def unknown_distance(distance: str, able: Capabilities) -> ValueError:
     return ValueError(f"distance={distance!r} is unknown to {able.model}; choose {_either(able.distances)}")
 
@@ -143,6 +199,6 @@ _WORDS = {
 }
 
 
-def _either(names: Sequence[str]) -> str:
+def _either(names: Sequence[str | int]) -> str:
     *others, last = map(repr, names)
     return f"{', '.join(others)} or {last}" if others else last

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -19,7 +19,8 @@ from flowcache.kv.heads import HeadCache
 from flowcache.kv.rotary import RotaryPairs
 from flowcache.kv.store.base import Sizes
 from flowcache.method import Method
-from flowcache.models.capabilities import Capabilities, check_method
+from flowcache.models.capabilities import Capabilities, check_method, check_parallel
+from flowcache.parallel import ALONE, Parallel
 from flowcache.schedule import Schedule
 from flowcache.trace import Work
 
@@ -76,8 +77,10 @@ class CachingGeneration:
         num_branches: guidance branches.
         count_compression: how the model writes a layer's scoring down as work.
         attention_backend: that the network runs by.
+        parallel: this process's part in the video, refused where the method or the model does not go with it.
 
     Attributes:
+        branches: those that this process holds, of ``num_branches``.
         scores_after_rows: the published timing of compression scores after a row, by queries remembered from it.
     """
 
@@ -92,14 +95,20 @@ class CachingGeneration:
         num_branches: int,
         count_compression: CountCompression,
         attention_backend: str = AUTO,
+        parallel: Parallel = ALONE,
     ) -> None:
         frame, chunk = shape.tokens_per_frame, shape.tokens_per_chunk
         asked = 0 if method.kv.budget is None else method.kv.select.num_queries(frame, chunk)
         check_method(method, schedule, able, attention_backend, asked)
+        check_parallel(parallel, method, able, num_branches, shape.num_heads, frame)
         self.method, self.schedule, self.able = method, schedule, able
         self.clock = SectionClock("cpu")  # until the sampler gives its own
         self.first_cached = 0
-        self._shape, self._count_compression = shape, count_compression
+        self.parallel, self.num_branches = parallel, num_branches
+        self._count_compression = count_compression
+        # Heads are shared out by key-value heads, each with the query heads that read it.
+        self._head_shares = shares = parallel.world if parallel.by_head else 1
+        self._shape = replace(shape, num_heads=shape.num_heads // shares, query_heads=shape.query_heads // shares)
         self._is_cached = method.attention == "cached" or not able.cacheless
         remembers = method.kv.select.timing == "published" and self.scores_after_rows
         self._budget = plan_budget(
@@ -109,9 +118,10 @@ class CachingGeneration:
             frame,
             chunk,
             method.refresh_clean_kv,
-            lambda budget: num_branches * self._new_cache(budget, "meta").bytes_allocated,
+            lambda budget: num_branches * shares * self._new_cache(budget, "meta").bytes_allocated,
             shape.device,
-            query_heads=shape.query_heads if remembers else 0,
+            query_heads=self._shape.query_heads if remembers else 0,
+            devices=parallel.world,
         )
         self.quantity = able.quantity(method.forecast)
         self.branches = [
@@ -124,7 +134,7 @@ class CachingGeneration:
                     self.follows,
                 ),
             )
-            for index in range(num_branches)
+            for index in range(len(parallel.held(range(num_branches))))
         ]
 
     def _new_cache(self, budget: Budget | None, device: torch.device | str) -> KvCache:
@@ -160,7 +170,10 @@ class CachingGeneration:
         return True
 
     def report(self) -> tuple[tuple[int, ...], Tensor] | None:
-        return self.branches[0].history.take_report()
+        reported = self.branches[0].history.take_report()
+        if reported is not None and self.parallel.by_branch:
+            self.parallel.broadcast(reported[1], 0)
+        return reported
 
     def output(self, chunk: int) -> Tensor:
         """An active chunk's last computed output, of what is forecast; where each guidance branch forecasts by itself,
@@ -180,7 +193,7 @@ class CachingGeneration:
         total: Counter[str] = Counter()
         for cache in self.caches:
             total.update(cache.sizes)
-        return {use: size for use, size in total.items() if size}
+        return {use: size * self.parallel.world for use, size in total.items() if size}  # all processes' together
 
     @property
     def kv_bytes_allocated(self) -> int:
@@ -192,11 +205,11 @@ class CachingGeneration:
 
     @property
     def kv_bytes_used(self) -> int:
-        return sum(cache.bytes_used for cache in self.caches)
+        return sum(cache.bytes_used for cache in self.caches) * self.parallel.world
 
     @property
     def kv_unusable_kept(self) -> int:
-        return sum(cache.unusable_kept for cache in self.caches)
+        return self.parallel.total(sum(cache.unusable_kept for cache in self.caches), self._shape.device)
 
     @property
     def kv_compressions(self) -> int:
@@ -204,7 +217,8 @@ class CachingGeneration:
 
     @property
     def forecast_bytes_peak(self) -> int:
-        return sum(branch.history.bytes_peak for branch in self.branches)
+        apart = self.parallel.by_branch and self.quantity not in self.able.guided
+        return sum(branch.history.bytes_peak for branch in self.branches) * (self.num_branches if apart else 1)
 
     @property
     def forecast_corrections(self) -> int:
@@ -213,6 +227,34 @@ class CachingGeneration:
     @property
     def forecast_from(self) -> int:
         return max(branch.history.forecast_from for branch in self.branches)
+
+    # Branches that other processes compute.
+
+    def _of_all_branches(self, own: list[dict[int, Tensor]], work: list[Work]) -> list[Mapping[int, Tensor]]:
+        """Every branch's output by chunk, each [1, C, b, h, w], of those that this process holds; ``work``, which is
+        what these took, becomes what all took: they compute the same chunks."""
+        if not self.parallel.by_branch:
+            return own
+        work *= self.num_branches
+        (outputs,) = own
+        if not outputs:
+            return [{}] * self.num_branches
+        sizes = [output.shape[2] for output in outputs.values()]
+        found = self.parallel.gather(torch.cat([*outputs.values()], dim=2))
+        return [dict(zip(outputs, whole.split(sizes, dim=2), strict=True)) for whole in found]
+
+    def _share_chunk(self, chunk: int) -> None:
+        """Put the entries of a chunk that the last branch's cache holds into all others."""
+        source = self.caches[-1]
+        for cache in self.caches[:-1]:
+            cache.copy_chunk_from(source, chunk)
+        if self.parallel.by_branch:
+            last = self.num_branches - 1
+            for layer in range(self._shape.num_layers):
+                entries = torch.stack(source.read(layer, chunk, chunk))
+                self.parallel.broadcast(entries, last)
+                if self.parallel.rank != last:
+                    source.write(layer, chunk, *entries)
 
     # Estimates of clean latents, for a policy that measures them.
 
@@ -281,8 +323,9 @@ class CachingGeneration:
                 length = branch.cache.begin_observation(end - self.first_cached, scorer - self.first_cached)
             if length:
                 num_queries = select.num_queries(shape.tokens_per_frame, shape.tokens_per_chunk)
-                heads = (shape.query_heads, shape.num_heads, shape.head_channels)
-                work.append(self._count_compression(scorer, select.flops(*heads, num_queries, length)))
+                heads = (shape.query_heads * self._head_shares, shape.num_heads * self._head_shares)
+                flops = select.flops(*heads, shape.head_channels, num_queries, length)
+                work.append(self._count_compression(scorer, flops))
         return work
 
     def _looks(self, branch: Branch) -> bool:

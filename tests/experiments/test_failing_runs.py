@@ -43,7 +43,7 @@ RUN = {
     ),
     "quota": ("eval.atomic.os.fsync", fails(OSError(errno.EDQUOT, "Disk quota exceeded")), "the disk is full"),
     "GPU out of memory": (
-        "experiments.run.runner.take",
+        "experiments.run.ranks.take",
         fails(torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")),
         "GPU is out of memory .*Tried to allocate 2 GiB.*num_frames.*kv.budget.*workers=1.*device=",
     ),
@@ -53,12 +53,12 @@ RUN = {
         "the GPU is out of memory",
     ),
     "CPU out of memory": (
-        "experiments.run.runner.take",
+        "experiments.run.ranks.take",
         fails(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")),
         "memory ran out .*num_frames",
     ),
     "no compiler": (
-        "experiments.run.runner.take",
+        "experiments.run.ranks.take",
         fails(InductorError(RuntimeError("Failed to find C compiler."))),
         "compiling failed .*Failed to find C compiler.*compile=false",
     ),
@@ -68,12 +68,12 @@ RUN = {
         "a worker was killed, most likely because memory ran out .*workers=1",
     ),
     "any other error": (
-        "experiments.run.runner.take",
+        "experiments.run.ranks.take",
         fails(RuntimeError("broken\nin two lines")),
         "the run failed: RuntimeError: broken in two lines .debug=true shows where",
     ),
     "stopped by hand": (
-        "experiments.run.runner.take",
+        "experiments.run.ranks.take",
         fails(KeyboardInterrupt()),
         "stopped; .*the same command goes on",
     ),
@@ -114,7 +114,7 @@ def test_every_command_can_be_stopped_by_hand(monkeypatch, capsys):
 
 
 def test_debug_shows_where(command, monkeypatch):
-    monkeypatch.setattr("experiments.run.runner.take", fails(RuntimeError("broken")))
+    monkeypatch.setattr("experiments.run.ranks.take", fails(RuntimeError("broken")))
     with pytest.raises(RunFailed, match="broken") as caught:
         command(*SMALLEST, "debug=true")
     assert isinstance(caught.value.__cause__, RuntimeError)

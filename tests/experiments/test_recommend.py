@@ -17,9 +17,9 @@ from experiments.job.experiment import read_experiment
 from experiments.job.groups import CONF, groups
 from experiments.job.job import make_job
 from experiments.job.paths import ROOT
+from experiments.run.memory import bytes_of
 from experiments.run.plan import count_work, probe
 from experiments.studies import recommend
-from experiments.studies.memory import bytes_of
 from experiments.studies.recommend import Choice, asked, choose, main, read_rules, told_calibration, told_method
 from experiments.studies.recorded import TABLES, kv_figures, method_figures
 

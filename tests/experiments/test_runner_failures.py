@@ -117,7 +117,7 @@ def made_again(small_job, monkeypatch):
         taken = take(*arguments, **options)
         return replace(taken, frames=255 - taken.frames)
 
-    monkeypatch.setattr("experiments.run.runner.take", inverted)
+    monkeypatch.setattr("experiments.run.ranks.take", inverted)
     return replace(job, force=True), record
 
 

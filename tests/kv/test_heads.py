@@ -367,7 +367,7 @@ def test_what_does_not_go_with_heads_is_refused_before_any_work():
     select = always(one_kind(4, 1, 1))
     with pytest.raises(ValueError, match="bounds what every head keeps, and Kinds keeps frames by head; choose budget"):
         KvPolicy(select=select, budget="2 chunks")
-    with pytest.raises(ValueError, match="Integer leaves the first and newest chunks as they are"):
+    with pytest.raises(ValueError, match="Integer holds finished chunks as wholes"):
         new_cache(select, [3, 3], store=Integer(bits=8))
     with pytest.raises(ValueError, match="which MAGI-1 cannot do; choose kv=joint"):
         magi_goldens.small_generation(vanilla(select=select))

@@ -124,10 +124,11 @@ def small_generation(
     prefix_frames: int = 0,
     prompt_starts: tuple[int, ...] = (),
     seed: int = 0,
+    network: WanNetwork | None = None,
     **settings: Any,
 ) -> WanGeneration:
-    """A generation of 4 x 4 latents on the golden network, four tokens a latent frame; ``num_frames`` are latent ones,
-    prefix included."""
+    """A generation of 4 x 4 latents, four tokens a latent frame, by default on the golden network; ``num_frames`` are
+    latent ones, prefix included."""
     random = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -137,7 +138,7 @@ def small_generation(
     shape = (1, CHANNELS, num_frames - prefix_frames, 4, 4)
     fresh = sampling.most_steps - 1
     return WanGeneration(
-        golden_network(),
+        golden_network() if network is None else network,
         sampling,
         method,
         [draw(1, 10, 24) for _ in range(1 + len(prompt_starts))],

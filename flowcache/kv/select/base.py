@@ -85,6 +85,7 @@ class KeySelector(Part, ABC):
         observes: it looks in rows that compute, by ``observe``, and not only where something must go: in every
             ``look_every``-th.
         adds_up: what ``observe`` gives of each key is added up, and goes with the key.
+        heads_apart: what a head keeps does not depend on other heads, so that processes may share them out.
     """
 
     selects: ClassVar[bool] = True
@@ -94,6 +95,7 @@ class KeySelector(Part, ABC):
     observes: ClassVar[bool] = False
     look_every: ClassVar[int] = 1
     adds_up: ClassVar[bool] = False
+    heads_apart: ClassVar[bool] = True
 
     @abstractmethod
     def select(self, entries: Entries, budget: int) -> Selection:

@@ -42,6 +42,7 @@ class HeadSelector(KeySelector):
     """
 
     by_head: ClassVar[bool] = True
+    heads_apart: ClassVar[bool] = False
     heads: HeadMap | str | Path | None = None
 
     def __post_init__(self) -> None:

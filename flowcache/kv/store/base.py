@@ -15,8 +15,9 @@ from torch import Tensor
 from flowcache.part import Part
 
 # What memory is for: entries in the type that they are held in; codes; what codes are read by (scales, lowest numbers,
-# ids and centroids); a layer put in order to be read; what a selection remembers beside its entries.
-KvUse = Literal["entries", "codes", "scales", "read_buffer", "selection"]
+# ids and centroids); entries in host memory; a layer put in order to be read; what a selection remembers beside its
+# entries.
+KvUse = Literal["entries", "codes", "scales", "host", "read_buffer", "selection"]
 Sizes = dict[KvUse, int]
 
 
@@ -50,7 +51,7 @@ class KvStore(Part, ABC):
 
     Attributes:
         lossless: what is read is what was written, to the bit.
-        settles: what is final is held less precisely from then on, see ``settle``.
+        settles: what is final is held otherwise from then on, less precisely or elsewhere, see ``settle``.
         newest_chunks, sink_chunks: finished chunks, the newest and the first ones of a window, that are not settled.
     """
 
@@ -92,7 +93,7 @@ class KvStore(Part, ABC):
         """Take over every layer's entries from another branch's store of the same shape."""
 
     def settle(self, layer: int, slots: slice) -> None:
-        """One block's entries are final: the store may hold them less precisely from now on."""
+        """One block's entries are final: the store may hold them otherwise from now on."""
 
     def clear(self) -> None:
         """Nothing that was written is asked for again."""

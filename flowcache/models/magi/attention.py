@@ -7,7 +7,8 @@ E channels a head, L caption tokens.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from flowcache.kv.cache import KvCache
 from flowcache.kv.rotary import RotaryPairs
 from flowcache.models.chunk_tokens import Subset
 from flowcache.models.magi.config import PROJECTION_SLICES, DitConfig
+from flowcache.parallel import TokenSplit
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,12 @@ class Pack:
     cache: KvCache | None
     slices: tuple[slice, ...]  # of each member's tokens
     rows: Tensor | None = None  # int64 [S], each token's member, where not all tokens of all members run
+    split: TokenSplit | None = None  # where processes share the tokens out: rope is then of this one's
+
+    @cached_property
+    def own(self) -> Pack:
+        """The same of this process's tokens alone."""
+        return self if self.split is None else replace(self, slices=self.split.slices)
 
 
 class LayerNorm1p(nn.Module):
@@ -173,7 +181,12 @@ class ParallelAttention(nn.Module):
     def forward(self, x: Tensor, pack: Pack) -> Tensor:
         """Tokens [B, S, D] -> projected attention [B, S, D]; writes the fresh keys and values into the cache."""
         query, key, value, cross_query = self._project(x, pack.rope)
-        return self._join(self._self_attention(query, key, value, pack), self._cross_attention(cross_query, pack))
+        if pack.split is None:
+            self_out = self._self_attention(query, key, value, pack)
+        else:
+            self_out = self._self_attention(*pack.split.to_heads(query, key, value), pack)
+            self_out = pack.split.to_tokens(self_out, heads=2, tokens=1)
+        return self._join(self_out, self._cross_attention(cross_query, pack.own))
 
     def _project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Tokens [B, S, D] -> query, key, value and cross-attention query, queries folded."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import torch
@@ -38,6 +39,8 @@ ABLE = Capabilities(
     distances=("embedded_latent", "latent", "clean", "filtered_latent"),
     quantities=("velocity", "clean", "displacement"),
     correctable=("velocity", "clean"),
+    guided=("velocity", "clean", "displacement"),
+    shares_keys=True,
     motions=("latent",),
     decisions=("repeat", "held", "isolated", "tokens", "oldest_keys"),
 )
@@ -111,7 +114,8 @@ class MagiGeneration(CachingGeneration):
             dit.rope.pairs(noise.shape[3] // config.patch_size, noise.shape[4] // config.patch_size),
         )
         branches = 1 if runtime.cfg_number == 1 else 2
-        super().__init__(method, schedule, ABLE, shape, branches, self._flops.compression, dit.attention_backend)
+        runs = self._flops.compression, dit.attention_backend, dit.parallel
+        super().__init__(method, schedule, ABLE, shape, branches, *runs)
         self._history = self.branches[0].history
         self._awaiting_refresh = self.branches[0].awaiting  # all branches compute in the same rows
         self._rope = dit.rope_table(num_chunks, width, noise.shape[3], noise.shape[4])
@@ -278,7 +282,7 @@ class MagiGeneration(CachingGeneration):
         """Begin the compression of chunks before ``end``, or of all that were final before the row, by a chunk's
         queries."""
         end = self._final_end(self.branches[0], row.oldest.chunk) if end is None else end
-        return self._begin_compression(self.branches, end, scorer)
+        return self._begin_compression(self.branches, end, scorer) * (self.num_branches // len(self.branches))
 
     def _put_given_frames(self) -> None:
         """Restore the given frames of the chunk that is only partly given."""
@@ -306,7 +310,8 @@ class MagiGeneration(CachingGeneration):
     def _guidance_1(self, row: Row, passes: list[_Pass]) -> dict[int, Tensor]:
         """Velocity [1, C, f, h, w] of every chunk that computes, its own tensor."""
         velocities: dict[int, Tensor] = {}
-        for item, v in zip(passes, self._forward(row, passes, self.caches[0]), strict=True):
+        forward = self._forward(row, passes, self.caches[0])
+        for item, v in zip(passes, forward.chunk(len(passes), dim=2), strict=True):
             chunk = item.member.position
             if item.kind == "denoise":
                 velocities[chunk] = v.clone()  # of a forward's output that would stay with it
@@ -317,21 +322,23 @@ class MagiGeneration(CachingGeneration):
 
     def _guidance_3(self, row: Row, passes: list[_Pass]) -> dict[int, Tensor]:
         """The same: captioned, null with history, and null alone; history always comes from the null passes."""
-        captioned, null = self.caches
         null_passes = [_Pass(p.kind, replace(p.member, caption=self.null_caption), p.time) for p in passes]
         alone = [
             _Pass(p.kind, Member(p.member.position, self.null_caption, alone=True), p.time)
             for p in passes
             if p.kind == "denoise"
         ]
-        with_text = self._forward(row, passes, captioned)
-        with_history = self._forward(row, null_passes, null, dropped=True)
-        without = iter(self._forward(row, alone, None, dropped=True))
-        velocities: dict[int, Tensor] = {}
+        captioned, null = self.caches[0], self.caches[-1]
+        # The first number is whose process computes it; the last forward, without history, takes least.
+        taken = [(0, passes, captioned, False), (1, null_passes, null, True), (0, alone, None, True)]
+        forwards = [(branch, partial(self._forward, row, *rest), len(rest[0])) for branch, *rest in taken]
+        found = self.parallel.run(forwards, self.latents[:, :, self._frames(0)])
+        with_text, with_history, last = (v.chunk(size, dim=2) for v, (*_, size) in zip(found, forwards, strict=True))
+        without, velocities = iter(last), dict[int, Tensor]()
         for item, text, history in zip(passes, with_text, with_history, strict=True):
             chunk = item.member.position
             if item.kind == "refresh":
-                captioned.copy_chunk_from(null, chunk)
+                self._share_chunk(chunk)
                 continue
             previous_scale, text_scale = self.runtime.guidance_scales(row.step_of(chunk).t)
             velocities[chunk] = (
@@ -339,16 +346,13 @@ class MagiGeneration(CachingGeneration):
             )
         return velocities
 
-    def _forward(
-        self, row: Row, passes: Sequence[_Pass], cache: KvCache | None, dropped: bool = False
-    ) -> Sequence[Tensor]:
-        """Velocities of all members, each [1, C, f, h, w]."""
+    def _forward(self, row: Row, passes: Sequence[_Pass], cache: KvCache | None, dropped: bool = False) -> Tensor:
+        """Velocities of all members, one after another: [1, C, f, h, w]."""
         chunks = [p.member.position for p in passes]
         latents = joined([self.latents[:, :, self._frames(chunk)] for chunk in chunks], dim=2)
         gates = self._gates.of(row.interval, [p.time for p in passes], dropped)
         rope = tuple(joined([table[chunk] for chunk in chunks], dim=0) for table in self._rope)
-        velocity = self.dit(latents, gates, [p.member for p in passes], cache, rope)
-        return velocity.chunk(len(passes), dim=2)
+        return self.dit(latents, gates, [p.member for p in passes], cache, rope)
 
     def _member(self, chunk: int, caption: CaptionKv, step: int | None) -> Member:
         look_back = self.runtime.look_back(step)

@@ -36,6 +36,7 @@ from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 from flowcache.models.offload import Visits, is_short
 from flowcache.models.random_weights import fill_random
 from flowcache.models.shapes import shapes_of
+from flowcache.parallel import Parallel
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
@@ -162,6 +163,10 @@ class Magi:
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
         """See flowcache.kernels.set_kernels."""
         set_kernels(self.dit, attention_backend, compiled)
+
+    def set_parallel(self, parallel: Parallel) -> None:
+        """What this process computes of every generation from now on, see flowcache.parallel."""
+        self.dit.parallel = parallel
 
     def one_layer(self) -> AbstractContextManager[None]:
         """See flowcache.kernels.one_layer."""

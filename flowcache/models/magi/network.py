@@ -23,6 +23,7 @@ from flowcache.kv.cache import KvCache
 from flowcache.models.chunk_tokens import RunningTokens
 from flowcache.models.magi.attention import CaptionKv, LayerNorm1p, LearnedRotary, Member, Pack, ParallelAttention
 from flowcache.models.magi.config import DitConfig
+from flowcache.parallel import ALONE, Parallel
 
 
 class TimestepEmbedder(nn.Module):
@@ -133,12 +134,14 @@ class MagiDit(nn.Module):
 
     Attributes:
         attention_backend, depth: which kernel computes its attention, and how many layers run, see flowcache.kernels.
+        parallel: this process's part in generations, see flowcache.parallel.
     """
 
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         self.config = config
         self.attention_backend, self.depth = AUTO, None
+        self.parallel: Parallel = ALONE
         patch = (config.t_patch_size, config.patch_size, config.patch_size)
         sizes = (config.in_channels, config.hidden_size, patch, patch)
         self.x_embedder = nn.Conv3d(*sizes, bias=False, dtype=torch.float32)
@@ -213,12 +216,17 @@ class MagiDit(nn.Module):
             rope = self.rope((offsets[:, None] + torch.arange(per_chunk)).flatten(), height, width)
         running = RunningTokens.of([member.subset for member in members], tokens)
         rope = tuple(running.take(table, dim=0) for table in rope)
-        pack = Pack(tuple(members), rope, cache, running.slices, running.rows(tokens))
         x = running.take(x, dim=1)
+        split = self.parallel.split(num_members, tokens)
+        if split is not None:
+            x, rope = split.own(x, dim=1), tuple(split.own(table, dim=0) for table in rope)
+        pack = Pack(tuple(members), rope, cache, running.slices, running.rows(tokens), split)
         with attention_kernel(self.attention_backend):
             for layer, own in zip(self.videodit_blocks.layers[: 1 if x.is_meta else self.depth], gates, strict=False):
                 x = layer(x, own, pack)
         x = self.final_linear.linear(self.videodit_blocks.final_layernorm(x.float()))
+        if split is not None:
+            x = split.whole(x, dim=1)
         if running.places is not None:
             x = running.put(x, x.new_zeros(len(x), num_members * tokens, x.shape[2]), dim=1)
         return self._unpatchify(x, frames, height, width)

@@ -114,8 +114,8 @@ class SkyReelsGeneration(CachingGeneration):
         rotary = rotary_pairs(channels, self._rows // patch[1], self._columns // patch[2], network.device)
         sizes = (config.num_layers, heads, channels, heads, tokens_per_frame, self._tokens, longest)
         shape = CacheShape(*sizes, network.dtype, network.device, rotary)
-        counting = self._flops.compression
-        super().__init__(method, schedule, ABLE, shape, len(captions), counting, network.attention_backend)
+        runs = self._flops.compression, network.attention_backend, network.parallel
+        super().__init__(method, schedule, ABLE, shape, len(captions), *runs)
         self._forecasts_guided = self.quantity in ABLE.guided
         self._frames = None if video is None else ChunkFrames(video, schedule.prefix_chunks, emit_given_frames)
         # What the last row's blocks put out in each branch, by chunk, where a policy measures it.
@@ -129,10 +129,10 @@ class SkyReelsGeneration(CachingGeneration):
 
     def start(self, clock: SectionClock) -> list[Work]:
         self._set_clock(clock)
-        self._captions = [self.network.caption(features) for features in self._features]
+        self._captions = [self.network.caption(features) for features in self.parallel.held(self._features)]
         times = torch.tensor(all_times(self.sampling), device=self.network.device)
         self._table = self.network.time_table(times, self.sampling.fps)
-        return [self._flops.caption() for _ in self.branches] + [self._flops.times(len(times))]
+        return [self._flops.caption() for _ in self._features] + [self._flops.times(len(times))]
 
     def begin_row(self, row: Row) -> None:
         self._row = row
@@ -167,10 +167,9 @@ class SkyReelsGeneration(CachingGeneration):
             self._run(branch, caption, row, decision, index, work)
             for index, (branch, caption) in enumerate(zip(self.branches, self._captions, strict=True))
         ]
-        self._velocities = velocities[0]
-        if len(velocities) == 2:
-            with_prompt, without = velocities
-            scale = self.sampling.guidance_scale
+        self._velocities, *guides = self._of_all_branches(velocities, work)
+        for without in guides:
+            scale, with_prompt = self.sampling.guidance_scale, self._velocities
             self._velocities = {
                 chunk: without[chunk] + scale * (with_prompt[chunk] - without[chunk]) for chunk in without
             }

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from flowcache.kv.cache import KvCache
 from flowcache.kv.window import Sink
 from flowcache.models.chunk_tokens import Subset
+from flowcache.parallel import TokenSplit
 
 Attention: TypeAlias = WanAttention | SkyReelsV2Attention  # the same modules, under two names
 TransformerBlock: TypeAlias = WanTransformerBlock | SkyReelsV2TransformerBlock
@@ -72,6 +73,7 @@ class Pack:
     rope: tuple[Tensor, Tensor]  # cosine and sine, each [S, 1, E/2]
     cache: KvCache | None = None
     rows: Tensor | None = None  # int64 [S], each token's frame, where not all tokens of all members run
+    split: TokenSplit | None = None  # where processes share the tokens out: rope is then of this one's
 
     @cached_property
     def starts(self) -> tuple[int, ...]:
@@ -103,7 +105,12 @@ class Block:
         With ``pack.rows`` tokens are [S, 1, D], each with its frame's modulation.
         """
         query, key, value = self._project(x, modulation, pack.rope, pack.rows)
-        x, query = self._between(x, self._attend(query, key, value, pack), modulation, pack.rows)
+        if pack.split is None:
+            out = self._attend(query, key, value, pack)
+        else:
+            out = self._attend(*pack.split.to_heads(query, key, value), pack)
+            out = pack.split.to_tokens(out, heads=1, tokens=2)
+        x, query = self._between(x, out, modulation, pack.rows)
         out = F.scaled_dot_product_attention(query, caption.keys[self.layer], caption.values[self.layer])
         return self._finish(x, out, modulation, pack.rows)
 

@@ -138,8 +138,8 @@ class WanGeneration(CachingGeneration):
             rotary_pairs(config.attention_head_dim, rows, columns, network.device),
         )
         able = ABLE_UNIPC if sampling.solver == "unipc" else ABLE
-        backend, branches = network.attention_backend, 1 if negative is None else 2
-        super().__init__(method, schedule, able, shape, branches, self._flops.compression, backend)
+        runs = self._flops.compression, network.attention_backend, network.parallel
+        super().__init__(method, schedule, able, shape, 1 if negative is None else 2, *runs)
         self._history = self.branches[0].history  # of all branches together
         self._steps = (
             UniPc(noise_levels(sampling.num_steps, sampling.shift)[0])
@@ -230,8 +230,9 @@ class WanGeneration(CachingGeneration):
         captions = [prompt] if self._negative is None else [prompt, self._captions[-1]]
         velocities = [
             self._forward(branch, caption, row, decision.compute, work)
-            for branch, caption in zip(self.branches, captions, strict=True)
+            for branch, caption in zip(self.branches, self.parallel.held(captions), strict=True)
         ]
+        velocities = self._of_all_branches(velocities, work)
         for chunk, velocity in velocities[0].items():
             if len(velocities) == 2:
                 without = velocities[1][chunk]
@@ -281,7 +282,7 @@ class WanGeneration(CachingGeneration):
 
         Given frames and those encoded anew for a new prompt count as they ran.
         """
-        rows, start, branches = self.schedule.rows, self.blocks.start, len(self.branches)
+        rows, start, branches = self.schedule.rows, self.blocks.start, self.num_branches
         total = sum(work.flops for _, work in trace.work if work.kind in ("prefix", "recache"))
         for index, chunk in [(index, work.chunk) for index, work in trace.work if work.kind == "denoise"]:
             chunks = rows[index].chunks

@@ -7,7 +7,7 @@ latent channels, h x w latent rows and columns.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +18,7 @@ from flowcache.kernels import AUTO, attention_kernel, compile_methods
 from flowcache.kv.cache import KvCache
 from flowcache.models.chunk_tokens import RunningTokens
 from flowcache.models.wan.attention import Block, CaptionKv, Member, Pack, caption_kv
+from flowcache.parallel import ALONE, Parallel
 
 Transformer: TypeAlias = WanTransformer3DModel | SkyReelsV2Transformer3DModel
 
@@ -44,6 +45,7 @@ class WanNetwork:
 
     Attributes:
         attention_backend, depth: which kernel computes its attention, and how many layers run, see flowcache.kernels.
+        parallel: this process's part in generations, see flowcache.parallel.
     """
 
     def __init__(self, transformer: Transformer) -> None:
@@ -53,6 +55,7 @@ class WanNetwork:
             raise ValueError(problem)
         self.transformer, self.config = transformer, config
         self.attention_backend, self.depth = AUTO, None
+        self.parallel: Parallel = ALONE
         self._blocks = [Block(block, layer) for layer, block in enumerate(transformer.blocks)]
 
     @property
@@ -106,10 +109,14 @@ class WanNetwork:
 
         On device "meta", where there are shapes alone, one block stands for all, which are alike.
         """
+        frames, split = len(x), self.parallel.split(*x.shape[:2])
+        if split is not None:
+            x = split.own(x.flatten(0, 1), dim=0).unflatten(0, (frames, -1))
+            pack = replace(pack, rope=tuple(split.own(table, dim=0) for table in pack.rope), split=split)
         with attention_kernel(self.attention_backend):
             for block in self._blocks[: 1 if x.is_meta else self.depth]:
                 x = block(x, modulation, caption, pack)
-        return x
+        return x if split is None else split.whole(x.flatten(0, 1), dim=0).unflatten(0, (frames, -1))
 
     def run(
         self,

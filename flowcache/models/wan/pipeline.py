@@ -28,6 +28,7 @@ from flowcache.models.wan.modules import fill_rope, load_vae, set_dtypes
 from flowcache.models.wan.network import WanNetwork
 from flowcache.models.wan.text import MAX_TOKENS, TextEncoder
 from flowcache.models.wan.vae import WanVae
+from flowcache.parallel import Parallel
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
@@ -176,6 +177,10 @@ class WanPipeline(Generic[Network, Sampling]):
     def set_kernels(self, attention_backend: str = AUTO, compiled: bool = False) -> None:
         """See flowcache.kernels.set_kernels."""
         set_kernels(self.network, attention_backend, compiled)
+
+    def set_parallel(self, parallel: Parallel) -> None:
+        """What this process computes of every generation from now on, see flowcache.parallel."""
+        self.network.parallel = parallel
 
     def one_layer(self) -> AbstractContextManager[None]:
         """See flowcache.kernels.one_layer."""

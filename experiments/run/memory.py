@@ -29,15 +29,17 @@ class Memory:
 
     Attributes:
         weights: by network; without a text encoder that leaves the device before the first row.
-        kv: that the KV caches allocate.
+        kv: that the KV caches allocate there; of a video that several GPUs share out, on one of them.
         working: activations of the fullest rows, or what decoding a chunk takes, whichever is more.
         text_leaves: whether the text encoder leaves.
+        host: that the KV caches allocate in host memory instead.
     """
 
     weights: dict[str, int]
     kv: int
     working: int
     text_leaves: bool
+    host: int = 0
 
     @property
     def peak(self) -> int:
@@ -95,10 +97,12 @@ def memory_of(job: Job, model: Any, text_bytes: int, limit: int | None, on_gpu: 
         generation = generation_of(job, model)
     except (CheckpointError, ValueError) as error:
         raise BadInput(str(error)) from error
-    kv = generation.kv_bytes_allocated
+    by_use, cards = generation.kv_bytes_by_use, generation.parallel.world
+    host = by_use.get("host", 0) // cards
+    kv = generation.kv_bytes_allocated // cards - host
     working = max(activation_bytes(generation, job), decode_bytes(model, job))
     leaves = on_gpu and limit is not None and limit < ROOM_GIB * 2**30
     weights = {name: size for name, size in model.weights_bytes.items() if name != TEXT_ENCODER}
     if not leaves and text_bytes:
         weights[TEXT_ENCODER] = text_bytes
-    return Memory(weights, kv, working, leaves)
+    return Memory(weights, kv, working, leaves, host)
