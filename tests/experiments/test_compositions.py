@@ -91,10 +91,14 @@ def made_or_refused(name: str, reuse: str, parts: Parts, attention: str = "cache
     """The reason of a refusal; None where it ran."""
     loaded, short = model(name)
     method = replace(composition(reuse, *parts), attention=attention)
+    reason = None
     try:
         generation = loaded.generation("a red circle", loaded.frames_of(3), method, 0, **short)
     except ValueError as error:
-        return str(error)
+        reason = str(error)
+    if reason is not None:  # which model, and either what to choose or what it cannot follow
+        assert "choose" in reason or "cannot follow" in reason
+        return reason
     trace = Trace()
     with suppress(_Enough):
         list(sample(generation, trace, observe=_stop))
