@@ -102,7 +102,7 @@ def store_lines(sizes: Sizes, num_runs: int, device: str) -> Iterator[str]:
 def _store_line(name: str, sizes: Sizes, num_runs: int, device: str, plain_s: float | None) -> tuple[str, float]:
     """The line, and seconds of one chunk's attention to all chunks, reading among it."""
     store = make_method(composed([f"kv/store={name}"])).kv.store
-    policy = KvPolicy(store=replace(store, sink_chunks=0) if store.settles else store)
+    policy = KvPolicy(store=replace(store, sink_chunks=0) if store.sink_chunks else store)
     shape = (NUM_GROUPS, CHANNELS, sizes.chunk, CHUNKS + 1)
     cache = KvCache(2, *shape, device=device, policy=policy, open_chunks=1)  # a second layer, whose turn is between
     deep = KvCache(NUM_LAYERS, *shape, dtype=torch.bfloat16, device="meta", policy=policy, open_chunks=1)

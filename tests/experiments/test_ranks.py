@@ -80,8 +80,8 @@ def test_other_commands_do_not_wait_for_processes_that_none_leads(of_torchrun):
         job.load_model()
 
 
-def named(job: Job, text: str) -> str:
-    return f"{text} by {dist.get_rank()}"
+def named(job: Job, word: str) -> str:
+    return f"{word} by {dist.get_rank()}"
 
 
 def one_fails(job: Job) -> None:
@@ -96,7 +96,7 @@ def lead_then_fail(rank: int) -> None:
     taken = Take(np.zeros((1, 1, 1, 3), np.uint8), [1.0 + rank, 3.0 - rank], {}, Trace(), 1.0 + rank)
     late, done = slowest(taken), ""
     if rank == 0:
-        done = together(job, partial(named, text="done"))
+        done = together(job, partial(named, word="done"))
         # One measures what all have made, and torchmetrics must not wait for the others.
         clip = np.zeros((2, 16, 16, 3), np.uint8)
         done += f", ssim {ssim(clip, clip)}"

@@ -16,7 +16,7 @@ from experiments.records import RecordStore, untimed
 from experiments.records.collect import collect, video_frame
 from experiments.records.record import Timing
 from experiments.records.timings import commonest_way, timed, way_of, ways
-from experiments.run import environment, runner, sweep
+from experiments.run import environment, ranks, sweep
 from experiments.run.main_job import run_job
 from experiments.run.runner import Runner
 from experiments.show.ablations import settings_frame
@@ -43,8 +43,8 @@ def calls(monkeypatch) -> list[str]:
         made_by.append(type(method.reuse).__name__)
         return original(model, prompt, num_frames, method, *rest, **options)
 
-    original = runner.take
-    monkeypatch.setattr(runner, "take", counted)
+    original = ranks.take
+    monkeypatch.setattr(ranks, "take", counted)
     monkeypatch.setattr(Runner, "take", lambda self, method, prompt: self._take(method, prompt, self.job.num_frames))
     return made_by
 
