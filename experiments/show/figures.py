@@ -118,8 +118,9 @@ class Reuse:
 
     def floor_db(self, quality: str) -> float | None:
         """What rounding alone leaves of the baseline's video, where that was measured."""
-        folders = self.subject.to.folder, PUBLISHED
-        return noise_floor(folders, self.subject.stem, self.baseline, self.videos["weights"].unique(), quality)
+        job, folders = self.subject.job, (self.subject.to.folder, PUBLISHED)
+        told = job.model_name, job.setting_name, self.baseline, self.videos["weights"].unique()
+        return noise_floor(folders, *told, quality)
 
 
 def reuse_of(subject: Subject) -> Reuse:

@@ -15,23 +15,23 @@ WAY = "noise moved by 1e-06"  # the row of the table that figures show
 _KEYS = {"psnr": "mean_capped_db", "latent_snr": "latent_mean_db"}
 
 
-def noise_floor(folders: Sequence[Path], stem: str, method: str, weights: Sequence[str], quality: str) -> float | None:
+def noise_floor(
+    folders: Sequence[Path], model: str, setting: str, method: str, weights: Sequence[str], quality: str
+) -> float | None:
     """What the first of the folders that has it says of a method's own video, in dB; None, and a message, without it.
 
     Args:
         folders: of tables/.
-        stem: "<model>_<setting>".
-        method, weights: of what is drawn; a floor of others does not hold for it.
+        model, setting, method, weights: of what is drawn; a floor of others does not hold for it.
         quality: "psnr", each video at most 60 dB, or "latent_snr".
     """
     for folder in folders:
-        path = folder / "tables" / f"{stem}_floor.csv"
+        path = folder / "tables" / f"{model}_{setting}_floor.csv"
         if path.is_file():
             table = pd.read_csv(path).set_index("way")
             own = table.loc[WAY]
             if own["method"] == method and set(weights) == {own["weights"]}:
                 return float(own[_KEYS[quality]])
-    model = stem.partition("_")[0]
     print(
         f"figures: no line for what rounding alone does to {method}'s videos of these weights; "
         f"python -m experiments.floor model={model} measures it",
@@ -40,7 +40,7 @@ def noise_floor(folders: Sequence[Path], stem: str, method: str, weights: Sequen
     return None
 
 
-def draw_floor(axes: Axes, floor_db: float | None, method: str) -> None:
-    """A line across the axes, where there is a floor."""
+def draw_floor(axes: Axes, floor_db: float | None) -> None:
+    """A line across the axes, where there is a floor: the baseline's own video, of moved noise."""
     if floor_db is not None:
-        axes.axhline(floor_db, color=BLACK, linestyle="--", linewidth=0.6, zorder=0, label=f"{method}, {WAY}")
+        axes.axhline(floor_db, color=BLACK, linestyle="--", linewidth=0.6, zorder=0, label=WAY)

@@ -68,7 +68,7 @@ def draw_pareto(
             axes.errorbar(best["flops"] / scale, best[quality], yerr=bars, elinewidth=0.6, **look)
         axes.axvline(baseline_flops / scale, color=BLACK, linestyle=":", linewidth=0.8, label=f"{baseline}'s compute")
         axes.set_ylabel(label.format(baseline))
-    draw_floor(panels[0], floor_db, baseline)
+    draw_floor(panels[0], floor_db)
     panels[-1].set_xlabel(f"executed {unit} a video (mean)")
     panels[0].set_title(f"Pareto front, 95 %, n = {points['n'].max()} ({subject})")
     handles, labels = panels[0].get_legend_handles_labels()

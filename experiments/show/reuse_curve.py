@@ -350,12 +350,12 @@ def draw_reuse_curve(
         style = LINE_STYLES[alike.get(colour, 0) % len(LINE_STYLES)]
         alike[colour] = alike.get(colour, 0) + 1
         _curve(axes, mine, name, curves, colour, marker, style)
-    draw_floor(axes, floor_db, baseline)
+    draw_floor(axes, floor_db)
     axes.set_title(f"Reuse at equal compute, {curves.title} {curves.at:g} ({subject})")
     axes.set_xlabel(f"compute left (share of {baseline}'s executed FLOPs)")
     axes.set_ylabel(f"{curves.shown.title} to {baseline}, dB (mean, 95 %, n = {points['n'].max()})")
     figure.set_figheight(2.5 + 0.1 * len(groups))
-    ncols = 3 if max(len(name) for name, _ in groups) <= 12 else 2
+    ncols = 3 if max(map(len, axes.get_legend_handles_labels()[1])) <= 12 else 2
     figure.legend(loc="outside lower center", ncols=ncols, handlelength=3)  # inside it would cover points; dashes show
     return figure
 

@@ -112,7 +112,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def table(frame: pd.DataFrame, source: str) -> Table:
+def table(found: pd.DataFrame, source: str) -> Table:
+    """Of a ``summary``."""
     columns = [
         Column("made with", "way"),
         Column("n", "n"),
@@ -135,7 +136,7 @@ def table(frame: pd.DataFrame, source: str) -> Table:
         "What rounding does to a video.",
         f"Measured here ({source}). Against the same prompt's own video; identical ones have infinitely many dB.",
         tuple(columns),
-        summary(frame),
+        found,
         (),
     )
 
@@ -160,7 +161,6 @@ def main(arguments: Sequence[str]) -> int:
         f"seed {job.seed}; {made_by()}; weights {weights_id(job)}"
     )
     to = destination(job.output_dir, publish)
-    told = table(pd.DataFrame(rows), source)
-    told.data["method"], told.data["weights"] = job.method_name, weights_id(job)
-    to.save_table(f"{job.model_name}_{job.setting_name}_floor", told)
+    found = summary(pd.DataFrame(rows)).assign(method=job.method_name, weights=weights_id(job))
+    to.save_table(f"{job.model_name}_{job.setting_name}_floor", table(found, source))
     return 0

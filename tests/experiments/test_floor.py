@@ -54,7 +54,7 @@ def test_the_command_makes_its_table(tmp_path, model):
     assert set(data["method"]) == {"vanilla_kv" if model == "skyreels" else "vanilla"}
     check_says_all(tmp_path / "tables" / f"{model}_embedded_floor.md")
     folders, (weights,) = (tmp_path,), set(data["weights"])
-    found = noise_floor.noise_floor(folders, f"{model}_embedded", data["method"][0], [weights], "latent_snr")
+    found = noise_floor.noise_floor(folders, model, "embedded", data["method"][0], [weights], "latent_snr")
     assert found == pytest.approx(data["latent_mean_db"][0])
 
 
@@ -77,19 +77,21 @@ def floor_table(tmp_path):
 @pytest.mark.parametrize(("quality", "db"), [("psnr", 52.5), ("latent_snr", 71.0)])
 def test_figures_show_the_floor_of_their_own_videos(floor_table, tmp_path, capsys, quality, db):
     folders = (tmp_path / "none_here", floor_table)
-    assert noise_floor.noise_floor(folders, "magi_embedded", "vanilla", ["abc"], quality) == db
+    assert noise_floor.noise_floor(folders, "magi", "embedded", "vanilla", ["abc"], quality) == db
     assert not capsys.readouterr().err
     for method, weights in (("vanilla_kv", ["abc"]), ("vanilla", ["abd"]), ("vanilla", ["abc", "abd"])):
-        assert noise_floor.noise_floor(folders, "magi_embedded", method, weights, quality) is None
+        assert noise_floor.noise_floor(folders, "magi", "embedded", method, weights, quality) is None
         assert "python -m experiments.floor model=magi measures it" in capsys.readouterr().err
+    assert noise_floor.noise_floor(folders, "wan_multistep", "embedded", "vanilla", ["abc"], quality) is None
+    assert "model=wan_multistep measures it" in capsys.readouterr().err
 
 
 def test_the_floor_is_a_line_with_a_name_and_none_is_no_line():
     figure, (with_it, without) = plt.subplots(2)
-    noise_floor.draw_floor(with_it, 52.5, "vanilla")
-    noise_floor.draw_floor(without, None, "vanilla")
+    noise_floor.draw_floor(with_it, 52.5)
+    noise_floor.draw_floor(without, None)
     (line,) = with_it.lines
     assert list(line.get_ydata()) == [52.5, 52.5]
-    assert line.get_label() == "vanilla, noise moved by 1e-06"
+    assert line.get_label() == "noise moved by 1e-06"
     assert not without.lines
     plt.close(figure)

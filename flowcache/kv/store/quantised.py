@@ -19,14 +19,15 @@ __all__ = ["KINDS", "Kind", "Quantised"]
 
 @dataclass(kw_only=True)
 class Quantised(Settling):
-    """Attributes.
+    """Finished chunks are settled as codes, less precise than what was written.
 
-    newest_chunks: finished chunks, beside those being denoised, that stay in full precision until newer ones are
-        finished.
-    sink_chunks: first chunks of a window that always do, unless a budget makes all finished ones one.
-    correction: take off the logits of settled keys what rounding adds to them in the mean: of noise e in a key,
-        exp(logit) grows by exp(var(q.e) / 2), so that such keys would draw attention from exact ones
-        (arXiv 2605.26266, as we read its abstract).
+    Attributes:
+        newest_chunks: finished chunks, beside those being denoised, that stay in full precision until newer ones are
+            finished.
+        sink_chunks: first chunks of a window that always do, unless a budget makes all finished ones one.
+        correction: take off the logits of settled keys what rounding adds to them in the mean: of noise e in a key,
+            exp(logit) grows by exp(var(q.e) / 2), so that such keys would draw attention from exact ones
+            (arXiv 2605.26266, as we read its abstract).
     """
 
     lossless: ClassVar[bool] = False
