@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -14,6 +16,7 @@ import torch
 from torch import distributed as dist
 
 Work = Callable[[int], Any]
+ROUNDING = "tests.rounding"  # a plugin of this process, which its numbers are compared under, goes with it
 LIMIT_S = 400  # on a machine that others keep busy; two free cores take under a minute
 
 
@@ -21,7 +24,9 @@ def together(work: Work, world: int, folder: Path) -> list[Any]:
     """What a function of a module gives of each rank. Raises RuntimeError, with what was printed, once one fails; and
     ends all of them by then."""
     context = multiprocessing.get_context("spawn")
-    started = [context.Process(target=_run, args=(work, rank, world, folder), daemon=True) for rank in range(world)]
+    plugin = ROUNDING in sys.modules
+    arguments = [(work, rank, world, folder, plugin) for rank in range(world)]
+    started = [context.Process(target=_run, args=each, daemon=True) for each in arguments]
     for process in started:
         process.start()
     end = time.monotonic() + LIMIT_S
@@ -41,8 +46,10 @@ def together(work: Work, world: int, folder: Path) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def _run(work: Work, rank: int, world: int, folder: Path) -> None:
+def _run(work: Work, rank: int, world: int, folder: Path, plugin: bool) -> None:
     torch.set_num_threads(1)
+    if plugin:
+        importlib.import_module(ROUNDING)
     store = dist.FileStore(str(folder / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=LIMIT_S))
     try:
