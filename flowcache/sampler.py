@@ -148,7 +148,7 @@ class RowDecisions:
         self.generation, self.trace = generation, trace
         self.policy = generation.method.reuse.fresh()
         meters = _meter(self.policy, generation), self.policy.report, _motion(self.policy, generation)
-        self._evidence = EvidenceReader(*meters)
+        self._evidence = EvidenceReader(*meters, generation.parallel)
         self._distances: Mapping[int, ChunkDistance] = {}
 
     def decide(self, row: Row) -> Decision:

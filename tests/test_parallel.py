@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from baselines.easycache import EasyCache
 from baselines.tova import Tova
-from flowcache.parallel import Parallel, TokenSplit
+from flowcache.parallel import ALONE, Parallel, TokenSplit
 from flowcache.reuse.base import Decision
 from flowcache.reuse.never import Never
 from tests.methods import by_row, changed, method, uniform_calls
@@ -38,6 +40,7 @@ def all_cases(rank: int) -> dict[str, Any]:
     pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
     branches, heads = (Parallel.joined(kind, pairs[rank // 2]) for kind in ("branches", "heads"))
     found = {"split": split_and_back(Parallel.joined("heads"))}
+    found |= {f"unlike {name}": decisions(unlike(case, rank), branches) for name, case in UNLIKE.items()}
     if rank < 2:
         found |= {f"branches {name}": outcome(case, branches) for name, case in BY_KIND["branches"].items()}
     else:
@@ -45,6 +48,21 @@ def all_cases(rank: int) -> dict[str, Any]:
     dist.barrier()
     four = Parallel.joined("heads")
     return found | {f"heads 4 {name}": outcome(case, four) for name, case in BY_KIND["heads"].items()}
+
+
+EASYCACHE = EasyCache(threshold=0.3, warmup_steps=1)
+# By distances, and by what computing showed.
+OFTEN = changed(FLOWCACHE, reuse=replace(FLOWCACHE.reuse, threshold=0.2))
+UNLIKE = {"distances": Case(magi_goldens, OFTEN, MAGI_3), "report": Case(skyreels_goldens, method(EASYCACHE))}
+
+
+def unlike(case: Case, rank: int) -> Case:
+    """A process that measures other numbers than its neighbour, more so than any card would: it has other noise."""
+    return replace(case, settings=case.settings | {"seed": rank % 2})
+
+
+def decisions(case: Case, parallel: Parallel = ALONE) -> list[str]:
+    return [entry.action for entry in outcome(case, parallel)[1].entries]
 
 
 def split_and_back(parallel: Parallel) -> bool:
@@ -85,6 +103,14 @@ def test_two_branches_in_two_processes_are_one_video_to_the_bit(found, name):
         theirs, told = each[f"branches {name}"]
         assert torch.equal(theirs, latents)
         same_work(told, trace)
+
+
+@pytest.mark.parametrize("name", UNLIKE)
+def test_processes_that_measure_other_numbers_decide_alike(found, name):
+    first, second = (decisions(unlike(UNLIKE[name], rank)) for rank in (0, 1))
+    assert first != second, "alone"
+    together_first, together_second = (found[rank][f"unlike {name}"] for rank in (0, 1))
+    assert together_first == together_second
 
 
 @pytest.mark.parametrize("world", [2, 4])

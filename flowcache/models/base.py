@@ -51,6 +51,7 @@ class Generation(FeatureSource, Protocol):
 
     schedule: Schedule
     method: Method
+    parallel: Parallel
 
     def follows(self, chunk: int) -> bool:
         """Whether a chunk goes on with what the chunk before it was, by prompt and number of frames, so that it can be

@@ -170,10 +170,7 @@ class CachingGeneration:
         return True
 
     def report(self) -> tuple[tuple[int, ...], Tensor] | None:
-        reported = self.branches[0].history.take_report()
-        if reported is not None and self.parallel.by_branch:
-            self.parallel.broadcast(reported[1], 0)
-        return reported
+        return self.branches[0].history.take_report()
 
     def output(self, chunk: int) -> Tensor:
         """An active chunk's last computed output, of what is forecast; where each guidance branch forecasts by itself,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowcache.parallel import ALONE, Parallel
 from flowcache.reuse.base import Figure, Report
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.fingerprint import FingerprintMeter
@@ -22,6 +23,8 @@ class EvidenceReader:
         meter: of the policy's distance; None if it has none.
         figures: the policy's ``report``.
         motion: meter of the frame differences that the policy asks for; None if it does not.
+        parallel: of one video in several processes all see what the first one sees, and so decide alike: their own
+            may differ by a digit, on cards that are not the same, or be of another guidance branch.
     """
 
     def __init__(
@@ -29,8 +32,9 @@ class EvidenceReader:
         meter: DistanceMeter | FingerprintMeter | None,
         figures: Sequence[Figure] = (),
         motion: MotionMeter | None = None,
+        parallel: Parallel = ALONE,
     ) -> None:
-        self.meter, self.figures, self.motion = meter, tuple(figures), motion
+        self.meter, self.figures, self.motion, self.parallel = meter, tuple(figures), motion, parallel
         # Of the last row, on the device: the chunks that computed with their figures, and the motion of all.
         self._row: Row | None = None
         self._chunks: Sequence[int] = ()
@@ -54,7 +58,7 @@ class EvidenceReader:
     def read(self, row: Row) -> tuple[Mapping[int, ChunkDistance], tuple[Row, Mapping[int, Report]] | None]:
         """Distances of a row's chunks, and the report kept since the last read with its row, if there is one."""
         measured, distances = ([], None) if self.meter is None else self.meter.measure(row)
-        distances, figures, motion = _on_host(distances, self._figures, self._motion)
+        distances, figures, motion = _on_host(self.parallel, distances, self._figures, self._motion)
         before, computed = self._row, self._chunks
         self._row = self._figures = self._motion = None
         found = {} if distances is None else dict(zip(measured, self._distances(distances), strict=True))
@@ -77,11 +81,17 @@ class EvidenceReader:
             yield ChunkDistance(*own, tokens=tokens)
 
 
-def _on_host(*parts: Tensor | None) -> list[Tensor | None]:
-    """The same in one read; what is there already as it is."""
-    known = [part.flatten() for part in parts if part is not None and not part.is_cpu]
+def _on_host(parallel: Parallel, *parts: Tensor | None) -> list[Tensor | None]:
+    """The same in one read, the first process's in all; what is there already as it is."""
+    elsewhere = [part is not None and (parallel.world > 1 or not part.is_cpu) for part in parts]
+    known = [part.flatten() for part, fetched in zip(parts, elsewhere, strict=True) if part is not None and fetched]
     if not known:
         return list(parts)
-    together = (known[0] if len(known) == 1 else torch.cat(known)).cpu()
-    numbers = iter(together.split([len(part) for part in known]))
-    return [part if part is None or part.is_cpu else next(numbers).view(part.shape) for part in parts]
+    together = known[0] if len(known) == 1 else torch.cat(known)
+    if parallel.world > 1:
+        parallel.broadcast(together, 0)
+    numbers = iter(together.cpu().split([len(part) for part in known]))
+    return [
+        next(numbers).view(part.shape) if part is not None and fetched else part
+        for part, fetched in zip(parts, elsewhere, strict=True)
+    ]
