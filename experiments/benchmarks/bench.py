@@ -1,10 +1,10 @@
 """Benchmarks: ``python -m experiments.bench <name> [key=value ...]``, with a job's overrides and the benchmark's own.
 
 latency: a method against vanilla, in turn. flops: counted while running, against the count from shapes. row: where a
-row's time goes. products: what skipping could gain at most, by the time that products take alone. kv: every KV
-selector and store, and FlowCache's choice against the whole-matrix form. gpu: all that is measured on a GPU, at full
-size. predict: what a run would take on a GPU that is not here. ``python -m experiments.bench <name> --help`` explains
-one.
+row's time goes. products: what skipping could gain at most, by the time that products take alone. efficiency: both, of
+several methods, as a table. kv: every KV selector and store, and FlowCache's choice against the whole-matrix form. gpu:
+all that is measured on a GPU, at full size. predict: what a run would take on a GPU that is not here.
+``python -m experiments.bench <name> --help`` explains one.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # what needs torch is imported late: no help does
 
 BENCHMARKS = {name: f"experiments.benchmarks.{name}" for name in ("latency", "flops", "row", "products", "kv")}
 BENCHMARKS["gpu"] = "experiments.benchmarks.gpu.command"
-BENCHMARKS["predict"] = "experiments.benchmarks.predict"
-WITHOUT_JOB = ("gpu", "predict")  # they make jobs of their own, on a device that may not be here
+BENCHMARKS |= {name: f"experiments.benchmarks.{name}" for name in ("predict", "efficiency")}
+WITHOUT_JOB = ("gpu", "predict", "efficiency")  # they make jobs of their own, some on a device that may not be here
 
 
 def explain(arguments: list[str]) -> str:

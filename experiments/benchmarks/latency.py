@@ -52,7 +52,7 @@ def run(job: Job, latency_repeats: str = "6") -> None:
     if len(methods) == 2:
         timed, base = takes[job.method_name], takes[job.baseline]
         print(_against(timed, base, [take.latency_s for take in timed], [take.latency_s for take in base]))
-        print("without text and decoding: " + _against(timed, base, _rest_s(timed), _rest_s(base)))
+        print("without text and decoding: " + _against(timed, base, rest_s(timed), rest_s(base)))
 
 
 def _column(job: Job, runner: Runner, method: Method, takes: Sequence[Take]) -> dict[str, str]:
@@ -82,7 +82,7 @@ def _cell(spread: Spread, whole: Spread) -> str:
     return f"{spread.median:.3f} {ends} {spread.median / whole.median:6.1%}"
 
 
-def _rest_s(takes: Sequence[Take]) -> list[float]:
+def rest_s(takes: Sequence[Take]) -> list[float]:
     """Seconds of each but those that every method has alike."""
     return [take.latency_s - sum(take.sections_s.get(name, 0.0) for name in NEVER_SHORTER) for take in takes]
 

@@ -71,43 +71,50 @@ def run(job: Job, products_repeats: str = "6") -> None:
     if job.is_baseline:
         raise BadInput(f"{job.method_name} is what others are compared with; choose another method")
     runner.check(prompt)
-    noted: dict[str, Products] = {}
-    flops: dict[str, int] = {}
-
-    def generate(method: Method) -> Trace:
-        trace = Trace()
-        generation = runner.model.generation(prompt, job.num_frames, method, job.seed, **job.generation_options)
-        for _ in sample(generation, trace):
-            pass
-        return trace
-
     methods = {job.baseline: job.baseline_method, job.method_name: job.method}
+    products: dict[str, Products] = {}
+    flops: dict[str, int] = {}
     for name, method in methods.items():
-        noted[name] = Products()
-        with noted[name]:
-            flops[name] = generate(method).flops
+        products[name], trace = noted(runner, method, prompt)
+        flops[name] = trace.flops
     alone: dict[str, list[float]] = {name: [] for name in methods}
     whole: dict[str, list[float]] = {name: [] for name in methods}
     for _ in range(repeats):
         for name, method in methods.items():
-            alone[name].append(_seconds(job, noted[name].run))
-            whole[name].append(_seconds(job, lambda method=method: generate(method)))
+            alone[name].append(seconds(job, products[name].run))
+            whole[name].append(seconds(job, lambda method=method: _generated(runner, method, prompt)))
     print(
         f"{job.model_name}, {job.setting_name} setting, {job.num_frames} frames, without text and decoding; seconds: "
         f"median (fastest-slowest) of {repeats}, in turn"
     )
     for name in methods:
         own, all_of_it = Spread.of(alone[name]), Spread.of(whole[name])
-        print(f"{name:18} {_told(all_of_it)}, its {counted(len(noted[name].calls), 'product')} alone {_told(own)}")
+        print(f"{name:18} {_told(all_of_it)}, its {counted(len(products[name].calls), 'product')} alone {_told(own)}")
     left = [flops[job.method_name] / flops[job.baseline]] * repeats
-    for title, seconds in (("speed-up", whole), ("products alone", alone)):
-        gain = speedup(seconds[job.method_name], seconds[job.baseline], left)
+    for title, taken in (("speed-up", whole), ("products alone", alone)):
+        gain = speedup(taken[job.method_name], taken[job.baseline], left)
         middle, low, high = gain.efficiency
         interval = "" if math.isnan(low) else f" (95 % {low:.3f}-{high:.3f})"  # there is none of few pairs
         print(f"{title:18} {gain.median:.3f}x, efficiency {middle:.3f}{interval} at {left[0]:.3f} of the FLOPs")
 
 
-def _seconds(job: Job, action: Callable[[], Any]) -> float:
+def noted(runner: Runner, method: Method, prompt: str) -> tuple[Products, Trace]:
+    """The products of a video, without text and decoding, and what happened."""
+    products = Products()
+    with products:
+        return products, _generated(runner, method, prompt)
+
+
+def _generated(runner: Runner, method: Method, prompt: str) -> Trace:
+    job, trace = runner.job, Trace()
+    generation = runner.model.generation(prompt, job.num_frames, method, job.seed, **job.generation_options)
+    for _ in sample(generation, trace):
+        pass
+    return trace
+
+
+def seconds(job: Job, action: Callable[[], Any]) -> float:
+    """Of an action, with what it left to the device."""
     clock = SectionClock(job.device)
     with clock("all"):
         action()

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -24,7 +25,7 @@ from tests.kv.test_selectors import NAMES
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a benchmark first; there are flops, gpu, kv, latency, predict, products, row"),
+        ([], "name a benchmark first; there are efficiency, flops, gpu, kv, latency, predict, products, row"),
         (["rows"], "did you mean row"),
         (["row", "lengths=24"], "no key 'lengths'"),
         (["kv", "lengths"], "'lengths' is not of the form key=value"),
@@ -39,6 +40,8 @@ from tests.kv.test_selectors import NAMES
         (["flops", "setting.num_frames=50"], "try num_frames=48"),
         (["products", "products_repeats=x"], "products_repeats=x must be a whole number of at least 1"),
         (["products", "method=vanilla"], "vanilla is what others are compared with; choose another method"),
+        (["efficiency", "efficiency_repeats=0"], "efficiency_repeats=0 must be a whole number of at least 1"),
+        (["efficiency", "method=scope"], "experiment efficiency names the methods that it compares"),
         (["flops", "latency_repeats=2"], "no key 'latency_repeats'"),
     ],
 )
@@ -186,6 +189,27 @@ def test_products_alone_are_those_of_the_run(capsys):
     gains = re.findall(r"(speed-up|products alone) +([\d.]+)x, efficiency ([\d.]+) at ([\d.]+) of", printed)
     assert [gain[0] for gain in gains] == ["speed-up", "products alone"]
     assert all(float(own) == pytest.approx(float(gain) * float(left), rel=0.01) for _, gain, own, left in gains)
+
+
+def test_efficiency_is_the_speed_up_times_the_compute_left(tmp_path, capsys):
+    small = ["setting.num_frames=24", "setting.num_steps=8", "threads=1", f"output_dir={tmp_path}"]
+    assert bench.main(["efficiency", "efficiency_repeats=2", *small]) == 0
+    found = pd.read_csv(tmp_path / "tables" / "magi_embedded_efficiency.csv")
+    assert list(found.groupby("frames").size()) == [3, 7]  # 128 x 128, 64 x 64
+    for _, own in found.groupby("frames"):
+        base, *others = own.to_dict("records")
+        assert base["method"] == "vanilla"
+        assert (base["flops_share"], base["forecast_mib"] > 0) == (1, True)
+        assert math.isnan(base["speedup"])
+        for row in others:
+            assert row["flops_share"] == pytest.approx(row["flops"] / base["flops"], abs=1e-5)
+            assert row["rest_efficiency"] == pytest.approx(row["rest_speedup"] * row["flops_share"], rel=1e-3)
+            assert 0 < row["rest_s"] < row["latency_s"]
+            assert row["products_efficiency"] > 0
+    assert "flowcast_fast, reuse.share 0.25" in set(found["method"])
+    text = (tmp_path / "tables" / "magi_embedded_efficiency.md").read_text(encoding="utf-8")
+    assert "n = 2 generations of each in turn" in text
+    assert "efficiency" in capsys.readouterr().out
 
 
 def test_products_are_with_the_networks_own_weights_and_inputs_of_the_same_shapes():
