@@ -26,6 +26,7 @@ from experiments.job.model import find_checkpoint
 from experiments.job.paths import inside_root
 from experiments.job.replay import read_decisions
 from experiments.job.units import flops_text
+from experiments.run.quick_shapes import QuickShapes
 from experiments.show.kv_memory import kv_text
 from experiments.show.reported import read_reported
 from flowcache.method import VANILLA, Method
@@ -119,10 +120,11 @@ def _count(
             method = replace(method, reuse=Replay(computed=decisions))
         elif method.reuse.looks_at is not None:
             method = replace(method, reuse=Never())
-        generation = load_model().generation("any prompt", num_frames, method, seed, **options)
-        trace = Trace()
-        for _ in sample(generation, trace):
-            pass
+        model, trace = load_model(), Trace()
+        with QuickShapes():
+            generation = model.generation("any prompt", num_frames, method, seed, **options)
+            for _ in sample(generation, trace):
+                pass
     except (CheckpointError, FileNotFoundError, ValueError) as error:
         raise BadInput(str(error)) from error
     return Count(generation.schedule, trace, generation.paper_flops(trace))

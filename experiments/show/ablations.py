@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.job.errors import BadInput, command
-from experiments.job.experiment import experiment_of, jobs_of
+from experiments.job.experiment import experiment_of, jobs_of, read_experiment
 from experiments.job.job import Job
 from experiments.records.collect import described, finished, video_frame
 from experiments.records.settings import told_apart
@@ -169,9 +169,9 @@ def _option(value: Any) -> str:
 def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
     name, extra = experiment_of(arguments)
-    jobs, experiment = jobs_of(name, extra)
-    if "figure" not in experiment:
+    if "figure" not in read_experiment(name, extra):  # before its jobs are made, which takes seconds
         raise BadInput(f"experiment {name} is no ablation: its file says nothing under figure")
+    jobs, experiment = jobs_of(name, extra)
     frame, told_by = settings_frame(jobs)
     job, title = jobs[0], experiment["title"]
     videos = video_frame(record for each in jobs for record in finished(each))
