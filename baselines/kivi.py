@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flowcache.kv.store.grid import BITS, affine_variance, group_size, on_affine_grid, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
 from flowcache.options import is_count
 
 

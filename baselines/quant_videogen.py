@@ -15,7 +15,8 @@ from torch import Tensor
 from flowcache.kv.store.clusters import MOST_CLUSTERS, cluster, evenly_spread, of_ids
 from flowcache.kv.store.float8 import LARGEST
 from flowcache.kv.store.grid import group_size, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
 from flowcache.options import is_count
 
 LEAST_TOKENS = 16  # of a cluster, in the mean: with 256 clusters of a short chunk there would be nothing left to round

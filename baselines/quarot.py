@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from flowcache.kv.store.base import StoreShape
 from flowcache.kv.store.grid import BITS, on_symmetric_grid, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
 from flowcache.options import check_switches, is_count
 
 

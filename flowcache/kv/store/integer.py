@@ -13,7 +13,8 @@ from torch import Tensor
 
 from flowcache.kv.store.clusters import MOST_CLUSTERS, cluster, evenly_spread, of_ids
 from flowcache.kv.store.grid import BITS, affine_variance, from_affine_grid, group_size, on_affine_grid, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
 from flowcache.options import is_count
 
 

@@ -11,10 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowcache.kv.store.settling import KINDS, Kind, Settling
+from flowcache.kv.store.settling import Settling
 from flowcache.options import check_switches, is_count
-
-__all__ = ["KINDS", "Kind", "Quantised"]
 
 
 @dataclass(kw_only=True)
