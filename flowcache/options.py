@@ -51,9 +51,13 @@ def check_switches(**switches: bool) -> None:
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse what is none of the choices."""
     if value not in choices:
-        *others, last = map(repr, choices)
-        known = f"{', '.join(others)} or {last}" if others else last
-        raise ValueError(f"{name}={value!r} is unknown; choose {known}")
+        raise ValueError(f"{name}={value!r} is unknown; choose {either(choices)}")
+
+
+def either(choices: Sequence[str | int]) -> str:
+    """Choices in words: "'a', 'b' or 'c'"."""
+    *others, last = map(repr, choices)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def is_number(value: object) -> bool:
