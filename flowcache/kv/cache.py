@@ -397,5 +397,4 @@ class KvCache:
 
 
 def never_whole(chunk: int) -> RuntimeError:
-    """What ``write_some`` raises of a chunk that stands nowhere yet."""
     return RuntimeError(f"chunk {chunk} computes in part and never did as a whole; its first step must")
