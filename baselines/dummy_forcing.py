@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowcache.kv.select.by_head import HeadSelector, KeepSet
-from flowcache.options import check_share, is_count
+from flowcache.options import check_counts, check_share
 
 
 @dataclass(kw_only=True)
@@ -35,9 +35,8 @@ class DummyForcing(HeadSelector):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(dummy_share=self.dummy_share)
-        for name, least in (("recent_frames", 0), ("first_frames", 1), ("dummy_frames", 0)):
-            if not is_count(getattr(self, name), least=least):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}")
+        check_counts(first_frames=self.first_frames)
+        check_counts(0, recent_frames=self.recent_frames, dummy_frames=self.dummy_frames)
         self._kinds: list[dict[str, tuple[int, ...]]] = [] if self.heads is None else self._sorted()
 
     def _sorted(self) -> list[dict[str, tuple[int, ...]]]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowcache.kv.select.by_head import HeadSelector, KeepSet
-from flowcache.options import is_count, is_finite
+from flowcache.options import check_counts, is_finite
 
 
 @dataclass(kw_only=True)
@@ -48,10 +48,16 @@ class ForcingKv(HeadSelector):
         super().__post_init__()
         if not is_finite(self.threshold):
             raise ValueError(f"threshold={self.threshold!r} must be a finite number (published: 0.8)")
-        least = {"newest_frames": 1, "skipped_frames": 0, "sink_frames": 0, "static_frames": 0, "dynamic_frames": 0}
-        for name, smallest in (least | {"patch_frames": 0, "patches": 1, "unsplit_chunks": 0}).items():
-            if not is_count(getattr(self, name), least=smallest):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least {smallest}")
+        check_counts(newest_frames=self.newest_frames, patches=self.patches)
+        check_counts(
+            0,
+            skipped_frames=self.skipped_frames,
+            sink_frames=self.sink_frames,
+            static_frames=self.static_frames,
+            dynamic_frames=self.dynamic_frames,
+            patch_frames=self.patch_frames,
+            unsplit_chunks=self.unsplit_chunks,
+        )
         if self.patch_frames and not self.dynamic_frames:
             raise ValueError(
                 f"patch_frames={self.patch_frames} compares frames that leave with the next one, and dynamic_frames=0 "

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from flowcache.kv.store.grid import BITS, affine_variance, group_size, on_affine_grid, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
-from flowcache.options import is_count
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
+from flowcache.options import check_counts
 
 
 @dataclass(kw_only=True)
@@ -35,8 +36,7 @@ class Kivi(Quantised):
         super().__post_init__()
         if self.bits not in BITS:
             raise ValueError(f"bits={self.bits!r} must be one of {', '.join(map(str, BITS))}")
-        if not is_count(self.group):
-            raise ValueError(f"group={self.group!r} must be a whole number of at least 1")
+        check_counts(group=self.group)
 
     def encode(self, kind: Kind, x: Tensor) -> Sequence[Tensor]:
         """Codes uint8 [B, G, E, R, bytes] of keys or [B, G, T, R, bytes] of values; scale and lowest without bytes."""

@@ -10,8 +10,10 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from baselines.magnitudes import Magnitudes
+from flowcache.calibration import Calibration
 from flowcache.options import check_choice, check_share, check_switches, check_threshold, is_count
 from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
@@ -47,6 +49,7 @@ class MagCache(ReusePolicy):
         published: ratios by step number, whatever the steps' times, and no last step that always computes.
     """
 
+    calibrated: ClassVar[tuple[type[Calibration], ...]] = (Magnitudes,)
     table: Magnitudes | str | Path | None = None
     threshold: float
     most_skips: int
@@ -56,7 +59,6 @@ class MagCache(ReusePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.table = Magnitudes.given(self.table)
         check_threshold(self.threshold)
         if not is_count(self.most_skips, least=0):
             raise ValueError(f"most_skips={self.most_skips!r} must be a whole number of at least 0 (0 never skips)")

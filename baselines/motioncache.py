@@ -18,12 +18,12 @@ from torch import Tensor
 
 from flowcache.options import (
     check_choice,
+    check_counts,
     check_share,
     check_switches,
     check_threshold,
     check_warmup,
     check_warmup_fits,
-    is_count,
     is_finite,
 )
 from flowcache.reuse.base import Decision, Report, ReusePolicy
@@ -94,8 +94,7 @@ class MotionCache(ReusePolicy):
         if self.token_threshold is not None:
             check_threshold(self.token_threshold, "token_threshold")
         check_warmup(self.warmup_steps)
-        if not is_count(self.chunk_phase, least=0):
-            raise ValueError(f"chunk_phase={self.chunk_phase!r} must be a whole number of at least 0")
+        check_counts(0, chunk_phase=self.chunk_phase)
         check_choice("chunk_phase_counts", self.chunk_phase_counts, ("steps", "updates"))
         self.polynomial = checked_polynomial(self.distance, self.polynomial)
         check_switches(

@@ -15,8 +15,9 @@ from torch import Tensor
 from flowcache.kv.store.clusters import MOST_CLUSTERS, cluster, evenly_spread, of_ids
 from flowcache.kv.store.float8 import LARGEST
 from flowcache.kv.store.grid import group_size, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
-from flowcache.options import is_count
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
+from flowcache.options import check_counts, is_count
 
 LEAST_TOKENS = 16  # of a cluster, in the mean: with 256 clusters of a short chunk there would be nothing left to round
 
@@ -47,9 +48,7 @@ class QuantVideoGen(Quantised):
             raise ValueError(f"bits={self.bits!r} must be 2 or 4")
         if not (is_count(self.clusters) and self.clusters <= MOST_CLUSTERS):
             raise ValueError(f"clusters={self.clusters!r} must be a whole number from 1 to {MOST_CLUSTERS}")
-        for name in ("stages", "iterations", "group"):
-            if not is_count(getattr(self, name)):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 1")
+        check_counts(stages=self.stages, iterations=self.iterations, group=self.group)
         if not hasattr(torch, "float8_e4m3fn"):
             raise ValueError(f"torch {torch.__version__} has no 8-bit floating point, which scales are held in")
 

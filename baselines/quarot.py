@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from flowcache.kv.store.base import StoreShape
 from flowcache.kv.store.grid import BITS, on_symmetric_grid, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
-from flowcache.options import check_switches, is_count
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
+from flowcache.options import check_counts, check_switches
 
 
 @dataclass(kw_only=True)
@@ -39,8 +40,7 @@ class QuaRot(Quantised):
         super().__post_init__()
         if self.bits not in BITS:
             raise ValueError(f"bits={self.bits!r} must be one of {', '.join(map(str, BITS))}")
-        if not is_count(self.block_tokens):
-            raise ValueError(f"block_tokens={self.block_tokens!r} must be a whole number of at least 1")
+        check_counts(block_tokens=self.block_tokens)
         check_switches(rotation=self.rotation)
 
     def allocate(self, shape: StoreShape) -> None:
@@ -61,7 +61,7 @@ class QuaRot(Quantised):
         return x @ self._turn.mT if self.rotation else x
 
     def logit_noise(self, parts: Sequence[Tensor], energy: Tensor) -> Tensor:
-        """Rotated back, every channel is off by as much as all are in the mean."""
+        """See Quantised. Rotated back, every channel is off by as much as all are in the mean."""
         variance = parts[1].float().square() / 12
         if self.rotation:
             energy = energy.mean(-1, keepdim=True).expand_as(energy)

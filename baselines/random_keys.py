@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flowcache.kv.select.base import Entries
 from flowcache.kv.select.by_score import ByScore
-from flowcache.options import is_count
+from flowcache.options import check_counts
 
 WORD = 2**32 - 1
 
@@ -25,8 +25,7 @@ class RandomKeys(ByScore):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_count(self.seed, least=0):
-            raise ValueError(f"seed={self.seed!r} must be a whole number of at least 0")
+        check_counts(0, seed=self.seed)
 
     def scores(self, entries: Entries) -> Tensor:
         units = entries.position.long() // self.unit_tokens(entries.tokens_per_frame, entries.tokens_per_chunk)

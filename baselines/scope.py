@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flowcache.options import check_threshold, check_warmup, check_warmup_fits, is_count
+from flowcache.options import check_counts, check_threshold, check_warmup, check_warmup_fits
 from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance, Polynomial, checked_polynomial, rescaling
 from flowcache.schedule import ChunkStep, Row, Schedule
@@ -51,8 +51,7 @@ class Scope(ReusePolicy):
                 f"repeat_threshold={self.repeat_threshold!r} must not be above threshold={self.threshold!r}: "
                 "a chunk repeats below the first, forecasts between the two, and computes from the second on"
             )
-        if not is_count(self.most_forecasts, least=0):
-            raise ValueError(f"most_forecasts={self.most_forecasts!r} must be a whole number of at least 0")
+        check_counts(0, most_forecasts=self.most_forecasts)
         check_warmup(self.warmup_steps)
         self.polynomial = checked_polynomial(self.distance, self.polynomial)
         self._rescaled = rescaling(self.polynomial)

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from flowcache.options import (
     check_choice,
+    check_counts,
     check_share,
     check_threshold,
     check_warmup,
     check_warmup_fits,
-    is_count,
     is_finite,
 )
 from flowcache.reuse.base import Decision, ReusePolicy
@@ -57,9 +57,8 @@ class XCache(ReusePolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("fingerprint_tokens", 1), ("most_skips", 0), ("warmup_chunks", 0)):
-            if not is_count(value := getattr(self, name), least):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+        check_counts(fingerprint_tokens=self.fingerprint_tokens)
+        check_counts(0, most_skips=self.most_skips, warmup_chunks=self.warmup_chunks)
         if not (is_finite(self.least_cosine) and -1 <= self.least_cosine <= 1):
             raise ValueError(f"least_cosine={self.least_cosine!r} must be a number from -1 to 1")
         check_threshold(self.cosine_margin, "cosine_margin", "allows none below the usual one")

@@ -20,10 +20,16 @@ def check_share(**shares: float) -> None:
             raise ValueError(f"{name}={value!r} must be a number from 0 to 1")
 
 
+def check_counts(least: int = 1, **counts: int) -> None:
+    """Refuse what is not a whole number of at least ``least``."""
+    for name, value in counts.items():
+        if not is_count(value, least):
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+
+
 def check_warmup(warmup_steps: int) -> None:
     """Refuse a warm-up that is not a whole number of at least 0."""
-    if not is_count(warmup_steps, least=0):
-        raise ValueError(f"warmup_steps={warmup_steps!r} must be a whole number of at least 0")
+    check_counts(0, warmup_steps=warmup_steps)
 
 
 def check_warmup_fits(warmup_steps: int, most: int, of_what: str) -> None:
@@ -45,16 +51,22 @@ def check_switches(**switches: bool) -> None:
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
     """Refuse what is none of the choices."""
     if value not in choices:
-        *others, last = map(repr, choices)
-        known = f"{', '.join(others)} or {last}" if others else last
-        raise ValueError(f"{name}={value!r} is unknown; choose {known}")
+        raise ValueError(f"{name}={value!r} is unknown; choose {either(choices)}")
+
+
+def either(choices: Sequence[str | int]) -> str:
+    """Choices in words: "'a', 'b' or 'c'"."""
+    *others, last = map(repr, choices)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def is_number(value: object) -> bool:
+    """A number, which true and false are not; infinity and NaN are."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_finite(value: object) -> bool:
+    """A number that is neither infinite nor NaN."""
     return is_number(value) and math.isfinite(value)
 
 

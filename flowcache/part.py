@@ -8,13 +8,22 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
+
+from flowcache.calibration import Calibration
 
 
 @dataclass(kw_only=True)
 class Part:
+    """Attributes: ``calibrated`` are the calibrations that it follows, each given by the option that the calibration
+    names: as a file, which is read, as what a file holds, or None for none."""
+
+    calibrated: ClassVar[tuple[type[Calibration], ...]] = ()
+
     def __post_init__(self) -> None:
         """Check the options, and begin with nothing remembered. Raises ValueError."""
+        for kind in self.calibrated:
+            setattr(self, kind.own_option(), kind.given(getattr(self, kind.own_option())))
 
     def fresh(self) -> Self:
         """The same options, nothing remembered."""

@@ -25,7 +25,7 @@ from flowcache.models.magi.vae import MagiVae, VaeConfig
 from flowcache.models.skyreels import SkyReels
 from flowcache.models.skyreels.config import NETWORKS as SKYREELS_NETWORKS
 from flowcache.models.wan.modules import set_dtypes
-from tests.models.magi_goldens import GOLDENS as MAGI_GOLDENS
+from tests.models.magi_goldens import tensors
 from tests.models.releases import in_layers, write_magi, write_original_skyreels, write_skyreels
 from tests.models.skyreels_pipeline import write_checkpoint
 
@@ -76,13 +76,13 @@ def test_magi_as_downloaded_is_recognised_without_a_configuration(tmp_path, caps
 
 @pytest.mark.parametrize("gated", ["mlp", "glu"])
 def test_magi_names_are_those_of_the_official_code(gated):
-    official = load_file(MAGI_GOLDENS / f"dit_weights_{gated}.safetensors")
+    official = tensors(f"dit_weights_{gated}")
     with torch.device("meta"):
         own = MagiDit(replace(MAGI_NETWORKS["4.5B"], gated_linear_unit=gated == "glu"))
     assert in_layers(own.state_dict()) == in_layers(official)
     with torch.device("meta"):
         vae = MagiVae(VaeConfig())
-    assert in_layers(vae.state_dict()) == in_layers(load_file(MAGI_GOLDENS / "vae_weights.safetensors"))
+    assert in_layers(vae.state_dict()) == in_layers(tensors("vae_weights"))
 
 
 @pytest.mark.parametrize(("size", "billions"), [("1.3B", 1.42), ("14B", 14.29)])

@@ -49,8 +49,8 @@ from experiments.job.names import nearest
 from experiments.job.units import counted
 from experiments.run import environment
 from flowcache.kv.policy import KvPolicy
-from flowcache.kv.select.base import Entries
-from flowcache.kv.select.joint import Joint, Unit
+from flowcache.kv.select.base import Entries, Unit
+from flowcache.kv.select.joint import Joint
 
 OPTIONS = ("lengths", "queries", "runs", "show")
 GIB = 2**30

@@ -39,7 +39,6 @@ def make_method(config: DictConfig) -> Method:
     shared = {key: value for key, value in OmegaConf.to_container(config.method, resolve=True).items() if key != "name"}
     _check_keys("method", shared, [f.name for f in dataclasses.fields(Method) if f.name not in PARTS])
     store, budget = _part("kv.store", kv.pop("store"), KvStore), kv.pop("budget")
-    _from_root(kv, "heads")
     select = _part("kv", kv, KeySelector)
     try:
         if budget is None and not select.by_head:
@@ -47,10 +46,7 @@ def make_method(config: DictConfig) -> Method:
         policy = KvPolicy(select=select, store=store, budget=budget)
     except (ValueError, TypeError) as error:
         raise BadInput(f"kv {config.kv.name}: {error}") from error
-    own = OmegaConf.to_container(config.reuse, resolve=True)
-    _from_root(own, "plan")
-    _from_root(own, "table")
-    reuse = _part("reuse", own, ReusePolicy)
+    reuse = _part("reuse", OmegaConf.to_container(config.reuse, resolve=True), ReusePolicy)
     forecast = _part("forecast", OmegaConf.to_container(config.forecast, resolve=True), Forecast)
     try:
         return Method(reuse=reuse, forecast=forecast, kv=policy, **shared)
@@ -88,16 +84,13 @@ def _part(group: str, fields: dict[str, Any], kind: type[Part]) -> Any:
     if not (isinstance(part, type) and issubclass(part, kind)):
         raise BadInput(f"{group}._target_={target!r} is no {kind.__module__}.{kind.__qualname__}")
     _check_keys(f"{group} {name}", fields.keys() - {"_target_"}, [f.name for f in dataclasses.fields(part)])
+    for option in (calibration.own_option() for calibration in part.calibrated):
+        if isinstance(fields.get(option), str):
+            fields[option] = str(inside_root(fields[option]))  # wherever the program is started
     try:
         return instantiate(fields)
     except (InstantiationException, ValueError, TypeError) as error:
         raise BadInput(f"{group} {name}: {error.__cause__ or error}") from error
-
-
-def _from_root(fields: dict[str, Any], option: str) -> None:
-    """A file that was calibrated, wherever the program is started."""
-    if isinstance(fields.get(option), str):
-        fields[option] = str(inside_root(fields[option]))
 
 
 def _check_given(group: str, fields: dict[str, Any], *needed: str) -> None:

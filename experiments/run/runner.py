@@ -13,22 +13,19 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from numpy import ndarray
-from torch import Tensor
-
 from eval.atomic import atomic_path
 from eval.latency import Take
-from eval.video_io import read_lossless, write_lossless, write_mp4
-from experiments.job.errors import BadInput, Failure, RanksFailed, RunFailed, VideoLost
+from eval.video_io import write_lossless, write_mp4
+from experiments.job.errors import BadInput, Failure, RanksFailed, RunFailed
 from experiments.job.job import Job
 from experiments.records import Record, maker, new_record, store_of
-from experiments.records.metrics import metric_code
 from experiments.records.record import Timing
 from experiments.records.timings import ways
 from experiments.run import environment, measure
 from experiments.run.calibrated import check_calibrations
-from experiments.run.latents import LATENT_SNR, has_latents, keeps_latents, latent_snr, read_latents, write_latents
+from experiments.run.latents import has_latents, keeps_latents, write_latents
 from experiments.run.ranks import timed
+from experiments.run.video_metrics import VideoMetrics, reference_record
 from flowcache.kernels import compile_seconds
 from flowcache.method import Method
 from flowcache.reuse.never import Never
@@ -84,6 +81,7 @@ class Runner:
         self.job = job
         self.prompts = tuple(dict.fromkeys(job.prompts))
         self.store = store_of(job)
+        self._metrics = VideoMetrics(job, self.store)
         self._warm: set[str] = set()
         environment.prepare(job.threads)
 
@@ -179,7 +177,7 @@ class Runner:
             found = None if self.job.force else self.store.finished(key)  # as nobody else changes it now
             if found is not None:
                 if lacking := self.lacking(found):
-                    self._measure_finished(found, lacking)
+                    self._metrics.measure_later(found, lacking)
                     progress(f"{self.job.label}, measured: {prompt}")
                 if self.lacks_time(found):
                     self._time_finished(found, progress)
@@ -199,7 +197,7 @@ class Runner:
 
         Raises _Busy if another is making that, unless ``wait`` is asked for.
         """
-        reference = self._reference(prompt)
+        reference = reference_record(self.job, prompt)
         with self.store.claim(reference.key, wait) as mine:
             if not mine:
                 raise _Busy
@@ -210,7 +208,7 @@ class Runner:
         return self._retime_baseline(prompt, progress) if prompt in self._timed_prompts else None
 
     def _lacks_reference(self, prompt: str) -> bool:
-        found = self.store.find(self._reference(prompt).key)
+        found = self.store.find(reference_record(self.job, prompt).key)
         return found is None or (keeps_latents(self.job) and not has_latents(self.store, found))
 
     def _retime_baseline(self, prompt: str, progress: Progress) -> float:
@@ -280,10 +278,11 @@ class Runner:
             record.chunk_latency_s, record.peak_memory_gib = take.chunk_latency_s, take.peak_memory_gib
             record.baseline_latency_s = baseline_latency_s
             measure.describe_work(record, take.trace)
-            reference = None if method == self.job.baseline_method else self.store.find(self._reference(prompt).key)
+            compares = method != self.job.baseline_method
+            reference = self.store.find(reference_record(self.job, prompt).key) if compares else None
             record.reference = None if reference is None else reference.key
             record.baseline_flops = take.trace.flops if reference is None else reference.flops
-            self._measure(record, take.frames, take.latents, reference, self.job.metrics)
+            self._metrics.measure(record, take.frames, take.latents, reference, self.job.metrics)
             random_weights = self.job.random_weights is not None
             with self.store.finishing(record) as aside:
                 write_lossless(aside.video_path(record.key), take.frames, self.job.fps, random_weights)
@@ -298,62 +297,6 @@ class Runner:
         """Of a video that is made again: those taken in other ways than now, which hold for the same video."""
         old = self.store.finished(key)
         return {} if old is None else {way: timing for way, timing in ways(old).items() if way != self.way}
-
-    def _measure(
-        self,
-        record: Record,
-        frames: ndarray,
-        latents: Tensor | None,
-        reference: Record | None,
-        names: tuple[str, ...],
-    ) -> None:
-        """Add those metrics of the video, or why there are none, to its record; a baseline has no ``reference``."""
-        if self.job.random_weights is not None:
-            metrics, notes = measure.refused(names)
-        elif reference is not None:
-            original = self._lossless(reference)
-            metrics, notes = measure.quality(frames, original, names, self.job.device)
-            if LATENT_SNR in names:
-                its = read_latents(self.store, reference)
-                value, reason = latent_snr(latents, its, self.job.baseline_name)
-                metrics, notes = metrics | value, notes | reason
-        else:
-            metrics, notes = {}, {}
-        if self.job.random_weights is None:
-            chunks = (self.model.chunk_frames, self.model.frames_of(1))
-            if "caption" in names:
-                record.caption, reason = measure.caption(frames, record.prompt, *chunks)
-                notes |= {"caption": reason} if reason else {}
-            if measure.FLOW_JUMP in names:
-                metrics[measure.FLOW_JUMP] = measure.motion_jump(frames, *chunks)
-            measured = [name for name in names if name in metrics or name == "caption"]
-            record.metrics_code = record.metrics_code | {name: metric_code(name) for name in measured}
-        old_notes = {name: note for name, note in record.notes.items() if name not in names}
-        record.metrics, record.notes = {**record.metrics, **metrics}, {**old_notes, **notes}
-
-    def _measure_finished(self, record: Record, names: tuple[str, ...]) -> None:
-        """Add metrics to a finished record, from the lossless files; the rest of it stays. Raises VideoLost."""
-        reference = None if self.job.is_baseline else self._reference_of(record)
-        if reference is None and set(names) & measure.COMPARED:
-            raise VideoLost(
-                f"{self.job.baseline_name}'s video of this prompt, which {', '.join(names)} would compare with, is "
-                "gone; force=true makes both again"
-            )
-        latents = read_latents(self.store, record) if LATENT_SNR in names else None
-        self._measure(record, self._lossless(record), latents, reference, names)
-        self.store.amend(record)
-
-    def _reference_of(self, record: Record) -> Record | None:
-        """The finished reference of a finished record: its own, or else the one that counts now."""
-        own = None if record.reference is None else self.store.finished(record.reference)
-        return own or self.store.find(self._reference(record.prompt).key)
-
-    def _lossless(self, record: Record) -> ndarray:
-        """Frames of a finished video. Raises VideoLost."""
-        try:
-            return read_lossless(self.store.video_path(record.key))
-        except (FileNotFoundError, ValueError) as error:
-            raise VideoLost(f"{error}; force=true makes the video again") from error
 
     @contextmanager
     def _failure_noted(self, record: Record) -> Iterator[None]:
@@ -390,9 +333,6 @@ class Runner:
 
     def _record(self, prompt: str) -> Record:
         return new_record(self.job, self.job.method_name, self.job.method, prompt)
-
-    def _reference(self, prompt: str) -> Record:
-        return new_record(self.job, self.job.baseline_name, self.job.baseline_method, prompt)
 
 
 def _without_decisions(method: Method) -> Method:

@@ -220,8 +220,8 @@ def calibration_job(overrides: Sequence[str]) -> Job:
     given = {override.partition("=")[0] for override in overrides}
     overrides = with_defaults(overrides)
     config = compose_config(overrides)
-    overrides += [f"reuse.{file}=null" for file in ("plan", "table") if file in config.reuse]
-    overrides += ["kv.heads=null"] if "heads" in config.kv else []
+    options = (kind.option.split(".") for kind in MADE.values())
+    overrides += [f"{group}.{option}=null" for group, option in options if option in config[group]]
     if "prompts" in given:
         return make_job(compose_config(overrides))
     if config.setting.get("calibration_prompts") is None:

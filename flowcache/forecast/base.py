@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowcache.options import is_count, is_number
+from flowcache.options import is_count, is_finite
 from flowcache.part import Part
 
 
@@ -58,7 +57,7 @@ class Forecast(Part, ABC):
             raise TypeError(f"{type(self).__name__} must say by its depth how many computed outputs it looks back on")
         if not isinstance(self.quantity, str | None):
             raise ValueError(f"quantity={self.quantity!r} must be the name of a model's quantity, or null for its own")
-        if self.limit is not None and not (is_number(self.limit) and math.isfinite(self.limit) and self.limit > 0):
+        if self.limit is not None and not (is_finite(self.limit) and self.limit > 0):
             raise ValueError(f"limit={self.limit!r} must be a finite number above 0, or null for none")
         if not is_count(self.correction, least=0):
             raise ValueError(

@@ -26,9 +26,8 @@ def interpolation_weights(t: float, times: Sequence[float]) -> list[float]:
 
 
 def interpolate(t: float, points: Sequence[Point]) -> Tensor:
-    """The polynomial through the points' outputs at time t. Points are newest first; of two of one time (a rounded
-    grid) the newer counts.
-    """
+    """The polynomial through the points' outputs at time t, in their shape and type. Points are newest first; of two of
+    one time (a rounded grid) the newer counts."""
     distinct = list({point.t: point for point in reversed(points)}.values())[::-1]
     weights = interpolation_weights(t, [point.t for point in distinct])
     output = distinct[0].output * weights[0]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowcache.forecast.base import Forecast, Point
-from flowcache.options import is_number
+from flowcache.options import is_finite
 
 
 @dataclass(kw_only=True)
@@ -31,7 +31,7 @@ class Damped(Forecast):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (is_number(self.fade) and math.isfinite(self.fade) and self.fade > 0):
+        if not (is_finite(self.fade) and self.fade > 0):
             raise ValueError(f"fade={self.fade!r} must be a finite number above 0 (towards 0 it is linear)")
 
     def predict(self, t: float, points: Sequence[Point], step: int = 0) -> Tensor:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flowcache.forecast.differences import ByDifferences
-from flowcache.options import check_choice, is_number
+from flowcache.options import check_choice, is_finite
 
 
 @dataclass(kw_only=True)
@@ -30,7 +30,7 @@ class Hermite(ByDifferences):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (is_number(self.scale) and math.isfinite(self.scale) and self.scale > 0):
+        if not (is_finite(self.scale) and self.scale > 0):
             raise ValueError(f"scale={self.scale!r} must be a finite number above 0")
         check_choice("basis", self.basis, ("hermite", "taylor_scaled"))
 

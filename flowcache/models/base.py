@@ -97,10 +97,14 @@ class Generation(FeatureSource, Protocol):
         ...
 
     @property
-    def kv_tokens(self) -> int: ...
+    def kv_tokens(self) -> int:
+        """Tokens that a branch's cache holds, per layer and head."""
+        ...
 
     @property
-    def kv_bytes_allocated(self) -> int: ...
+    def kv_bytes_allocated(self) -> int:
+        """Bytes of all branches' caches."""
+        ...
 
     @property
     def kv_bytes_by_use(self) -> Sizes:
@@ -113,7 +117,9 @@ class Generation(FeatureSource, Protocol):
         ...
 
     @property
-    def kv_bytes_used(self) -> int: ...
+    def kv_bytes_used(self) -> int:
+        """What of them holds something now."""
+        ...
 
     @property
     def kv_unusable_kept(self) -> int:

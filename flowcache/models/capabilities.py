@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flowcache.forecast.base import Forecast
 from flowcache.kernels import AUTO
 from flowcache.method import Method
+from flowcache.options import either
 from flowcache.parallel import Parallel
 from flowcache.schedule import Schedule
 
@@ -63,7 +63,7 @@ def check_method(
     if unable := [use for use in policy.uses if use not in able.decisions]:
         raise ValueError(f"{able.model} cannot follow {kind} with these options: it decides on {_WORDS[unable[0]]}")
     if policy.motion is not None and policy.motion not in able.motions:
-        raise ValueError(f"motion={policy.motion!r} is unknown to {able.model}; choose {_either(able.motions)}")
+        raise ValueError(f"motion={policy.motion!r} is unknown to {able.model}; choose {either(able.motions)}")
     if "tokens" in policy.uses and asked_queries:
         raise ValueError(
             f"{kind} computes chunks in part, and {type(method.kv.select).__name__} asks queries of a chunk, which may "
@@ -77,19 +77,19 @@ def check_method(
     quantity = able.quantity(method.forecast)
     if quantity not in able.quantities:
         raise ValueError(
-            f"quantity={quantity!r} does not exist on {able.model}; choose {_either(able.quantities)}, or null for "
+            f"quantity={quantity!r} does not exist on {able.model}; choose {either(able.quantities)}, or null for "
             f"{able.quantity(replace(method.forecast, quantity=None))!r}"
         )
     if method.forecast.correction and quantity not in able.correctable:
         raise ValueError(
             f"correction={method.forecast.correction} takes skipped steps again, which {able.model} cannot do of its "
-            f"{quantity}; choose {f'quantity={_either(able.correctable)}, or ' if able.correctable else ''}correction=0"
+            f"{quantity}; choose {f'quantity={either(able.correctable)}, or ' if able.correctable else ''}correction=0"
         )
     if quantity in able.guided and (policy.needs_window or "branches" in policy.uses):
         raise ValueError(
             f"{kind} has each guidance branch skip by itself, or skips a chunk's first step, and quantity={quantity!r} "
             "is what all branches make together of the chunk's own steps; choose "
-            f"quantity={_either([each for each in able.quantities if each not in able.guided])}"
+            f"quantity={either([each for each in able.quantities if each not in able.guided])}"
         )
     if able.cacheless and method.attention != "cached":
         if not policy.whole_rows(schedule):
@@ -101,7 +101,7 @@ def check_method(
             raise ValueError(
                 f"quantity={quantity!r} is of a chunk's own steps, and with attention={method.attention!r} {kind} may "
                 f"skip a chunk's first one; choose attention='cached', or correction=0 and quantity="
-                f"{_either([each for each in able.quantities if each not in able.guided])}"
+                f"{either([each for each in able.quantities if each not in able.guided])}"
             )
         if method.kv.budget is not None:
             raise ValueError(
@@ -128,7 +128,7 @@ def check_method(
         without = ", or correction=false" if adding == [store] else ""
         raise ValueError(
             f"{type(adding[0]).__name__} adds to keys' logits, which attention_backend={attention_backend} does not "
-            f"take; choose {_either(_BIAS_KERNELS)}{without}"
+            f"take; choose {either(_BIAS_KERNELS)}{without}"
         )
 
 
@@ -170,7 +170,7 @@ def check_parallel(
     if num_heads % parallel.world:
         raise ValueError(
             f"{asked}: {num_heads} key-value heads cannot be shared out among {parallel.world} processes; choose a "
-            f"number that divides them: {_either([n for n in range(2, num_heads + 1) if num_heads % n == 0])}"
+            f"number that divides them: {either([n for n in range(2, num_heads + 1) if num_heads % n == 0])}"
         )
     if tokens_per_frame < parallel.world:
         raise ValueError(
@@ -186,7 +186,8 @@ def check_parallel(
 
 
 def unknown_distance(distance: str, able: Capabilities) -> ValueError:
-    return ValueError(f"distance={distance!r} is unknown to {able.model}; choose {_either(able.distances)}")
+    """What a model says of a distance that is none of its own."""
+    return ValueError(f"distance={distance!r} is unknown to {able.model}; choose {either(able.distances)}")
 
 
 _WORDS = {
@@ -197,8 +198,3 @@ _WORDS = {
     "oldest_keys": "what chunks computed in part attend to (MAGI-1's published MotionCache)",
     "branches": "each guidance branch by itself",
 }
-
-
-def _either(names: Sequence[str | int]) -> str:
-    *others, last = map(repr, names)
-    return f"{', '.join(others)} or {last}" if others else last

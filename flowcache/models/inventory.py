@@ -91,7 +91,7 @@ def check_part(
     directory: Path,
     expected: Mapping[str, Tensor],
     problem: str | None = None,
-    rename: Any = None,
+    rename: Callable[[str], str] | None = None,
     optional: tuple[str, ...] = (),
     ignored: tuple[str, ...] = (),
 ) -> Part:

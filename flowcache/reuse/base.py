@@ -103,6 +103,7 @@ class ReusePolicy(Part, ABC):
     skips: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.accumulated: dict[int, float] = {}
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flowcache.options import check_share, is_number
+from flowcache.options import check_share, is_finite
 from flowcache.reuse.base import Decision, Figure, Report, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
 from flowcache.schedule import ChunkStep, Row, Schedule
@@ -38,7 +38,7 @@ class Controlled(ReusePolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(share=self.share)
-        if not (is_number(self.first_ratio) and math.isfinite(self.first_ratio) and self.first_ratio >= 1):
+        if not (is_finite(self.first_ratio) and self.first_ratio >= 1):
             raise ValueError(f"first_ratio={self.first_ratio!r} must be a finite number of at least 1 (1: all alike)")
         self._budgets: dict[int, float] | None = None  # computed steps that are left to each chunk
         self._schedule: Schedule | None = None

@@ -100,6 +100,7 @@ class FeatureSource(Protocol):
 
 
 def active_chunks(row: Row) -> tuple[int, ...]:
+    """What a meter measures unless a model says otherwise."""
     return row.chunks
 
 

@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import ClassVar
 
+from flowcache.calibration import Calibration
 from flowcache.options import check_share
 from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.distance import ChunkDistance
@@ -32,13 +34,13 @@ class Placed(ReusePolicy):
         begins and where its neighbour finishes, which is worth less.
     """
 
+    calibrated: ClassVar[tuple[type[Calibration], ...]] = (Plan,)
     share: float
     plan: Plan | str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(share=self.share)
-        self.plan = Plan.given(self.plan)
         self._steps: dict[int, frozenset[int]] | None = None
 
     def check_schedule(self, schedule: Schedule) -> None:

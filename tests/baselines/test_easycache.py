@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from baselines.easycache import EasyCache
@@ -20,12 +17,12 @@ from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.reuse.evidence import EvidenceReader
 from flowcache.schedule import sequential_schedule, staged_schedule, timesteps
 from flowcache.trace import Trace
+from tests.golden_files import manifest, tensors
 from tests.methods import method, vanilla
 from tests.models import magi_goldens, skyreels_goldens
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "magcache_easycache"
-JSON: dict[str, Any] = json.loads((GOLDENS / "magcache_easycache.json").read_text(encoding="utf-8"))
-CASES = {name: case for name, case in JSON.items() if name.startswith("easy_")}
+MANIFEST, TENSORS = manifest("magcache_easycache/magcache_easycache"), tensors("magcache_easycache/magcache_easycache")
+CASES = {name: case for name, case in MANIFEST.items() if name.startswith("easy_")}
 NUMBERS = ("computed", "acc", "k")
 
 
@@ -70,8 +67,8 @@ def video(settings: dict[str, Any], x: Tensor, v: Tensor) -> tuple[list[Tensor],
 
 @pytest.mark.parametrize("name", CASES)
 def test_decisions_rates_and_outputs_are_the_official_codes(name):
-    case, tensors = CASES[name], load_file(GOLDENS / "magcache_easycache.safetensors")
-    settings, x, v = case["settings"], tensors[f"{name}.x"], tensors[f"{name}.v"]
+    case = CASES[name]
+    settings, x, v = case["settings"], TENSORS[f"{name}.x"], TENSORS[f"{name}.v"]
     num_steps = settings["steps"]
     if v.ndim == x.ndim:
         v = v.unsqueeze(1)
@@ -87,7 +84,7 @@ def test_decisions_rates_and_outputs_are_the_official_codes(name):
             if step > 0:
                 assert ours == pytest.approx(their, abs=5e-6)
         outputs += own
-    torch.testing.assert_close(torch.stack(outputs), tensors[f"{name}.out"], atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.stack(outputs), TENSORS[f"{name}.out"], atol=1e-6, rtol=0)
 
 
 def test_steps_by_hand():

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,21 +17,17 @@ from flowcache.kv.policy import KvPolicy
 from flowcache.models.wan.attention import rotate
 from flowcache.models.wan.rotary import Rotary
 from flowcache.sampler import sample
+from tests import golden_files
 from tests.methods import vanilla
 from tests.models import wan_goldens
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "forcing_kv"
+MANIFEST = golden_files.manifest("forcing_kv/forcing_kv")
 FRAMES = 3  # of a chunk
 
 
 @cache
-def manifest() -> dict[str, Any]:
-    return json.loads((GOLDENS / "forcing_kv.json").read_text(encoding="utf-8"))
-
-
-@cache
 def tensors() -> dict[str, Tensor]:
-    return {name: value.float() for name, value in load_file(GOLDENS / "forcing_kv.safetensors").items()}
+    return {name: value.float() for name, value in golden_files.tensors("forcing_kv/forcing_kv").items()}
 
 
 def sorted_heads(groups: list, num_heads: int) -> HeadMap:
@@ -61,7 +54,7 @@ class OfficialLayer:
     """The golden's self-attention around a cache: projections, norms and rotation of one layer."""
 
     def __init__(self, case: str, layer: int, rope: Rotary) -> None:
-        self._name, self._rope, facts = f"{case}.layer{layer}", rope, manifest()[case]
+        self._name, self._rope, facts = f"{case}.layer{layer}", rope, MANIFEST[case]
         self._heads = (facts["heads"], facts["head_dim"])
 
     def linear(self, which: str, x: Tensor) -> Tensor:
@@ -92,7 +85,7 @@ def recorded_tokens(layer: dict[str, Any]) -> dict[int, list[int]]:
 
 @pytest.mark.parametrize("case", ["released", "no_dynamic"])
 def test_outputs_and_the_tokens_that_every_head_keeps_are_the_official_ones(case):
-    facts = manifest()[case]
+    facts = MANIFEST[case]
     frames, rows, columns = facts["grid"]
     assert frames == FRAMES
     steps, tokens = facts["steps"], rows * columns
@@ -128,7 +121,7 @@ def test_outputs_and_the_tokens_that_every_head_keeps_are_the_official_ones(case
 @pytest.mark.parametrize("skip", [1, 3])
 @pytest.mark.parametrize("case", ["heads", "heads_short"])
 def test_heads_are_scored_and_sorted_as_officially(case, skip):
-    maps, expected = tensors()[f"{case}.maps"], manifest()[case][f"skip{skip}"]
+    maps, expected = tensors()[f"{case}.maps"], MANIFEST[case][f"skip{skip}"]
     mass = maps.double().mean(2)
     heads = HeadMap(
         name="golden",
@@ -151,7 +144,7 @@ def test_heads_are_scored_and_sorted_as_officially(case, skip):
 @pytest.mark.parametrize("case", ["ring", "ring_long_start"])
 def test_newest_frames_are_those_of_the_official_ring(case):
     """What each append leaves, oldest first; an append of nothing has no chunk."""
-    facts = manifest()[case]
+    facts = MANIFEST[case]
     lengths = [facts["start"], *(size for size in facts["appends"] if size)]
     views = [row["view"] for row, size in zip(facts["rows"], [1, *facts["appends"]], strict=True) if size]
     starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]

@@ -6,13 +6,10 @@ that it is to see, and keep the window's own keys as the newest.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from baselines.h2o import H2o
@@ -24,12 +21,12 @@ from baselines.tova import Tova
 from flowcache.kv.select.base import Entries, keep_best
 from flowcache.kv.select.joint import Joint
 from flowcache.kv.select.scores import attention_received, importance
+from tests.golden_files import manifest, tensors
 from tests.methods import select_keys
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "kv_selectors"
-MANIFEST: dict[str, Any] = json.loads((GOLDENS / "kv_selectors.json").read_text(encoding="utf-8"))
+MANIFEST = manifest("kv_selectors/kv_selectors")
 CASES: dict[str, Any] = MANIFEST["cases"]
-TENSORS = load_file(GOLDENS / "kv_selectors.safetensors")
+TENSORS = tensors("kv_selectors/kv_selectors")
 TOLERANCE, SUMS_TOLERANCE = 5e-7, 5e-6
 FRAME = 12
 SETS = tuple(MANIFEST["sets"])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from torch import Tensor
 
 from baselines.magcache import MagCache
@@ -21,12 +19,12 @@ from flowcache.forecast.history import OutputHistory
 from flowcache.forecast.hold import Hold
 from flowcache.schedule import Schedule, sequential_schedule, staged_schedule, timesteps
 from flowcache.trace import Trace
+from tests.golden_files import manifest, tensors
 from tests.methods import method, vanilla
 from tests.models import magi_goldens, skyreels_goldens
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "magcache_easycache"
-JSON: dict[str, Any] = json.loads((GOLDENS / "magcache_easycache.json").read_text(encoding="utf-8"))
-CASES = {name: case for name, case in JSON.items() if name.startswith("mag_")}
+MANIFEST, TENSORS = manifest("magcache_easycache/magcache_easycache"), tensors("magcache_easycache/magcache_easycache")
+CASES = {name: case for name, case in MANIFEST.items() if name.startswith("mag_")}
 TOLERANCE = 1e-6
 OPTIONS = {"threshold": 0.12, "most_skips": 2, "retention": 0.2}
 
@@ -74,12 +72,12 @@ def calls_of(policy: MagCache, schedule: Schedule, branches: int) -> list[bool]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_decisions_and_outputs_are_the_official_codes(name):
-    case, tensors = CASES[name], load_file(GOLDENS / "magcache_easycache.safetensors")
+    case = CASES[name]
     settings, policy = case["settings"], policy_of(case["settings"])
     branches, schedule = (2 if "thr" in settings else 1), one_chunk(settings["steps"])
     computed = settings.get("videos", 1) * calls_of(policy, schedule, branches)
     assert list(map(int, computed)) == case["computed"]
-    x, residuals = tensors[f"{name}.x"], tensors[f"{name}.res"]
+    x, residuals = TENSORS[f"{name}.x"], TENSORS[f"{name}.res"]
     outputs = []
     for call, computes in enumerate(computed):
         place = call % (branches * settings["steps"])
@@ -90,7 +88,7 @@ def test_decisions_and_outputs_are_the_official_codes(name):
             history.update(step, residuals[call], x[call])
         residual = history.newest(0) if computes else history.predict(step)
         outputs.append(x[call] + as_input(residual, x[call]))
-    torch.testing.assert_close(torch.stack(outputs), tensors[f"{name}.out"], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(torch.stack(outputs), TENSORS[f"{name}.out"], atol=TOLERANCE, rtol=0)
 
 
 def test_what_it_counts_is_the_official_codes():
@@ -105,17 +103,17 @@ def test_what_it_counts_is_the_official_codes():
             assert run.skipped == case["skipped"][call]
 
 
-@pytest.mark.parametrize("length", JSON["nearest_interp"])
+@pytest.mark.parametrize("length", MANIFEST["nearest_interp"])
 def test_other_step_counts_take_the_nearest_ratio_as_published(length):
     ratios = table([1 + i / 100 for i in range(1, 21)])  # 21 with the first one's, 1
     taken = [ratios.published_ratio(0, step, int(length)) for step in range(int(length))]
-    assert taken == pytest.approx([1 + i / 100 for i in JSON["nearest_interp"][length]])
+    assert taken == pytest.approx([1 + i / 100 for i in MANIFEST["nearest_interp"][length]])
 
 
 def test_a_table_holds_what_the_official_calibration_measures():
-    residuals = load_file(GOLDENS / "magcache_easycache.safetensors")["calibration.res"]
+    residuals = TENSORS["calibration.res"]
     ratios = [float((norms(now) / norms(before)).mean()) for before, now in zip(residuals, residuals[2:], strict=False)]
-    assert ratios == pytest.approx(JSON["calibration"]["norm_ratio"], abs=1e-5)
+    assert ratios == pytest.approx(MANIFEST["calibration"]["norm_ratio"], abs=1e-5)
 
 
 def test_norms_are_over_the_channels_of_latents_and_of_tokens():

@@ -3,15 +3,11 @@ tests/models/test_chunk_tokens.py; what motion is: tests/reuse/test_motion.py.""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from baselines.motioncache import MotionCache
@@ -25,21 +21,11 @@ from flowcache.reuse.never import Never
 from flowcache.sampler import IdlePart, sample
 from flowcache.schedule import Row, sequential_schedule
 from flowcache.trace import Trace
+from tests.golden_files import manifest, tensors
 from tests.methods import method
 from tests.models import magi_goldens, skyreels_goldens, wan_goldens
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "motioncache"
 LATENTS, SUMS, WEIGHTS = 5e-5, 1e-5, 5e-5  # tolerances
-
-
-@cache
-def manifest(name: str) -> dict[str, Any]:
-    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@cache
-def tensors(name: str) -> dict[str, Tensor]:
-    return load_file(GOLDENS / f"{name}.safetensors")
 
 
 class Recorded(MotionCache):
@@ -67,7 +53,7 @@ def recorded(**options: Any) -> Recorded:
 
 
 def magi_case(variant: str) -> tuple[MagiGeneration, Recorded]:
-    case, given = manifest("magi")["variants"][variant], magi_goldens.tensors("g_inputs_5chunks")
+    case, given = manifest("motioncache/magi")["variants"][variant], magi_goldens.tensors("g_inputs_5chunks")
     own, runtime = case["settings"], case["runtime"]
     policy = recorded(
         threshold=own["threshold"],
@@ -99,10 +85,10 @@ def magi_case(variant: str) -> tuple[MagiGeneration, Recorded]:
     return MagiGeneration(dit, settings, released, [caption] * 5, null, given["in.noise"][:1]), policy
 
 
-@pytest.mark.parametrize("variant", manifest("magi")["variants"])
+@pytest.mark.parametrize("variant", manifest("motioncache/magi")["variants"])
 def test_masks_sums_and_latents_are_the_released_codes_on_magi(variant):
     generation, policy = magi_case(variant)
-    golden, rows = tensors("magi"), len(generation.schedule.rows)
+    golden, rows = tensors("motioncache/magi"), len(generation.schedule.rows)
     masks = torch.full((rows, 5, magi_goldens.TOKENS_PER_CHUNK), 2, dtype=torch.uint8)
 
     def record(row: Row, decision: Decision) -> None:
@@ -114,7 +100,7 @@ def test_masks_sums_and_latents_are_the_released_codes_on_magi(variant):
     list(sample(generation, trace, observe=record))
     assert torch.equal(masks, golden[f"{variant}.computed"])
     torch.testing.assert_close(generation.latents, golden[f"{variant}.final"], rtol=0, atol=LATENTS)
-    assert trace.computed_fraction == pytest.approx(manifest("magi")["variants"][variant]["computed_share"])
+    assert trace.computed_fraction == pytest.approx(manifest("motioncache/magi")["variants"][variant]["computed_share"])
     assert policy.log
     for row, sums, weights in policy.log:
         for chunk, own in sums.items():
@@ -124,9 +110,9 @@ def test_masks_sums_and_latents_are_the_released_codes_on_magi(variant):
                 torch.testing.assert_close(weights[chunk][0], known, rtol=0, atol=WEIGHTS)
 
 
-@pytest.mark.parametrize("variant", manifest("skyreels")["variants"])
+@pytest.mark.parametrize("variant", manifest("motioncache/skyreels")["variants"])
 def test_masks_sums_and_latents_are_the_released_codes_on_skyreels(variant):
-    case, golden = manifest("skyreels")["variants"][variant], tensors("skyreels")
+    case, golden = manifest("motioncache/skyreels")["variants"][variant], tensors("motioncache/skyreels")
     own = case["settings"]
     policy = recorded(
         threshold=own["threshold"],
@@ -181,15 +167,15 @@ def test_masks_sums_and_latents_are_the_released_codes_on_skyreels(variant):
 @pytest.mark.parametrize("case", range(3))
 def test_the_vote_is_the_released_codes(case):
     """It counts to more than 4, of however many frames."""
-    frames, places = (manifest("magi")["voting"][case][key] for key in ("frames", "tokens_per_frame"))
+    frames, places = (manifest("motioncache/magi")["voting"][case][key] for key in ("frames", "tokens_per_frame"))
     policy = MotionCache(threshold=1.0, warmup_steps=0, chunk_phase=0, vote=4 / frames, vote_adds=True)
-    wanted = ~tensors("magi")[f"voting.{case}.reuse_in"].bool().view(1, 1, frames, places)
+    wanted = ~tensors("motioncache/magi")[f"voting.{case}.reuse_in"].bool().view(1, 1, frames, places)
     voted = policy._voted(wanted).flatten()
-    assert torch.equal(voted, ~tensors("magi")[f"voting.{case}.reuse_out"].bool())
+    assert torch.equal(voted, ~tensors("motioncache/magi")[f"voting.{case}.reuse_out"].bool())
 
 
 def test_keys_of_some_tokens_go_to_their_places_as_in_the_released_code():
-    golden, case = tensors("magi"), manifest("magi")["kv_splice"]
+    golden, case = tensors("motioncache/magi"), manifest("motioncache/magi")["kv_splice"]
     size, chunk = case["tokens_per_chunk"], case["chunk"]
     before, new = (golden[f"kv_splice.{name}"].transpose(0, 1)[None] for name in ("memory_before", "new"))
     cache = KvCache(1, 2, 5, size, before.shape[2] // size)
@@ -249,7 +235,7 @@ def test_guidance_branches_decide_apart_by_their_own_outputs():
     apart = [mask for decision in seen["block_output"] for mask in decision.tokens.values()]
     assert apart
     assert all(len(mask) == 2 for mask in apart)
-    golden = tensors("skyreels")
+    golden = tensors("motioncache/skyreels")
     assert not torch.equal(golden["early.w0.cond.mask"], golden["early.w0.uncond.mask"])  # and the masks are those
     alike = [mask for decision in seen["latent"] for mask in decision.tokens.values()]
     assert alike

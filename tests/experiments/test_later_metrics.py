@@ -18,8 +18,7 @@ from experiments.job.errors import RunFailed
 from experiments.job.job import Job, make_job
 from experiments.records import Record, RecordStore, new_record, store_of
 from experiments.records.collect import collect, finished
-from experiments.run import measure, sweep
-from experiments.run import runner as runner_module
+from experiments.run import measure, sweep, video_metrics
 from experiments.run.launch import Launcher
 from experiments.run.main_job import run_job
 from experiments.run.measure import QUALITY
@@ -243,8 +242,8 @@ def test_other_codes_videos_are_compared_with_its_own_references(arguments, monk
     shutil.copytree(store.run_path(old_reference), store.run_path(new_reference))
     store.save(replace(store.read(old_reference), key=new_reference, code="feedfacefeedface"))
     read = []
-    lossless = runner_module.read_lossless
-    monkeypatch.setattr(runner_module, "read_lossless", lambda path: read.append(path.parent.name) or lossless(path))
+    lossless = video_metrics.read_lossless
+    monkeypatch.setattr(video_metrics, "read_lossless", lambda path: read.append(path.parent.name) or lossless(path))
     (record,) = Runner(replace(job, any_code=True)).run(job.prompts[:1])
     assert (record.code, set(record.metrics)) == (old_code, {"psnr", "ssim"})
     assert read == [record.key, old_reference]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
@@ -11,15 +14,38 @@ from baselines.every_k import EveryK
 from baselines.sink_recent import SinkRecent
 from experiments.job.cli import compose_config
 from experiments.job.compose import named_method
+from experiments.job.errors import BadInput
 from experiments.job.groups import config_files
 from experiments.job.job import make_job
 from experiments.job.method import make_method, name_of
+from flowcache.calibration import Calibration
 from flowcache.forecast.linear import Linear
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.full import Everything
 from flowcache.kv.select.joint import Joint
 from flowcache.kv.store.bfloat16 import Bfloat16
 from flowcache.reuse.chunkwise import Chunkwise
+from flowcache.reuse.never import Never
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve(Calibration):
+    kind: ClassVar[str] = "curve"
+    option: ClassVar[str] = "reuse.curve"
+    made_by: ClassVar[str] = "reuse=along_a_curve"
+    values: tuple[float, ...]
+
+    @classmethod
+    def taken(cls, data: dict[str, Any]) -> dict[str, Any]:
+        return {"values": tuple(map(float, data.pop("values")))}
+
+
+@dataclass(kw_only=True)
+class AlongACurve(Never):
+    """A newcomer's part, calibrated by a file of its own kind."""
+
+    calibrated: ClassVar[tuple[type[Calibration], ...]] = (Curve,)
+    curve: Curve | str | Path | None = None
 
 
 def name(*overrides: str) -> str:
@@ -86,6 +112,25 @@ def test_every_part_is_its_groups_choice():
     assert method.forecast == Linear(damping=0.5)
     assert method.kv == KvPolicy(select=SinkRecent(sink_frames=1), budget="3 chunks", store=Bfloat16())
     assert (method.attention, method.prefix) == ("cached", "published")
+
+
+def test_a_part_says_itself_which_options_are_calibrated_files(tmp_path, monkeypatch):
+    """Read by a path that counts from the repository, wherever the program is started."""
+    repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
+    for folder in (repository, elsewhere):
+        folder.mkdir()
+    (repository / "small.json").write_text(json.dumps({"values": [1, 0.5], "weights": "some"}), encoding="utf-8")
+    monkeypatch.setattr("experiments.job.paths.ROOT", repository)
+    monkeypatch.chdir(elsewhere)
+    config = compose_config(["method=vanilla"])
+    config.reuse = {"name": "along_a_curve", "_target_": f"{__name__}.AlongACurve", "curve": "small.json"}
+    curve = make_method(config).reuse.curve
+    assert (curve.name, curve.values, curve.provenance) == ("small", (1.0, 0.5), {"weights": "some"})
+    config.reuse.curve = None
+    assert make_method(config).reuse.curve is None
+    config.reuse.curve = "lost.json"
+    with pytest.raises(BadInput, match=r"curve='.*repository/lost\.json' cannot be read as a curve"):
+        make_method(config)
 
 
 def test_a_selector_without_a_budget_is_left_out():

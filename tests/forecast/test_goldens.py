@@ -5,22 +5,19 @@ FreqCa's are not among them: no forecast here splits an output into bands of fre
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from flowcache.forecast.differences import ByDifferences
 from flowcache.forecast.hermite import Hermite
 from flowcache.forecast.history import OutputHistory
 from flowcache.forecast.taylor import Taylor
 from flowcache.schedule import ChunkStep
+from tests.golden_files import manifest, tensors
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "forecast"
-CASES: dict[str, Any] = json.loads((GOLDENS / "forecast.json").read_text(encoding="utf-8"))["cases"]
+CASES, TENSORS = manifest("forecast/forecast")["cases"], tensors("forecast/forecast")
 BASES = {"hicache": "hermite", "taylor_scaled": "taylor_scaled"}
 TOLERANCE = 1e-5
 
@@ -40,8 +37,8 @@ def test_every_published_rule_is_among_the_cases():
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_published_forecast_gives_what_the_official_code_gives(name):
-    case, tensors = CASES[name], load_file(GOLDENS / "forecast.safetensors")
-    path, history = tensors["path"], OutputHistory(forecast_of(case["rule"], case["settings"]))
+    case = CASES[name]
+    path, history = TENSORS["path"], OutputHistory(forecast_of(case["rule"], case["settings"]))
     outputs = []
     for index, kind in enumerate(case["kind"]):
         step = ChunkStep(0, index, 999 - 1.5 * index**2, 999 - 1.5 * (index + 1) ** 2)  # times that are no steps
@@ -50,15 +47,15 @@ def test_a_published_forecast_gives_what_the_official_code_gives(name):
             outputs.append(path[index])
         else:
             outputs.append(history.predict(step))
-    torch.testing.assert_close(torch.stack(outputs), tensors[f"{name}.out"], atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(torch.stack(outputs), TENSORS[f"{name}.out"], atol=TOLERANCE, rtol=0)
 
 
 def test_divided_differences_are_another_forecast():
     """So that the cases above are about the published form."""
-    case, tensors = CASES["taylorseer_o2"], load_file(GOLDENS / "forecast.safetensors")
+    case = CASES["taylorseer_o2"]
     history = OutputHistory(Taylor(order=2))
     for index in (1, 2, 6):  # gaps of one and of four
-        history.update(ChunkStep(0, index, float(index), index + 1.0), tensors["path"][index], torch.empty(0))
+        history.update(ChunkStep(0, index, float(index), index + 1.0), TENSORS["path"][index], torch.empty(0))
     assert case["kind"][9] == "forecast"
-    off = history.predict(ChunkStep(0, 9, 9.0, 10.0)) - tensors["taylorseer_o2.out"][9]
+    off = history.predict(ChunkStep(0, 9, 9.0, 10.0)) - TENSORS["taylorseer_o2.out"][9]
     assert off.abs().max() > 1e-2

@@ -15,7 +15,7 @@ from flowcache.kv.cache import KvCache
 from flowcache.kv.policy import KvPolicy
 from flowcache.kv.select.base import Entries, Selection
 from flowcache.kv.select.joint import Joint
-from tests.flowcache_goldens import manifest, tensors
+from tests.golden_files import manifest, tensors
 from tests.methods import select_keys
 
 QUERY = torch.ones(1, 1, 1, 4)  # which a store that corrects nothing does not look at
@@ -303,7 +303,7 @@ def test_compressed_chunks_are_not_written_and_nothing_is_written_beyond_the_buf
 
 def test_the_official_rounds_through_the_cache():
     """goldens/flowcache: kv_orchestration. Five chunks of room, of which one for what is kept."""
-    facts, stored = manifest("kv_orchestration"), tensors("kv_orchestration")
+    facts, stored = manifest("flowcache/kv_orchestration"), tensors("flowcache/kv_orchestration")
     layers, (_, heads, channels), chunk_tokens = facts["layers"], facts["heads"], facts["chunk_tokens"]
     config = Joint(mix_lambda=facts["mix_lambda"], query_granularity=facts["query_granularity"], kept_order="score")
     assert facts["rounds"][0]["budget_tokens"] == chunk_tokens

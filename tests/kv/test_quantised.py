@@ -25,7 +25,8 @@ from flowcache.kv.store.clusters import cluster, evenly_spread, of_ids
 from flowcache.kv.store.float8 import Float8
 from flowcache.kv.store.full_precision import FullPrecision
 from flowcache.kv.store.integer import Integer
-from flowcache.kv.store.quantised import Kind, Quantised
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
 from flowcache.method import Method
 from flowcache.sampler import sample
 from tests.kv.test_bias import Newest, NewestPlain

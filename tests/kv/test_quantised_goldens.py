@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from baselines import quant_videogen
@@ -22,18 +17,9 @@ from flowcache.kv.store.clusters import cluster, of_ids
 from flowcache.kv.store.float8 import Float8
 from flowcache.kv.store.grid import on_affine_grid, pack, unpack
 from flowcache.kv.store.quantised import Quantised
+from tests.golden_files import manifest, tensors
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "kv_quant"
-
-
-@cache
-def tensors() -> dict[str, Tensor]:
-    return load_file(GOLDENS / "kv_quant.safetensors")
-
-
-@cache
-def cases(group: str) -> dict[str, dict[str, Any]]:
-    return json.loads((GOLDENS / "kv_quant.json").read_text(encoding="utf-8"))[group]
+MANIFEST, TENSORS = manifest("kv_quant/kv_quant"), tensors("kv_quant/kv_quant")
 
 
 def settled(store: Quantised, key: Tensor, value: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor, Tensor]:
@@ -48,7 +34,7 @@ def settled(store: Quantised, key: Tensor, value: Tensor) -> tuple[list[Tensor],
 
 @pytest.mark.parametrize("name", ["kivi.b2.g32.f32", "kivi.b2.g32.f16", "kivi.b4.g32.f32", "kivi.b4.g32.f16"])
 def test_kivi_is_the_official_code_to_the_bit(name):
-    case, golden = cases("kivi")[name], tensors()
+    case, golden = MANIFEST["kivi"][name], TENSORS
     dtype = {"f32": torch.float32, "f16": torch.float16}[case["dtype"]]
     store = Kivi(bits=case["bits"], group=case["group"])
     *held, key, value = settled(store, *(golden[f"kivi.{kind}"].to(dtype) for kind in ("key", "value")))
@@ -68,7 +54,7 @@ def test_kivi_is_the_official_code_to_the_bit(name):
 @pytest.mark.parametrize(("method", "rotation"), [("rtn", False), ("quarot", True)])
 @pytest.mark.parametrize("bits", [2, 4])
 def test_rounding_in_blocks_and_quarot_are_the_studys(data, method, rotation, bits):
-    golden = tensors()
+    golden = TENSORS
     entries = [golden[f"study.{data}.{kind}"].transpose(1, 2) for kind in ("key", "value")]
     *held, key, value = settled(QuaRot(bits=bits, rotation=rotation), *entries)
     for kind, parts, back in zip(("key", "value"), held, (key, value), strict=True):
@@ -90,7 +76,7 @@ class FromStoredStarts(QuantVideoGen):
     case: str
 
     def starts(self, rest: Tensor, stage: int) -> Tensor:
-        index = tensors()[f"{self.case}.init_index"][stage][None, ..., None]
+        index = TENSORS[f"{self.case}.init_index"][stage][None, ..., None]
         return rest.gather(2, index.expand(*index.shape[:-1], rest.shape[-1]))
 
 
@@ -102,7 +88,7 @@ def in_doubles(x: Tensor, starts: Tensor, iterations: int) -> tuple[Tensor, Tens
 
 def official_codes(name: str) -> Tensor:
     """Of [1, 2, 48, 32] numbers; packed with the first one in the highest bits."""
-    packed, bits = tensors()[f"{name}.packed"], cases("qvg")[name]["bits"]
+    packed, bits = TENSORS[f"{name}.packed"], MANIFEST["qvg"][name]["bits"]
     shifts = torch.arange(8 - bits, -1, -bits, dtype=torch.uint8)
     return ((packed[..., None] >> shifts) & (2**bits - 1)).flatten(-2)
 
@@ -110,7 +96,7 @@ def official_codes(name: str) -> Tensor:
 @pytest.mark.parametrize("name", ["qvg.released_form", "qvg.int4", "qvg.three_stages"])
 def test_quant_videogen_is_the_official_code(name, monkeypatch):
     monkeypatch.setattr(quant_videogen, "cluster", in_doubles)
-    case, golden = cases("qvg")[name], tensors()
+    case, golden = MANIFEST["qvg"][name], TENSORS
     options = {option: case[option] for option in ("bits", "clusters", "stages")}
     store = FromStoredStarts(**options, iterations=case["iters"], group=case["block"], case=name)
     parts, _, back, _ = settled(store, golden["qvg.x"], golden["qvg.x"])
@@ -127,8 +113,8 @@ def test_quant_videogen_is_the_official_code(name, monkeypatch):
 
 
 def test_our_affine_grid_over_clusters_is_quant_videogens_asymmetric_form():
-    name, golden = "qvg.asymmetric", tensors()
-    case, x = cases("qvg")[name], golden["qvg.x"]
+    name, golden = "qvg.asymmetric", TENSORS
+    case, x = MANIFEST["qvg"][name], golden["qvg.x"]
     starts = x.gather(2, golden[f"{name}.init_index"][0][None, ..., None].expand(1, 2, 8, 32))
     ids, centroids = in_doubles(x, starts, case["iters"])
     assert torch.equal(ids, golden[f"{name}.ids0"])
@@ -144,10 +130,10 @@ def test_our_affine_grid_over_clusters_is_quant_videogens_asymmetric_form():
 
 
 def test_8_bit_floating_point_is_torchs_which_is_the_published_rounding():
-    x = torch.cat([tensors()["float.x"].clamp(-448, 448), torch.tensor([448.0])])[None, None, :, None]
+    x = torch.cat([TENSORS["float.x"].clamp(-448, 448), torch.tensor([448.0])])[None, None, :, None]
     *_, back, _ = settled(Float8(), x, x)  # the largest number is the largest that there is, so that the scale is 1
-    assert torch.equal(back.flatten()[:-1], tensors()["float.e4m3_torch"])
-    assert torch.equal(back.flatten()[:-1], tensors()["float.e4m3_qvg"])
+    assert torch.equal(back.flatten()[:-1], TENSORS["float.e4m3_torch"])
+    assert torch.equal(back.flatten()[:-1], TENSORS["float.e4m3_qvg"])
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

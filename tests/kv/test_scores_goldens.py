@@ -8,17 +8,17 @@ from torch import Tensor
 
 from flowcache.kv.select.joint import Joint
 from flowcache.kv.select.scores import importance, redundancy
-from tests.flowcache_goldens import manifest, tensors
+from tests.golden_files import manifest, tensors
 from tests.methods import select_keys
 
-SHAPES = manifest("kv_compressor")
+SHAPES, SKYREELS = manifest("flowcache/kv_compressor"), manifest("flowcache/r1kv_skyreels")
 CHUNK, FRAME, CLEAN = SHAPES["chunk_tokens"], SHAPES["frame_tokens"], SHAPES["clean_tokens"]
 SCORE_TOLERANCE = 2e-8
 
 
 def golden(heads: str, name: str) -> Tensor:
     """The golden query, key or value of a head layout as [heads, tokens, E]; keys and values are the clean ones."""
-    tensor = tensors("kv_compressor")[f"{heads}.{name}"].transpose(0, 1)
+    tensor = tensors("flowcache/kv_compressor")[f"{heads}.{name}"].transpose(0, 1)
     return tensor if name == "query" else tensor[:, :CLEAN]
 
 
@@ -37,14 +37,14 @@ def test_importance_is_the_official_one(heads, granularity):
     assert num_queries == {"token": 50, "frame": 24, "chunk": 72}[granularity]
     query, key = golden(heads, "query")[:, -num_queries:], golden(heads, "key")
     for name, kernel in (("importance_raw", 1), ("importance", SHAPES["pool_kernel"])):
-        expected = tensors("kv_compressor")[f"{heads}.{granularity}.{name}"]
+        expected = tensors("flowcache/kv_compressor")[f"{heads}.{granularity}.{name}"]
         torch.testing.assert_close(importance(query, key, kernel), expected, atol=SCORE_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("heads", ["gqa", "plain"])
 @pytest.mark.parametrize("form", ["linear", "quadratic"])
 def test_redundancy_is_the_official_one(heads, form):
-    expected = tensors("kv_compressor")[f"{heads}.redundancy_{form}"]
+    expected = tensors("flowcache/kv_compressor")[f"{heads}.redundancy_{form}"]
     torch.testing.assert_close(redundancy(golden(heads, "key")), expected, atol=2e-9, rtol=0)
 
 
@@ -58,7 +58,7 @@ def test_scores_and_kept_sets_are_the_official_ones(case):
     config = official_config(case)
     query, key = golden(case["heads"], "query"), golden(case["heads"], "key")
     score = config.scores(query[:, -config.num_queries(FRAME, CHUNK) :], key, CHUNK)
-    expected = tensors("kv_compressor")[case["score"]]
+    expected = tensors("flowcache/kv_compressor")[case["score"]]
     if config.selection != "token":
         score = score.unflatten(-1, (-1, config.unit_tokens(FRAME, CHUNK))).mean(-1)
     elif config.weighting == "no_weight":
@@ -69,15 +69,15 @@ def test_scores_and_kept_sets_are_the_official_ones(case):
 
     assert case["boundary_gap"] > 5e-8
     kept = select_keys(query, key, case["budget"], config, FRAME, CHUNK)
-    assert torch.equal(kept.indices, tensors("kv_compressor")[f"{case['indices']}_sorted"].long())
+    assert torch.equal(kept.indices, tensors("flowcache/kv_compressor")[f"{case['indices']}_sorted"].long())
     assert kept.unusable.tolist() == [0] * len(key)
 
 
-@pytest.mark.parametrize("case", manifest("r1kv_skyreels")["cases"], ids=lambda c: f"{c['name']}.b{c['budget']}")
+@pytest.mark.parametrize("case", SKYREELS["cases"], ids=lambda case: f"{case['name']}.b{case['budget']}")
 def test_the_official_compressor_of_the_other_model_scores_and_keeps_alike(case):
     config = Joint(mix_lambda=case["mix_lambda"], kept_order="score")
     query, key = golden(case["heads"], "query"), golden(case["heads"], "key")
-    expected = tensors("r1kv_skyreels")
+    expected = tensors("flowcache/r1kv_skyreels")
     score = config.scores(query, key, CHUNK)
     torch.testing.assert_close(score, expected[case["score"]], atol=SCORE_TOLERANCE, rtol=0)
     kept = select_keys(query, key, case["budget"], config, FRAME, CHUNK).indices
@@ -93,7 +93,7 @@ def test_the_official_compressor_of_the_other_model_scores_and_keeps_alike(case)
 @pytest.mark.parametrize(("order", "suffix"), [("score", ""), ("position", "_if_resorted")])
 def test_the_order_of_the_kept_keys_decides_what_the_next_round_pools(order, suffix):
     """Two rounds: the keys kept of 216 and a new chunk of 72 compete for 144 places once more."""
-    config, expected = Joint(kept_order=order), tensors("r1kv_skyreels")
+    config, expected = Joint(kept_order=order), tensors("flowcache/r1kv_skyreels")
     first = select_keys(golden("plain", "query"), golden("plain", "key"), 144, config, FRAME, CHUNK).indices
     assert as_sets(first) == as_sets(expected["rounds.round1.indices"])
     key = torch.cat([take(golden("plain", "key"), first), expected["rounds.key2"].transpose(0, 1)], dim=1)
@@ -105,7 +105,7 @@ def test_the_order_of_the_kept_keys_decides_what_the_next_round_pools(order, suf
 
 def test_rounds_of_a_running_cache_keep_what_the_official_one_keeps():
     """Two rounds in two layers, kept keys in score order; each round the oldest chunks compete for one chunk's room."""
-    given, stored = manifest("kv_orchestration"), tensors("kv_orchestration")
+    given, stored = manifest("flowcache/kv_orchestration"), tensors("flowcache/kv_orchestration")
     config = Joint(query_granularity=given["query_granularity"], kept_order="score")
     layers = range(given["layers"])
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcache.method import Method
@@ -19,28 +16,26 @@ from flowcache.models.magi.generation import MagiGeneration
 from flowcache.models.magi.network import MagiDit
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests import golden_files
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "magi"
 TOKENS_PER_CHUNK = 72
 CHUNK_WIDTH = 6
 GUIDANCE_3 = {"cfg_number": 3, "prev_chunk_scales": (1.1,) * 5, "text_scales": (1.2,) * 5}  # mild, for random weights
 
 
-@cache
 def manifest(name: str) -> dict[str, Any]:
     """What the golden files' manifest says about one of them."""
     for part in ("dit", "cache", "vae_schedule"):
-        entries = json.loads((GOLDENS / f"manifest_{part}.json").read_text(encoding="utf-8"))
+        entries = golden_files.manifest(f"magi/manifest_{part}")
         for key in (name, f"{name}.safetensors"):
             if key in entries:
                 return entries[key]
     raise KeyError(name)
 
 
-@cache
 def tensors(name: str) -> dict[str, Tensor]:
     """The tensors of a golden file; not to be written to."""
-    return load_file(GOLDENS / f"{name.removesuffix('.safetensors')}.safetensors")
+    return golden_files.tensors(f"magi/{name.removesuffix('.safetensors')}")
 
 
 @cache

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SkyReelsV2Transformer3DModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcache.method import Method
@@ -20,20 +17,18 @@ from flowcache.models.skyreels.network import SkyReelsNetwork
 from flowcache.models.wan.unipc import noise_levels
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests import golden_files
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "skyreels"
 CHANNELS = 16
 
 
-@cache
 def manifest(name: str) -> dict[str, Any]:
-    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
+    return golden_files.manifest(f"skyreels/{name}")
 
 
-@cache
 def tensors(name: str) -> dict[str, Tensor]:
     """The tensors of a golden file; not to be written to."""
-    return load_file(GOLDENS / f"{name}.safetensors")
+    return golden_files.tensors(f"skyreels/{name}")
 
 
 def transformer(**changes: Any) -> SkyReelsV2Transformer3DModel:

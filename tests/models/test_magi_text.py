@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ from flowcache.models.magi.text import (
     load_special_tokens,
     null_mask,
 )
-from tests.models.magi_goldens import GOLDENS, manifest, tensors
+from tests import golden_files
+from tests.models.magi_goldens import manifest, tensors
 
 LENGTH = 800
 ORDER = manifest("h_caption_tokens")["application_order"]
@@ -144,7 +144,7 @@ def t5_directory(tmp_path_factory) -> Path:
     return directory
 
 
-CLEANED = json.loads((GOLDENS / "caption_cleaning.json").read_text(encoding="utf-8"))["captions"]
+CLEANED = golden_files.manifest("magi/caption_cleaning")["captions"]
 
 
 @pytest.mark.parametrize("caption", CLEANED, ids=range(len(CLEANED)))

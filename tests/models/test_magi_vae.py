@@ -1,32 +1,28 @@
 """The ViT VAE against the official code's numbers (goldens/magi: i_vae_*), and its own invariants."""
 
-import json
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from flowcache.models.magi.model import _vae_type
 from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
+from tests.models.magi_goldens import manifest, tensors
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "magi"
 ABSOLUTE = 2e-5  # the tolerance of goldens/magi/README.md
-MANIFEST = json.loads((GOLDENS / "manifest_vae_schedule.json").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def vae() -> MagiVae:
-    model = MagiVae(VaeConfig(**MANIFEST["i_vae_encode_decode.safetensors"]["config"]))
-    weights = {name: value.float() for name, value in load_file(GOLDENS / "vae_weights.safetensors").items()}
+    model = MagiVae(VaeConfig(**manifest("i_vae_encode_decode")["config"]))
+    weights = {name: value.float() for name, value in tensors("vae_weights").items()}
     model.load_state_dict(weights, strict=True)
     return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def encode_decode() -> dict[str, torch.Tensor]:
-    return load_file(GOLDENS / "i_vae_encode_decode.safetensors")
+    return tensors("i_vae_encode_decode")
 
 
 @pytest.mark.parametrize("size", ["native", "resized", "image"])
@@ -51,20 +47,20 @@ def test_posterior_sample_matches_the_official_code(vae, encode_decode):
 
 
 def test_tiled_pipeline_matches_the_official_code(vae):
-    case = MANIFEST["i_vae_tiled_pipeline.safetensors"]
-    tensors = load_file(GOLDENS / "i_vae_tiled_pipeline.safetensors")
+    case = manifest("i_vae_tiled_pipeline")
+    golden = tensors("i_vae_tiled_pipeline")
     tiling = Tiling(frames=4, height=16, width=16, spatial_overlap=0.25)
-    latent = vae.tiled_encode(tensors["in.video_uint8"] / 127.5 - 1.0, tiling) * case["scale_factor"]
-    torch.testing.assert_close(latent, tensors["out.latents_scaled"], atol=ABSOLUTE, rtol=0)
+    latent = vae.tiled_encode(golden["in.video_uint8"] / 127.5 - 1.0, tiling) * case["scale_factor"]
+    torch.testing.assert_close(latent, golden["out.latents_scaled"], atol=ABSOLUTE, rtol=0)
 
-    video = vae.tiled_decode(tensors["in.model_latents"] / case["scale_factor"], tiling)[0].transpose(0, 1)
-    torch.testing.assert_close(video, tensors["out.frames_TCHW"], atol=ABSOLUTE, rtol=0)
+    video = vae.tiled_decode(golden["in.model_latents"] / case["scale_factor"], tiling)[0].transpose(0, 1)
+    torch.testing.assert_close(video, golden["out.frames_TCHW"], atol=ABSOLUTE, rtol=0)
     frames = (video * 127.5 + 127.5).clamp(0, 255).to(torch.uint8)
-    assert (frames.int() - tensors["out.frames_uint8_TCHW"].int()).abs().max() <= 1
+    assert (frames.int() - golden["out.frames_uint8_TCHW"].int()).abs().max() <= 1
 
     temporal_only = Tiling(frames=4, height=256, width=256)
-    video = vae.tiled_decode(tensors["in.model_latents"] / case["scale_factor"], temporal_only)[0].transpose(0, 1)
-    torch.testing.assert_close(video, tensors["out.frames_temporal_tiles_only_TCHW"], atol=ABSOLUTE, rtol=0)
+    video = vae.tiled_decode(golden["in.model_latents"] / case["scale_factor"], temporal_only)[0].transpose(0, 1)
+    torch.testing.assert_close(video, golden["out.frames_temporal_tiles_only_TCHW"], atol=ABSOLUTE, rtol=0)
 
 
 def test_one_tile_is_the_plain_decoder(vae, encode_decode):
@@ -74,12 +70,12 @@ def test_one_tile_is_the_plain_decoder(vae, encode_decode):
 
 def test_in_bfloat16_tiles_are_blended_in_float32(vae):
     """As on CUDA: the official code casts the VAE there."""
-    tensors = load_file(GOLDENS / "i_vae_tiled_pipeline.safetensors")
+    golden = tensors("i_vae_tiled_pipeline")
     tiling = Tiling(frames=4, height=16, width=16, spatial_overlap=0.25)
     low = deepcopy(vae).bfloat16()
     for name, tensor in {
-        "tiled_encode": tensors["in.video_uint8"] / 127.5 - 1.0,
-        "tiled_decode": tensors["in.model_latents"],
+        "tiled_encode": golden["in.video_uint8"] / 127.5 - 1.0,
+        "tiled_decode": golden["in.model_latents"],
     }.items():
         exact, rounded = getattr(vae, name)(tensor, tiling), getattr(low, name)(tensor, tiling)
         assert rounded.dtype == torch.float32

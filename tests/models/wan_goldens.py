@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcache.method import Method
@@ -18,21 +15,20 @@ from flowcache.models.wan.generation import WanGeneration
 from flowcache.models.wan.network import WanNetwork
 from flowcache.sampler import sample
 from flowcache.trace import Trace
+from tests import golden_files
 
-GOLDENS = Path(__file__).parents[1] / "goldens" / "wan"
 CHANNELS, ROWS, COLUMNS = 16, 8, 6  # latent
 TOKENS = 12  # a latent frame's
 
 
-@cache
 def manifest(name: str) -> dict[str, Any]:
-    return json.loads((GOLDENS / f"{name}.json").read_text(encoding="utf-8"))
+    return golden_files.manifest(f"wan/{name}")
 
 
 @cache
 def tensors(name: str) -> dict[str, Tensor]:
     """The tensors of a golden file, in float32; not to be written to."""
-    return {key: value.float() for key, value in load_file(GOLDENS / f"{name}.safetensors").items()}
+    return {key: value.float() for key, value in golden_files.tensors(f"wan/{name}").items()}
 
 
 def latents(tensor: Tensor) -> Tensor:

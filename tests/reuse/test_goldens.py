@@ -17,10 +17,10 @@ from flowcache.reuse.base import Decision, ReusePolicy
 from flowcache.reuse.chunkwise import Chunkwise
 from flowcache.reuse.distance import ChunkDistance, DistanceMeter
 from flowcache.schedule import Row, Schedule, staged_schedule, timesteps
-from tests.flowcache_goldens import manifest, tensors
+from tests.golden_files import manifest, tensors
 from tests.methods import distances_of
 
-CASES = manifest("cache_decisions")["cases"]
+CASES = manifest("flowcache/cache_decisions")["cases"]
 KIND = "embedded_latent"
 
 
@@ -54,7 +54,7 @@ def decide_all(
     case: dict[str, Any], policy: ReusePolicy
 ) -> Iterator[tuple[Row, dict[int, ChunkDistance], dict[int, float], Decision]]:
     """For each row the distances measured, the accumulators before, and the decision."""
-    schedule, source = schedule_of(case), WalkedFeatures(tensors("cache_decisions")[case["features"]])
+    schedule, source = schedule_of(case), WalkedFeatures(tensors("flowcache/cache_decisions")[case["features"]])
     meter = DistanceMeter(source, KIND)
     for row in schedule.rows:
         source.row = row.index
@@ -69,7 +69,7 @@ def chunkwise(case: dict[str, Any]) -> Chunkwise:
 @pytest.mark.parametrize("features", ["0", "1"])
 def test_measures_the_official_distances(features):
     case = next(case for case in cases("chunkwise") if case["features"] == f"features_{features}")
-    expected = tensors("cache_decisions")[f"rel_l1_{features}"]
+    expected = tensors("flowcache/cache_decisions")[f"rel_l1_{features}"]
     measured = torch.full_like(expected, torch.nan)
     for row, distances, _, _ in decide_all(case, chunkwise(case)):
         for chunk, distance in distances.items():

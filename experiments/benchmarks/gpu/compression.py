@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from experiments.benchmarks.gpu.subject import RUNS
 from experiments.benchmarks.kv import Sizes, compare
-from flowcache.kv.select.joint import Unit
+from flowcache.kv.select.base import Unit
 
 
 def compression(device: str, lengths: Sequence[int], runs: int = RUNS) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """SkyReels-V2's transformer in its pipeline, where chunks attend block-causally: only those that compute run, with a
 cache of keys and values. The network and the cache are the suite's own, over the pipeline's weights.
 
-Shape letters: B videos, C latent channels, f x h x w latent frames, rows and columns of the window.
+Shape letters: B videos, C latent channels, f x h x w latent frames, rows and columns of the window, b a chunk's frames.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class ShownLatents:
         return self.latents[:, :, self.frames(chunk)]
 
     def times(self, row: Row, chunk: int) -> Tensor:
-        """Every frame has its place in the row's table of times, as the pipeline gives one for each."""
+        """Places of the chunk's frames in the row's table of times, int64 [b]: the pipeline gives a time for each."""
         return self._places[self.frames(chunk)]
 
     def clean_times(self, chunk: int) -> Tensor:
@@ -115,7 +115,7 @@ class ChunkHook(ModelHook):
         self.session, self.states = session, StateManager(ChunkState)
         self._network: SkyReelsNetwork | None = None
         self._row: Row | None = None
-        self._table: TimeTable = None
+        self._table: TimeTable | None = None
 
     def new_forward(self, module: torch.nn.Module, *args: Any, **options: Any) -> Any:
         if module.config.num_frame_per_block == 1:
@@ -157,9 +157,8 @@ class ChunkHook(ModelHook):
         generation = state.generation
         if index == 0:
             self._row = session.next_row()
-            if (
-                not timestep.is_cuda or self._row.index == schedule.windows[-1].rows[0]
-            ):  # one look: it waits for the GPU
+            # On a GPU one look a window: it waits for the device.
+            if not timestep.is_cuda or self._row.index == schedule.windows[-1].rows[0]:
                 _check_times(self._row, schedule, timestep[0], session.windows.frames_a_chunk)
             rate = 24 if fps is None or int(torch.as_tensor(fps).flatten()[0]) else 16  # the pipeline's index of it
             self._table = self._network.time_table(timestep[0], rate)

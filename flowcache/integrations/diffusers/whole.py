@@ -19,6 +19,7 @@ from flowcache.integrations.diffusers.session import Session, schedule_of
 from flowcache.kv.policy import KvPolicy
 from flowcache.models.capabilities import Capabilities, check_method
 from flowcache.models.wan.flops import FlopCounter
+from flowcache.parallel import ALONE
 from flowcache.schedule import Row, Schedule
 from flowcache.trace import Work
 
@@ -50,6 +51,7 @@ class Whole:
     """What a session's policy sees of a window (flowcache.models.base.Generation, as far as decisions ask)."""
 
     kv_tokens = kv_bytes_used = 0
+    parallel = ALONE
 
     def __init__(self, session: Session, config: Any) -> None:
         self.session, self.config = session, config

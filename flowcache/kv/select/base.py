@@ -20,6 +20,7 @@ from flowcache.part import Part
 
 KeptOrder = Literal["position", "score"]
 Timing = Literal["sound", "published"]
+Unit = Literal["token", "frame", "chunk"]  # what a selector keeps or drops as a whole
 
 
 class Selection(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from flowcache.calibration import Calibration
 from flowcache.kv.head_map import HeadMap
 from flowcache.kv.select.base import Entries, KeySelector, Selection
 
@@ -43,11 +44,8 @@ class HeadSelector(KeySelector):
 
     by_head: ClassVar[bool] = True
     heads_apart: ClassVar[bool] = False
+    calibrated: ClassVar[tuple[type[Calibration], ...]] = (HeadMap,)
     heads: HeadMap | str | Path | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.heads = HeadMap.given(self.heads)
 
     @abstractmethod
     def keep_sets(self, layer: int, finished_chunks: int) -> Sequence[KeepSet]:

@@ -12,10 +12,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from flowcache.kv.select.base import Entries, KeySelector, Selection, keep_best
+from flowcache.kv.select.base import Entries, KeySelector, Selection, Unit, keep_best
 from flowcache.options import check_choice, is_count, is_number
-
-Unit = Literal["token", "frame", "chunk"]
 
 
 @dataclass(kw_only=True)

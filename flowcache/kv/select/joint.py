@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from torch import Tensor
 
-from flowcache.kv.select.base import Entries, KeptOrder, KeySelector, Selection, Timing, keep_best
+from flowcache.kv.select.base import Entries, KeptOrder, KeySelector, Selection, Timing, Unit, keep_best
 from flowcache.kv.select.scores import (
     Weighting,
     check_pool,
@@ -19,9 +19,7 @@ from flowcache.kv.select.scores import (
     redundancy,
     scoring_flops,
 )
-from flowcache.options import is_count, is_number
-
-Unit = Literal["token", "frame", "chunk"]
+from flowcache.options import check_choice, is_count, is_number
 
 LAST_QUERIES = 50  # what the published "token" query granularity means
 
@@ -63,9 +61,7 @@ class Joint(KeySelector):
             raise ValueError(f"power={self.power!r} must be a finite number above 0")
         named = {"selection": Unit, "weighting": Weighting, "kept_order": KeptOrder, "timing": Timing}
         for name, choices in named.items():
-            if getattr(self, name) not in get_args(choices):
-                known = ", ".join(map(repr, get_args(choices)))
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose one of {known}")
+            check_choice(name, getattr(self, name), get_args(choices))
         if self.query_granularity not in get_args(Unit) and not is_count(self.query_granularity):
             raise ValueError(
                 f"query_granularity={self.query_granularity!r} is unknown; choose 'token' (the last {LAST_QUERIES}), "

@@ -191,11 +191,13 @@ def _summed_cosines(keys: Tensor, inverse: Tensor) -> Tensor:
 
 
 def check_pool(pool_kernel: int) -> None:
+    """Refuse a width of a pool that has no middle. Raises ValueError."""
     if not (is_count(pool_kernel) and pool_kernel % 2):
         raise ValueError(f"pool_kernel={pool_kernel!r} must be an odd whole number of at least 1")
 
 
 def check_shapes(query: Tensor, key: Tensor) -> None:
+    """Refuse queries that are not [..., H, Q, E] to keys [..., G, L, E]. Raises ValueError."""
     fits = query.ndim == key.ndim >= 3 and query.shape[:-3] == key.shape[:-3] and query.shape[-1] == key.shape[-1]
     if not fits or query.shape[-3] % key.shape[-3] or not query.shape[-2] or not key.shape[-2]:
         raise ValueError(

@@ -31,13 +31,13 @@ def on_affine_grid(x: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, Te
 
 
 def from_affine_grid(codes: Tensor, scale: Tensor, lowest: Tensor) -> Tensor:
-    """What such codes stand for, in float32."""
+    """What codes [..., S], scale and lowest value [..., 1] stand for: float32 [..., S]."""
     return torch.addcmul(lowest.float(), codes.float(), scale.float())
 
 
 def affine_variance(scale: Tensor, size: int) -> Tensor:
-    """Mean square of what rounding a group of ``size`` numbers took off them, by their scale: as of numbers anywhere
-    between two grid points, scale^2 / 12, but that the lowest and the highest lie on the grid."""
+    """Mean square of what rounding took off a group of ``size`` numbers, float32 in the shape of their scales: as of
+    numbers anywhere between two grid points, scale^2 / 12, but that the lowest and the highest lie on the grid."""
     return scale.float().square() * (max(0, size - 2) / (12 * size))
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from flowcache.kv.store.clusters import MOST_CLUSTERS, cluster, evenly_spread, of_ids
 from flowcache.kv.store.grid import BITS, affine_variance, from_affine_grid, group_size, on_affine_grid, pack, unpack
-from flowcache.kv.store.quantised import Kind, Quantised
-from flowcache.options import is_count
+from flowcache.kv.store.quantised import Quantised
+from flowcache.kv.store.settling import Kind
+from flowcache.options import check_counts
 
 
 @dataclass(kw_only=True)
@@ -42,9 +43,8 @@ class Integer(Quantised):
         super().__post_init__()
         if self.bits not in BITS:
             raise ValueError(f"bits={self.bits!r} must be one of {', '.join(map(str, BITS))}")
-        for name, least in {"group": 1, "cluster_tokens": 0, "stages": 1, "iterations": 1}.items():
-            if not is_count(getattr(self, name), least):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}")
+        check_counts(group=self.group, stages=self.stages, iterations=self.iterations)
+        check_counts(0, cluster_tokens=self.cluster_tokens)
 
     def encode(self, kind: Kind, x: Tensor) -> Sequence[Tensor]:
         """Codes uint8 [B, G, T, R, bytes], scale and lowest float16 [B, G, T, R]; and of every stage ids uint8

@@ -11,10 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from flowcache.kv.store.settling import KINDS, Kind, Settling
-from flowcache.options import check_switches, is_count
-
-__all__ = ["KINDS", "Kind", "Quantised"]
+from flowcache.kv.store.settling import Settling
+from flowcache.options import check_counts, check_switches
 
 
 @dataclass(kw_only=True)
@@ -37,9 +35,7 @@ class Quantised(Settling):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("newest_chunks", "sink_chunks"):
-            if not is_count(getattr(self, name), least=0):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least 0")
+        check_counts(0, newest_chunks=self.newest_chunks, sink_chunks=self.sink_chunks)
         check_switches(correction=self.correction)
 
     def logit_noise(self, parts: Sequence[Tensor], energy: Tensor) -> Tensor | float:

@@ -59,7 +59,7 @@ class Settling(KvStore):
         return encoded.new_zeros((self._shape.num_layers, blocks, *encoded.shape))
 
     def transfer(self, place: Tensor, entries: Tensor) -> None:
-        """Copy entries or codes to where they are held or read."""
+        """Copy entries or codes to where they are held or read, a place of their shape."""
         place.copy_(entries)
 
     # Where it stands.

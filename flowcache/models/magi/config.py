@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from flowcache.models.checkpoint import CheckpointError, read_json
+from flowcache.options import check_counts, is_count
 
 TEMPORAL_FACTOR = 4  # pixel frames a latent frame
 PROJECTION_SLICES = 8  # self- and cross-attention outputs interleave in 8 slices, a remnant of training on 8 GPUs
@@ -35,13 +36,7 @@ _DTYPES = {"torch.bfloat16": torch.bfloat16, "torch.float16": torch.float16, "to
 def check_sizes(config: Any, names: Sequence[str], least: int = 1) -> None:
     """Refuse fields that are no whole numbers of at least ``least``, as a foreign JSON may hold. Raises ValueError."""
     for name in names:
-        value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        check_counts(least, **{name: getattr(config, name)})
 
 
 @dataclass(frozen=True)
@@ -196,15 +191,15 @@ class Runtime:
         if not len(self.cfg_t_range) == len(self.prev_chunk_scales) == len(self.text_scales):
             raise ValueError("cfg_t_range, prev_chunk_scales and text_scales must have one entry each per time range")
         counts = self.trained_num_steps
-        if not isinstance(counts, tuple) or not all(_is_count(count) for count in counts):
+        if not isinstance(counts, tuple) or not all(is_count(count) for count in counts):
             raise ValueError(f"trained_num_steps={counts!r} must be a list of whole numbers of at least 1")
         ranges, clean = self.noise2clean_kvrange, self.clean_chunk_kvrange
-        if not isinstance(ranges, tuple) or not all(_is_count(chunks) for chunks in ranges):
+        if not isinstance(ranges, tuple) or not all(is_count(chunks) for chunks in ranges):
             raise ValueError(
                 f"noise2clean_kvrange={ranges!r} must be a list of whole numbers of at least 1, how many chunks back a "
                 "chunk sees by stage, itself included; an empty one is all"
             )
-        if clean != -1 and not _is_count(clean):
+        if clean != -1 and not is_count(clean):
             raise ValueError(f"clean_chunk_kvrange={clean!r} must be a whole number of at least 1, or -1")
         stages = len(ranges)
         if stages and self.num_steps % stages:

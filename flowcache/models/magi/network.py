@@ -116,6 +116,8 @@ class Layer(nn.Module):
 
 
 class Layers(nn.Module):
+    """All layers, and the norm after the last; a module of its own for the checkpoint's names."""
+
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
@@ -123,6 +125,8 @@ class Layers(nn.Module):
 
 
 class FinalLinear(nn.Module):
+    """Tokens to the values of their patches; a module of its own for the checkpoint's names."""
+
     def __init__(self, config: DitConfig) -> None:
         super().__init__()
         patch_values = config.patch_size**2 * config.t_patch_size * config.out_channels

@@ -254,17 +254,18 @@ class MagiVae(nn.Module):
         return video[:, :, :1] if latent.shape[2] == 1 else video
 
     def tiled_encode(self, video: Tensor, tiling: Tiling) -> Tensor:
-        """``encode`` tile by tile, float32; overlaps are blended in the latent, each tile against already blended
-        neighbours."""
+        """``encode`` tile by tile, video [N, 3, F, H, W] -> latent float32 [N, C, f, h, w]; overlaps are blended in the
+        latent, each tile against already blended neighbours."""
         latent_tile, pixel_tile = self._tiles(tiling)
         with self.presence:
             encode = self._in_own_type(self.encode)
             return _tiled(video, encode, pixel_tile, latent_tile, tiling.spatial_overlap, in_place=True)
 
     def tiled_decode(self, latent: Tensor, tiling: Tiling) -> Tensor:
-        """Video float32 [N, 3, F, H, W] of a part of one, tile by tile; overlaps are blended in pixels, each tile
-        against neighbours as decoded. Every latent frame gives ``patch_length`` pixel frames, one that is alone in its
-        tile too (upstream shows one frame of it, as of a still, and so loses the others).
+        """Latent [N, C, f, h, w] of a part of a video -> video float32 [N, 3, F, H, W], tile by tile; overlaps are
+        blended in pixels, each tile against neighbours as decoded. Every latent frame gives ``patch_length`` pixel
+        frames, one that is alone in its tile too (upstream shows one frame of it, as of a still, and so loses the
+        others).
         """
         latent_tile, pixel_tile = self._tiles(tiling)
         with self.presence:

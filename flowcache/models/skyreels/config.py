@@ -10,7 +10,7 @@ from flowcache.models.checkpoint import CheckpointError, read_json
 from flowcache.models.settings import replaced
 from flowcache.models.wan import config as wan
 from flowcache.models.wan.config import TEMPORAL_FACTOR
-from flowcache.options import is_count, is_finite
+from flowcache.options import check_choice, check_counts, is_finite
 from flowcache.schedule import Schedule, diffusion_forcing_schedule
 
 CLEAN, WAITING = 0, 999  # timesteps of finished chunks and of chunks that have not started
@@ -60,17 +60,14 @@ class Sampling:
 
     def __post_init__(self) -> None:
         smallest = {"num_steps": 1, "height": 1, "width": 1, "fps": 1, "ar_step": 0, "causal_block_size": 1}
-        smallest |= {"addnoise_condition": 0, "clean_blocks_seen": 0, "base_num_frames": 1, "overlap_history": 1}
+        smallest |= {"addnoise_condition": 0, "base_num_frames": 1, "overlap_history": 1}
+        if self.clean_blocks_seen is not None:
+            smallest["clean_blocks_seen"] = 0
         for name, least in smallest.items():
-            value = getattr(self, name)
-            if name == "clean_blocks_seen" and value is None:
-                continue
-            if not is_count(value, least):
-                raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")
+            check_counts(least, **{name: getattr(self, name)})
         if self.addnoise_condition >= 1000:
             raise ValueError(f"addnoise_condition={self.addnoise_condition} must lie below 1000, which is pure noise")
-        if self.corrector not in ("sound", "published"):
-            raise ValueError(f"corrector={self.corrector!r} is unknown; choose 'sound' or 'published'")
+        check_choice("corrector", self.corrector, ("sound", "published"))
         if not (is_finite(self.shift) and self.shift > 0):
             raise ValueError(f"shift={self.shift!r} must be positive and finite (1 leaves the noise levels even)")
         if not is_finite(self.guidance_scale):

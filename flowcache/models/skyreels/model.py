@@ -45,8 +45,8 @@ class SkyReels(WanPipeline[SkyReelsNetwork, Sampling]):
         dtype: torch.dtype | None = None,
         offload: bool | None = None,
     ) -> SkyReels:
-        """Load a checkpoint in diffusers' layout, such as SkyReels-V2-DF-1.3B-540P-Diffusers, or one by its name
-        on the hub (``hf://owner/name``).
+        """Load a checkpoint in diffusers' layout, such as SkyReels-V2-DF-1.3B-540P-Diffusers, or one by its name on the
+        hub (``hf://owner/name``).
 
         It holds the folders transformer, vae, text_encoder and tokenizer, and may hold ``sampling.json`` with settings
         that differ from the paper's (see Sampling). The transformer may be under the original names.

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flowcache.models.settings import replaced
 from flowcache.models.wan.noise_levels import step_times
 from flowcache.models.wan.unipc import noise_levels
-from flowcache.options import check_choice, check_switches, is_count, is_finite, is_number
+from flowcache.options import check_choice, check_counts, check_switches, is_finite, is_number
 from flowcache.schedule import Schedule, rolling_schedule, sequential_schedule
 
 TEMPORAL_FACTOR = 4  # pixel frames a latent frame, but for a video's first, which is one
@@ -85,8 +85,7 @@ class Sampling:
         if self.window_frames is not None:
             smallest["window_frames"] = 1
         for name, least in smallest.items():
-            if not is_count(getattr(self, name), least):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be a whole number of at least {least}")
+            check_counts(least, **{name: getattr(self, name)})
         for name in ("warp_steps", "first_frame_alone", "relative_rope", "renew_sink", "rolling"):
             check_switches(**{name: getattr(self, name)})
         check_choice("solver", self.solver, ("fresh_noise", "unipc"))

@@ -56,9 +56,8 @@ class Wan(WanPipeline[WanNetwork, Sampling]):
 
         Args:
             checkpoint, base, lora: where the parts lie, on the disk or on the hub (``hf://owner/name/file``), see
-                flowcache.models.wan.files.locate. Beside the transformer
-                ``sampling.json`` may hold settings (see Sampling); without, they are those of the release that the
-                file's name tells, or Self-Forcing's.
+                flowcache.models.wan.files.locate. Beside the transformer ``sampling.json`` may hold settings (see
+                Sampling); without, they are those of the release that the file's name tells, or Self-Forcing's.
             text_device: where the text encoder runs; by default ``device``.
             dtype: of the transformer; by default bfloat16 on CUDA and float32 elsewhere.
             offload: keep text encoder and VAE in host memory while they are not used. By default on a GPU of under

@@ -34,6 +34,8 @@ SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
 
 
 class PixelSize(Protocol):
+    """Settings that say how large a frame is, in pixels."""
+
     @property
     def height(self) -> int: ...
     @property

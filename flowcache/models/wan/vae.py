@@ -128,5 +128,5 @@ class FrameStream:
         return shown
 
     def encode_last_frames(self) -> Tensor:
-        """Latents of the last frames, for the window that begins with them."""
+        """Latents float32 [1, C, f, h, w] of the last frames, for the window that begins with them."""
         return self._vae.encode(self._last)
