@@ -34,7 +34,8 @@ test: $(STAMP)
 
 # MKL's and PyTorch's kernels for any CPU, and last bits that depend on shapes (tests/rounding.py). What is left out
 # compares no numbers, or runs programs of its own, which round as ever.
-NO_NUMBERS := tests/experiments tests/models/test_fuzz.py $(wildcard tests/models/test_*_flops.py tests/eval/test_caption_score*.py) \
+NO_NUMBERS := tests/experiments tests/models/test_fuzz.py \
+	$(wildcard tests/models/test_*_flops.py tests/eval/test_caption_score*.py) \
 	$(patsubst %,tests/eval/test_%.py,metric_memory vbench video_io) $(patsubst %,tests/test_%.py,checkpoints console \
 	contributing docs encodings guide habits hub layers library methods notebooks releases setup told wheel)
 

@@ -21,7 +21,7 @@ def check_share(**shares: float) -> None:
 
 
 def check_counts(least: int = 1, **counts: int) -> None:
-    """Refuse what is not a whole number of at least ``least``."""
+    """Refuse what is not a whole number of at least ``least``. Raises ValueError."""
     for name, value in counts.items():
         if not is_count(value, least):
             raise ValueError(f"{name}={value!r} must be a whole number of at least {least}")

@@ -83,10 +83,14 @@ def compared(jobs: Sequence[Job], repeats: int) -> list[dict[str, Any]]:
             whole = speedup([t.latency_s for t in takes[label]], [t.latency_s for t in takes[base]], left)
             rest = speedup(rest_s(takes[label]), rest_s(takes[base]), left)
             most = speedup(alone[label], alone[base], left)
-            row |= _with_ends("speedup", whole.median, whole.low, whole.high)
-            row |= _with_ends("rest_speedup", rest.median, rest.low, rest.high)
-            row |= _with_ends("rest_efficiency", *rest.efficiency)
-            row |= _with_ends("products_efficiency", *most.efficiency)
+            ratios = {
+                "speedup": (whole.median, whole.low, whole.high),
+                "rest_speedup": (rest.median, rest.low, rest.high),
+                "rest_efficiency": rest.efficiency,
+                "products_efficiency": most.efficiency,
+            }
+            for key, ends in ratios.items():
+                row[key], row[f"{key}_low"], row[f"{key}_high"] = ends
         rows.append(row)
         told = [f"{name} {row[key]:.3f}" for key, name in _RATIOS.items() if key in row]
         first = f"{row['frames']}, {label}: {row['latency_s']:.2f} s at {left[0]:.3f} of the FLOPs"
@@ -109,10 +113,6 @@ def _own(takes: Sequence[Take]) -> dict[str, Any]:
         "forecast_mib": trace.forecast_bytes_peak / _MIB,
         "kv_mib": trace.kv_bytes_used_peak / _MIB,
     }
-
-
-def _with_ends(key: str, median: float, low: float, high: float) -> dict[str, float]:
-    return {key: median, f"{key}_low": low, f"{key}_high": high}
 
 
 def table(rows: pd.DataFrame, job: Job, repeats: int) -> Table:

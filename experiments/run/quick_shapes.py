@@ -47,6 +47,9 @@ RULES: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+BY_NAME = {"input", "other", "out"}  # tensors that rules do not look for among named arguments
+
+
 class QuickShapes(TorchFunctionMode):
     """Within it, norms, projections, attention and sums on device "meta" give a contiguous tensor of the shape and type
     that they would give. What lies in memory between them is not what the real kernels take: see ``eval.peak_bytes``.
@@ -54,7 +57,7 @@ class QuickShapes(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         rule, given = RULES.get(func), kwargs or {}
-        if rule is None or "out" in given or not isinstance(args[0], Tensor):
+        if rule is None or BY_NAME & given.keys() or not isinstance(args[0], Tensor):
             return func(*args, **given)
         if all(entry.is_meta for entry in args if isinstance(entry, Tensor)):
             return rule(*args, **given)

@@ -79,6 +79,13 @@ def test_numbers_are_computed_as_ever():
     assert torch.equal(out, 2 * x)
 
 
+def test_tensors_given_by_name_count_too():
+    x, wide, weight = (torch.empty(shape, device="meta") for shape in ((3, 1), (3, 4), (5, 1)))
+    with QuickShapes():
+        assert torch.add(x, other=wide).shape == (3, 4)
+        assert torch.nn.functional.linear(input=x, weight=weight).shape == (3, 5)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [
