@@ -5,7 +5,7 @@ another and write into results/; what is up to date is skipped and finished vide
 goes on after whatever ended it. Before they start, what is left and about how long it takes is told: by seconds of
 finished videos, or else by vanilla's compute, and of other commands by those of last time. results/made.json keeps
 code, machine and seconds of each. Calibrations (conf/plans, conf/ratios, conf/heads) and weights are inputs and are not
-made again.
+made again. At the end pages of the docs quote the tables anew (experiments.show.quote).
 
 ``plan=true`` tells that and stops. ``only=field,main_table`` makes these alone, ``model=magi`` the results of one model
 alone. ``output_dir=folder`` keeps videos there: in an empty one everything is made and timed anew. ``check=true`` makes
@@ -32,6 +32,7 @@ from experiments.job.names import nearest
 from experiments.job.paths import ROOT, check_writable, results_folder
 from experiments.records import code_version
 from experiments.run import environment
+from experiments.show import quote
 
 OPTIONS = {"plan": "false", "check": "false", "only": "", "model": "", "output_dir": ""}
 
@@ -42,6 +43,7 @@ def main(arguments: list[str]) -> int:
     results = read_results()
     if given["check"] == "true":
         found = problems(results, read_ledger(LEDGER), code_version(), ROOT)
+        found += quote.told(quote.refresh(ROOT, write=False))
         print(told_problems(found, results), file=sys.stderr if found else sys.stdout)
         return 1 if found else 0
     names = [name for name in given["only"].split(",") if name]
@@ -58,6 +60,8 @@ def main(arguments: list[str]) -> int:
     maker = Maker(ROOT, LEDGER, code_version(), told, partial(run_command, extra=extra))
     outcomes = maker.make(states)
     print(told_outcomes(outcomes, " ".join(["python -m experiments.all", *arguments])))
+    if changed := quote.refresh(ROOT):
+        print(f"quoted anew in {', '.join(changed)}; what is said there in words is not looked at")
     return 1 if any(outcome.error for outcome in outcomes) else 0
 
 
