@@ -13,7 +13,13 @@ from experiments.records import SCHEMA_VERSION
 from experiments.show.leaderboard import make_page
 
 # Of results/, what no command makes: written by hand, measured on a GPU, or kept by the command itself.
-NOT_MADE = ("results/README.md", "results/made.json", "results/reported/", "results/gpu/")
+NOT_MADE = (
+    "results/README.md",
+    "results/made.json",
+    "results/reported/",
+    "results/gpu/",
+    "results/leaderboard/videos/",
+)
 _TELLING = (".md", ".png", ".svg")  # files that say on which machine and over how many videos
 
 

@@ -1,10 +1,10 @@
 """One page of all results, to pass on:
-``python -m experiments.leaderboard [publish=true] [output_dir=outputs] [videos=folder]``.
+``python -m experiments.leaderboard [publish=true] [output_dir=outputs] [videos=true]``.
 
 Every method of every family at equal compute: curves, paired differences, and one table that sorts and filters,
 measured apart from reported. It is made from results/tables and results/reported alone; no model runs. The page is
-output_dir/leaderboard/index.html, or results/leaderboard/index.html with publish=true. ``videos`` names a folder with
-finished records, whose short videos of one prompt a family are taken along.
+output_dir/leaderboard/index.html, or results/leaderboard/index.html with publish=true. ``videos=true`` takes short
+videos along, of one prompt a family, from the finished records of output_dir.
 """
 
 from __future__ import annotations
@@ -121,15 +121,18 @@ def write_page(folder: Path) -> Path:
 @command("leaderboard")
 def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
-    given = {"output_dir": "outputs", "videos": ""}
+    given = {"output_dir": "outputs", "videos": "false"}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key not in given or not (equals and value):
             raise BadInput(f"{argument} is no option=value of this command; {nearest(key, [*given, 'publish'])}")
         given[key] = value
-    folder = destination(results_folder(given["output_dir"]), publish).folder / "leaderboard"
-    if given["videos"]:
-        for line in take_videos(list(FAMILIES), results_folder(given["videos"]), folder):
+    if given["videos"] not in ("true", "false"):
+        raise BadInput(f"videos={given['videos']} must be true or false; they are of the records of output_dir")
+    output_dir = results_folder(given["output_dir"])
+    folder = destination(output_dir, publish).folder / "leaderboard"
+    if given["videos"] == "true":
+        for line in take_videos(list(FAMILIES), output_dir, folder):
             print(f"leaderboard: left out, {line}")
     print(f"written {shown(write_page(folder))}; open it in a browser")
     return 0

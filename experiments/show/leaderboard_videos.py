@@ -45,11 +45,11 @@ def take_videos(models: list[str], output_dir: Path, folder: Path) -> list[str]:
             index[model] = clip | {"takes": {name: place for name, (place, _) in own.items()}}
             copies += own.values()
     if not copies:
-        raise BadInput(f"videos={shown(output_dir)}: no finished video to show there; {'; '.join(left_out)}")
+        raise BadInput(f"{shown(output_dir)} has no finished video to show; {'; '.join(left_out)}")
     total = sum(path.stat().st_size for _, path in copies)
     if total > MOST_BYTES_OF_ALL:
         raise BadInput(
-            f"videos={shown(output_dir)}: {len(copies)} videos take {total / 2**20:.1f} MiB, and the page may have "
+            f"{len(copies)} videos of {shown(output_dir)} take {total / 2**20:.1f} MiB, and the page may have "
             f"{MOST_BYTES_OF_ALL / 2**20:g}; make shorter ones (setting.num_frames)"
         )
     shutil.rmtree(folder / FOLDER, ignore_errors=True)

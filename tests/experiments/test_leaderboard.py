@@ -284,6 +284,7 @@ def test_it_goes_below_output_dir_unless_it_is_published(tables, tmp_path, monke
     ("arguments", "says"),
     [
         (["video=outputs"], "video=outputs is no option=value of this command; did you mean videos?"),
+        (["videos=outputs"], "videos=outputs must be true or false; they are of the records of output_dir"),
         (["output_dir="], "output_dir= is no option=value"),
         (["model=magi"], "there are output_dir, publish, videos"),
         (["output_dir=OUT"], "has no magi_embedded_main.csv or other main table; make it with experiments.tables"),
@@ -312,7 +313,7 @@ def test_videos_of_finished_records_are_taken_along(tables, tmp_path, monkeypatc
     make_videos(tmp_path)
     made(job_of(tmp_path, "method=every_k", 'prompts=["a <b>"]'), "a <b>", 0.5, metrics={"psnr": 39.0})
     folder = tmp_path / "leaderboard"
-    assert leaderboard.main([f"output_dir={tmp_path}", f"videos={tmp_path}"]) == 0
+    assert leaderboard.main([f"output_dir={tmp_path}", "videos=true"]) == 0
     assert "left out, magi, every_k: no preview file" in capsys.readouterr().out
     page = (folder / "index.html").read_text(encoding="utf-8")
     shown = re.findall(r'<video src="(.*?)"', page)
@@ -321,9 +322,9 @@ def test_videos_of_finished_records_are_taken_along(tables, tmp_path, monkeypatc
     assert "“a &lt;b&gt;”" in page
     assert make_page(folder) == page  # from what lies beside it
     monkeypatch.setattr(leaderboard_videos, "MOST_BYTES_OF_ALL", 10)
-    with pytest.raises(BadInput, match=r"2 videos take .* MiB, and the page may have"):
+    with pytest.raises(BadInput, match=r"2 videos of .* take .* MiB, and the page may have"):
         take_videos(["magi"], tmp_path, folder)
     monkeypatch.setattr(leaderboard_videos, "MOST_BYTES", 10)
-    with pytest.raises(BadInput, match=r"no finished video to show there; magi, .*: its video takes more than"):
+    with pytest.raises(BadInput, match=r"no finished video to show; magi, .*: its video takes more than"):
         take_videos(["magi"], tmp_path, folder)
     assert all((folder / place).is_file() for place in shown)  # the older ones stay

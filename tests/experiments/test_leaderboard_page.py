@@ -109,7 +109,7 @@ def test_nothing_is_wider_than_the_page_in_chromium(page, width):
 def test_videos_follow_the_slider_and_show_their_difference_in_chromium(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(leaderboard, "FAMILIES", {"magi": FAMILIES["magi"]})
     make_videos(tmp_path)
-    assert leaderboard.main([f"output_dir={tmp_path}", f"videos={tmp_path}"]) == 0
+    assert leaderboard.main([f"output_dir={tmp_path}", "videos=true"]) == 0
     page = browser.new_page()
     page.goto((tmp_path / "leaderboard" / "index.html").as_uri())
     if not page.evaluate("document.createElement('video').canPlayType('video/mp4; codecs=\"avc1.64000a\"')"):
