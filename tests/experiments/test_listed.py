@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from omegaconf import OmegaConf
 
 from experiments.benchmarks.bench import BENCHMARKS
 from experiments.committed.check import NOT_MADE, made_files
 from experiments.committed.listed import Result, chosen, read_results
 from experiments.job.errors import BadInput
-from experiments.job.groups import config_files
+from experiments.job.groups import CONF, config_files
 from experiments.job.paths import ROOT
 from experiments.show.leaderboard import FAMILIES
 from flowcache.console import commands
@@ -37,6 +38,16 @@ def test_every_committed_file_is_made_by_exactly_one_result():
     assert [name for name in made_files(ROOT) if name not in times] == []
     assert all((ROOT / path).exists() for path in ("results/README.md", "results/reported/"))
     assert not [name for name in times if name.startswith(NOT_MADE)]
+
+
+@pytest.mark.parametrize("model", FAMILIES)
+def test_latents_are_kept_by_every_sweep_before_one_that_compares_them(model):
+    """Sweeps share videos, such as those at default options, and one made without latents has none for the later."""
+    sweeps = [dict(w.split("=", 1) for w in each) for r in RESULTS for each in r.sweeps if f"model={model}" in each]
+    names = [sweep["experiment"] for sweep in sweeps]
+    asks = ["latent_snr" in OmegaConf.load(CONF / "experiment" / f"{name}.yaml").metrics for name in names]
+    last = max(place for place, asked in enumerate(asks) if asked)
+    assert [name for name, asked in zip(names[:last], asks, strict=False) if not asked] == []
 
 
 @pytest.mark.parametrize("result", RESULTS, ids=LABELS)
