@@ -143,8 +143,11 @@ def reuse_videos(
     videos = _described(videos, curves).drop_duplicates([*SETTING, "prompt", "seed"])
     videos["psnr_uncapped"] = pd.to_numeric(videos["psnr"])
     videos["psnr"] = videos["psnr_uncapped"].clip(upper=PSNR_CAP_DB)
+    notes = []
     if curves.quality != "psnr":  # one without latents is none of these curves
-        videos = videos[pd.to_numeric(videos[curves.quality]).notna()]
+        has = pd.to_numeric(videos[curves.quality]).notna()
+        lacking = ", ".join(f"{n} of {name}" for name, n in videos["family"][~has].value_counts().sort_index().items())
+        notes, videos = [f"Left out, made without latents: {lacking}"] if lacking else [], videos[has]
     first = videos[videos["method"].isin(set(swept["method"]))] if len(swept) else videos
     num_settings = len(first.groupby(SETTING))
     counts = first.groupby(["prompt", "seed"]).size()
@@ -156,7 +159,8 @@ def reuse_videos(
     complete = of_common[of_common.groupby(SETTING)["prompt"].transform("size") == len(common)]
     lacking = ", ".join(sorted(set(videos["family"]) - set(complete["family"])))
     number = counted(len(common), "prompt" if common.get_level_values("seed").nunique() == 1 else "video")
-    return complete, [f"Left out, for lack of some of the {number} that all others have: {lacking}"] if lacking else []
+    told = f"Left out, for lack of some of the {number} that all others have: {lacking}"
+    return complete, [*notes, told] if lacking else notes
 
 
 def _described(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:

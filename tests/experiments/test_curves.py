@@ -146,7 +146,9 @@ def test_a_video_without_latents_is_none_of_their_curves(jobs):
         if job.method_name == "every_k" and job.method.reuse.every == 5:
             for prompt in PROMPTS:
                 made(job, prompt, 0.2, metrics={"psnr": 30.0, "latent_snr": None}, notes={"latent_snr": "without"})
-    assert reuse_points(videos_of(jobs, LATENT), "latent_snr").groupby("family").size()["every_k"] == 1
+    latent, notes = reuse_videos(collect(jobs[0]), jobs[0], jobs, LATENT, "placement")
+    assert reuse_points(latent, "latent_snr").groupby("family").size()["every_k"] == 1
+    assert notes == ["Left out, made without latents: 6 of every_k"]
     assert reuse_points(videos_of(jobs, CURVES)).groupby("family").size()["every_k"] == 2
 
 
