@@ -1,8 +1,8 @@
 """The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
-Measured figures of this repository's runs, their paired differences, and the figures that papers report, each paper's a
-table of its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes them to results/tables/
-instead.
+Measured figures of this repository's runs of one seed (``seed=``), their paired differences, and the figures that papers
+report, each paper's a table of its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes
+them to results/tables/ instead.
 """
 
 from __future__ import annotations
@@ -107,6 +107,16 @@ _PAIRED_TEXT = (
     "PSNR, latents dB, SSIM and LPIPS have no difference, for it is what they compare with. Methods that leave "
     "different compute are compared at equal compute by experiments.figures (reuse_curve)."
 )
+
+
+def of_seed(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
+    """Videos of the job's seed: experiments of several seeds have more of some methods than of others. Raises BadInput
+    where there are none."""
+    own = frame[frame["seed"] == job.seed]
+    if own.empty:
+        others = ", ".join(map(str, sorted(frame["seed"].unique())))
+        raise BadInput(f"no finished records are of seed {job.seed}; give seed=<one of {others}>")
+    return own
 
 
 def main_table(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
@@ -290,11 +300,11 @@ def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
     check_overrides(arguments)
     job = make_job(compose_config(arguments))
-    frame = collect(job)
+    frame = of_seed(collect(job), job)
     measured = main_table(frame, job)
     paired = paired_table(frame, job, list(measured.index))
     shown = pd.concat([at_defaults(frame, job, name) for name in measured.index]).drop_duplicates("key")
-    source = f"{job.model_name}, {job.setting_name} setting; {provenance(shown)}"
+    source = f"{job.model_name}, {job.setting_name} setting, seed {job.seed}; {provenance(shown)}"
     to = destination(job.output_dir, publish)
     notes = left_out(frame, measured.index)
     others = map(paper_table, papers_of(job.model_name))

@@ -264,6 +264,23 @@ def test_the_command_writes_three_forms_and_the_same_again(job, tmp_path, capsys
     assert "make them first" in capsys.readouterr().err
 
 
+def test_videos_of_another_seed_are_in_no_main_table(job, tmp_path, capsys):
+    """Placement makes some methods' default videos, and not the others', of a second seed too."""
+    assert tables.main([f"output_dir={tmp_path}"]) == 0
+    first = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    other = job_of(tmp_path, "method=flowcache_fast", "seed=7")
+    for prompt in PROMPTS:
+        made(other, prompt, 0.5, metrics={"psnr": 90.0, "ssim": 1.0})
+    assert tables.main([f"output_dir={tmp_path}"]) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == first
+    assert b"embedded setting, seed 1234; " in first["magi_embedded_main.md"]
+    assert tables.main([f"output_dir={tmp_path}", "seed=7"]) == 0
+    (row,) = pd.read_csv(tmp_path / "tables" / "magi_embedded_main.csv").to_dict("records")
+    assert (row["method"], row["n"], row["psnr"]) == ("flowcache_fast", len(PROMPTS), 90.0)
+    assert tables.main([f"output_dir={tmp_path}", "seed=8"]) == 2
+    assert "no finished records are of seed 8; give seed=<one of 7, 1234>" in capsys.readouterr().err
+
+
 def test_records_of_no_default_are_refused(tmp_path):
     job = job_of(tmp_path, "method=flowcache_fast", "reuse.threshold=0.5")
     made(job, "a", 0.5, metrics={"psnr": 30.0})
