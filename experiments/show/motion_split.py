@@ -1,7 +1,7 @@
 """Methods at equal compute, by what moves: a table of its own, where an experiment says ``by_motion`` under ``curves``.
 
 Papers claim most where much or little moves, and the embedded models' captions say the motion (eval.scenes): shapes
-stay still, move on, or bounce off a wall. Two shapes move alike.
+stay still, move on, or bounce off a wall. Two shapes move alike. Under a camera that pans nothing stays still.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ CLASSES = ("staying still", "moving on", "bouncing")
 def motion_class(prompt: str) -> str | None:
     """One of ``CLASSES``; None for a prompt outside the grammar of the embedded models' captions."""
     try:
-        motion = scene_of(prompt).motion
+        scene = scene_of(prompt)
     except ValueError:
         return None
-    return "moving on" if motion in VELOCITIES else motion
+    pans = scene.camera != "" and scene.motion == "staying still"
+    return "moving on" if pans or scene.motion in VELOCITIES else scene.motion
 
 
 def by_motion(videos: pd.DataFrame, curves: Curves) -> pd.DataFrame:

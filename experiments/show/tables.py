@@ -1,8 +1,8 @@
 """The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
-Measured figures of this repository's runs of one seed (``seed=``), their paired differences, and the figures that papers
-report, each paper's a table of its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes
-them to results/tables/ instead.
+Measured figures of this repository's runs of one seed (``seed=``), their paired differences, and the figures that
+papers report, each paper's a table of its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true``
+writes them to results/tables/ instead.
 """
 
 from __future__ import annotations

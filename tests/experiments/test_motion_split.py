@@ -65,6 +65,10 @@ def split(jobs) -> pd.DataFrame:
 def test_captions_say_the_class():
     assert [motion_class(prompt) for prompt in (STILL, MOVING, BOUNCING)] == ["staying still", "moving on", "bouncing"]
     assert motion_class("a cat sleeps") is None
+    rich = [f"a red circle {word} on a striped grey background" for word in ("staying still", "bouncing")]
+    assert list(map(motion_class, rich)) == ["staying still", "bouncing"]
+    assert [motion_class(f"{prompt} panning left") for prompt in rich] == ["moving on", "bouncing"]
+    assert motion_class("a red circle and a blue square racing up on a grey background") == "moving on"
 
 
 def test_means_and_differences_by_hand(split):
