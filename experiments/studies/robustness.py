@@ -2,9 +2,9 @@
 
 ``python -m experiments.robustness [model=magi] [settings="16 steps,shift 1"] [num_prompts=12]`` runs what
 conf/studies/robustness.yaml lists, on latents alone: every method's are compared with those of a run that computes
-everything in the same setting and with the same KV policy. Every k-th step computes as many steps as ours did, evenly,
-with our forecast and with the last output held. Also there: how many calibration prompts a plan needs. The table goes
-to output_dir/tables/ (``publish=true``: into results/).
+everything in the same setting and with the same KV policy. Every k-th step computes as many steps as ours' FLOPs are
+worth, evenly, with our forecast and with the last output held. Also there: how many calibration prompts a plan needs.
+The table goes to output_dir/tables/ (``publish=true``: into results/).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from experiments.run import environment
 from experiments.run.calibrated import check_calibrations
 from experiments.run.model_pool import Map, model_pool
 from experiments.show.results import BOOTSTRAP, Column, Table, destination, made_by, publishing
-from experiments.studies.calibrate import calibrate, calibration_job, text_of
+from experiments.studies.calibrate import SKIPPED, calibrate, calibration_job, text_of
 from flowcache.forecast.hold import Hold
 from flowcache.method import Method
 from flowcache.reuse.never import Never
@@ -45,19 +45,20 @@ from flowcache.trace import Trace
 OTHERS = {"even_corrected": "every k-th, our forecast", "even_held": "every k-th, held"}
 
 
-def latents(_: Job, model: Any, task: tuple[Job, str, Method]) -> tuple[Tensor, int, float, int]:
-    """Of a setting's video, [chunks, C, f, h, w] on the host; FLOPs, the share of chunk steps that computed, and the
+def latents(_: Job, model: Any, task: tuple[Job, str, Method]) -> tuple[Tensor, int, int, int]:
+    """Of a setting's video, [chunks, C, f, h, w] on the host; FLOPs, those of steps, which skipping spares, and the
     steps of a chunk."""
     job, prompt, method = task
     trace = Trace()
     generation = model.generation(prompt, job.num_frames, method, job.seed, **job.generation_options)
     made = torch.stack([latent for _, latent in sample(generation, trace)])
-    return made.cpu(), trace.flops, trace.computed_fraction, generation.schedule.num_steps
+    of_steps = sum(flops for kind, flops in trace.flops_by_kind().items() if kind in SKIPPED)
+    return made.cpu(), trace.flops, of_steps, generation.schedule.num_steps
 
 
-def evenly(num_steps: int, computed_fraction: float) -> EveryK:
+def evenly(num_steps: int, share: float) -> EveryK:
     """Every k-th step, as many as are that share of a chunk's, the first and the last among them."""
-    count = max(2, round(computed_fraction * num_steps))
+    count = max(2, round(share * num_steps))
     return EveryK(every=(num_steps - 1) / (count - 1), warmup_steps=0)
 
 
@@ -66,9 +67,9 @@ class Videos:
 
     def __init__(self, map_model: Map) -> None:
         self._map = map_model
-        self._made: dict[str, list[tuple[Tensor, int, float, int]]] = {}
+        self._made: dict[str, list[tuple[Tensor, int, int, int]]] = {}
 
-    def of(self, job: Job, method: Method) -> list[tuple[Tensor, int, float, int]]:
+    def of(self, job: Job, method: Method) -> list[tuple[Tensor, int, int, int]]:
         """What ``latents`` returns, of every prompt."""
         # All that a generation gets; the pool's model is the same for every job.
         key = repr((job.num_frames, job.generation_options, job.seed, job.prompts, method.described()))
@@ -81,7 +82,8 @@ def compared(job: Job, videos: Videos) -> list[dict[str, Any]]:
     """A row a prompt: shares of FLOPs and dB of the latents, of ours and the others."""
     whole = videos.of(job, replace(job.method, reuse=Never(), forecast=Hold()))
     ours = videos.of(job, job.method)
-    even = evenly(ours[0][3], statistics.mean(fraction for _, _, fraction, _ in ours))
+    # By FLOPs, for a plan's steps are where they are worth more than an even share: with as many, even ones took less.
+    even = evenly(ours[0][3], statistics.mean(own[2] / all_of[2] for own, all_of in zip(ours, whole, strict=True)))
     made = {
         "ours": ours,
         "even_corrected": videos.of(job, replace(job.method, reuse=even)),

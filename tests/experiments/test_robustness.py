@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 from experiments.job.cli import compose_config
@@ -11,6 +12,7 @@ from experiments.job.groups import CONF
 from experiments.job.job import make_job
 from experiments.studies import robustness
 from flowcache.reuse.never import Never
+from tests.experiments.made_records import job_of
 from tests.experiments.made_results import check_says_all
 
 STUDY = OmegaConf.to_container(OmegaConf.load(CONF / "studies" / "robustness.yaml"))
@@ -25,6 +27,23 @@ def test_every_kth_step_computes_as_many_as_ours_the_first_and_the_last_among_th
     assert len(steps) == count
     assert steps[0] == 0
     assert steps[-1] == num_steps - 1
+
+
+def test_every_kth_step_gets_the_compute_of_ours_not_its_number_of_steps(tmp_path):
+    """Whatever they are in number, steps of a quarter of the FLOPs are worth 8 of 32."""
+    job = job_of(tmp_path, "method=flowcast_fast", "setting.num_steps=32", "num_prompts=1")
+    computed = []
+
+    class Made(robustness.Videos):
+        def of(self, job, method):
+            computed.append(method.reuse)
+            of_steps = 1000 if isinstance(method.reuse, Never) else 250
+            return [(torch.full((1, 1, 1, 1, 1), float(of_steps)), 100 + of_steps, of_steps, 32)]
+
+    (row,) = robustness.compared(job, Made(map))
+    assert row["ours_share"] == pytest.approx(350 / 1100)
+    *_, corrected, held = computed
+    assert corrected == held == robustness.evenly(32, 0.25)
 
 
 @pytest.mark.parametrize(("model", "name"), [(model, name) for model, own in STUDY["models"].items() for name in own])
