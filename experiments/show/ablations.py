@@ -153,7 +153,9 @@ def draw(frame: pd.DataFrame, shown: Mapping[str, Any], title: str, baseline: st
             axes.set_xticks(range(len(places)), list(places))
         axes.set_ylabel(_AXES[metric].format(baseline))
     panels[-1].set_xlabel(shown["label"].format(baseline=baseline))
-    panels[0].set_title(f"{title}\n(mean and 95 % interval, n = {frame['n'].max():.0f})")
+    most, fewest = frame["n"].max(), frame.get("psnr_n", frame["n"]).min()
+    told = f";\nPSNR without identical videos, n = {fewest:.0f} or more" if fewest < most else ""
+    panels[0].set_title(f"{title}\n(mean and 95 % interval, n = {most:.0f}{told})")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, title=", ".join(lines.values()))
     return figure

@@ -121,6 +121,8 @@ def test_a_metric_that_could_not_be_had_is_told_with_its_reason_and_counts_are_e
     assert [row[headings.index("LPIPS")] for row in rows] == ["-", "n/a", "n/a"]
     assert [row[headings.index("PSNR dB")] for row in rows] == ["-", "30.00 (n 1)", "30.00 (n 1)"]
     assert lines[-1] == "- LPIPS n/a: no weights (flowcache_fast 0, flowcache_fast 0.3)"
+    title = draw(frame.assign(ssim=0.9, ssim_ci95=0.1), THRESHOLD, "Threshold", "vanilla").axes[0].get_title()
+    assert title.endswith("n = 2;\nPSNR without identical videos, n = 1 or more)")
 
 
 def test_without_records_it_says_how_to_make_them(jobs):
