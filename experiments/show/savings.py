@@ -27,7 +27,7 @@ from experiments.job.job import Job
 from experiments.records.collect import collect, job_options
 from experiments.show.methods import family
 from experiments.show.results import BOOTSTRAP, Column, Table
-from experiments.show.reuse_curve import PSNR_CAP_DB
+from experiments.show.reuse_curve import PSNR_CAP_DB, SKIPS_BELOW
 from experiments.show.style import COLUMN_WIDTH_IN, LINE_STYLES, colour_and_marker, error_bars, styled
 
 LEAST_CAPTIONS = 0.5  # share of vanilla's videos that show theirs, below which there is nothing to save
@@ -114,6 +114,7 @@ def saved(videos: pd.DataFrame, savings: Savings) -> pd.DataFrame:
         half = _half(own, steps, savings.against)
         left: dict[tuple[str, float], list[float]] = {}
         for (name, *video), curve in own.groupby(["family", "prompt", "seed"]):
+            curve = curve[curve["flops_share"] < SKIPS_BELOW]  # one that skipped nothing made vanilla's video
             for loss in savings.losses_db:
                 target = psnr_at(loss, half[tuple(video)])
                 share = compute_at(target, list(curve["flops_share"]), list(curve["psnr"]))

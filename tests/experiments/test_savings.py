@@ -108,6 +108,16 @@ def test_a_video_of_the_same_options_counts_under_whatever_name_it_was_made(tmp_
     assert set(videos[videos["steps"] == 8]["family"]) == {"every_k + linear", "fewer_steps", "flowcache"}
 
 
+def test_a_setting_that_skipped_nothing_is_vanilla_and_no_end_of_a_line(jobs):
+    videos = videos_of(jobs, SAVINGS_3)
+    every_k = videos["family"] == "every_k + linear"
+    dear = every_k & (videos["flops_share"] == 0.5)
+    videos.loc[dear, ["flops_share", "psnr"]] = 1.0, 60.0
+    rows = saved(videos, SAVINGS_3).set_index(["steps", "method"])
+    # What is left, 25 dB at 0.3, loses more than half of the steps do, which have 30.
+    assert rows.loc[(8, "every_k + linear"), KEY] == 0.0
+
+
 def test_without_half_the_steps_there_is_no_loss(jobs):
     videos = videos_of(jobs, SAVINGS)
     others = videos[videos["flops_share"] != 0.5]
