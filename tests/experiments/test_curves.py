@@ -195,6 +195,16 @@ def test_every_method_of_the_field_is_on_the_curves_that_are_compared():
     assert [name for name, own in values.items() if not own & {curves.at, None}] == []
 
 
+def test_settings_of_a_curve_take_no_main_methods_place_where_there_is_no_curve(tmp_path):
+    """Causal Wan of many steps has a Pareto figure alone; a setting that is one's default dropped the other's."""
+    for method in ("vanilla", "flowcache_fast", "flowcache_slow"):
+        made(job_of(tmp_path, "model=wan_multistep", f"method={method}"), "a", metrics={"psnr": 30.0})
+    job = job_of(tmp_path, "model=wan_multistep")
+    jobs, experiment = jobs_of("reuse_curve", ["model=wan_multistep", f"output_dir={tmp_path}", "num_prompts=1"])
+    videos, _ = reuse_videos(collect(job), job, jobs, curves_of(experiment)[0])
+    assert set(videos["method"]) == {"flowcache_fast", "flowcache_slow"}
+
+
 def test_a_method_keeps_its_colour_whatever_its_forecast():
     assert colour_and_marker("every_k + corrected") == colour_and_marker("every_k") != UNKNOWN_LOOK
     assert (family("flowcache_fast + corrected"), family("flowcache_slow")) == ("flowcache + corrected", "flowcache")
