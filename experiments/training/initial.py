@@ -21,7 +21,7 @@ from flowcache.models.magi.config import DitConfig
 from flowcache.models.magi.vae import MagiVae, VaeConfig
 
 
-def start_from_magi(checkpoint: Path, recipe: dict, directory: Path) -> None:
+def start_magi(checkpoint: Path, recipe: dict, directory: Path) -> None:
     """Put the weights of a checkpoint that ``export_magi`` wrote into ``directory``, where the stages look for theirs.
 
     Does nothing where a transformer is being trained already. Raises FileNotFoundError for a file that is not there and
@@ -42,33 +42,54 @@ def start_from_magi(checkpoint: Path, recipe: dict, directory: Path) -> None:
     _put(directory, **_autoencoder(vae, recipe), dit=model, teacher=model)
 
 
-def start_from_skyreels(checkpoint: Path, recipe: dict, directory: Path) -> None:
-    """The same of a checkpoint that ``export_skyreels`` wrote."""
+def start_skyreels(checkpoint: Path, recipe: dict, directory: Path) -> None:
+    """The same of a checkpoint that ``export_skyreels`` or ``export_wan`` wrote: causal Wan's network knows no frame
+    rate, and goes on as if it had been that of either."""
     if (directory / "dit.pt").exists():
         return
-    vae = WanAutoencoder(**recipe["vae"]["config"])
-    vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
     model = TextAndTransformer(recipe["dit"]["transformer"], recipe["dit"]["text"])
-    model.transformer.load_state_dict(_floats(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors"))
+    weights = _transformer(checkpoint)
+    if not any(name.startswith("fps_") for name in weights):
+        with torch.no_grad():
+            model.transformer.fps_embedding.weight[0] = model.transformer.fps_embedding.weight[1]
+        own = model.transformer.state_dict().items()
+        weights |= {name: each for name, each in own if name.startswith("fps_")}
+        weights["condition_embedder.time_proj.bias"] -= _rate(model.transformer)
+    model.transformer.load_state_dict(weights)
     _load_text_encoder(model.text_encoder, checkpoint / "text_encoder", checkpoint / "tokenizer" / "tokenizer.json")
-    _put(directory, **_autoencoder(vae, recipe), dit=model)
+    _put(directory, **_autoencoder(_wan_autoencoder(checkpoint, recipe), recipe), dit=model)
 
 
-def start_from_skyreels_for_wan(checkpoint: Path, recipe: dict, directory: Path) -> None:
-    """The same, as causal Wan's: what SkyReels-V2 adds for one frame rate becomes part of a bias."""
+def start_wan(checkpoint: Path, recipe: dict, directory: Path) -> None:
+    """The same for causal Wan, of a checkpoint of either: what SkyReels-V2 adds for one frame rate becomes part of a
+    bias."""
     if (directory / "dit.pt").exists():
         return
-    vae = WanAutoencoder(**recipe["vae"]["config"])
-    vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
-    source = SkyReelsV2Transformer3DModel.from_pretrained(checkpoint / "transformer").float()
-    weights = source.state_dict()
-    with torch.no_grad():
-        rate = source.fps_projection(source.fps_embedding.weight[1])
-    weights["condition_embedder.time_proj.bias"] += rate
     model = TextAndWan(recipe["dit"]["transformer"], recipe["dit"]["text"])
+    weights = _transformer(checkpoint)
+    if any(name.startswith("fps_") for name in weights):
+        source = SkyReelsV2Transformer3DModel.from_pretrained(checkpoint / "transformer").float()
+        weights["condition_embedder.time_proj.bias"] += _rate(source)
     model.transformer.load_state_dict({name: each for name, each in weights.items() if not name.startswith("fps_")})
     _load_text_encoder(model.text_encoder, checkpoint / "text_encoder", checkpoint / "tokenizer" / "tokenizer.json")
+    vae = _wan_autoencoder(checkpoint, recipe)
     _put(directory, vae=vae, decoder=vae, dit=model)
+
+
+def _transformer(checkpoint: Path) -> dict[str, Tensor]:
+    return _floats(checkpoint / "transformer" / "diffusion_pytorch_model.safetensors")
+
+
+def _wan_autoencoder(checkpoint: Path, recipe: dict) -> WanAutoencoder:
+    vae = WanAutoencoder(**recipe["vae"]["config"])
+    vae.vae.load_state_dict(_floats(checkpoint / "vae" / "diffusion_pytorch_model.safetensors"))
+    return vae
+
+
+@torch.no_grad()
+def _rate(transformer: SkyReelsV2Transformer3DModel) -> Tensor:
+    """What is added to each modulation for the second frame rate."""
+    return transformer.fps_projection(transformer.fps_embedding.weight[1])
 
 
 def _load_text_encoder(encoder: nn.Module, source: Path, tokenizer: Path) -> None:

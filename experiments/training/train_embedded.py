@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 def train_magi(recipe: dict) -> None:
     """All stages of the embedded MAGI-1."""
     from experiments.training.export import export_magi
-    from experiments.training.initial import start_from_magi
+    from experiments.training.initial import start_magi
     from experiments.training.magi_dit import train_dit
     from experiments.training.magi_vae import MagiAutoencoder
     from flowcache.models.magi.config import DitConfig
@@ -51,14 +51,14 @@ def train_magi(recipe: dict) -> None:
     vae = VaeConfig(**recipe["vae"]["config"])
     transformer = partial(train_dit, vae, DitConfig(**recipe["dit"]["config"]), recipe["dit"]["t5"])
     if recipe["initial"] is not None:
-        start_from_magi(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
+        start_magi(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
     train(recipe, partial(MagiAutoencoder, vae), transformer, export_magi)
 
 
 def train_skyreels(recipe: dict) -> None:
     """All stages of the embedded SkyReels-V2."""
     from experiments.training.export import export_skyreels
-    from experiments.training.initial import start_from_skyreels
+    from experiments.training.initial import start_skyreels
     from experiments.training.skyreels_dit import train_transformer
     from experiments.training.skyreels_vae import WanAutoencoder
     from flowcache.models.skyreels.config import Sampling
@@ -67,14 +67,14 @@ def train_skyreels(recipe: dict) -> None:
     sampling = Sampling(**recipe["sampling"])
     transformer = partial(train_transformer, vae, dit["transformer"], dit["text"], sampling)
     if recipe["initial"] is not None:
-        start_from_skyreels(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
+        start_skyreels(ROOT / recipe["initial"], recipe, ROOT / recipe["directory"])
     train(recipe, partial(WanAutoencoder, **vae), transformer, export_skyreels)
 
 
 def train_wan(recipe: dict) -> None:
-    """The embedded causal Wan: a teacher, which starts as the embedded SkyReels-V2, and its student of a few steps."""
+    """The embedded causal Wan: a teacher, starting as SkyReels-V2 or as an older one, and its student of few steps."""
     from experiments.training.export import export_wan, link_shared_weights
-    from experiments.training.initial import start_from_skyreels_for_wan
+    from experiments.training.initial import start_wan
     from experiments.training.session import run_workers
     from experiments.training.wan_dit import train_teacher
     from experiments.training.wan_student import train_student
@@ -85,7 +85,7 @@ def train_wan(recipe: dict) -> None:
         )
     directory, dit, teacher = ROOT / recipe["directory"], recipe["dit"], recipe["dit"]["recipe"]
     networks = recipe["vae"]["config"], dit["transformer"], dit["text"]
-    start_from_skyreels_for_wan(ROOT / recipe["initial"], recipe, directory)
+    start_wan(ROOT / recipe["initial"], recipe, directory)
     run_workers(train_teacher, recipe["num_processes"], *networks, teacher, directory)
     run_workers(train_student, recipe["num_processes"], *networks, teacher | recipe["student"]["recipe"], directory)
     for weights, sampling, destination in (

@@ -13,7 +13,8 @@ from eval.scenes import held_out_scenes
 from experiments.training import precision
 from experiments.training.captions import build_tokenizer
 from experiments.training.export import link_shared_weights
-from experiments.training.initial import start_from_skyreels_for_wan
+from experiments.training.initial import start_skyreels, start_wan
+from experiments.training.skyreels_dit import TextAndTransformer
 from experiments.training.skyreels_vae import WanAutoencoder
 from experiments.training.train_embedded import main
 from experiments.training.wan_dit import Clips, TeacherForcing, TextAndWan
@@ -105,22 +106,36 @@ def test_mixed_precision_takes_bfloat16_for_products_alone(monkeypatch, faster):
     assert F.linear(draw(2, 3), draw(4, 3)).dtype == torch.float32
 
 
-def test_the_teacher_starts_as_skyreels_at_its_usual_frame_rate(tmp_path):
+def test_a_model_starts_as_one_of_the_other_family(tmp_path):
+    """SkyReels-V2 at its usual frame rate, causal Wan that starts as it, and SkyReels-V2 that starts as that: one."""
     torch.manual_seed(0)
     vae = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
     source = SkyReelsV2Transformer3DModel(**TRANSFORMER, inject_sample_info=True)
-    source.save_pretrained(tmp_path / "from" / "transformer")
-    UMT5EncoderModel(UMT5Config(**TEXT)).save_pretrained(tmp_path / "from" / "text_encoder")
-    WanAutoencoder(**vae).vae.save_pretrained(tmp_path / "from" / "vae")
-    build_tokenizer().save_pretrained(tmp_path / "from" / "tokenizer")
-    recipe = {"vae": {"config": vae}, "dit": {"transformer": TRANSFORMER, "text": TEXT}}
-    (tmp_path / "to").mkdir()
-    start_from_skyreels_for_wan(tmp_path / "from", recipe, tmp_path / "to")
-    model = TextAndWan(TRANSFORMER, TEXT)
-    model.load_state_dict(torch.load(tmp_path / "to" / "dit.pt", weights_only=True)["model"])
     times = torch.tensor([0.0, 500.0])
-    theirs, ours = SkyReelsNetwork(source).time_table(times, fps=24), model.network.time_table(times)
-    torch.testing.assert_close(ours.modulation, theirs.modulation, atol=1e-6, rtol=0)
+    expected = SkyReelsNetwork(source).time_table(times, fps=24).modulation
+    recipes = {
+        TextAndWan: {"transformer": TRANSFORMER, "text": TEXT},
+        TextAndTransformer: {"transformer": TRANSFORMER | {"inject_sample_info": True}, "text": TEXT},
+    }
+    starts = [(start_wan, TextAndWan), (start_wan, TextAndWan), (start_skyreels, TextAndTransformer)]
+    for number, (start, family) in enumerate(starts):
+        folder, directory = tmp_path / f"from_{number}", tmp_path / f"to_{number}"
+        source.save_pretrained(folder / "transformer")
+        UMT5EncoderModel(UMT5Config(**TEXT)).save_pretrained(folder / "text_encoder")
+        WanAutoencoder(**vae).vae.save_pretrained(folder / "vae")
+        build_tokenizer().save_pretrained(folder / "tokenizer")
+        directory.mkdir()
+        start(folder, {"vae": {"config": vae, "train_on": True}, "dit": recipes[family]}, directory)
+        model = family(**recipes[family])
+        model.load_state_dict(torch.load(directory / "dit.pt", weights_only=True)["model"])
+        for fps in (16, 24) if family is TextAndTransformer else (None,):
+            given = {} if fps is None else {"fps": fps}
+            found = model.network.time_table(times, **given).modulation
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            model.transformer.state_dict()["blocks.0.attn1.to_q.weight"], source.blocks[0].attn1.to_q.weight
+        )
+        source = model.transformer
 
 
 STUDENT = RECIPE | {"steps": [1000, 750, 500, 250], "path_steps": 16, "guidance": 2.0, "seed": 0}
