@@ -50,6 +50,13 @@ def read_prompts(config: DictConfig) -> tuple[str, ...]:
     return tuple(prompts[:wanted])
 
 
+def tabled_prompts(config: DictConfig) -> tuple[str, ...] | None:
+    """The prompts that a table of the configuration is of: those given, or an embedded setting's whole list; the first
+    ``num_prompts`` of them, where that is given. None where no list is meant."""
+    source = config.prompts if config.prompts is not None or not config.setting.embedded else config.setting.prompts
+    return None if source is None else tuple(_all_prompts(source)[: config.num_prompts])
+
+
 def _up_to(number: int) -> str:
     return "1" if number == 1 else f"1 to {number}"
 

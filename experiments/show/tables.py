@@ -1,8 +1,8 @@
 """The main table from records: ``python -m experiments.tables [model=magi] [setting=embedded] [output_dir=outputs]``.
 
-Measured figures of this repository's runs of one seed (``seed=``), their paired differences, and the figures that
-papers report, each paper's a table of its own. Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true``
-writes them to results/tables/ instead.
+Measured figures of this repository's runs of one seed (``seed=``) and one list of prompts (``prompts=``, in place of an
+embedded setting's own), their paired differences, and the figures that papers report, each paper's a table of its own.
+Writes Markdown, LaTeX and CSV to output_dir/tables/; ``publish=true`` writes them to results/tables/ instead.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig
 
 from eval.statistics import mean_and_interval, median_and_interval, paired_difference, share_and_interval
 from experiments.job.cli import check_overrides, compose_config
 from experiments.job.errors import BadInput, command
 from experiments.job.job import Job, make_job
+from experiments.job.prompts import tabled_prompts
 from experiments.job.units import flop_unit
 from experiments.records.collect import at_defaults, collect, default_options
 from experiments.records.settings import value_text
@@ -109,14 +111,19 @@ _PAIRED_TEXT = (
 )
 
 
-def of_seed(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
-    """Videos of the job's seed: experiments of several seeds have more of some methods than of others. Raises BadInput
-    where there are none."""
-    own = frame[frame["seed"] == job.seed]
+def of_table(frame: pd.DataFrame, config: DictConfig) -> pd.DataFrame:
+    """Videos of the configuration's seed and prompts: experiments of several seeds, or of other prompts, have more of
+    some methods than of others. Where nothing is of an embedded setting's own prompts, those of any. Raises BadInput
+    where none are left."""
+    own = frame[frame["seed"] == config.seed]
     if own.empty:
         others = ", ".join(map(str, sorted(frame["seed"].unique())))
-        raise BadInput(f"no finished records are of seed {job.seed}; give seed=<one of {others}>")
-    return own
+        raise BadInput(f"no finished records are of seed {config.seed}; give seed=<one of {others}>")
+    prompts = tabled_prompts(config)
+    listed = own if prompts is None else own[own["prompt"].isin(prompts)]
+    if listed.empty and config.prompts is not None:
+        raise BadInput(f"no finished records of seed {config.seed} are of these prompts; leave prompts out for all")
+    return own if listed.empty else listed
 
 
 def main_table(frame: pd.DataFrame, job: Job) -> pd.DataFrame:
@@ -299,8 +306,8 @@ def with_shares(reported: pd.DataFrame) -> pd.DataFrame:
 def main(arguments: list[str]) -> int:
     publish, arguments = publishing(arguments)
     check_overrides(arguments)
-    job = make_job(compose_config(arguments))
-    frame = of_seed(collect(job), job)
+    job = make_job(config := compose_config(arguments))
+    frame = of_table(collect(job), config)
     measured = main_table(frame, job)
     paired = paired_table(frame, job, list(measured.index))
     shown = pd.concat([at_defaults(frame, job, name) for name in measured.index]).drop_duplicates("key")

@@ -281,6 +281,28 @@ def test_videos_of_another_seed_are_in_no_main_table(job, tmp_path, capsys):
     assert "no finished records are of seed 8; give seed=<one of 7, 1234>" in capsys.readouterr().err
 
 
+def test_videos_of_other_prompts_than_the_settings_are_in_no_main_table(tmp_path, capsys):
+    """The rich clips are of some methods' default options, and not of the others'."""
+    rich = "experiments/prompts/embedded_rich.txt"
+    for source, methods in ((None, ("vanilla", "flowcast_fast", "every_k")), (rich, ("vanilla", "flowcast_fast"))):
+        for method in methods:
+            given = [] if source is None else [f"prompts={source}"]
+            job = job_of(tmp_path, f"method={method}", "num_prompts=3", *given)
+            for prompt in job.prompts:
+                made(job, prompt, 0.5, metrics={} if method == "vanilla" else {"psnr": 40.0 if source else 30.0})
+
+    def counts(*arguments: str) -> dict[str, tuple[int, float]]:
+        assert tables.main([f"output_dir={tmp_path}", *arguments]) == 0
+        data = pd.read_csv(tmp_path / "tables" / "magi_embedded_main.csv").set_index("method")
+        return {name: (row["n"], row["psnr"]) for name, row in data.drop(index="vanilla").iterrows()}
+
+    assert counts() == {"every_k": (3, 30.0), "flowcast_fast": (3, 30.0)}
+    assert counts("num_prompts=2") == {"every_k": (2, 30.0), "flowcast_fast": (2, 30.0)}
+    assert counts(f"prompts={rich}") == {"flowcast_fast": (3, 40.0)}
+    assert tables.main([f"output_dir={tmp_path}", "prompts=a red circle bouncing on a grey background"]) == 2
+    assert "no finished records of seed 1234 are of these prompts; leave prompts out" in capsys.readouterr().err
+
+
 def test_records_of_no_default_are_refused(tmp_path):
     job = job_of(tmp_path, "method=flowcache_fast", "reuse.threshold=0.5")
     made(job, "a", 0.5, metrics={"psnr": 30.0})
