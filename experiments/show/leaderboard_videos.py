@@ -65,7 +65,8 @@ def _clip_of(job: Job) -> tuple[dict[str, Any], dict[str, tuple[str, Path]], lis
     """What is shown of a job's model, by method where its video goes and where it is, and what is left out."""
     frame, store = collect(job), store_of(job)
     takes = find_takes(job, frame, found_methods(frame, job))
-    clips = sorted(takes)
+    most = max(map(len, takes.values()), default=0)
+    clips = sorted(clip for clip, own in takes.items() if len(own) == most)  # others some experiments alone have
     place, frame_number = first_shown(store, [takes[clip].get(job.baseline) for clip in clips])
     prompt, seed = clips[place]
     own, left_out = {}, []

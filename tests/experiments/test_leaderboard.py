@@ -328,3 +328,13 @@ def test_videos_of_finished_records_are_taken_along(tables, tmp_path, monkeypatc
     with pytest.raises(BadInput, match=r"no finished video to show; magi, .*: its video takes more than"):
         take_videos(["magi"], tmp_path, folder)
     assert all((folder / place).is_file() for place in shown)  # the older ones stay
+
+
+def test_the_clip_is_one_that_most_methods_have(tables, tmp_path):
+    """Rich clips and a second seed are of some methods alone, and come before others in the alphabet."""
+    make_videos(tmp_path)
+    caption = {"right": True, "motion": "moving up"}
+    made(job_of(tmp_path, "method=vanilla", 'prompts=["a <a>"]'), "a <a>", caption=caption)
+    take_videos(["magi"], tmp_path, tmp_path / "page")
+    index = json.loads((tmp_path / "page" / "videos" / "index.json").read_text(encoding="utf-8"))
+    assert index["magi"]["prompt"] == "a <b>"
