@@ -1,9 +1,10 @@
 """Find the value of a method's option that leaves a wanted share of vanilla's compute.
 
 ``python -m experiments.tune method=teacache_fast share=0.735 [option=threshold] [between=0,1] [num_prompts=8]``
-bisects between two values on the mean share of FLOPs over the first prompts of the setting and prints what it found;
-put it into conf/tuned/<model>_<setting>_<reuse>.yaml. ``option`` may be left out where a method has one number of its
-own with a fraction; ``between`` is 0,1 for such numbers and 1,16 for whole ones. Where a whole one may be a fraction,
+bisects between two values on the mean share of FLOPs and prints what it found. Its prompts are the setting's for
+calibration and its seed theirs, so that tables are of others, unless ``prompts=`` and ``seed=`` say otherwise. Put
+it into conf/tuned/<model>_<setting>_<reuse>.yaml. ``option`` may be left out where a method has one number of its own
+with a fraction; ``between`` is 0,1 for such numbers and 1,16 for whole ones. Where a whole one may be a fraction,
 too (``reuse.every``), ends with a point search fractions: ``between=1.0,16.0``.
 """
 
@@ -22,6 +23,7 @@ from experiments.job.names import nearest
 from experiments.job.units import counted
 from experiments.records.collect import default_options, flat
 from experiments.run.runner import Runner
+from experiments.studies.calibrate import SEED
 from flowcache.method import VANILLA, Method
 from flowcache.sampler import sample
 from flowcache.trace import Trace
@@ -119,6 +121,14 @@ def _is_share(text: str) -> bool:
         return False
 
 
+def on_calibration_prompts(overrides: Sequence[str]) -> list[str]:
+    """With prompts and seed that no table is of, unless others are given or the setting names none."""
+    given = {override.partition("=")[0] for override in overrides}
+    prompts = compose_config(list(overrides)).setting.get("calibration_prompts")
+    own = {"prompts": prompts, "seed": SEED}
+    return [*(f"{key}={value}" for key, value in own.items() if key not in given and value is not None), *overrides]
+
+
 def _own_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """This command's options, and the job's overrides."""
     own = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in OPTIONS}
@@ -131,6 +141,7 @@ def main(arguments: list[str]) -> int:
     if not _is_share(own.get("share", "")):
         raise BadInput("give share=<wanted share of vanilla's compute>, between 0 and 1")
     check_overrides(overrides)
+    overrides = on_calibration_prompts(overrides)
     job = make_job(compose_config(overrides))
     refuse_random_weights(job, "a tuned value means")
     option = chosen_option(job, own.get("option"))

@@ -56,6 +56,19 @@ def test_ends_with_a_point_search_fractions_of_what_is_a_whole_number_today(tmp_
     assert float(left) == pytest.approx(0.4, abs=TOLERANCE)
 
 
+def test_prompts_and_seed_are_those_of_calibrations_unless_given(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: asked.append(job) or 0.4)
+    arguments = ["method=every_k", "option=every", "share=0.4", f"output_dir={tmp_path}"]
+    tune.main(arguments)
+    tabled = set(job_of(tmp_path, "num_prompts=64").prompts)
+    assert {job.seed for job in asked} == {4321}
+    assert all(not tabled & set(job.prompts) for job in asked)
+    asked.clear()
+    tune.main([*arguments, "seed=7", 'prompts=["a <b>"]'])
+    assert {(job.seed, job.prompts) for job in asked} == {(7, ("a <b>",))}
+
+
 def test_a_whole_number_that_can_be_nothing_else_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tune, "executed_flops", lambda job, model, method: 1.0)
     arguments = ["method=every_k", "option=warmup_steps", "share=0.4", "num_prompts=1", f"output_dir={tmp_path}"]
