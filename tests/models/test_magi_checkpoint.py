@@ -152,7 +152,7 @@ def test_impossible_requests_get_one_message(model, options, message):
 @pytest.mark.parametrize("cfg_number", [1, 3])
 @pytest.mark.parametrize("given", ["text", "image", "video"])
 def test_text_image_and_continuation_run_with_both_guidances(model, cfg_number, given):
-    options = {"num_steps": 4, "cfg_number": cfg_number, "height": 32, "width": 32}
+    options = {"num_steps": 8, "cfg_number": cfg_number, "height": 32, "width": 32}
     num_frames = 48
     if given == "image":
         options["image"] = torch.full((32, 32, 3), 90, dtype=torch.uint8)
