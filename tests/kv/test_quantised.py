@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -115,7 +115,7 @@ def latents(setting: str, method: Method) -> Tensor:
     return goldens.latents_of(goldens.small_generation(method, **options))
 
 
-@cache
+@functools.cache
 def of_vanilla(setting: str) -> Tensor:
     return latents(setting, Method())
 
