@@ -133,8 +133,8 @@ def test_every_two_parts_run_or_are_refused_with_the_reason_before_any_work(name
             apart |= dict.fromkeys(with_plain(parts, together))
     for parts in apart:
         made_or_refused(name, reuse, parts)
-    for forecast in FORECASTS if reuse == "every_k" else PLAIN[:1]:  # native attention with each policy, each forecast
-        made_or_refused(name, reuse, (forecast, *PLAIN[1:]), attention="native")
+    for forecast in FORECASTS:
+        made_or_refused(name, reuse, (forecast, "full", "full_precision"), attention="native")
 
 
 def test_some_compositions_are_refused_and_most_run():
