@@ -31,17 +31,11 @@ from tests.fetched import needs_vgg
 CURVES = Curves(option="reuse.warmup_steps", title="warm-up", at=5, compared="flowcache")
 
 
-@pytest.fixture(scope="module")
-def shared_dir(tmp_path_factory):
-    """Of jobs that are compared with the same videos."""
-    return tmp_path_factory.mktemp("results")
-
-
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method")])
 @pytest.mark.parametrize(("model", "num_frames"), [("magi", 48), ("skyreels", 37)])  # loaded once for all methods
-def test_every_method_runs_end_to_end(name, model, num_frames, small_job, shared_dir):
+def test_every_method_runs_end_to_end(name, model, num_frames, small_job):
     size = [f"setting.num_frames={num_frames}", "setting.height=32", "setting.width=32"]
-    job = small_job(f"model={model}", f"method={name}", "num_prompts=1", *size, f"output_dir={shared_dir}")
+    job = small_job(f"model={model}", f"method={name}", "num_prompts=1", *size)
     (record,) = Runner(job).run()
     assert record.status == "finished"
     assert record.latency_s > 0

@@ -77,15 +77,9 @@ def test_without_the_trained_model_it_says_what_to_do(command, monkeypatch, tmp_
         assert "experiments.train_embedded model=wan), or give checkpoint=<directory>" in said
 
 
-@pytest.fixture(scope="module")
-def shared_dir(tmp_path_factory):
-    """Of jobs that are compared with the same videos."""
-    return tmp_path_factory.mktemp("results")
-
-
 @pytest.mark.parametrize("name", [path.stem for path in config_files("method") if "motioncache" not in path.stem])
-def test_every_method_runs_end_to_end(name, shared_dir):
-    job = job_of(f"method={name}", f"output_dir={shared_dir}", *WITHOUT_CALIBRATION.get(name, ()))
+def test_every_method_runs_end_to_end(name, tmp_path):
+    job = job_of(f"method={name}", f"output_dir={tmp_path}", *WITHOUT_CALIBRATION.get(name, ()))
     (record,) = Runner(job).run()
     trace = record.computed_fraction
     assert record.status == "finished"
