@@ -23,7 +23,9 @@ LIMIT_S = 400  # on a machine that others keep busy; two free cores take under a
 def together(work: Work, world: int, folder: Path) -> list[Any]:
     """What a function of a module gives of each rank. Raises RuntimeError, with what was printed, once one fails; and
     ends all of them by then."""
-    context = multiprocessing.get_context("spawn")
+    # Forked from one process that has made the slow imports, and is not this one, with its threads and its plugins.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["diffusers", "transformers", work.__module__])
     plugin = ROUNDING in sys.modules
     arguments = [(work, rank, world, folder, plugin) for rank in range(world)]
     started = [context.Process(target=_run, args=each, daemon=True) for each in arguments]

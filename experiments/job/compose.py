@@ -31,7 +31,7 @@ def composed(overrides: list[str]) -> DictConfig:
     try:
         given = [parsed(override) for override in overrides]
         settings = [override for override in given if _is_setting(override)]
-        config = copy.deepcopy(_chosen(tuple(o.input_line for o in given if not _is_setting(o)), CONF))
+        config = copy.deepcopy(_chosen(_in_order([o for o in given if not _is_setting(o)]), CONF))
         try:
             for setting in settings:
                 OmegaConf.update(config, setting.key_or_group, setting.value(), merge=True)
@@ -49,11 +49,32 @@ def parsed(override: str) -> Override:
 
 
 def _is_setting(override: Override) -> bool:
-    """A value for a key that is there: no choice from a group or list of values, nothing added or taken out, none of
-    Hydra's own."""
-    plain = override.type is OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    """A value for a key that is there, and no choice from a group."""
     is_choice = (CONF / override.key_or_group).is_dir() and not isinstance(override.value(), dict)
-    return plain and not is_choice and not override.is_hydra_override()
+    return _is_plain(override) and not is_choice
+
+
+def _is_plain(override: Override) -> bool:
+    """No list of values, nothing added or taken out, none of Hydra's own."""
+    is_one = override.type is OverrideType.CHANGE and override.package is None and not override.is_sweep_override()
+    return is_one and not override.is_hydra_override()
+
+
+def _in_order(choices: list[Override]) -> tuple[str, ...]:
+    """One spelling of choices from different groups, which an experiment makes in several orders; others as they are.
+
+    The model and the setting that conf/config.yaml has are left out: no file that it is composed of chooses others.
+    """
+    lines = tuple(choice.input_line for choice in choices)
+    if len({choice.key_or_group for choice in choices}) < len(choices) or not all(map(_is_plain, choices)):
+        return lines
+    return tuple(sorted(set(lines) - _model_and_setting(CONF)))
+
+
+@cache
+def _model_and_setting(conf: Path) -> frozenset[str]:
+    model, setting = OmegaConf.load(conf / "config.yaml").defaults[:2]
+    return frozenset((f"model={model.model}", f"setting={setting.setting}"))
 
 
 @lru_cache(maxsize=256)

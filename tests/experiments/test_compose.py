@@ -15,6 +15,8 @@ GIVEN = [
     [],
     ["seed=3", "method=every_k", "reuse.every=3", "kv.budget=1 chunk", "metrics=[psnr,ssim]"],
     ["model=skyreels", "kv/store=int8", "kv.store={name: mine}", "wandb={mode: offline, tags: [a, b]}"],
+    ["setting=embedded", "method=every_k", "model=magi", "kv/store=int8", "kv=r_kv"],
+    ["reuse=every_k", "setting=paper", "model=wan", "method=flowcache_fast"],
     ["kv={mix_lambda: 0.2}", "kv=joint", "kv.mix_lambda=0.3", "method=vanilla", "method=every_k"],
     ["prompts='a, b'", r"prompts=\[a\]", "checkpoint=null", "seed=${num_prompts}", "num_prompts=2"],
     ["hydra.job.name=other", "hydra/job_logging=none", "++seed=4", "~wandb.tags", "+kv.more=1"],

@@ -46,9 +46,9 @@ def test_a_job_is_the_same_in_every_locale(tmp_path, locales):
     listed = tmp_path / "prompts.txt"
     listed.write_text(PROMPT, encoding="utf-8")
     results = tmp_path / "results"
-    for locale in ("C.UTF-8", *LOCALES):
+    for place, locale in enumerate(("en_US.ISO-8859-1", "zh_CN.GBK", "C.UTF-8")):  # first, where most of it is lacking
         said = said_in(locale, locales, "run.py", *SMALLEST, f"prompts={listed}", f"output_dir={results}")
-        made = locale == "C.UTF-8"
+        made = place == 0
         assert f"{0 if made else 1} finished already, {1 if made else 0} video" in said
         assert len(list((results / "runs").iterdir())) == 1
     shown = {
@@ -61,11 +61,10 @@ def test_a_job_is_the_same_in_every_locale(tmp_path, locales):
 
 
 @pytest.mark.slow
-def test_a_job_is_made_in_a_locale_that_cannot_show_its_prompt(tmp_path, locales):
+def test_a_job_is_made_in_a_locale_of_another_encoding(tmp_path, locales):
     listed = tmp_path / "prompts.txt"
     listed.write_text(PROMPT, encoding="utf-8")
-    for locale in LOCALES:
-        results = tmp_path / locale
-        said = said_in(locale, locales, "run.py", *SMALLEST, f"prompts={listed}", f"output_dir={results}")
-        assert "1 video to make" in said
-        assert len(list(results.glob("runs/*/record.json"))) == 1
+    results = tmp_path / "results"
+    said = said_in("zh_CN.GBK", locales, "run.py", *SMALLEST, f"prompts={listed}", f"output_dir={results}")
+    assert "1 video to make" in said
+    assert len(list(results.glob("runs/*/record.json"))) == 1

@@ -55,15 +55,15 @@ def attended(store: Quantised, seed: int, sharp: float = 1.0, channels: int = 64
     ids=lambda store: f"{type(store).__name__}{store.bits}",
 )
 def test_the_correction_lowers_the_outputs_error(store):
-    """In at least 95 of 100 random cases, at queries of two sharpnesses."""
+    """In at least 38 of 40 random cases, at queries of two sharpnesses."""
     better = 0
-    for seed in range(100):
+    for seed in range(40):
         errors = []
         for correction in (True, False):
             ours, exact = attended(replace(store, correction=correction), seed, sharp=1 + seed % 2)
             errors.append((ours - exact).norm())
         better += errors[0] < errors[1]
-    assert better >= 95
+    assert better >= 38
 
 
 def test_the_correction_is_half_the_variance_that_rounding_gives_a_logit():

@@ -119,8 +119,8 @@ def test_permuting_heads_permutes_what_attention_gives(name, store):
 # Whole generations: windows, new prompts, threads.
 
 WAYS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "magi": (magi_goldens, {"num_chunks": 5}),
-    "skyreels, windows": (skyreels_goldens, {"num_chunks": 7}),
+    "magi": (magi_goldens, {"num_chunks": 5, "num_steps": 4}),
+    "skyreels, windows": (skyreels_goldens, {"num_chunks": 7, "num_steps": 4}),
     "wan": (wan_goldens, {"num_frames": 18}),
     "wan, new prompts": (wan_goldens, {"prompt_starts": (6, 12), "num_frames": 18}),
     "wan, new prompts, window": (
@@ -182,7 +182,7 @@ def test_a_video_of_many_windows_holds_no_more_after_each(name):
     def note(row: Any, decision: Any) -> None:
         held.setdefault(row.window, []).append(generation.kv_bytes_used)
 
-    generation = skyreels_goldens.small_generation(Method(kv=POLICIES[name]), num_chunks=11)
+    generation = skyreels_goldens.small_generation(Method(kv=POLICIES[name]), num_chunks=11, num_steps=4)
     allocated = generation.kv_bytes_allocated
     list(sample(generation, observe=note))
     most = [max(of_window) for of_window in held.values()]

@@ -140,9 +140,9 @@ def test_a_key_that_nothing_can_be_said_about_goes_first_and_is_told_where_it_mu
 
 
 SMALL = {
-    "magi": lambda method: magi_goldens.small_generation(method, num_chunks=5),
-    "skyreels": lambda method: skyreels_goldens.small_generation(method, num_chunks=6, base_num_frames=45),
-    "skyreels, windows": lambda method: skyreels_goldens.small_generation(method, num_chunks=7),
+    "magi": lambda method: magi_goldens.small_generation(method, num_chunks=5, num_steps=4),
+    "skyreels": lambda method: skyreels_goldens.small_generation(method, num_chunks=6, num_steps=4, base_num_frames=45),
+    "skyreels, windows": lambda method: skyreels_goldens.small_generation(method, num_chunks=7, num_steps=4),
     "wan": lambda method: wan_goldens.small_generation(method, num_frames=15),
 }
 Make = Callable[[Any], Any]
