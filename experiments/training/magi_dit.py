@@ -26,6 +26,7 @@ from transformers import T5Config, T5EncoderModel
 from eval.atomic import atomic_path
 from eval.scenes import Scene
 from experiments.training.captions import build_tokenizer
+from experiments.training.clips import draw_weights
 from experiments.training.latents import encoded_clips
 from experiments.training.magi_vae import MagiAutoencoder
 from experiments.training.precision import mixed_precision
@@ -90,7 +91,7 @@ class Batches:
         self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer()
         self.teacher = teacher
-        self.weights = [recipe["motion_weights"].get(scene.motion, 1.0) for scene in scenes]
+        self.weights = draw_weights(scenes, recipe)
 
     def independent(self) -> tuple[Tensor, list[Scene], Tensor, int]:
         """Clean chunks, scenes, times [B, N] and how many chunks are clean (none)."""

@@ -23,6 +23,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 from eval.atomic import atomic_path
 from eval.scenes import Scene
 from experiments.training.captions import build_tokenizer
+from experiments.training.clips import draw_weights
 from experiments.training.latents import encoded_clips
 from experiments.training.session import TrainingSession, is_main
 from experiments.training.skyreels_vae import WanAutoencoder
@@ -119,7 +120,7 @@ class Windows:
         self.states = visited_states(sampling)
         self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer(recipe["caption_length"])
-        self.weights = [recipe["motion_weights"].get(scene.motion, 1.0) for scene in scenes]
+        self.weights = draw_weights(scenes, recipe)
 
     def losses(self) -> dict[bool, Tensor]:
         """Mean squared error of the velocity over the chunks that are being denoised, by whether the states are visited

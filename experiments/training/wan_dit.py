@@ -20,6 +20,7 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from eval.scenes import Scene
 from experiments.training.captions import build_tokenizer
+from experiments.training.clips import draw_weights
 from experiments.training.latents import encoded_clips
 from experiments.training.precision import mixed_precision
 from experiments.training.session import TrainingSession
@@ -98,7 +99,7 @@ class Clips:
         self.block = recipe["block_size"]
         self.generator, self.choice = session.generator, session.choice
         self.tokenizer = build_tokenizer(recipe["caption_length"])
-        self.weights = [recipe["motion_weights"].get(scene.motion, 1.0) for scene in scenes]
+        self.weights = draw_weights(scenes, recipe)
         self.rope = model.network.rope_table(recipe["furthest_sink"] + latents.shape[2], *latents.shape[3:])
 
     def losses(self) -> tuple[Tensor, Tensor]:

@@ -35,6 +35,7 @@ from eval.scenes import (
 )
 from experiments.job.paths import ROOT
 from experiments.training.captions import build_tokenizer
+from experiments.training.clips import draw_weights
 from experiments.training.magi_dit import Batches
 from experiments.training.optimiser import Optimiser, orthogonalise
 from experiments.training.train_embedded import main
@@ -284,7 +285,7 @@ def test_training_goes_on_from_a_checkpoint_with_its_autoencoder_and_words(tmp_p
 @pytest.mark.parametrize("count", [64, 8])
 def test_chunks_stand_as_in_a_generation_of_so_many_steps(count):
     recipe = {"num_steps_of_schedule": [64, 8], "batch_staggered": 3, "num_chunks": 8, "opening_share": 0.5}
-    recipe |= {"clean_t": 0.9999, "motion_weights": {}}
+    recipe |= {"clean_t": 0.9999, "motion_weights": {}, "plain_weight": 1.0}
     session = SimpleNamespace(generator=generator(), choice=random.Random(0))
     scenes = plain_training_scenes()[:2]
     batches = Batches(torch.zeros(2, 1, 48, 1, 1), scenes, None, None, recipe, session)
@@ -316,3 +317,11 @@ def test_guidance_is_distilled_from_the_checkpoint_that_training_goes_on_from(tm
 def test_guidance_without_a_checkpoint_to_distil_is_refused(capsys):
     assert main(["model=magi", "dit.recipe.guidance=4"]) == 2
     assert "initial=<checkpoint directory>" in capsys.readouterr().err
+
+
+def test_clips_are_drawn_by_their_motion_and_their_half_of_the_grammar():
+    captions = ["a red circle {} on a dark background", "a red circle {} on a striped dark background"]
+    scenes = [scene_of(caption.format(motion)) for caption in captions for motion in ("bouncing", "moving up")]
+    scenes.append(scene_of("a red circle racing up on a dark background"))
+    recipe = {"motion_weights": {"bouncing": 2.0}, "plain_weight": 3.0}
+    assert draw_weights(scenes, recipe) == [6.0, 3.0, 2.0, 1.0, 1.0]

@@ -30,6 +30,7 @@ RECIPE = {
     "caption_dropout": 0.0,
     "opening_share": 0.0,
     "motion_weights": {},
+    "plain_weight": 1.0,
 }
 
 

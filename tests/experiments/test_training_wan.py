@@ -40,6 +40,7 @@ RECIPE = {
     "window": [2, 1],
     "furthest_sink": 4,
     "motion_weights": {},
+    "plain_weight": 1.0,
     "caption_length": 16,
     "shift": 5.0,
     "history_noise": 0.0,
