@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from importlib.metadata import version
 
 import pytest
@@ -79,3 +80,28 @@ def test_the_wheels_to_carry_are_the_versions_that_are_tested_and_few():
         if name != "wcwidth":  # an older one, a twentieth as large
             assert version(name) == number
     assert not {wheel[1] for wheel in wheels} & {"av", "wandb", "pydantic"}
+
+
+def test_a_sparse_checkout_for_a_gpu_is_small_and_leaves_out_what_is_there(tmp_path):
+    """At most 60 MB; `bench gpu device=cpu` was run in it from end to end by hand."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no checkout")
+    patterns = (ROOT / "experiments" / "benchmarks" / "gpu" / "sparse_checkout.txt").read_text(encoding="utf-8")
+    tree = tmp_path / "tree"
+
+    def git(*words: str, **options: str) -> str:
+        done = subprocess.run(["git", *words], check=True, capture_output=True, text=True, encoding="utf-8", **options)
+        return done.stdout
+
+    git("clone", "--quiet", "--no-checkout", str(ROOT), str(tree))
+    git("-C", str(tree), "sparse-checkout", "set", "--no-cone", "--stdin", input=patterns)
+    git("-C", str(tree), "checkout", "--quiet")
+    kept = [path for path in tree.rglob("*") if path.is_file() and ".git" not in path.relative_to(tree).parts]
+    assert sum(path.stat().st_size for path in kept) < 60e6
+    assert (tree / "experiments" / "embedded" / "magi" / "config.json").is_file()
+    committed = git("-C", str(tree), "ls-files").splitlines()
+    left_out = set(committed) - {path.relative_to(tree).as_posix() for path in kept}
+    for pattern in patterns.split()[1:]:
+        assert any(fnmatch(name, pattern.removeprefix("!/") + "*" * pattern.endswith("/")) for name in left_out), (
+            pattern
+        )
