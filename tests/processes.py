@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import sys
 import time
 import traceback
@@ -27,7 +28,7 @@ def together(work: Work, world: int, folder: Path) -> list[Any]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["diffusers", "transformers", work.__module__])
     plugin = ROUNDING in sys.modules
-    arguments = [(work, rank, world, folder, plugin) for rank in range(world)]
+    arguments = [(work, rank, world, folder, plugin, dict(os.environ)) for rank in range(world)]
     started = [context.Process(target=_run, args=each, daemon=True) for each in arguments]
     for process in started:
         process.start()
@@ -48,7 +49,8 @@ def together(work: Work, world: int, folder: Path) -> list[Any]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def _run(work: Work, rank: int, world: int, folder: Path, plugin: bool) -> None:
+def _run(work: Work, rank: int, world: int, folder: Path, plugin: bool, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # the forking process has that of when it began
     torch.set_num_threads(1)
     if plugin:
         importlib.import_module(ROUNDING)

@@ -66,34 +66,6 @@ def test_every_published_method_has_its_claim_beside_our_figure():
     assert {"x_cache", "fewer_steps"} <= named(section("Claimed and measured").partition("- Figures")[2])
 
 
-def paired(model: str, experiment: str) -> pd.DataFrame:
-    """What flowcast_fast keeps more than each other method at 0.35, by the other; empty where there is no table yet."""
-    path = TABLES / f"{model}_embedded_{experiment}_paired.csv"
-    if not path.is_file():
-        return pd.DataFrame()
-    table = pd.read_csv(path)
-    if "compared" in table:  # more than one with all others
-        table = table[table["compared"] == "flowcast"]
-    return table[table["compute_left"] == 0.35].set_index("against")
-
-
-@pytest.mark.parametrize("model", ["magi", "skyreels"])
-def test_measured_figures_are_those_of_the_tables(model):
-    """Of the first table that has a method; a cell of a method that none has yet names the one that will, if any."""
-    compared, tables = 0, [paired(model, name) for name in ("placement", "field")]
-    field = (ROOT / "conf" / "experiment" / "field.yaml").read_text(encoding="utf-8")
-    for heading, _, *cells in rows("Claimed and measured"):
-        name, cell = heading.strip("`"), cells[("magi", "skyreels").index(model)]
-        found = next((table.loc[name] for table in tables if name in table.index), None)
-        if found is None:
-            asked = re.search(rf"method=[\w,]*\b{name}(_fast)?\b", field)
-            assert cell == (f"in `{model}_embedded_field.md`" if asked else "not in `experiment=field` yet"), name
-            continue
-        assert cell == f"{found['difference_db']:.1f} ({found['low']:.1f} to {found['high']:.1f})", name
-        compared += 1
-    assert compared >= 5
-
-
 @pytest.mark.parametrize(("place", "model"), [(0, "magi"), (1, "skyreels"), (2, "wan")])
 def test_measured_selectors_are_those_of_the_tables(place, model):
     table = pd.read_csv(TABLES / f"{model}_embedded_kv_policies.csv")

@@ -29,7 +29,8 @@ def root(tmp_path):
 @pytest.fixture
 def drawn(root):
     """A result with its videos: two settings of an experiment, vanilla's two prompts finished and one of the other."""
-    arguments = ("experiment=reuse_curve", "prompts=[a,b]", "num_prompts=2", f"output_dir={root / 'outputs'}")
+    arguments = ("experiment=reuse_curve", "prompts=[a,b]", "num_prompts=2", "metrics=[psnr,ssim]")
+    arguments += (f"output_dir={root / 'outputs'}",)
     result = replace(DRAWN, commands=(("sweep", *arguments), ("figures", "publish=true")))
     whole = videos_of(result)
     jobs = tuple(replace(job, workers=2) for job in whole.jobs[0][:2])
