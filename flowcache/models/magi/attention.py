@@ -253,12 +253,13 @@ class ParallelAttention(nn.Module):
     def _attend(self, query: Tensor, seen: list[tuple[Tensor, Tensor, Tensor | None]], pack: Pack) -> Tensor:
         """Each member's folded queries against what it sees (key, value [B, G, L, E], mask) -> [B, S, H*E].
 
-        Contiguous, so that strides do not depend on who else is in the pack: cuDNN builds a plan for new ones.
+        Contiguous on CUDA, so that strides do not depend on who else is in the pack: cuDNN builds a plan for new ones.
         """
         queries = query.unflatten(2, (pack.slices[-1].stop, -1))
+        own = [queries[:, :, tokens].flatten(2, 3) for tokens in pack.slices]
         outputs = [
-            F.scaled_dot_product_attention(queries[:, :, tokens].flatten(2, 3).contiguous(), key, value, attn_mask=mask)
-            for tokens, (key, value, mask) in zip(pack.slices, seen, strict=True)
+            F.scaled_dot_product_attention(each.contiguous() if each.is_cuda else each, key, value, attn_mask=mask)
+            for each, (key, value, mask) in zip(own, seen, strict=True)
         ]
         folded = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
         return folded.unflatten(2, (pack.slices[-1].stop, -1)).transpose(1, 2).flatten(2)
