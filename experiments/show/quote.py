@@ -165,8 +165,8 @@ def _lookup(spec: dict[str, Any], tables: Callable[[str], list[Cells]]) -> Calla
         for each, number in spec["nearest"].items():
             found = sorted(found, key=lambda row, at=place[each], to=number: abs(_number(row[at]) - to))[:1]
         if len(found) != 1:
-            told = ", ".join([f"{header[key]} {own}", *(f"{name} {value}" for name, value in wanted.items())])
-            raise BadInput(f"{counted(len(found), 'row')} of {name} with {told}; one was expected")
+            asked = ", ".join([f"{header[key]} {own}", *(f"{each} {value}" for each, value in wanted.items())])
+            raise BadInput(f"{counted(len(found), 'row')} of {name} with {asked}; one was expected")
         value = _without_n(found[0][place[column]], spec["n"])
         return _rounded(re.split(r" [±(]", value)[0] if spec["mean"] else value, spec["digits"])
 

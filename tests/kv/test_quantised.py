@@ -86,10 +86,7 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "wan": (wan_goldens, {}),
     "wan, window and sink": (wan_goldens, {"window_frames": 9, "sink_frames": 3, "num_frames": 24}),
     "wan, window": (wan_goldens, {"window_frames": 6, "num_frames": 18}),
-    "wan, near sink": (
-        wan_goldens,
-        {"window_frames": 7, "sink_frames": 2, "num_frames": 18, "relative_rope": True},
-    ),
+    "wan, near sink": (wan_goldens, {"window_frames": 7, "sink_frames": 2, "num_frames": 18, "relative_rope": True}),
     "wan, first frame alone": (wan_goldens, {"first_frame_alone": True, "num_frames": 13}),
     "wan, continuation": (wan_goldens, {"prefix_frames": 6, "window_frames": 9, "num_frames": 18}),
     "wan, new prompts": (
