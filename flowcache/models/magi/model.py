@@ -36,6 +36,7 @@ from flowcache.models.magi.vae import MagiVae, Tiling, VaeConfig
 from flowcache.models.offload import Visits, is_short
 from flowcache.models.random_weights import fill_random
 from flowcache.models.shapes import shapes_of
+from flowcache.options import either
 from flowcache.parallel import Parallel
 
 SPATIAL_FACTOR = 8  # pixels a latent row, of the released VAE
@@ -275,7 +276,7 @@ class Magi:
         counts, distilled = runtime.trained_num_steps, self.dit.config.distill
         if counts and runtime.num_steps not in counts:
             warn(
-                f"these weights were trained for num_steps={' or '.join(map(str, counts))}, and num_steps="
+                f"these weights were trained for num_steps={either(counts)}, and num_steps="
                 f"{runtime.num_steps} may show nothing: the number is an input of the network",
                 stacklevel=1,
             )
